@@ -1,0 +1,162 @@
+"""Find, read and replace a leaf of any batch, without touching the batch.
+
+A leaf is a tensor; its path is the tuple of keys, indices and attribute names that leads to it. Along the path containers are
+copied shallowly and everything else stays the same object: rebuilding the whole tree, as the usual tree utilities do, loses
+what they do not know of.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Selector", "dotted", "find_inputs", "find_target", "get", "leaves", "replace"]
+
+Path = tuple[Any, ...]
+Selector = int | str | Sequence[int | str]
+
+
+def leaves(batch: Any) -> Iterator[tuple[Path, Tensor]]:
+    """Yields every leaf with its path, depth first.
+
+    Example:
+        >>> import torch
+        >>> [dotted(path) for path, _ in leaves({"x": [torch.zeros(2), torch.ones(2)], "id": "a"})]
+        ['x.0', 'x.1']
+    """
+    yield from _walk(batch, (), ())
+
+
+def get(batch: Any, path: Path) -> Any:
+    """Returns what is at the path."""
+    for key in path:
+        batch = dict(_children(batch))[key]
+    return batch
+
+
+def replace(batch: Any, path: Path, value: Any) -> Any:
+    """Returns a batch with ``value`` at the path, in which all that does not lie on the path is the same object.
+
+    Example:
+        >>> batch = {"x": (1, 2), "y": 3}
+        >>> replace(batch, ("x", 0), 5), batch
+        ({'x': (5, 2), 'y': 3}, {'x': (1, 2), 'y': 3})
+    """
+    if not path:
+        return value
+    key, rest = path[0], path[1:]
+    value = replace(get(batch, (key,)), rest, value)
+    if _is_namedtuple(batch):
+        return batch._replace(**{key: value})
+    if isinstance(batch, tuple):
+        return type(batch)([*batch[:key], value, *batch[key + 1 :]])
+    result = copy.copy(batch)
+    if isinstance(batch, list) or _is_mapping(batch):
+        result[key] = value
+    elif dataclasses.is_dataclass(batch):
+        object.__setattr__(result, key, value)  # it may be frozen
+    else:
+        setattr(result, key, value)
+    return result
+
+
+def find_inputs(batch: Any, inputs: Selector | None = None) -> list[Path]:
+    """Returns the paths of the leaves that are the input of the model.
+
+    Args:
+        batch: The batch.
+        inputs: An index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or a list of these. Left
+            out: a bare tensor is the input, in a sequence the first element is, and elsewhere the only floating-point leaf.
+
+    Raises:
+        ValueError: There is no such leaf, or it must be said which one it is; the message lists all leaves.
+    """
+    if inputs is not None:
+        selectors = [inputs] if isinstance(inputs, int | str) else inputs
+        return [path for selector in selectors for path in _find(batch, selector)]
+    if isinstance(batch, Tensor):
+        return [()]
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
+        return _find(batch, 0)
+    floating = [path for path, leaf in leaves(batch) if leaf.is_floating_point()]
+    if len(floating) != 1:
+        raise ValueError(f"which leaf is the input? Say inputs=…; {_listing(batch)}")
+    return floating
+
+
+def find_target(batch: Any, targets: int | str | None = None) -> Path:
+    """Returns the path of the leaf that is the target; left out, it is the second element of a sequence.
+
+    Raises:
+        ValueError: There is no such leaf, or more than one, or it must be said which one it is; the message lists all leaves.
+    """
+    if targets is None and not (isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor)):
+        raise ValueError(f"which leaf is the target? Say targets=…; {_listing(batch)}")
+    paths = _find(batch, 1 if targets is None else targets)
+    if len(paths) > 1:
+        raise ValueError(f"one leaf must be the target, but {targets!r} means {', '.join(map(dotted, paths))}")
+    return paths[0]
+
+
+def dotted(path: Path) -> str:
+    """Returns the path as it is written by a user, the batch itself as an empty string."""
+    return ".".join(map(str, path))
+
+
+def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[Path, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif id(value) not in ancestors:  # objects may point back at their owner
+        for key, child in _children(value):
+            yield from _walk(child, (*path, key), (*ancestors, id(value)))
+
+
+def _find(batch: Any, selector: int | str) -> list[Path]:
+    found: list[tuple[Path, Any]] = [((), batch)]
+    for part in str(selector).split("."):
+        found = [((*path, key), child) for path, value in found for key, child in _matching(value, part)]
+    if not found or not all(isinstance(value, Tensor) for _, value in found):
+        raise ValueError(f"no leaf {selector!r} in the batch; {_listing(batch)}")
+    return [path for path, _ in found]
+
+
+def _matching(value: Any, part: str) -> list[tuple[Any, Any]]:
+    children = _children(value)
+    if part == "*":
+        return children
+    if _is_namedtuple(value) and part.isdigit():
+        return children[int(part) : int(part) + 1]
+    return [(key, child) for key, child in children if str(key) == part]
+
+
+def _listing(batch: Any) -> str:
+    found = ", ".join(
+        f"{dotted(path)!r} {str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}" for path, leaf in leaves(batch)
+    )
+    return f"leaves are: {found}." if found else f"there is no tensor in it, it is of type {type(batch).__name__}."
+
+
+def _children(value: Any) -> list[tuple[Any, Any]]:
+    if value is None or isinstance(value, Tensor | str | bytes | int | float | complex | type):
+        return []
+    if _is_mapping(value):
+        return [(key, value[key]) for key in value.keys()]  # noqa: SIM118 (not every mapping iterates over its keys)
+    if _is_namedtuple(value):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, list | tuple):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+
+
+def _is_mapping(value: Any) -> bool:
+    return callable(getattr(value, "keys", None)) and hasattr(value, "__setitem__") and not isinstance(value, Tensor)
+
+
+def _is_namedtuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")

@@ -1,0 +1,1 @@
+"""The callbacks that a user adds to a trainer."""

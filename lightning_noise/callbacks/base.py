@@ -1,0 +1,145 @@
+"""What all noise callbacks share: the level in force, the key of a draw, the log and the life cycle."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lightning_noise.callbacks.dispatch import TrainingDispatcher, noise_callbacks
+from lightning_noise.noise import check_level
+from lightning_noise.rng import Key
+from lightning_noise.schedules import Level, Progress, level_at
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+else:
+
+    def _callback_classes() -> tuple[type, ...]:
+        """The callback class of each Lightning that is installed: both exist side by side, and both must accept ours."""
+        found = []
+        for name in ("pytorch_lightning", "lightning.pytorch"):
+            try:
+                found.append(importlib.import_module(name).Callback)
+            except ImportError:
+                continue
+        return tuple(found)
+
+    class Callback(*_callback_classes()):
+        """A callback for a trainer of ``pytorch_lightning`` and of ``lightning.pytorch``."""
+
+
+__all__ = ["Callback", "NoiseCallback", "log_now", "logging_step", "run_seed"]
+
+
+class NoiseCallback(Callback, ABC):
+    """Puts noise in one place of the training loop and takes it out again.
+
+    The level is set before each batch. A perturbation begins before the training step and ends after the backward pass, also
+    where an exception is raised; validation, test and prediction never see it. Other callbacks see the clean batch.
+
+    Args:
+        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
+        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
+        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+        max_level: The largest level that has a meaning.
+    """
+
+    def __init__(self, level: Level, *, seed: int | None, name: str, max_level: float = math.inf):
+        if isinstance(level, str) or not (callable(level) or isinstance(level, float | int)):
+            raise TypeError(f"level must be a number, a schedule or a callable, got {level!r}")
+        if not callable(level):
+            check_level(level, max_level)
+        self.level = level
+        self.seed = seed
+        self.name = name
+        self.max_level = max_level
+        self.level_in_force = 0.0
+        self._batch_idx = 0
+        self._measured: dict[str, float | Tensor] | None = None  # what is logged of this batch; None: nothing is
+
+    @abstractmethod
+    def perturbation(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key
+    ) -> AbstractContextManager[Any]:
+        """Yields the batch to use, and at the end undoes, from a saved copy, whatever was changed elsewhere."""
+
+    def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
+        """Returns the perturbation of this training batch."""
+        seed = run_seed() if self.seed is None else self.seed
+        key = Key((seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
+        return self.perturbation(trainer, trainer.lightning_module, batch, self.level_in_force, key)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if sum(callback.name == self.name for callback in noise_callbacks(trainer)) > 1:
+            raise ValueError(f"two noise callbacks are named {self.name!r}; give one of them another name=…")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._level_at(_progress(trainer, 0))  # a schedule that cannot work in this run fails here
+        TrainingDispatcher.attach(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batch_idx = batch_idx
+        self.level_in_force = self._level_at(_progress(trainer, batch_idx))
+        self._measured = {"level": self.level_in_force} if log_now(trainer) else None
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _end_perturbations(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        _end_perturbations(trainer)
+        if self._measured:
+            metrics = {f"noise/{self.name}/{key}": float(value) for key, value in self._measured.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=logging_step(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        TrainingDispatcher.detach(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        TrainingDispatcher.detach(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        TrainingDispatcher.detach(trainer)
+
+    def _level_at(self, progress: Progress) -> float:
+        return check_level(level_at(self.level, progress), self.max_level)
+
+
+def run_seed() -> int:
+    """Returns the seed that ``seed_everything`` was called with, or else 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def log_now(trainer: Trainer) -> bool:
+    """Returns whether this training batch is one that is logged, every ``log_every_n_steps``."""
+    # the rule and its counter are Lightning's own, so that our points stand where those of the user stand
+    return bool(trainer.loggers) and trainer._logger_connector.should_update_logs
+
+
+def logging_step(trainer: Trainer) -> int:
+    """Returns the place on the x axis of the logs, which counts batches and not the steps of several optimizers."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _progress(trainer: Trainer, batch_idx: int) -> Progress:
+    epoch, fractions = trainer.current_epoch, []
+    if trainer.max_steps is not None and trainer.max_steps > 0:
+        fractions.append(trainer.global_step / trainer.max_steps)
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        batches = trainer.num_training_batches
+        within = batch_idx / batches if 0 < batches < math.inf else 0.0
+        fractions.append((epoch + within) / trainer.max_epochs)
+    return Progress(trainer.global_step, epoch, min(max(fractions), 1.0) if fractions else None)
+
+
+def _end_perturbations(trainer: Trainer) -> None:
+    if dispatcher := TrainingDispatcher.of(trainer):
+        dispatcher.perturbations.close()

@@ -1,0 +1,74 @@
+"""The one place where a batch of the training loop is exchanged for a noisy one.
+
+No Lightning hook lets a callback return a new batch, and the ways around that are each wrong somewhere: writing into the batch
+does nothing for tuples and corrupts the data set for tensors, wrapping a transfer hook misses data modules that override it,
+and wrapping the module's own step breaks its signature. The strategy's ``training_step`` is looked up for every batch,
+whatever the batch and the module look like.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+    from lightning_noise.callbacks.base import NoiseCallback
+
+__all__ = ["TrainingDispatcher", "noise_callbacks"]
+
+
+def noise_callbacks(trainer: Trainer) -> list[NoiseCallback]:
+    """Returns the noise callbacks that are in the trainer now, in its order."""
+    return [callback for callback in trainer.callbacks if hasattr(callback, "perturbation")]  # type: ignore[attr-defined, misc]
+
+
+class TrainingDispatcher:
+    """Stands in for ``strategy.training_step`` and runs it within the perturbations of all noise callbacks.
+
+    The perturbations end after the backward pass, or with the step where none follows.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.step = trainer.strategy.training_step
+        self.perturbations = ExitStack()
+
+    @staticmethod
+    def of(trainer: Trainer) -> TrainingDispatcher | None:
+        """Returns the dispatcher that is attached to the trainer."""
+        attached = vars(trainer.strategy).get("training_step")
+        return attached if isinstance(attached, TrainingDispatcher) else None
+
+    @staticmethod
+    def attach(trainer: Trainer) -> None:
+        """Attaches a dispatcher, unless there is one."""
+        if TrainingDispatcher.of(trainer) is None:
+            trainer.strategy.training_step = TrainingDispatcher(trainer)  # type: ignore[method-assign]
+
+    @staticmethod
+    def detach(trainer: Trainer) -> None:
+        """Ends what is still perturbed and leaves the strategy as it was."""
+        if dispatcher := TrainingDispatcher.of(trainer):
+            dispatcher.perturbations.close()
+            del trainer.strategy.training_step
+            if trainer.strategy.training_step != dispatcher.step:  # somebody had set it on the instance
+                trainer.strategy.training_step = dispatcher.step  # type: ignore[method-assign]
+
+    def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        self.perturbations.close()
+        with ExitStack() as stack:
+            for callback in self._active():
+                batch = stack.enter_context(callback.training_perturbation(self.trainer, batch))
+            output = self.step(batch, *args, **kwargs)
+            if output is not None and self.trainer.lightning_module.automatic_optimization:
+                self.perturbations = stack.pop_all()  # until the backward pass is over
+        return output
+
+    def _active(self) -> list[NoiseCallback]:
+        # a search for the learning rate takes all callbacks out of the trainer, and noise that it was not told of must not act;
+        # weight averaging runs an epoch without backward passes, only to recompute the statistics of batch normalisation
+        if not self.trainer.training or self.trainer.fit_loop._skip_backward:
+            return []
+        return [callback for callback in noise_callbacks(self.trainer) if callback.level_in_force != 0]

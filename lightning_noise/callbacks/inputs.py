@@ -1,0 +1,104 @@
+"""Noise in the inputs of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lightning_noise.batch import Selector, find_inputs
+from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.noise import Noise
+from lightning_noise.perturb import Clip, check_clip, perturbed_batch, snr_db
+from lightning_noise.rng import Key
+from lightning_noise.schedules import Level
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+__all__ = ["InputNoise"]
+
+
+class InputNoise(NoiseCallback):
+    r"""Perturbs the input of each training batch.
+
+    The module gets a batch of the same type in which the input is :math:`y = \text{noise}(x, \text{level})`; the tensors of the
+    data set and the batch that other callbacks see stay as they are. It acts from the start of the training step to the end
+    of the backward pass, and never in validation, test and prediction. At level 0 the module gets the very batch. The draws
+    differ from process to process. Where the input is also the target, as in an autoencoder whose batch is one tensor, the
+    target is the noisy tensor, too; give such a module a batch of two.
+
+    It logs ``noise/<name>/level`` and ``noise/<name>/snr_db``, the signal-to-noise ratio of the batch.
+
+    Args:
+        noise: The noise, such as :class:`~lightning_noise.noise.Gaussian`.
+        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
+        inputs: Which leaf of the batch: an index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or
+            a list of these. Left out: a bare tensor, the first element of a sequence, or else the only floating-point leaf.
+            Several leaves share the level and the choice of the samples, but not the draw.
+        probability: The share of the samples that get noise, each sample by a draw of its own.
+        per_sample: Draw a level for each sample, uniformly from [0, level].
+        relative: The level is in units of the standard deviation of each sample, for noises that are additive.
+        clip: Bounds ``(low, high)`` of what comes out, either of which may be ``None``, or be given per channel (dimension 1).
+        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
+        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+
+    Raises:
+        TypeError: The input is no floating-point tensor.
+        ValueError: A level, probability or path is wrong; for paths the message lists the leaves of the batch.
+
+    Example:
+        >>> from lightning_noise import noise, schedules
+        >>> callback = InputNoise(noise.Gaussian(), level=schedules.Linear(0.0, 0.5, until=0.6))
+        >>> callback.name
+        'input'
+    """
+
+    def __init__(
+        self,
+        noise: Noise | Callable[..., Tensor],
+        level: Level,
+        *,
+        inputs: Selector | None = None,
+        probability: float = 1.0,
+        per_sample: bool = False,
+        relative: bool = False,
+        clip: Clip | None = None,
+        seed: int | None = None,
+        name: str = "input",
+    ):
+        super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be in [0, 1], got {probability}")
+        if relative and not getattr(noise, "additive", True):
+            raise ValueError(f"relative=True is for additive noise; the level of {type(noise).__name__} has no unit")
+        check_clip(clip)
+        self.noise = noise
+        self.inputs = inputs
+        self.probability = probability
+        self.per_sample = per_sample
+        self.relative = relative
+        self.clip = clip
+
+    @contextmanager
+    def perturbation(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key
+    ) -> Iterator[Any]:
+        paths = find_inputs(batch, self.inputs)
+        noisy = perturbed_batch(
+            batch,
+            paths,
+            self.noise,
+            level,
+            key,
+            probability=self.probability,
+            per_sample=self.per_sample,
+            relative=self.relative,
+            clip=self.clip,
+        )
+        if self._measured is not None and trainer.training:
+            self._measured["snr_db"] = snr_db(batch, noisy, paths)
+        yield noisy

@@ -1,0 +1,326 @@
+"""The model watched through noise on held-out data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_noise import figures
+from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
+from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
+from lightning_noise.metrics import CrossEntropy, ExpectedCalibrationError, retention
+from lightning_noise.noise import Noise, check_level
+from lightning_noise.perturb import Clip, check_clip, perturbed_batch
+from lightning_noise.rng import Key
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+__all__ = ["RobustnessMonitor"]
+
+Probe = Noise | NoiseCallback | Callable[..., Tensor]
+CLEAN = "clean"
+
+
+class RobustnessMonitor(Callback):
+    r"""Measures a classifier on held-out data under noise, beside the same data without.
+
+    After each validation or test batch the module predicts the batch again, clean and under each noise and level, without
+    gradients, in evaluation mode and with the precision of the trainer. This costs one forward pass of the batch for each, so
+    two noises of five levels cost eleven times the forward passes of the validation; ``max_batches`` and ``every_n_epochs``
+    bound it. Weights, the user's metrics and the global random streams are as without the monitor.
+
+    The noise of a sample is one draw that depends on its place in the data set, so it is the same in each epoch and for any
+    batch size and number of processes, and levels differ by their scale alone: what changes in a curve is the model.
+
+    ============================================  ===================================================================
+    key                                           what
+    ============================================  ===================================================================
+    ``robustness/clean/<metric>``                 ``accuracy``, ``loss`` (cross-entropy) and ``ece`` without noise
+    ``robustness/<noise>/<level>/<metric>``       the same under noise
+    ``robustness/<noise>/<metric>_drop``          clean minus noisy, averaged over the levels
+    ``robustness/<noise>/accuracy_retention``     share of the skill above chance that is left, averaged over the levels
+    ``robustness/<metric>_mean``                  averaged over noises and levels
+    ``robustness/score``                          half the clean and half the mean noisy accuracy
+    ============================================  ===================================================================
+
+    In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor them; a key that is not
+    computed in an epoch keeps its old value, so give ModelCheckpoint the same interval. TensorBoard also gets the curve of the
+    accuracy over the level, and clean beside noisy samples where the input is an image or a signal.
+
+    Args:
+        noises: A noise, a list of noises, whose tags are their class names in lower case, or a mapping from tag to noise. A
+            noise callback may stand for a noise.
+        levels: The levels of all noises, or a mapping from tag to levels; left out, the ``severities`` of each noise.
+        inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
+        targets: Which leaf holds the class indices; left out, the second element of a sequence.
+        predict: A callable from module and batch to logits of shape :math:`(B, K, *)`; left out, ``module(input)``.
+        clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
+        relative: Levels are in units of the standard deviation of each sample.
+        every_n_epochs: How often to measure during a fit.
+        max_batches: How many batches to measure; left out, all.
+        dataloader_idx: Which of several loaders.
+        seed: The seed of the draws. It is not that of the run, so that runs are compared on the same noise.
+        name: The first part of the keys.
+
+    Raises:
+        ValueError: A level, tag or path is wrong, the run has no validation, or the module does not return logits.
+
+    Example:
+        >>> from lightning_noise import noise
+        >>> monitor = RobustnessMonitor([noise.Gaussian(), noise.Impulse()], levels=[0.1, 0.2])
+        >>> list(monitor.probes)
+        ['gaussian', 'impulse']
+    """
+
+    def __init__(
+        self,
+        noises: Probe | Sequence[Probe] | Mapping[str, Probe],
+        levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        *,
+        inputs: Selector | None = None,
+        targets: int | str | None = None,
+        predict: Callable[[Any, Any], Tensor] | None = None,
+        clip: Clip | None = None,
+        relative: bool = False,
+        every_n_epochs: int = 1,
+        max_batches: int | None = None,
+        dataloader_idx: int = 0,
+        seed: int = 0,
+        name: str = "robustness",
+    ):
+        if every_n_epochs < 1 or (max_batches is not None and max_batches < 1):
+            raise ValueError(f"every_n_epochs and max_batches must be at least 1, got {every_n_epochs} and {max_batches}")
+        check_clip(clip)
+        self.probes = _tagged(noises)
+        self.levels = {tag: _levels_of(tag, probe, levels) for tag, probe in self.probes.items()}
+        if isinstance(levels, Mapping) and (unknown := levels.keys() - self.probes.keys()):
+            raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(self.probes)}")
+        self.inputs = inputs
+        self.targets = targets
+        self.predict = predict
+        self.clip = clip
+        self.relative = relative
+        self.every_n_epochs = every_n_epochs
+        self.max_batches = max_batches
+        self.dataloader_idx = dataloader_idx
+        self.seed = seed
+        self.name = name
+        self._pictured = False
+        self._reset()
+
+    # --- hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._pictured = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:
+            raise ValueError(
+                "RobustnessMonitor needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0"
+            )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reset()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._is_due(trainer):
+            self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_due(trainer):
+            self._report(trainer, self.name)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reset()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer, f"test/{self.name}")
+
+    # --- measuring
+
+    def _reset(self) -> None:
+        self._metrics: dict[tuple[str, float], MetricCollection] = {}
+        self._seen = 0  # rows of this process
+        self._shown: dict[str, dict[str, Tensor]] = {}
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
+        return not trainer.sanity_checking and not skipped
+
+    def _observe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if dataloader_idx != self.dataloader_idx or (self.max_batches is not None and batch_idx >= self.max_batches):
+            return
+        paths = find_inputs(batch, self.inputs)
+        target = get(batch, find_target(batch, self.targets))
+        positions = self._positions(trainer, len(get(batch, paths[0])))
+        counted = _counted(trainer, self.dataloader_idx, positions)
+        for tag, level, perturbation in self._perturbations(trainer, pl_module, batch, paths, positions):
+            with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
+                logits = _checked(self._predict(pl_module, noisy, paths), target)
+            if tag == CLEAN:
+                _check_classes(target, logits.shape[1])
+            metrics = self._metrics.get((tag, level)) or self._metrics.setdefault((tag, level), _metrics_like(logits))
+            metrics.update(logits[:counted], target[:counted])
+            if batch_idx == 0 and not self._pictured:
+                self._show(tag, level, get(noisy, paths[0]))
+
+    def _positions(self, trainer: Trainer, rows: int) -> range:
+        """The places in the data set of the rows of this batch, which the samplers deal out to the processes in turn."""
+        first = self._seen * trainer.world_size + trainer.global_rank
+        self._seen += rows
+        return range(first, first + rows * trainer.world_size, trainer.world_size)
+
+    def _perturbations(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
+    ) -> Iterator[tuple[str, float, AbstractContextManager[Any]]]:
+        yield CLEAN, 0.0, nullcontext(batch)
+        for tag, probe in self.probes.items():
+            key = Key((self.seed, "probe", tag), positions=positions)  # of no level: levels differ by their scale alone
+            for level in self.levels[tag]:
+                if isinstance(probe, NoiseCallback):
+                    yield tag, level, probe.perturbation(trainer, pl_module, batch, level, key)
+                else:
+                    noisy = perturbed_batch(batch, paths, probe, level, key, relative=self.relative, clip=self.clip)
+                    yield tag, level, nullcontext(noisy)
+
+    def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:
+        if self.predict is not None:
+            return self.predict(pl_module, batch)
+        return pl_module(*(get(batch, path) for path in paths))
+
+    # --- what is reported
+
+    def _report(self, trainer: Trainer, prefix: str) -> None:
+        if not self._metrics:
+            raise ValueError(f"RobustnessMonitor saw no batch of dataloader_idx={self.dataloader_idx}")
+        values = {probe: {key: value.item() for key, value in metrics.compute().items()} for probe, metrics in self._metrics.items()}
+        clean = values.pop((CLEAN, 0.0))
+        chance = 1 / self._metrics[CLEAN, 0.0]["accuracy"].num_classes  # type: ignore[operator]
+        summary = {f"{CLEAN}/{key}": value for key, value in clean.items()}
+        summary |= {f"{tag}/{level:g}/{key}": value for (tag, level), noisy in values.items() for key, value in noisy.items()}
+        summary |= _summary(clean, values, chance)
+        # the values are those of all processes already; on each of them, so that callbacks can monitor them
+        self.log_dict({f"{prefix}/{key}": value for key, value in summary.items()}, sync_dist=True, rank_zero_only=True)
+        if trainer.is_global_zero:
+            self._draw(trainer, prefix, clean["accuracy"], values)
+
+    def _show(self, tag: str, level: float, x: Tensor) -> None:
+        title = tag if tag == CLEAN else f"{tag} {level:g}"
+        self._shown.setdefault(tag, {})[title] = x.detach()[:4].cpu()
+
+    def _draw(
+        self, trainer: Trainer, prefix: str, clean: float, values: Mapping[tuple[str, float], Mapping[str, float]]
+    ) -> None:
+        boards = [logger.experiment for logger in trainer.loggers if hasattr(logger.experiment, "add_figure")]
+        if not boards:
+            return
+        curves = {tag: {level: values[tag, level]["accuracy"] for level in levels} for tag, levels in self.levels.items()}
+        drawn = {"curve": figures.robustness_curve(curves, clean)}
+        untouched = self._shown.pop(CLEAN, {})
+        drawn |= {f"{tag}/samples": figures.samples(untouched | noisy) for tag, noisy in self._shown.items()}
+        self._pictured = True  # the samples are the same in each epoch
+        for board in boards:
+            for key, figure in drawn.items():
+                if figure is not None:
+                    board.add_figure(f"{prefix}/{key}", figure, global_step=logging_step(trainer))
+
+
+def _summary(
+    clean: Mapping[str, float], values: Mapping[tuple[str, float], Mapping[str, float]], chance: float
+) -> dict[str, float]:
+    """The drops, the retention, the means and the score."""
+    summary = {}
+    for tag in dict.fromkeys(tag for tag, _ in values):
+        noisy = [metrics for (owner, _), metrics in values.items() if owner == tag]
+        for key, value in clean.items():
+            summary[f"{tag}/{key}_drop"] = fmean(value - metrics[key] for metrics in noisy)
+        summary[f"{tag}/accuracy_retention"] = fmean(
+            retention(metrics["accuracy"], clean["accuracy"], chance) for metrics in noisy
+        )
+    means = {f"{key}_mean": fmean(metrics[key] for metrics in values.values()) for key in clean}
+    return summary | means | {"score": (clean["accuracy"] + means["accuracy_mean"]) / 2}
+
+
+def _metrics_like(logits: Tensor) -> MetricCollection:
+    # new ones for each validation: those of a `trainer.validate` hold inference tensors, which a later fit cannot update
+    metrics = {
+        "accuracy": MulticlassAccuracy(logits.shape[1], average="micro", validate_args=False),
+        "loss": CrossEntropy(),
+        "ece": ExpectedCalibrationError(),
+    }
+    return MetricCollection(metrics, compute_groups=False).to(logits.device)
+
+
+def _checked(logits: Any, target: Tensor) -> Tensor:
+    """The logits in at least float32, or an error where they are no prediction of the target."""
+    expected = f"logits of shape (B, K, *) for a target of shape {tuple(target.shape)}; give predict=… to return them"
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise ValueError(f"the module returned {type(logits).__name__}, but RobustnessMonitor reads {expected}")
+    if logits.ndim < 2 or logits.shape[1] < 2 or (len(logits), *logits.shape[2:]) != target.shape:
+        raise ValueError(f"the module returned shape {tuple(logits.shape)}, but RobustnessMonitor reads {expected}")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_classes(target: Tensor, n_classes: int) -> None:
+    if target.is_floating_point() or target.min() < 0 or target.max() >= n_classes:
+        raise ValueError(
+            f"the target must hold class indices in [0, {n_classes}), "
+            f"got {target.dtype} from {target.min().item()} to {target.max().item()}"
+        )
+
+
+def _counted(trainer: Trainer, dataloader_idx: int, positions: range) -> int:
+    """How many rows are samples, and not what a distributed sampler repeats so that all processes get equally many."""
+    # not `trainer.val_dataloaders`, which in `trainer.validate` still names the loaders of an earlier fit
+    loader = trainer._evaluation_loop._combined_loader.flattened[dataloader_idx]  # type: ignore[union-attr]
+    if not isinstance(getattr(loader, "sampler", None), DistributedSampler) or loader.batch_sampler is None:
+        return len(positions)
+    return len(range(positions.start, min(positions.stop, len(loader.dataset)), positions.step))
+
+
+def _tagged(noises: Probe | Sequence[Probe] | Mapping[str, Probe]) -> dict[str, Probe]:
+    if isinstance(noises, Mapping):
+        tagged = dict(noises)
+    else:
+        probes = [noises] if callable(noises) or isinstance(noises, NoiseCallback) else list(noises)
+        tagged = {_tag(probe): probe for probe in probes}
+        if len(tagged) < len(probes):
+            raise ValueError(f"several noises have one tag among {[_tag(probe) for probe in probes]}; give a mapping from tag")
+    if not tagged or CLEAN in tagged:
+        raise ValueError(f"noises must be at least one, and none may have the tag {CLEAN!r}, got {list(tagged)}")
+    return tagged
+
+
+def _tag(probe: Probe) -> str:
+    if isinstance(probe, NoiseCallback):
+        return probe.name
+    return getattr(probe, "__name__", type(probe).__name__).lower()
+
+
+def _levels_of(
+    tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None
+) -> tuple[float, ...]:
+    noise = getattr(probe, "noise", probe)
+    given = levels.get(tag) if isinstance(levels, Mapping) else levels
+    chosen = tuple(getattr(noise, "severities", ()) if given is None else given)
+    if not chosen:
+        raise ValueError(f"{tag!r} needs levels: give levels=…, a list or a mapping from tag")
+    return tuple(check_level(level, getattr(noise, "max_level", math.inf)) for level in chosen)

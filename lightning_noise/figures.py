@@ -1,0 +1,120 @@
+"""Numbers drawn as matplotlib figures; nothing here knows of a trainer or touches pyplot's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lightning_noise.schedules import Level, level_at, moments
+
+__all__ = ["robustness_curve", "samples", "schedule_preview"]
+
+
+def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int = 1) -> Figure:
+    """Draws schedules over a run of so many steps and epochs in all, each with its mean dose.
+
+    Example:
+        >>> from lightning_noise.schedules import Linear
+        >>> figure = schedule_preview({"ramp": Linear(0.0, 0.5)}, steps=100)
+        >>> [line.get_label() for line in figure.axes[0].lines]
+        ['ramp, mean 0.247']
+    """
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    for label, schedule in schedules.items():
+        levels = [level_at(schedule, progress) for progress in moments(steps, epochs)]
+        axes.step(range(steps), levels, where="post", label=f"{label}, mean {sum(levels) / steps:.3g}")
+    axes.set(xlabel="optimizer step", ylabel="level", xlim=(0, steps), ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def robustness_curve(curves: Mapping[str, Mapping[float, float]], clean: float, *, ylabel: str = "accuracy") -> Figure:
+    """Draws a metric against the level, a line for each noise, beginning at the clean value.
+
+    Example:
+        >>> figure = robustness_curve({"gaussian": {0.1: 0.9, 0.2: 0.8}}, clean=0.95)
+        >>> figure.axes[0].lines[0].get_xydata().tolist()
+        [[0.0, 0.95], [0.1, 0.9], [0.2, 0.8]]
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, curve in curves.items():
+        points = {0.0: clean} | dict(sorted(curve.items()))
+        axes.plot(list(points), list(points.values()), marker="o", markersize=4, label=label)
+    axes.axhline(clean, color="grey", linestyle=":", linewidth=1, label=f"clean {clean:.3g}")
+    axes.set(xlabel="level of the noise", ylabel=ylabel, xlim=(0, None))
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def samples(columns: Mapping[str, Tensor], *, n_samples: int = 4) -> Figure | None:
+    """Draws samples as images or signals, a row for each sample and a column for each tensor.
+
+    An image is of shape (B, C, H, W) with one or three channels, or (B, H, W) with more than eight rows; a signal is of shape
+    (B, C, T) with up to eight channels, or (B, T) with at least 64 points. What is neither is no picture: ``None``. An image is
+    shown in the range of its first column.
+
+    Example:
+        >>> figure = samples({"clean": torch.zeros(2, 1, 8, 8), "noisy": torch.ones(2, 1, 8, 8)})
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['clean', 'noisy']
+        >>> samples({"clean": torch.zeros(2, 3)}) is None
+        True
+    """
+    tensors = {label: x[:n_samples].detach().float().cpu() for label, x in columns.items()}
+    first = next(iter(tensors.values()))
+    if _is_signal(first):
+        return _signals(tensors)
+    return _images(tensors) if _is_image(first) else None
+
+
+def _is_signal(x: Tensor) -> bool:
+    return (x.ndim == 3 and x.shape[1] <= 8) or (x.ndim == 2 and x.shape[1] >= 64)
+
+
+def _is_image(x: Tensor) -> bool:
+    return x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
+
+
+def _signals(columns: Mapping[str, Tensor]) -> Figure:
+    rows = len(next(iter(columns.values())))
+    figure = Figure(figsize=(1.8 * len(columns), 1.2 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, len(columns), squeeze=False, sharex=True, sharey="row")
+    for column, (label, x) in zip(grid.T, columns.items(), strict=True):
+        column[0].set_title(label, fontsize=9)
+        for axes, signal in zip(column, x, strict=True):
+            axes.plot(signal.view(-1, signal.shape[-1]).T, linewidth=0.8)
+            axes.tick_params(labelsize=6)
+    return figure
+
+
+def _images(columns: Mapping[str, Tensor]) -> Figure:
+    """All in one array, because a figure of many axes takes long to draw."""
+    tiles = [_tiles(x, next(iter(columns.values()))) for x in columns.values()]
+    rows, height, width, channels = tiles[0].shape
+    board = torch.stack(tiles).permute(1, 2, 0, 3, 4).reshape(rows * height, len(tiles) * width, channels)
+    figure = Figure(figsize=(1.2 * len(tiles), 1.2 * rows * height / width + 0.3), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(board, cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks([(i + 0.5) * width - 0.5 for i in range(len(tiles))], list(columns))
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=8)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _tiles(images: Tensor, reference: Tensor) -> Tensor:
+    """The images in [0, 1] with the channels last and a white margin; the reference gives the range of each."""
+    images, reference = (x.unsqueeze(1) if x.ndim == 3 else x for x in (images, reference))
+    low, high = reference.amin((1, 2, 3), keepdim=True), reference.amax((1, 2, 3), keepdim=True)
+    scaled = ((images - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)).clamp(0, 1)
+    margin = max(1, scaled.shape[-1] // 16)
+    return pad(scaled, (margin, margin, margin, margin), value=1.0).movedim(1, -1)

@@ -1,0 +1,61 @@
+"""The formulas of the metrics, on tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["bin_indices", "expected_calibration_error", "retention"]
+
+
+def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
+    r"""Returns the bin of each confidence among bins of equal width, the last one closed.
+
+    Bin :math:`b` is :math:`[b / M, (b + 1) / M)`, so that a confidence of exactly 1 falls in the last bin and not in one of its own.
+
+    Example:
+        >>> bin_indices(torch.tensor([0.0, 0.1, 0.95, 1.0]), n_bins=10)
+        tensor([0, 1, 9, 9])
+    """
+    return (confidence * n_bins).long().clamp_(max=n_bins - 1)
+
+
+def expected_calibration_error(confidence_sum: Tensor, correct: Tensor, count: Tensor) -> Tensor:
+    r"""Returns the expected calibration error of binned predictions.
+
+    .. math:: \text{ECE} = \sum_b \frac{n_b}{n} \left| \text{acc}_b - \text{conf}_b \right|
+        = \frac{1}{n} \sum_b \left| \sum_{i \in b} a_i - \sum_{i \in b} c_i \right|
+
+    A perfectly calibrated model does not reach 0: with few samples or low accuracy the bins scatter, so values at different
+    accuracies are not comparable.
+
+    Args:
+        confidence_sum: The sum of the confidences in each bin, of shape :math:`(M,)`.
+        correct: The number of right predictions in each bin.
+        count: The number of predictions in each bin.
+
+    References:
+        Obtaining Well Calibrated Probabilities Using Bayesian Binning (Pakdaman Naeini et al., 2015),
+        https://ojs.aaai.org/index.php/AAAI/article/view/9602
+
+    Example:
+        >>> expected_calibration_error(torch.tensor([0.8]), torch.tensor([1]), torch.tensor([1]))
+        tensor(0.2000)
+    """
+    return (correct - confidence_sum).abs().sum() / count.sum()
+
+
+def retention(noisy: float, clean: float, chance: float) -> float:
+    r"""Returns the share of the skill above chance that is left under noise.
+
+    .. math:: \frac{A_\text{noisy} - A_\text{chance}}{A_\text{clean} - A_\text{chance}}
+
+    It is comparable between tasks with different numbers of classes, and not a number where the clean model has no skill.
+
+    Example:
+        >>> retention(noisy=0.55, clean=1.0, chance=0.1)
+        0.5
+    """
+    return (noisy - chance) / (clean - chance) if clean > chance else math.nan

@@ -1,0 +1,121 @@
+"""Batches perturbed: the place where a noise, its options and a key meet the leaves of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_noise.batch import Path, dotted, get, replace
+from lightning_noise.rng import Key
+
+__all__ = ["Clip", "check_clip", "perturbed_batch", "snr_db"]
+
+Bound = float | Sequence[float] | None
+Clip = tuple[Bound, Bound]
+
+
+def perturbed_batch(
+    batch: Any,
+    paths: list[Path],
+    noise: Callable[..., Tensor],
+    level: float,
+    key: Key,
+    *,
+    probability: float = 1.0,
+    per_sample: bool = False,
+    relative: bool = False,
+    clip: Clip | None = None,
+) -> Any:
+    """Returns the batch with noise in the leaves at the paths; the batch itself and its tensors stay as they are.
+
+    The leaves share the level and the choice of the samples, but not the draw. At level 0 it is the batch itself. See
+    ``InputNoise`` for the options.
+    """
+    if level == 0:
+        return batch
+    for path in paths:
+        leaf = get(batch, path)
+        _check_floating(leaf, path, noise)
+        x = leaf.detach().as_subclass(Tensor)
+        level_of = _levels(x, level, key, probability, per_sample)
+        y = (key / dotted(path)).apply(noise, x, level_of * _std(x) if relative else level_of)
+        if clip is not None:
+            y = _clipped(y, *clip)
+        if probability < 1:  # a sample that is left out is not clipped either
+            y = torch.where(_column(level_of > 0, x), y, x)
+        batch = replace(batch, path, _like(leaf, y))
+    return batch
+
+
+def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
+    r"""Returns the signal-to-noise ratio in decibels of the leaves at the paths, a scalar.
+
+    .. math:: 10 \log_{10} \frac{\sum \lVert x \rVert^2}{\sum \lVert y - x \rVert^2}
+    """
+    pairs = [(get(clean, path).detach().float(), get(noisy, path).detach().float()) for path in paths]
+    signal, error = (torch.stack(terms).sum() for terms in zip(*[(x.square().sum(), (y - x).square().sum()) for x, y in pairs], strict=True))
+    return 10 * torch.log10(signal / error)
+
+
+def check_clip(clip: Clip | None) -> None:
+    """Raises a ValueError where ``clip`` is no pair of bounds."""
+    if clip is not None and not (isinstance(clip, list | tuple) and len(clip) == 2):
+        raise ValueError(f"clip must be a pair (low, high), either of which may be None, got {clip!r}")
+
+
+def _check_floating(leaf: Tensor, path: Path, noise: Callable[..., Tensor]) -> None:
+    if not leaf.is_floating_point():
+        raise TypeError(
+            f"{type(noise).__name__} needs floats, but the input {dotted(path)!r} is {str(leaf.dtype).removeprefix('torch.')} "
+            f"{tuple(leaf.shape)}. Convert images to floats in the data set's transform; token ids cannot take noise, their "
+            "embeddings can; or name another leaf with inputs=…"
+        )
+
+
+def _levels(x: Tensor, level: float, key: Key, probability: float, per_sample: bool) -> float | Tensor:
+    """The level of each sample, or one number where all have the same."""
+    if probability == 1 and not per_sample:
+        return level
+    levels = torch.full((len(x),), level, dtype=torch.float32, device=x.device)
+    if per_sample:
+        levels *= (key / "per_sample").apply(_uniform, levels, 1.0)
+    if probability < 1:
+        levels *= (key / "probability").apply(_uniform, levels, 1.0) < probability
+    return levels
+
+
+def _uniform(x: Tensor, level: float | Tensor, *, generator: torch.Generator) -> Tensor:
+    return torch.empty_like(x).uniform_(generator=generator)
+
+
+def _std(x: Tensor) -> Tensor:
+    if x.ndim < 2:
+        raise ValueError(f"relative=True needs samples of more than one number, got an input of shape {tuple(x.shape)}")
+    return x.flatten(1).float().std(1, correction=0)
+
+
+def _clipped(x: Tensor, low: Bound, high: Bound) -> Tensor:
+    bounds = [_channels(bound, x) if isinstance(bound, Sequence) else bound for bound in (low, high)]
+    x = x if bounds[0] is None else x.clamp_min(bounds[0])  # type: ignore[arg-type]
+    return x if bounds[1] is None else x.clamp_max(bounds[1])  # type: ignore[arg-type]
+
+
+def _channels(bound: Sequence[float], x: Tensor) -> Tensor:
+    if x.ndim < 2 or len(bound) != x.shape[1]:
+        raise ValueError(f"clip has bounds for {len(bound)} channels, but the input is of shape {tuple(x.shape)}")
+    return x.new_tensor(bound).view(-1, *[1] * (x.ndim - 2))
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def _like(leaf: Tensor, y: Tensor) -> Tensor:
+    """``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
+    if type(leaf) is not Tensor:
+        y = y.as_subclass(type(leaf))
+        vars(y).update(vars(leaf))
+    return y.requires_grad_(leaf.requires_grad)

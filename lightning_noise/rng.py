@@ -1,0 +1,73 @@
+"""Randomness from coordinates: the same key gives the same draw, whenever and wherever it is asked for.
+
+A generator that is carried along has to be saved, restored and kept in step on all processes. A key has no state: its seed is
+a hash of where in the run it is used. So a resumed run draws what the uninterrupted one did, a closure that is evaluated
+again gets its noise again, and the global streams are never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["Key"]
+
+Coordinate = int | str
+
+
+@dataclass(frozen=True)
+class Key:
+    """The coordinates of a draw.
+
+    A key is one draw for all rows of a tensor, or, with ``positions``, one draw for each row. Then the noise of a row depends
+    on its place in the data set alone, and not on the batch size or the number of processes.
+
+    Args:
+        coordinates: What the draw depends on, such as seed, name, epoch and batch index.
+        rank: The process that draws; ``None`` where all processes must agree.
+        positions: The place in the data set of each row.
+
+    Example:
+        >>> key = Key((0, "input")) / "image"
+        >>> one, two = key.generator("cpu"), key.generator("cpu")
+        >>> bool((torch.rand(3, generator=one) == torch.rand(3, generator=two)).all())
+        True
+    """
+
+    coordinates: tuple[Coordinate, ...]
+    rank: int | None = None
+    positions: range | None = None
+
+    def __truediv__(self, coordinate: Coordinate) -> Key:
+        """Returns the key of a part: ``key / "image"`` and ``key / "mask"`` are independent."""
+        return replace(self, coordinates=(*self.coordinates, coordinate))
+
+    @property
+    def everywhere(self) -> Key:
+        """The key without rank and positions, for what all samples and processes share."""
+        return Key(self.coordinates)
+
+    def generator(self, device: torch.device | str) -> torch.Generator:
+        """Returns a new generator on the device, seeded by the coordinates and the rank."""
+        return torch.Generator(device).manual_seed(_seed(*self.coordinates, "rank", self.rank))
+
+    def apply(self, noise: Callable[..., Tensor], x: Tensor, level: float | Tensor) -> Tensor:
+        """Returns ``noise(x, level, generator=...)``, drawn for the whole tensor or, with positions, row by row."""
+        if self.positions is None:
+            return noise(x, level, generator=self.generator(x.device))
+        generator = torch.Generator(x.device)
+        levels = level.split(1) if isinstance(level, Tensor) else [level] * len(x)
+        rows = [
+            noise(row, amount, generator=generator.manual_seed(_seed(*self.coordinates, "position", position)))
+            for row, amount, position in zip(x.split(1), levels, self.positions, strict=False)
+        ]
+        return torch.cat(rows) if rows else x
+
+
+def _seed(*coordinates: Coordinate | None) -> int:
+    # a cryptographic hash, because neighbouring seeds must give unrelated streams; 63 bits, because torch takes an int64
+    return int.from_bytes(hashlib.blake2b(repr(coordinates).encode(), digest_size=8).digest(), "little") >> 1
