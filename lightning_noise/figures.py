@@ -91,7 +91,7 @@ def _signals(columns: Mapping[str, Tensor]) -> Figure:
     for column, (label, x) in zip(grid.T, columns.items(), strict=True):
         column[0].set_title(label, fontsize=9)
         for axes, signal in zip(column, x, strict=True):
-            axes.plot(signal.view(-1, signal.shape[-1]).T, linewidth=0.8)
+            axes.plot(signal.view(-1, signal.shape[-1]).T.numpy(), linewidth=0.8)
             axes.tick_params(labelsize=6)
     return figure
 
@@ -103,7 +103,7 @@ def _images(columns: Mapping[str, Tensor]) -> Figure:
     board = torch.stack(tiles).permute(1, 2, 0, 3, 4).reshape(rows * height, len(tiles) * width, channels)
     figure = Figure(figsize=(1.2 * len(tiles), 1.2 * rows * height / width + 0.3), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(board, cmap="gray", vmin=0, vmax=1)
+    axes.imshow(board.numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_xticks([(i + 0.5) * width - 0.5 for i in range(len(tiles))], list(columns))
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=8)
     axes.set_yticks([])

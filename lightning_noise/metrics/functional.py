@@ -55,7 +55,7 @@ def retention(noisy: float, clean: float, chance: float) -> float:
     It is comparable between tasks with different numbers of classes, and not a number where the clean model has no skill.
 
     Example:
-        >>> retention(noisy=0.55, clean=1.0, chance=0.1)
+        >>> retention(noisy=0.5, clean=0.75, chance=0.25)
         0.5
     """
     return (noisy - chance) / (clean - chance) if clean > chance else math.nan

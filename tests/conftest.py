@@ -1,0 +1,124 @@
+"""Tiny models, data and a fit, for tests that need the real loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+torch.set_num_threads(1)  # the models are tiny; threads only cost
+N_FEATURES, N_CLASSES = 8, 3
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+class Rows(Dataset):
+    """Hands out its own storage: what is written to a sample stays written."""
+
+    def __init__(self, n: int = 24, features: tuple[int, ...] = (N_FEATURES,), seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(n, *features, generator=generator)
+        self.y = (self.x.flatten(1).sum(1) > 0).long() + (self.x.flatten(1)[:, 0] > 1).long()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.x[i], self.y[i]
+
+
+class Classifier(pl.LightningModule):
+    """An ordinary module with dropout, so that a touched random stream shows in the weights; it records what it saw."""
+
+    def __init__(self, lr: float = 0.1, features: int = N_FEATURES):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(features, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, N_CLASSES))
+        self.lr = lr
+        self.seen: list[Any] = []
+        self.validated: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seen.append(batch)
+        x, y = batch
+        loss = F.cross_entropy(self(x), y)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated.append(batch)
+        x, y = batch
+        self.log("val_loss", F.cross_entropy(self(x), y))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("test_loss", F.cross_entropy(self(x), y))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+def loader(data: Dataset | None = None, batch_size: int | None = 8, **kwargs: Any) -> DataLoader:
+    return DataLoader(Rows() if data is None else data, batch_size=batch_size, **kwargs)
+
+
+def make_trainer(callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Trainer:
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 2,
+    }
+    return pl.Trainer(callbacks=list(callbacks), **{**settings, **kwargs})
+
+
+def fit(
+    callbacks: Sequence[pl.Callback] = (),
+    *,
+    module: pl.LightningModule | Callable[[], pl.LightningModule] = Classifier,
+    train: Any = None,
+    validation: Any = None,
+    seed: int = 0,
+    ckpt_path: str | None = None,
+    **kwargs: Any,
+) -> tuple[Any, pl.Trainer]:
+    """Fits a module, which is made from the same global streams each time where its class is given."""
+    pl.seed_everything(seed, verbose=False)
+    module = module if isinstance(module, pl.LightningModule) else module()
+    trainer = make_trainer(callbacks, **kwargs)
+    train = loader(shuffle=True) if train is None else train
+    validation = loader(Rows(13, seed=1)) if validation is None else validation
+    trainer.fit(module, train, validation, ckpt_path=ckpt_path)
+    return module, trainer
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    return [value.detach().clone() for value in module.state_dict().values()]
+
+
+def assert_same(one: Sequence[Tensor], two: Sequence[Tensor]) -> None:
+    """Bit for bit."""
+    torch.testing.assert_close(list(one), list(two), rtol=0, atol=0)
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_left_behind(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+
+

@@ -1,0 +1,136 @@
+"""A leaf of any batch is found, read and replaced, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections import UserDict, namedtuple
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_noise.batch import dotted, find_inputs, find_target, get, leaves, replace
+
+X, Y, IDS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
+Pair = namedtuple("Pair", ["image", "label"])
+
+
+@dataclass
+class Sample:
+    image: Tensor
+    label: Tensor
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    image: Tensor
+    label: Tensor
+    built: int = field(init=False, default=3)
+
+
+class Owner:
+    """An object that a child points back at."""
+
+    def __init__(self):
+        self.image = X
+        self.child = SimpleNamespace(owner=self, label=Y)
+
+
+# batch, inputs=, path of the input
+BATCHES: dict[str, tuple[Any, Any, tuple]] = {
+    "bare tensor": (X, None, ()),
+    "list": ([X, Y], None, (0,)),
+    "tuple": ((X, Y, None, "id", 3), None, (0,)),
+    "list by index": ([IDS, X], 1, (1,)),
+    "namedtuple": (Pair(X, Y), None, ("image",)),
+    "namedtuple by name": (Pair(X, Y), "image", ("image",)),
+    "namedtuple by index": (Pair(Y, X), 1, ("label",)),
+    "dict": ({"image": X, "label": Y}, None, ("image",)),
+    "dict by key": ({"a": X, "image": X.clone(), "none": None, "path": "x.png", "n": 7}, "image", ("image",)),
+    "dict with integer keys": ({0: X, 1: Y}, 0, (0,)),
+    "mapping": (UserDict(image=X, label=Y), "image", ("image",)),
+    "nested": ({"data": [{"x": X}, Y], "meta": {"ids": IDS}}, "data.0.x", ("data", 0, "x")),
+    "tuple of dicts": (({"a": X, "b": IDS}, Y), "0.a", (0, "a")),
+    "only floating leaf": (({"a": X, "b": IDS}, Y), None, (0, "a")),
+    "dataclass": (Sample(X, Y), "image", ("image",)),
+    "frozen dataclass": (Frozen(X, Y), "image", ("image",)),
+    "object": (SimpleNamespace(image=X, label=Y), "image", ("image",)),
+    "object with a cycle": (Owner(), "image", ("image",)),
+}
+
+
+@pytest.mark.parametrize(("batch", "inputs", "path"), BATCHES.values(), ids=BATCHES)
+def test_the_input_is_found_and_replaced_and_all_else_is_the_same_object(batch, inputs, path):
+    assert find_inputs(batch, inputs) == [path]
+    original = get(batch, path)
+    assert original is X or inputs == "image"
+    before = list(leaves(batch))
+    value = torch.ones(1)
+    result = replace(batch, path, value)
+    assert type(result) is type(batch) or result is value
+    assert get(result, path) is value
+    assert get(batch, path) is original, "the batch itself was changed"
+    for one, (where, leaf) in zip(leaves(batch), before, strict=True):
+        assert one[0] == where
+        assert one[1] is leaf
+    for where, leaf in before:
+        if where != path and path[:1] != where[:1]:
+            assert get(result, where) is leaf
+
+
+def test_only_containers_on_the_path_are_copied():
+    batch = {"data": [{"x": X}, {"x": X}], "meta": {"ids": IDS}}
+    result = replace(batch, ("data", 0, "x"), Y)
+    assert result["data"] is not batch["data"]
+    assert result["data"][1] is batch["data"][1]
+    assert result["meta"] is batch["meta"]
+
+
+def test_a_star_is_every_element_and_a_list_is_several_leaves():
+    batch = ((X, X, [X]), {"a": X, "b": X}, Y)
+    assert find_inputs(batch, "1.*") == [(1, "a"), (1, "b")]
+    assert find_inputs(batch, ["0.0", "0.2.0", "1.b"]) == [(0, 0), (0, 2, 0), (1, "b")]
+    assert find_inputs(Pair(X, X), "*") == [("image",), ("label",)]
+
+
+def test_the_target_is_the_second_of_a_sequence_or_what_is_said():
+    assert find_target([X, Y]) == (1,)
+    assert find_target(Pair(X, Y)) == ("label",)
+    assert find_target({"label": Y}, "label") == ("label",)
+
+
+@pytest.mark.parametrize("batch", [{"image": X, "label": Y}, X, [X], [X, {"label": Y}]])
+def test_a_target_that_must_be_said_is_asked_for(batch):
+    with pytest.raises(ValueError, match=r"which leaf is the target\? Say targets=…; leaves are"):
+        find_target(batch)
+
+
+def test_a_target_of_several_leaves_is_refused():
+    with pytest.raises(ValueError, match=r"one leaf must be the target, but '1\.\*' means 1.a, 1.b"):
+        find_target([X, {"a": Y, "b": Y}], "1.*")
+
+
+@pytest.mark.parametrize("wrong", ["img", "image.0", 5, "meta", "meta.*.x"])
+def test_a_wrong_path_lists_the_leaves(wrong):
+    batch = {"image": X, "label": Y, "meta": {"weights": [X[0]]}}
+    with pytest.raises(ValueError, match="no leaf") as error:
+        find_inputs(batch, wrong)
+    expected = f"no leaf {wrong!r} in the batch; leaves are: 'image' float32 (4, 3), 'label' int64 (4,), 'meta.weights.0' float32 (3,)."
+    assert str(error.value) == expected
+
+
+def test_an_ambiguous_input_lists_the_leaves():
+    with pytest.raises(ValueError, match=r"which leaf is the input\? Say inputs=…; leaves are: 'a' float32 \(4, 3\), 'b'"):
+        find_inputs({"a": X, "b": X})
+
+
+def test_a_batch_without_tensors_is_said_to_have_none():
+    with pytest.raises(ValueError, match="there is no tensor in it, it is of type dict"):
+        find_inputs({"a": "b"})
+
+
+def test_a_path_is_written_as_a_user_writes_it():
+    assert dotted(("data", 0, "x")) == "data.0.x"

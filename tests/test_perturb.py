@@ -1,0 +1,131 @@
+"""A perturbed batch has its noise where it should be, within its bounds, and the user's tensors are as they were."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lightning_noise import Key, noise
+from lightning_noise.perturb import perturbed_batch, snr_db
+
+KEY = Key((0, "input", 0, 0), rank=0)
+
+
+def inputs(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_level_0_hands_on_the_batch_itself():
+    batch = [inputs(4, 3)]
+    assert perturbed_batch(batch, [(0,)], noise.Gaussian(), 0.0, KEY, clip=(0.4, 0.5)) is batch
+
+
+def test_leaves_differ_in_their_draw_and_share_the_choice_of_samples():
+    batch = {"a": torch.zeros(200, 5), "b": torch.zeros(200, 5)}
+    out = perturbed_batch(batch, [("a",), ("b",)], noise.Gaussian(), 1.0, KEY, probability=0.5)
+    chosen = {key: value.abs().sum(1) > 0 for key, value in out.items()}
+    assert torch.equal(chosen["a"], chosen["b"])
+    assert not torch.equal(out["a"], out["b"])
+
+
+def test_leaves_with_shared_memory_are_separate():
+    x = inputs(4, 3)
+    batch = [x, x]
+    out = perturbed_batch(batch, [(0,)], noise.Gaussian(), 1.0, KEY)
+    assert out[1] is x
+    assert not torch.equal(out[0], x)
+
+
+def test_the_share_of_noisy_samples_is_the_probability():
+    n, p = 4000, 0.3
+    out = perturbed_batch(torch.zeros(n, 2), [()], noise.Gaussian(), 1.0, KEY, probability=p)
+    share = (out.abs().sum(1) > 0).float().mean().item()
+    assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / n)  # five standard errors
+
+
+def test_a_sample_that_is_left_out_is_bitwise_what_it_was_also_with_a_clip():
+    x = 3 * inputs(100, 4)
+    out = perturbed_batch(x, [()], noise.Gaussian(), 0.5, KEY, probability=0.5, clip=(0.0, 1.0))
+    same = (out == x).all(1)
+    assert 20 < same.sum() < 80
+    assert out[~same].max() <= 1
+    assert x[same].max() > 1
+
+
+def test_levels_of_samples_are_uniform_up_to_the_level():
+    n, d, level = 3000, 200, 0.8
+    out = perturbed_batch(torch.zeros(n, d), [()], noise.Gaussian(), level, KEY, per_sample=True)
+    # the variance over all samples is E[u^2] level^2 = level^2 / 3; its standard error is that of u^2, sqrt(4/45 / n)
+    assert abs(out.var().item() / level**2 - 1 / 3) < 5 * math.sqrt((4 / 45 + 2 / d) / n)
+    assert out.std(1).max() < level * (1 + 5 / math.sqrt(2 * d))
+
+
+def test_a_relative_level_is_in_units_of_each_samples_standard_deviation():
+    x = torch.stack([torch.linspace(-1, 1, 50_000), 100 + 30 * torch.linspace(-1, 1, 50_000)])
+    out = perturbed_batch(x, [()], noise.Gaussian(), 0.1, KEY, relative=True)
+    ratio = (out - x).std(1) / x.std(1)
+    torch.testing.assert_close(ratio, torch.full((2,), 0.1), rtol=5 / math.sqrt(2 * 50_000), atol=0)  # five standard errors
+
+
+def test_a_relative_level_needs_samples_of_more_than_one_number():
+    with pytest.raises(ValueError, match="samples of more than one number"):
+        perturbed_batch(inputs(4), [()], noise.Gaussian(), 0.1, KEY, relative=True)
+
+
+@pytest.mark.parametrize(
+    ("clip", "low", "high"),
+    [
+        ((0.0, 1.0), [0.0] * 3, [1.0] * 3),
+        ((0.0, None), [0.0] * 3, [math.inf] * 3),
+        ((None, 1.0), [-math.inf] * 3, [1.0] * 3),
+        (([0.0, -1.0, -2.0], [1.0, 1.5, 2.0]), [0.0, -1.0, -2.0], [1.0, 1.5, 2.0]),
+        (([0.0, -1.0, -2.0], None), [0.0, -1.0, -2.0], [math.inf] * 3),
+    ],
+)
+@pytest.mark.parametrize("shape", [(16, 3), (16, 3, 10), (16, 3, 4, 4)])
+def test_what_comes_out_is_within_the_clip(clip, low, high, shape):
+    out = perturbed_batch(inputs(*shape), [()], noise.Gaussian(), 3.0, KEY, clip=clip)
+    free = perturbed_batch(inputs(*shape), [()], noise.Gaussian(), 3.0, KEY)
+    bounds = [torch.tensor(bound).view(-1, *[1] * (len(shape) - 2)) for bound in (low, high)]
+    assert torch.equal(out, free.maximum(bounds[0]).minimum(bounds[1]))
+
+
+def test_bounds_for_another_number_of_channels_are_refused():
+    with pytest.raises(ValueError, match=r"bounds for 2 channels, but the input is of shape \(4, 3, 8\)"):
+        perturbed_batch(inputs(4, 3, 8), [()], noise.Gaussian(), 1.0, KEY, clip=([0.0, 0.0], None))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_an_input_without_fractions_is_refused_with_the_way_out(dtype):
+    with pytest.raises(TypeError, match=r"Gaussian needs floats, but the input 'ids' is \w+ \(4, 3\).*token ids"):
+        perturbed_batch({"ids": torch.zeros(4, 3, dtype=dtype)}, [("ids",)], noise.Gaussian(), 1.0, KEY)
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+def test_the_subclass_its_attributes_and_requires_grad_come_back():
+    x = inputs(4, 3).as_subclass(Tagged)
+    x.spacing = (1, 2)  # type: ignore[attr-defined]
+    x.requires_grad_()
+    out = perturbed_batch(x, [()], noise.Gaussian(), 1.0, KEY)
+    assert type(out) is Tagged
+    assert out.spacing == (1, 2)  # type: ignore[attr-defined]
+    assert out.requires_grad
+    assert out.is_leaf
+
+
+def test_a_function_is_a_noise():
+    def shift(x, level, *, generator):
+        return x + level
+
+    assert torch.equal(perturbed_batch([torch.zeros(2, 2)], [(0,)], shift, 0.5, KEY)[0], torch.full((2, 2), 0.5))
+
+
+def test_the_signal_to_noise_ratio_is_that_of_the_batch():
+    x = torch.full((1, 4), 2.0)
+    y = x + torch.tensor([0.2, -0.2, 0.2, -0.2])
+    assert snr_db([x], [y], [(0,)]).item() == pytest.approx(20, abs=1e-5)  # float32
