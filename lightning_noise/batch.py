@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Selector", "dotted", "find_inputs", "find_target", "get", "leaves", "replace"]
+__all__ = ["Path", "Selector", "described", "dotted", "find_inputs", "find_target", "get", "leaves", "replace"]
 
 Path = tuple[Any, ...]
 Selector = int | str | Sequence[int | str]
@@ -115,6 +115,19 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
             yield from _walk(child, (*path, key), (*ancestors, id(value)))
 
 
+def described(value: Any) -> str:
+    """Returns dtype and shape of a tensor, and the type of anything else, for messages.
+
+    Example:
+        >>> import torch
+        >>> described(torch.zeros(4, 3)), described("a")
+        ('float32 (4, 3)', 'str')
+    """
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
 def _find(batch: Any, selector: int | str) -> list[Path]:
     found: list[tuple[Path, Any]] = [((), batch)]
     for part in str(selector).split("."):
@@ -134,10 +147,8 @@ def _matching(value: Any, part: str) -> list[tuple[Any, Any]]:
 
 
 def _listing(batch: Any) -> str:
-    found = ", ".join(
-        f"{dotted(path)!r} {str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}" for path, leaf in leaves(batch)
-    )
-    return f"leaves are: {found}." if found else f"there is no tensor in it, it is of type {type(batch).__name__}."
+    found = ", ".join(f"{dotted(path)!r} {described(leaf)}" for path, leaf in leaves(batch))
+    return f"leaves are: {found}." if found else f"there is no tensor in it, it is of type {described(batch)}."
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:

@@ -1,4 +1,7 @@
-"""Numbers drawn as matplotlib figures; nothing here knows of a trainer or touches pyplot's global state."""
+"""Numbers drawn as matplotlib figures; nothing here knows of a trainer or touches pyplot's global state.
+
+A notebook shows them after ``%matplotlib inline``.
+"""
 
 from __future__ import annotations
 
@@ -29,29 +32,25 @@ def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int 
         levels = [level_at(schedule, progress) for progress in moments(steps, epochs)]
         axes.step(range(steps), levels, where="post", label=f"{label}, mean {sum(levels) / steps:.3g}")
     axes.set(xlabel="optimizer step", ylabel="level", xlim=(0, steps), ylim=(0, None))
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(figure)
     return figure
 
 
-def robustness_curve(curves: Mapping[str, Mapping[float, float]], clean: float, *, ylabel: str = "accuracy") -> Figure:
-    """Draws a metric against the level, a line for each noise, beginning at the clean value.
+def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str = "accuracy") -> Figure:
+    """Draws a metric against the level of the noise, a line for each mapping from level to value; level 0 is clean.
 
     Example:
-        >>> figure = robustness_curve({"gaussian": {0.1: 0.9, 0.2: 0.8}}, clean=0.95)
+        >>> figure = robustness_curve({"gaussian": {0.0: 0.95, 0.2: 0.8, 0.1: 0.9}})
         >>> figure.axes[0].lines[0].get_xydata().tolist()
         [[0.0, 0.95], [0.1, 0.9], [0.2, 0.8]]
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, curve in curves.items():
-        points = {0.0: clean} | dict(sorted(curve.items()))
-        axes.plot(list(points), list(points.values()), marker="o", markersize=4, label=label)
-    axes.axhline(clean, color="grey", linestyle=":", linewidth=1, label=f"clean {clean:.3g}")
+        axes.plot(sorted(curve), [curve[level] for level in sorted(curve)], marker="o", markersize=4, label=label)
     axes.set(xlabel="level of the noise", ylabel=ylabel, xlim=(0, None))
-    axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(figure)
     return figure
 
 
@@ -74,6 +73,11 @@ def samples(columns: Mapping[str, Tensor], *, n_samples: int = 4) -> Figure | No
     if _is_signal(first):
         return _signals(tensors)
     return _images(tensors) if _is_image(first) else None
+
+
+def _finish(figure: Figure) -> None:
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)  # inside it would cover lines
+    figure.axes[0].spines[["top", "right"]].set_visible(False)
 
 
 def _is_signal(x: Tensor) -> bool:

@@ -22,9 +22,9 @@ __all__ = ["Gaussian", "Impulse", "Noise", "Speckle", "Uniform"]
 class Noise(ABC):
     r"""A random map of a tensor onto a tensor of the same shape, dtype and device.
 
-    Calling it returns a new tensor, ``x`` itself at level 0, and never writes to ``x``. Half-precision inputs are drawn for in
-    float32 and rounded once, at the end. A subclass is a frozen dataclass that implements :meth:`perturb`; any callable with
-    the signature of :meth:`__call__` serves as a noise, too.
+    Calling it returns a new tensor, ``x`` itself at level 0, and never writes to ``x``. Half precision is perturbed in float32
+    and rounded once, at the end. A subclass is a frozen dataclass that implements :meth:`perturb`; any callable with the
+    signature of :meth:`__call__` serves as a noise, too.
 
     Attributes:
         severities: The five levels that the literature tests with, for data in [0, 1].
@@ -53,15 +53,24 @@ class Noise(ABC):
                 ``noise(x, levels)`` equals row ``i`` of ``noise(x, levels[i])`` from the same state of the generator.
             generator: The source of randomness, on the device of ``x``.
         """
+        # bfloat16 has 256 numbers in [0.5, 1): too few to draw from
+        dtype = torch.promote_types(x.dtype, torch.float32)
         if isinstance(level, Tensor):
-            level = level.to(_drawing_dtype(x)).view(-1, *[1] * (x.ndim - 1))
+            level = level.to(dtype).view(-1, *[1] * (x.ndim - 1))
         elif check_level(level, self.max_level) == 0:
             return x
-        return self.perturb(x, level, generator).to(x.dtype)
+        # contiguous: the draw of an element must not depend on the memory format
+        return self.perturb(x.to(dtype).contiguous(), level, generator).to(x.dtype)
 
     @abstractmethod
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        """Returns the perturbed copy; ``level`` is a positive number or broadcasts against ``x``."""
+        """Returns a perturbed copy of ``x``, which is contiguous and at least in float32 here.
+
+        Args:
+            x: The tensor, which may be the caller's own: it must not be written to.
+            level: A positive number, or a tensor that broadcasts against ``x`` and may hold zeros.
+            generator: The only source of randomness.
+        """
 
 
 def check_level(level: float, max_level: float = math.inf) -> float:
@@ -70,16 +79,6 @@ def check_level(level: float, max_level: float = math.inf) -> float:
         wanted = "finite and not negative" if max_level == math.inf else f"in [0, {max_level:g}]"
         raise ValueError(f"a level must be {wanted}, got {level}")
     return level
-
-
-def _drawing_dtype(x: Tensor) -> torch.dtype:
-    # bfloat16 has 256 numbers in [0.5, 1): too few to draw from
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    # always contiguous: the draw of an element must not depend on the memory format
-    return torch.empty(x.shape, dtype=_drawing_dtype(x), device=x.device)
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Gaussian(Noise):
     additive: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _empty_like(x).normal_(generator=generator).mul_(level).add_(x)
+        return torch.empty_like(x).normal_(generator=generator).mul_(level).add_(x)
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Uniform(Noise):
     additive: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _empty_like(x).uniform_(-1, 1, generator=generator).mul_(level).add_(x)
+        return torch.empty_like(x).uniform_(-1, 1, generator=generator).mul_(level).add_(x)
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class Speckle(Noise):
     severities: ClassVar[tuple[float, ...]] = (0.15, 0.2, 0.35, 0.45, 0.6)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _empty_like(x).normal_(generator=generator).mul_(level).add_(1).mul_(x)
+        return torch.empty_like(x).normal_(generator=generator).mul_(level).add_(1).mul_(x)
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class Impulse(Noise):
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        u = _empty_like(x).uniform_(generator=generator)
+        u = torch.empty_like(x).uniform_(generator=generator)
         low = _sample_extreme(x, torch.amin) if self.low is None else self.low
         high = _sample_extreme(x, torch.amax) if self.high is None else self.high
         return torch.where(u < level / 2, low, x).where(u < 1 - level / 2, high)

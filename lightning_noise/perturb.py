@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import Path, dotted, get, replace
+from lightning_noise.batch import Path, described, dotted, get, replace
 from lightning_noise.rng import Key
 
 __all__ = ["Clip", "check_clip", "perturbed_batch", "snr_db"]
@@ -40,12 +40,12 @@ def perturbed_batch(
         leaf = get(batch, path)
         _check_floating(leaf, path, noise)
         x = leaf.detach().as_subclass(Tensor)
-        level_of = _levels(x, level, key, probability, per_sample)
-        y = (key / dotted(path)).apply(noise, x, level_of * _std(x) if relative else level_of)
+        levels = _levels(x, level, key, probability, per_sample)
+        y = (key / dotted(path)).apply(noise, x, levels * _std(x) if relative else levels)
         if clip is not None:
             y = _clipped(y, *clip)
-        if probability < 1:  # a sample that is left out is not clipped either
-            y = torch.where(_column(level_of > 0, x), y, x)
+        if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
+            y = torch.where(_column(levels > 0, x), y, x)
         batch = replace(batch, path, _like(leaf, y))
     return batch
 
@@ -55,8 +55,10 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
 
     .. math:: 10 \log_{10} \frac{\sum \lVert x \rVert^2}{\sum \lVert y - x \rVert^2}
     """
-    pairs = [(get(clean, path).detach().float(), get(noisy, path).detach().float()) for path in paths]
-    signal, error = (torch.stack(terms).sum() for terms in zip(*[(x.square().sum(), (y - x).square().sum()) for x, y in pairs], strict=True))
+    signal = error = torch.zeros(())
+    for path in paths:
+        x, y = get(clean, path).detach().float(), get(noisy, path).detach().float()
+        signal, error = signal + x.square().sum(), error + (y - x).square().sum()
     return 10 * torch.log10(signal / error)
 
 
@@ -69,9 +71,9 @@ def check_clip(clip: Clip | None) -> None:
 def _check_floating(leaf: Tensor, path: Path, noise: Callable[..., Tensor]) -> None:
     if not leaf.is_floating_point():
         raise TypeError(
-            f"{type(noise).__name__} needs floats, but the input {dotted(path)!r} is {str(leaf.dtype).removeprefix('torch.')} "
-            f"{tuple(leaf.shape)}. Convert images to floats in the data set's transform; token ids cannot take noise, their "
-            "embeddings can; or name another leaf with inputs=…"
+            f"{type(noise).__name__} needs floats, but the input {dotted(path)!r} is {described(leaf)}. "
+            "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
+            "or name another leaf with inputs=…"
         )
 
 

@@ -49,7 +49,7 @@ class Classifier(pl.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.seen.append(batch)
         x, y = batch
         loss = F.cross_entropy(self(x), y)
@@ -120,5 +120,3 @@ def assert_same(one: Sequence[Tensor], two: Sequence[Tensor]) -> None:
 def _no_seed_left_behind(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
-
-

@@ -118,8 +118,8 @@ def test_a_wrong_path_lists_the_leaves(wrong):
     batch = {"image": X, "label": Y, "meta": {"weights": [X[0]]}}
     with pytest.raises(ValueError, match="no leaf") as error:
         find_inputs(batch, wrong)
-    expected = f"no leaf {wrong!r} in the batch; leaves are: 'image' float32 (4, 3), 'label' int64 (4,), 'meta.weights.0' float32 (3,)."
-    assert str(error.value) == expected
+    listing = "leaves are: 'image' float32 (4, 3), 'label' int64 (4,), 'meta.weights.0' float32 (3,)."
+    assert str(error.value) == f"no leaf {wrong!r} in the batch; {listing}"
 
 
 def test_an_ambiguous_input_lists_the_leaves():

@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.tuner import Tuner
+from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from pytorch_lightning.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -116,9 +116,7 @@ resumes = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path
 
 def _resumed_equals_uninterrupted(make, level, folder, train, every_n_train_steps, resume_at, **kwargs):
     saver = ModelCheckpoint(folder, every_n_train_steps=every_n_train_steps, save_top_k=-1, filename="{step}")
-    whole, _ = fit(
-        [make(level), saver], module=Deterministic, train=train(), max_epochs=4, enable_checkpointing=True, **kwargs
-    )
+    whole, _ = fit([make(level), saver], module=Deterministic, train=train(), max_epochs=4, enable_checkpointing=True, **kwargs)
     checkpoints = {int(path.stem.removeprefix("step=")): path for path in folder.glob("*.ckpt")}
     resumable = [path for step, path in checkpoints.items() if resume_at(step)]
     assert len(resumable) >= 3
@@ -430,7 +428,7 @@ def test_the_epoch_that_weight_averaging_adds_for_batch_norm_is_clean():
             super().__init__()
             self.net.append(nn.BatchNorm1d(N_CLASSES))
 
-    swa = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
+    swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
     module, _ = fit([InputNoise(noise.Gaussian(), 0.5), swa], module=Normalised, train=loader(), max_epochs=2)
     data = Rows()
     clean = [torch.equal(batch[0], data.x[i % 3 * 8 : i % 3 * 8 + 8]) for i, batch in enumerate(module.seen)]
@@ -610,7 +608,7 @@ def test_at_level_0_the_step_gets_the_very_batch():
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             self.batch = batch
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx):
             same.append(pl_module.seen[-1] is self.batch)
 
     same: list[bool] = []
@@ -643,10 +641,18 @@ def test_a_wrong_argument_is_refused_when_the_callback_is_made(build, error, mes
 @pytest.mark.parametrize(
     ("callbacks", "error", "message"),
     [
-        ([InputNoise(noise.Gaussian(), 0.1), InputNoise(noise.Uniform(), 0.1)], ValueError, "two noise callbacks are named 'input'"),
+        (
+            [InputNoise(noise.Gaussian(), 0.1), InputNoise(noise.Uniform(), 0.1)],
+            ValueError,
+            "two noise callbacks are named 'input'",
+        ),
         ([InputNoise(noise.Gaussian(), schedules.Linear(-1.0, 0.0))], ValueError, "finite and not negative, got -1.0"),
         ([InputNoise(noise.Impulse(), lambda progress: 2.0)], ValueError, r"in \[0, 1\], got 2.0"),
-        ([InputNoise(noise.Gaussian(), 0.1, inputs="image")], ValueError, r"no leaf 'image' in the batch; leaves are: '0' float32 \(8, 8\), '1'"),
+        (
+            [InputNoise(noise.Gaussian(), 0.1, inputs="image")],
+            ValueError,
+            r"no leaf 'image' in the batch; leaves are: '0' float32 \(8, 8\), '1'",
+        ),
         ([InputNoise(noise.Gaussian(), 0.1, inputs=1)], TypeError, r"the input '1' is int64 \(8,\)"),
     ],
     ids=lambda value: "" if isinstance(value, list) else None,

@@ -6,8 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.lines import Line2D
 
 from lightning_noise import figures, schedules
+
+
+def points(line: Line2D) -> list[list[float]]:
+    return np.asarray(line.get_xydata()).tolist()
 
 
 def test_a_preview_draws_each_schedule_with_its_mean():
@@ -19,14 +24,13 @@ def test_a_preview_draws_each_schedule_with_its_mean():
     assert np.asarray(lines[1].get_ydata()).tolist() == [0.5, 0.5, 0, 0, 0.5, 0.5, 0, 0, 0.5, 0.5]
 
 
-def test_a_robustness_curve_begins_clean_and_goes_up_in_level():
-    figure = figures.robustness_curve({"gaussian": {0.2: 0.8, 0.1: 0.9}, "impulse": {0.05: 0.7}}, clean=0.95)
+def test_a_robustness_curve_goes_up_in_level():
+    figure = figures.robustness_curve({"gaussian": {0.2: 0.8, 0.0: 0.95, 0.1: 0.9}, "impulse": {0.05: 0.7}}, ylabel="skill")
     axes = figure.axes[0]
-    assert axes.lines[0].get_xydata().tolist() == [[0, 0.95], [0.1, 0.9], [0.2, 0.8]]
-    assert axes.lines[1].get_xydata().tolist() == [[0, 0.95], [0.05, 0.7]]
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["gaussian", "impulse", "clean 0.95"]
+    assert points(axes.lines[0]) == [[0, 0.95], [0.1, 0.9], [0.2, 0.8]]
+    assert points(axes.lines[1]) == [[0.05, 0.7]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gaussian", "impulse"]
+    assert axes.get_ylabel() == "skill"
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 3, 20, 30), (6, 28, 28)], ids=str)
@@ -70,5 +74,5 @@ def test_a_constant_image_and_half_precision_are_drawn():
 
 
 def test_pyplot_keeps_no_figure():
-    figures.robustness_curve({"a": {0.1: 0.5}}, clean=1.0)
+    figures.robustness_curve({"a": {0.1: 0.5}})
     assert plt.get_fignums() == []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from lightning_noise import noise
+from lightning_noise import noise, testing
 from lightning_noise.testing import NOISE_LAWS
 
 NOISES = [noise.Gaussian(), noise.Uniform(), noise.Speckle(), noise.Impulse(), noise.Impulse(low=0.0, high=1.0)]
@@ -36,28 +36,34 @@ class Broken(noise.Noise):
             return x + level
         if self.mistake == "takes_a_level_for_each_sample":
             level = torch.as_tensor(level).mean()
-        if self.mistake == "does_not_depend_on_the_memory_format":
-            # drawn in the order of the memory
-            return torch.empty_like(x, dtype=torch.float64).normal_(generator=generator).mul_(level).add_(x)
-        # drawn in the type of the input
-        return torch.empty(x.shape, dtype=x.dtype).normal_(generator=generator).mul_(level).add_(x)
+        return noise.Gaussian().perturb(x, level, generator)
 
 
-# the base class keeps the other laws for every member
-BREAKABLE = [law for law in NOISE_LAWS if law.__name__ not in ("keeps_shape_dtype_and_device", "is_the_identity_at_level_0", "is_a_value")]
+MISTAKES = [
+    "changes_the_input_above_level_0",
+    "is_a_function_of_the_generator",
+    "leaves_input_and_global_streams_alone",
+    "takes_a_level_for_each_sample",
+]
 
 
-@pytest.mark.parametrize("law", BREAKABLE, ids=lambda law: law.__name__)
-def test_the_law_finds_the_noise_that_breaks_it(law):
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_law_finds_the_noise_that_breaks_it(mistake):
     with pytest.raises(AssertionError, match="Broken"):
-        law(Broken(law.__name__))
+        getattr(testing, mistake)(Broken(mistake))
 
 
-def test_the_laws_find_what_is_no_noise():
-    with pytest.raises(AssertionError, match="turned torch.float32"):
-        NOISE_LAWS[0](lambda x, level, generator: x.double())
+def test_the_laws_find_a_function_that_forgets_what_the_base_class_keeps():
+    def careless(x, level, *, generator):
+        return torch.empty_like(x).normal_(generator=generator).mul_(level).add_(x)
+
+    for law in (testing.does_not_depend_on_the_memory_format, testing.is_the_same_in_half_precision_up_to_rounding):
+        with pytest.raises(AssertionError, match="careless"):
+            law(careless)  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match=r"turned torch\.float32"):
+        testing.keeps_shape_dtype_and_device(lambda x, level, generator: x.double())  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="x itself at level 0"):
-        NOISE_LAWS[1](lambda x, level, generator: x + 0)
+        testing.is_the_identity_at_level_0(lambda x, level, generator: x + 0)  # type: ignore[arg-type]
 
 
 def moments(member: noise.Noise, value: float, level: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_a_transition_is_constant_outside_its_window_and_monotone_within(kind, u
     assert all(level == end for level in levels[begin + length + 1 :])
     sign = 1 if end >= start else -1
     # a monotone curve, up to the rounding of start + (end - start) * share
-    assert all(sign * (later - earlier) >= -1e-15 for earlier, later in zip(levels, levels[1:], strict=False))
+    assert all(sign * (later - earlier) >= -1e-15 for earlier, later in pairwise(levels))
 
 
 def test_linear_equals_the_scheduler_of_torch():

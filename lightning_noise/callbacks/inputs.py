@@ -84,9 +84,7 @@ class InputNoise(NoiseCallback):
         self.clip = clip
 
     @contextmanager
-    def perturbation(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key
-    ) -> Iterator[Any]:
+    def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs)
         noisy = perturbed_batch(
             batch,

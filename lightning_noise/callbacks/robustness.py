@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import figures
-from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
+from lightning_noise.batch import Path, Selector, described, find_inputs, find_target, get
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
 from lightning_noise.metrics import CrossEntropy, ExpectedCalibrationError, retention
 from lightning_noise.noise import Noise, check_level
@@ -141,7 +141,7 @@ class RobustnessMonitor(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
-            self._report(trainer, self.name)
+            self._report(trainer, pl_module, self.name)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._reset()
@@ -152,12 +152,13 @@ class RobustnessMonitor(Callback):
         self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, f"test/{self.name}")
+        self._report(trainer, pl_module, f"test/{self.name}")
 
     # --- measuring
 
     def _reset(self) -> None:
         self._metrics: dict[tuple[str, float], MetricCollection] = {}
+        self._n_classes = 0
         self._seen = 0  # rows of this process
         self._shown: dict[str, dict[str, Tensor]] = {}
 
@@ -177,6 +178,7 @@ class RobustnessMonitor(Callback):
                 logits = _checked(self._predict(pl_module, noisy, paths), target)
             if tag == CLEAN:
                 _check_classes(target, logits.shape[1])
+            self._n_classes = logits.shape[1]
             metrics = self._metrics.get((tag, level)) or self._metrics.setdefault((tag, level), _metrics_like(logits))
             metrics.update(logits[:counted], target[:counted])
             if batch_idx == 0 and not self._pictured:
@@ -208,17 +210,17 @@ class RobustnessMonitor(Callback):
 
     # --- what is reported
 
-    def _report(self, trainer: Trainer, prefix: str) -> None:
+    def _report(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         if not self._metrics:
             raise ValueError(f"RobustnessMonitor saw no batch of dataloader_idx={self.dataloader_idx}")
-        values = {probe: {key: value.item() for key, value in metrics.compute().items()} for probe, metrics in self._metrics.items()}
+        computed = {probe: metrics.compute() for probe, metrics in self._metrics.items()}
+        values = {probe: {key: value.item() for key, value in metrics.items()} for probe, metrics in computed.items()}
         clean = values.pop((CLEAN, 0.0))
-        chance = 1 / self._metrics[CLEAN, 0.0]["accuracy"].num_classes  # type: ignore[operator]
         summary = {f"{CLEAN}/{key}": value for key, value in clean.items()}
         summary |= {f"{tag}/{level:g}/{key}": value for (tag, level), noisy in values.items() for key, value in noisy.items()}
-        summary |= _summary(clean, values, chance)
+        summary |= _summary(clean, values, chance=1 / self._n_classes)
         # the values are those of all processes already; on each of them, so that callbacks can monitor them
-        self.log_dict({f"{prefix}/{key}": value for key, value in summary.items()}, sync_dist=True, rank_zero_only=True)
+        pl_module.log_dict({f"{prefix}/{key}": value for key, value in summary.items()}, sync_dist=True, rank_zero_only=True)
         if trainer.is_global_zero:
             self._draw(trainer, prefix, clean["accuracy"], values)
 
@@ -229,11 +231,15 @@ class RobustnessMonitor(Callback):
     def _draw(
         self, trainer: Trainer, prefix: str, clean: float, values: Mapping[tuple[str, float], Mapping[str, float]]
     ) -> None:
-        boards = [logger.experiment for logger in trainer.loggers if hasattr(logger.experiment, "add_figure")]
+        experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+        boards: list[Any] = [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
         if not boards:
             return
-        curves = {tag: {level: values[tag, level]["accuracy"] for level in levels} for tag, levels in self.levels.items()}
-        drawn = {"curve": figures.robustness_curve(curves, clean)}
+        curves = {
+            tag: {0.0: clean} | {level: values[tag, level]["accuracy"] for level in levels}
+            for tag, levels in self.levels.items()
+        }
+        drawn = {"curve": figures.robustness_curve(curves)}
         untouched = self._shown.pop(CLEAN, {})
         drawn |= {f"{tag}/samples": figures.samples(untouched | noisy) for tag, noisy in self._shown.items()}
         self._pictured = True  # the samples are the same in each epoch
@@ -271,19 +277,25 @@ def _metrics_like(logits: Tensor) -> MetricCollection:
 
 def _checked(logits: Any, target: Tensor) -> Tensor:
     """The logits in at least float32, or an error where they are no prediction of the target."""
-    expected = f"logits of shape (B, K, *) for a target of shape {tuple(target.shape)}; give predict=… to return them"
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise ValueError(f"the module returned {type(logits).__name__}, but RobustnessMonitor reads {expected}")
-    if logits.ndim < 2 or logits.shape[1] < 2 or (len(logits), *logits.shape[2:]) != target.shape:
-        raise ValueError(f"the module returned shape {tuple(logits.shape)}, but RobustnessMonitor reads {expected}")
+    if not (
+        isinstance(logits, Tensor)
+        and logits.is_floating_point()
+        and logits.ndim >= 2
+        and logits.shape[1] >= 2
+        and (len(logits), *logits.shape[2:]) == target.shape
+    ):
+        raise ValueError(
+            f"the module returned {described(logits)}, but RobustnessMonitor reads logits of shape (B, K, *) "
+            f"for a target of shape {tuple(target.shape)}; give predict=… to return them"
+        )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check_classes(target: Tensor, n_classes: int) -> None:
     if target.is_floating_point() or target.min() < 0 or target.max() >= n_classes:
         raise ValueError(
-            f"the target must hold class indices in [0, {n_classes}), "
-            f"got {target.dtype} from {target.min().item()} to {target.max().item()}"
+            f"the target must hold class indices in [0, {n_classes}), got {described(target)} "
+            f"from {target.min().item()} to {target.max().item()}"
         )
 
 
@@ -315,9 +327,7 @@ def _tag(probe: Probe) -> str:
     return getattr(probe, "__name__", type(probe).__name__).lower()
 
 
-def _levels_of(
-    tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None
-) -> tuple[float, ...]:
+def _levels_of(tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None) -> tuple[float, ...]:
     noise = getattr(probe, "noise", probe)
     given = levels.get(tag) if isinstance(levels, Mapping) else levels
     chosen = tuple(getattr(noise, "severities", ()) if given is None else given)

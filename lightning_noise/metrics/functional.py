@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 __all__ = ["bin_indices", "expected_calibration_error", "retention"]
@@ -13,9 +12,10 @@ __all__ = ["bin_indices", "expected_calibration_error", "retention"]
 def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
     r"""Returns the bin of each confidence among bins of equal width, the last one closed.
 
-    Bin :math:`b` is :math:`[b / M, (b + 1) / M)`, so that a confidence of exactly 1 falls in the last bin and not in one of its own.
+    Bin :math:`b` is :math:`[b / M, (b + 1) / M)`; a confidence of exactly 1 falls in the last bin and not in one of its own.
 
     Example:
+        >>> import torch
         >>> bin_indices(torch.tensor([0.0, 0.1, 0.95, 1.0]), n_bins=10)
         tensor([0, 1, 9, 9])
     """
@@ -41,6 +41,7 @@ def expected_calibration_error(confidence_sum: Tensor, correct: Tensor, count: T
         https://ojs.aaai.org/index.php/AAAI/article/view/9602
 
     Example:
+        >>> import torch
         >>> expected_calibration_error(torch.tensor([0.8]), torch.tensor([1]), torch.tensor([1]))
         tensor(0.2000)
     """

@@ -1,0 +1,490 @@
+"""A monitor measures what it says, and nothing else is different for it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_noise import InputNoise, Key, RobustnessMonitor, noise
+from lightning_noise.metrics import ExpectedCalibrationError
+from lightning_noise.testing import global_streams
+
+HELD_OUT = Rows(13, seed=1)
+LEVELS = (0.0, 0.2, 0.6)
+METRICS = ("accuracy", "ece", "loss")
+
+
+class Stochastic(Classifier):
+    """Has metrics of its own, and draws from the global streams also in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.accuracy = MulticlassAccuracy(N_CLASSES, average="micro")
+
+    def forward(self, x):
+        return super().forward(x) + 0.1 * torch.rand(len(x), N_CLASSES)
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.accuracy(self(batch[0]), batch[1])
+        self.log("val_accuracy", self.accuracy)
+
+
+def keys_of(trainer: pl.Trainer) -> dict[str, float]:
+    return {key: value.item() for key, value in trainer.callback_metrics.items()}
+
+
+def validated(
+    monitor: RobustnessMonitor, module: Callable[[], pl.LightningModule] = Classifier, validation: Any = None
+) -> dict[str, float]:
+    pl.seed_everything(0, verbose=False)
+    trainer = make_trainer([monitor])
+    trainer.validate(module(), loader(HELD_OUT) if validation is None else validation, verbose=False)
+    return keys_of(trainer)
+
+
+# --- it changes nothing
+
+
+@pytest.mark.parametrize("module", [Classifier, Stochastic])
+def test_weights_metrics_and_random_streams_are_as_without(module):
+    without, plain = fit(module=module)
+    streams = global_streams()
+    with_, watched = fit([RobustnessMonitor([noise.Gaussian(), noise.Impulse()])], module=module)
+    assert global_streams() == streams
+    assert_same(weights(with_), weights(without))
+    own = {key: value for key, value in keys_of(watched).items() if not key.startswith("robustness")}
+    assert own == keys_of(plain)
+    for one, two in zip(with_.validated, without.validated, strict=True):
+        assert_same(one, two)
+
+
+def test_the_held_out_data_are_untouched():
+    data = Rows(13, seed=1)
+    fit([RobustnessMonitor(noise.Gaussian())], validation=loader(data))
+    assert_same([data.x, data.y], [HELD_OUT.x, HELD_OUT.y])
+
+
+def test_a_monitor_deep_copies_and_pickles_and_serves_a_second_fit():
+    monitor = RobustnessMonitor([noise.Gaussian()], LEVELS)
+    copies = [copy.deepcopy(monitor), pickle.loads(pickle.dumps(monitor))]
+    first = keys_of(fit([monitor])[1])
+    for again in [monitor, *copies]:
+        assert keys_of(fit([again])[1]) == first
+
+
+def test_a_fit_follows_a_validation_of_its_own():
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS)
+    validated(monitor)
+    assert keys_of(fit([monitor])[1]) == keys_of(fit([RobustnessMonitor(noise.Gaussian(), LEVELS)])[1])
+
+
+# --- it measures what it says
+
+
+def test_the_values_are_those_of_a_hand_written_loop():
+    pl.seed_everything(0, verbose=False)
+    module = Classifier().eval()
+    found = validated(RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5), lambda: module)
+    accuracy = {}
+    for level in LEVELS:
+        key = Key((5, "probe", "soft"), positions=range(13)) / "0"
+        with torch.no_grad():
+            logits = module(key.apply(noise.Gaussian(), HELD_OUT.x, level))
+        calibration = ExpectedCalibrationError()
+        calibration.update(logits, HELD_OUT.y)
+        accuracy[level] = (logits.argmax(1) == HELD_OUT.y).double().mean().item()
+        assert found[f"robustness/soft/{level:g}/accuracy"] == pytest.approx(accuracy[level], abs=1e-7)
+        # sums in float32, in other batches
+        assert found[f"robustness/soft/{level:g}/loss"] == pytest.approx(F.cross_entropy(logits, HELD_OUT.y).item(), rel=1e-6)
+        assert found[f"robustness/soft/{level:g}/ece"] == pytest.approx(calibration.compute().item(), abs=1e-6)
+    clean, mean = accuracy[0.0], sum(accuracy.values()) / 3
+    retained = sum((value - 1 / 3) / (clean - 1 / 3) for value in accuracy.values()) / 3
+    assert clean > 1 / 3
+    assert found["robustness/clean/accuracy"] == pytest.approx(clean, abs=1e-7)
+    assert found["robustness/soft/accuracy_drop"] == pytest.approx(clean - mean, abs=1e-6)
+    assert found["robustness/soft/accuracy_retention"] == pytest.approx(retained, abs=1e-6)
+    assert found["robustness/accuracy_mean"] == pytest.approx(mean, abs=1e-6)
+    assert found["robustness/score"] == pytest.approx((clean + mean) / 2, abs=1e-6)
+
+
+def test_means_are_over_noises_and_levels():
+    found = validated(RobustnessMonitor([noise.Gaussian(), noise.Uniform()], {"gaussian": [0.5], "uniform": [1.0, 2.0]}))
+    for metric in METRICS:
+        noisy = [found[f"robustness/{probe}/{metric}"] for probe in ("gaussian/0.5", "uniform/1", "uniform/2")]
+        clean = found[f"robustness/clean/{metric}"]
+        assert found[f"robustness/{metric}_mean"] == pytest.approx(sum(noisy) / 3, abs=1e-6)
+        assert found[f"robustness/uniform/{metric}_drop"] == pytest.approx(clean - sum(noisy[1:]) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("module", [Classifier, Stochastic])
+def test_level_0_equals_clean(module):
+    _, trainer = fit([RobustnessMonitor(noise.Gaussian(), LEVELS)], module=module)
+    found = keys_of(trainer)
+    for metric in METRICS:
+        assert found[f"robustness/gaussian/0/{metric}"] == found[f"robustness/clean/{metric}"]
+    assert found["robustness/gaussian/0.6/loss"] != found["robustness/clean/loss"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_averaged_weights_are_what_is_measured(order):
+    callbacks = [
+        WeightAveraging(avg_fn=lambda average, new, n: 0.5 * (average + new)),
+        RobustnessMonitor(noise.Gaussian(), [0.1]),
+    ]
+    _, trainer = fit(callbacks[::order])
+    found = keys_of(trainer)
+    # the user's own metric of the same weights; the means are taken over other batches, in float32
+    assert found["robustness/clean/loss"] == pytest.approx(found["val_loss"], rel=1e-6)
+
+
+class Recorder:
+    """A `predict` that keeps the inputs."""
+
+    def __init__(self):
+        self.inputs: list[torch.Tensor] = []
+
+    def __call__(self, module, batch):
+        self.inputs.append(batch[0].clone())
+        return module(batch[0])
+
+
+@pytest.mark.parametrize("probe", [noise.Gaussian(), noise.Uniform(), noise.Speckle(), noise.Impulse()], ids=repr)
+def test_the_noise_of_a_sample_is_the_same_for_any_batch_size(probe):
+    data, seen = Rows(65, features=(3, 5), seed=1), {}
+    for batch_size in (1, 7, 64):
+        recorder = Recorder()
+        monitor = RobustnessMonitor(probe, [0.3], predict=recorder)
+        validated(monitor, lambda: Classifier(features=15), validation=loader(data, batch_size=batch_size))
+        seen[batch_size] = torch.cat(recorder.inputs[1::2])
+    assert torch.equal(torch.cat(recorder.inputs[::2]), data.x)
+    assert not torch.equal(seen[1], data.x)
+    assert torch.equal(seen[1], seen[7])
+    assert torch.equal(seen[1], seen[64])
+
+
+def test_the_noise_is_the_same_in_each_epoch_and_scales_with_the_level():
+    recorder = Recorder()
+    fit([RobustnessMonitor(noise.Gaussian(), [0.5, 1.0], predict=recorder)], max_epochs=3)
+    clean, half, full = (recorder.inputs[i::3] for i in range(3))
+    assert_same(half[:2], half[2:4])
+    assert_same(half[:2], half[4:])
+    for x, small, large in zip(clean, half, full, strict=True):
+        # one z at both levels, up to the rounding of adding it to x
+        torch.testing.assert_close(2 * (small - x), large - x, rtol=0, atol=2e-6)
+
+
+def test_the_noise_does_not_depend_on_the_seed_of_the_run():
+    recorders = [Recorder(), Recorder()]
+    for seed, recorder in enumerate(recorders):
+        fit([RobustnessMonitor(noise.Gaussian(), [0.5], predict=recorder)], seed=seed)
+    assert_same(recorders[0].inputs, recorders[1].inputs)
+
+
+def test_clip_and_relative_apply_to_the_noisy_input_alone():
+    recorder = Recorder()
+    validated(RobustnessMonitor(noise.Gaussian(), [3.0], predict=recorder, clip=(-0.1, 0.1), relative=True))
+    assert torch.equal(torch.cat(recorder.inputs[::2]), HELD_OUT.x)
+    assert torch.cat(recorder.inputs[1::2]).abs().max() <= 0.1
+
+
+def test_a_noise_callback_serves_as_a_probe():
+    callback = InputNoise(noise.Gaussian(), 0.1, clip=(-1, 1))
+    as_callback = validated(RobustnessMonitor({"gaussian": callback}, [0.5]))
+    as_noise = validated(RobustnessMonitor(noise.Gaussian(), [0.5], clip=(-1, 1)))
+    assert as_callback == as_noise
+    assert (
+        validated(RobustnessMonitor(callback, [0.5]))["robustness/input/0.5/loss"] != as_noise["robustness/gaussian/0.5/loss"]
+    )
+
+
+# --- when and where
+
+
+def test_it_measures_in_fit_validate_and_test():
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS)
+    module, trainer = fit([monitor])
+    in_fit = keys_of(trainer)
+    trainer.validate(module, loader(HELD_OUT), verbose=False)
+    in_validate = keys_of(trainer)
+    trainer.test(module, loader(HELD_OUT), verbose=False)
+    in_test = keys_of(trainer)
+    measured = {key: value for key, value in in_fit.items() if key.startswith("robustness/")}
+    assert len(measured) == 3 * 4 + 4 + 3 + 1
+    assert {key: value for key, value in in_validate.items() if key.startswith("robustness/")} == measured
+    assert {key: value for key, value in in_test.items() if "robustness/" in key} == {
+        f"test/{key}": value for key, value in measured.items()
+    }
+
+
+def test_it_measures_every_n_epochs_and_not_in_the_sanity_check():
+    recorder = Recorder()
+
+    class Watch(pl.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            calls.append(len(recorder.inputs))
+
+    calls: list[int] = []
+    fit([RobustnessMonitor(noise.Gaussian(), [0.5], predict=recorder, every_n_epochs=2), Watch()], max_epochs=5)
+    # two batches, clean and noisy, in the second and the fourth epoch
+    assert calls == [0, 0, 4, 4, 8, 8]
+
+
+def test_max_batches_bounds_what_is_measured():
+    recorder = Recorder()
+    found = validated(RobustnessMonitor(noise.Gaussian(), [0.5], predict=recorder, max_batches=1))
+    assert len(recorder.inputs) == 2
+    with torch.no_grad():
+        pl.seed_everything(0, verbose=False)
+        logits = Classifier().eval()(HELD_OUT.x[:8])
+    assert found["robustness/clean/loss"] == pytest.approx(F.cross_entropy(logits, HELD_OUT.y[:8]).item(), rel=1e-6)
+
+
+class TwoLoaders(Classifier):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("idx", [0, 1])
+def test_one_of_several_loaders_is_measured(idx):
+    data = [Rows(13, seed=1), Rows(9, seed=2)]
+    found = validated(
+        RobustnessMonitor(noise.Gaussian(), [0.5], dataloader_idx=idx), TwoLoaders, validation=[*map(loader, data)]
+    )
+    alone = validated(RobustnessMonitor(noise.Gaussian(), [0.5]), validation=loader(data[idx]))
+    for key in alone:
+        if key.startswith("robustness/"):
+            assert found[key] == alone[key]
+
+
+def test_two_monitors_have_names():
+    monitors = [RobustnessMonitor(noise.Gaussian(), [level], name=name) for level, name in ((0.1, "near"), (0.9, "far"))]
+    _, trainer = fit(monitors)
+    assert {"near/gaussian/0.1/loss", "far/gaussian/0.9/loss"} <= trainer.callback_metrics.keys()
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"fast_dev_run": True},
+        {"limit_val_batches": 1},
+        {"overfit_batches": 1},
+        {"val_check_interval": 1},
+        {"check_val_every_n_epoch": 2},
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"precision": "64-true"},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*overfit_batches.*:UserWarning", "ignore:You requested to overfit")
+def test_a_mode_of_the_trainer_works(mode):
+    train = loader()
+    without, _ = fit(train=train, **mode)
+    with_, trainer = fit([RobustnessMonitor(noise.Gaussian(), LEVELS)], train=train, **mode)
+    found = keys_of(trainer)
+    assert_same(weights(with_), weights(without))
+    assert found["robustness/gaussian/0/loss"] == found["robustness/clean/loss"]
+    if "precision" in mode:
+        # the user's loss is rounded to the precision of the run
+        assert found["robustness/clean/loss"] == pytest.approx(
+            found["val_loss"], rel=0.02 if "bf16" in mode["precision"] else 1e-6
+        )
+
+
+def test_checkpoints_and_early_stopping_follow_its_keys(tmp_path):
+    saver = ModelCheckpoint(tmp_path, monitor="robustness/score", mode="max", filename="{epoch}")
+    stopper = EarlyStopping("robustness/gaussian/0.2/accuracy", mode="max", patience=2, min_delta=2.0)
+    _, trainer = fit([saver, stopper, RobustnessMonitor(noise.Gaussian(), LEVELS)], max_epochs=10, enable_checkpointing=True)
+    assert saver.best_model_score is not None
+    assert 0 < saver.best_model_score <= 1
+    assert trainer.current_epoch == 3, "no accuracy rises by two, so the patience of two epochs ends"
+
+
+# --- batches
+
+
+class Dictionary(Classifier):
+    def _pair(self, batch):
+        return batch["data"]["x"], batch["y"]
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(self._pair(batch), batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(self._pair(batch), batch_idx)
+
+
+def test_inputs_and_targets_are_found_in_a_dict():
+    def collate(samples):
+        x, y = (torch.stack(column) for column in zip(*samples, strict=True))
+        return {"data": {"x": x}, "y": y}
+
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5], inputs="data.x", targets="y")
+    found = validated(monitor, Dictionary, validation=loader(HELD_OUT, collate_fn=collate))
+    plain = validated(RobustnessMonitor({"gaussian": noise.Gaussian()}, [0.5]))
+    assert found["robustness/clean/loss"] == plain["robustness/clean/loss"]
+
+
+def test_a_class_for_each_pixel_is_measured():
+    class Segmenter(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Conv2d(1, N_CLASSES, 1)  # type: ignore[assignment]
+
+    data = Rows(6, features=(1, 4, 5))
+    data.y = (data.x[:, 0] > 0).long()
+    module = Segmenter()
+    found = validated(RobustnessMonitor(noise.Gaussian(), [0.5]), lambda: module, validation=loader(data))
+    accuracy = (module(data.x).argmax(1) == data.y).double().mean().item()
+    assert found["robustness/clean/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+# --- loggers
+
+
+def images(accumulator: EventAccumulator) -> set[str]:
+    return set(accumulator.Tags()["images"])
+
+
+@pytest.mark.parametrize(("features", "pictured"), [((1, 8, 8), True), ((2, 70), True), ((N_FEATURES,), False)], ids=str)
+def test_tensorboard_holds_the_tags_and_the_pictures(features, pictured, tmp_path):
+    data = Rows(16, features=features)
+    callbacks = [InputNoise(noise.Gaussian(), 0.5), RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1, 0.2])]
+    logger = TensorBoardLogger(tmp_path)
+    size = math.prod(features)
+    module, trainer = fit(
+        callbacks,
+        module=lambda: Classifier(features=size),
+        train=loader(data),
+        validation=loader(data),
+        logger=logger,
+        log_every_n_steps=2,
+        max_epochs=3,
+    )
+    trainer.test(module, loader(data), verbose=False)
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"noise/input/level", "noise/input/snr_db", "robustness/score", "robustness/gaussian/0.1/ece"} <= tags
+    assert {"test/robustness/impulse/accuracy_drop", "test/robustness/clean/loss"} <= tags
+    levels = events.Scalars("noise/input/level")
+    assert [(event.step, event.value) for event in levels] == [(1, 0.5), (3, 0.5), (5, 0.5)]
+    assert [event.step for event in events.Scalars("robustness/score")] == [1, 3, 5]
+    curves = {"robustness/curve", "test/robustness/curve"}
+    samples = {f"{prefix}robustness/{tag}/samples" for prefix in ("", "test/") for tag in ("gaussian", "impulse")}
+    assert images(events) == curves | (samples if pictured else set())
+    assert len(events.Images("robustness/curve")) == 3
+    if pictured:
+        assert len(events.Images("robustness/gaussian/samples")) == 1, "they are the same in each epoch"
+
+
+def test_the_logged_signal_to_noise_ratio_is_that_of_the_batch(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    module, _ = fit([InputNoise(noise.Gaussian(), 0.5)], train=loader(), logger=logger, log_every_n_steps=1, max_epochs=1)
+    events = EventAccumulator(logger.log_dir).Reload()
+    for i, event in enumerate(events.Scalars("noise/input/snr_db")):
+        clean, noisy = Rows().x[8 * i : 8 * i + 8], module.seen[i][0]
+        # float32
+        assert event.value == pytest.approx(10 * math.log10(clean.square().sum() / (noisy - clean).square().sum()), rel=1e-5)
+
+
+def test_points_stand_where_lightning_puts_its_own(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fit([InputNoise(noise.Gaussian(), 0.5)], logger=logger, log_every_n_steps=2, max_epochs=3, accumulate_grad_batches=2)
+    rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
+    header = rows[0].split(",")
+    columns = [dict(zip(header, row.split(","), strict=True)) for row in rows[1:]]
+    ours = {row["step"] for row in columns if row["noise/input/level"]}
+    theirs = {row["step"] for row in columns if row["train_loss"]}
+    assert ours == theirs != set()
+
+
+@pytest.mark.parametrize("kind", ["csv", "none", "both"])
+def test_other_loggers_and_none_work(kind, tmp_path):
+    loggers = {"csv": CSVLogger(tmp_path), "none": False, "both": [CSVLogger(tmp_path), TensorBoardLogger(tmp_path)]}
+    callbacks = [InputNoise(noise.Gaussian(), 0.5), RobustnessMonitor(noise.Gaussian(), LEVELS)]
+    without, _ = fit(callbacks[:1])
+    with_, trainer = fit(callbacks, logger=loggers[kind], log_every_n_steps=1)
+    assert "robustness/score" in trainer.callback_metrics
+    assert_same(weights(with_), weights(without))
+    if kind != "none":
+        assert "robustness/gaussian/0.2/ece" in next(tmp_path.rglob("metrics.csv")).read_text()
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RobustnessMonitor([]), "noises must be at least one"),
+        (lambda: RobustnessMonitor({"clean": noise.Gaussian()}), "none may have the tag 'clean'"),
+        (lambda: RobustnessMonitor([noise.Impulse(), noise.Impulse(low=0.0)]), r"one tag among \['impulse', 'impulse'\]"),
+        (lambda: RobustnessMonitor(noise.Gaussian(), [-0.1]), "finite and not negative, got -0.1"),
+        (lambda: RobustnessMonitor(noise.Impulse(), [1.2]), r"in \[0, 1\], got 1.2"),
+        (lambda: RobustnessMonitor(noise.Gaussian(), []), "'gaussian' needs levels"),
+        (lambda: RobustnessMonitor(lambda x, level, generator: x), "needs levels"),
+        (
+            lambda: RobustnessMonitor(noise.Gaussian(), {"gauss": [0.1]}),
+            r"levels for \['gauss'\], but the noises are \['gaussian'\]",
+        ),
+        (lambda: RobustnessMonitor(noise.Gaussian(), every_n_epochs=0), "at least 1, got 0"),
+        (lambda: RobustnessMonitor(noise.Gaussian(), max_batches=0), "at least 1, got 1 and 0"),
+    ],
+)
+def test_a_wrong_argument_is_refused_when_the_monitor_is_made(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_run_without_validation_is_refused():
+    with pytest.raises(ValueError, match="RobustnessMonitor needs a validation"):
+        fit([RobustnessMonitor(noise.Gaussian())], limit_val_batches=0)
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        (lambda module, batch: None, "the module returned NoneType, but .* reads logits of shape"),
+        (lambda module, batch: module(batch[0]).argmax(1), r"the module returned int64 \(8,\), but"),
+        (lambda module, batch: module(batch[0])[:, 0], r"returned float32 \(8,\)"),
+        (lambda module, batch: module(batch[0])[:3], r"returned float32 \(3, 3\).*target of shape \(8,\)"),
+        (lambda module, batch: module(batch[0])[:, :1], r"returned float32 \(8, 1\)"),
+        (lambda module, batch: module(batch[0])[:, :2], r"class indices in \[0, 2\), got int64 \(8,\) from 0 to 2"),
+    ],
+)
+def test_what_is_no_prediction_of_the_target_is_refused(predict, message):
+    with pytest.raises(ValueError, match=message):
+        validated(RobustnessMonitor(noise.Gaussian(), predict=predict))
+
+
+def test_targets_that_are_no_classes_are_refused():
+    class Regression(Classifier):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", F.mse_loss(self(batch[0])[:, 0], batch[1]))
+
+    data = Rows(8)
+    data.y = data.y.float()
+    with pytest.raises(ValueError, match=r"class indices in \[0, 3\), got float32 \(8,\)"):
+        validated(RobustnessMonitor(noise.Gaussian()), Regression, validation=loader(data))
+
+
+def test_a_loader_that_is_not_there_is_said_to_be_missing():
+    with pytest.raises(ValueError, match="saw no batch of dataloader_idx=3"):
+        validated(RobustnessMonitor(noise.Gaussian(), dataloader_idx=3))

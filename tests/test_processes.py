@@ -1,0 +1,90 @@
+"""Two processes give the replicas and the measurements of one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Rows
+
+SCRIPT = Path(__file__).with_name("processes.py")
+Result = dict[str, Any]
+
+
+def run(folder: Path, strategy: str, devices: int, level: float) -> list[Result]:
+    """What each process wrote, the part of the fit and that of the validation in one."""
+    folder.mkdir()
+    arguments = [sys.executable, str(SCRIPT), str(folder), strategy, str(devices), str(level)]
+    subprocess.run(arguments, check=True, timeout=240, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return [torch.load(folder / f"fit-{rank}.pt") | torch.load(folder / f"{rank}.pt") for rank in range(devices)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return run(tmp_path_factory.mktemp("processes") / "alone", "auto", 1, 0.5)[0]
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    return run(tmp_path_factory.mktemp("processes") / "noisy", "ddp_spawn", 2, 0.5)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    return run(tmp_path_factory.mktemp("processes") / "clean", "ddp_fork", 2, 0.0)
+
+
+def test_the_replicas_stay_bitwise_equal(noisy):
+    one, two = noisy
+    assert all(torch.equal(one["weights"][key], two["weights"][key]) for key in one["weights"])
+
+
+def test_the_input_noise_differs_between_the_processes(noisy, clean):
+    added = [noisy[rank]["seen"][0] - clean[rank]["seen"][0] for rank in range(2)]
+    assert all(part.abs().min() > 0 for part in added)
+    assert not torch.allclose(added[0], added[1])
+
+
+def test_the_data_set_is_untouched_on_each_process(noisy):
+    for result in noisy:
+        assert torch.equal(result["data"], Rows().x)
+
+
+def clean_and_noisy(result: Result) -> list[torch.Tensor]:
+    """The inputs of the five forward passes of the monitor, a tensor each; the module's own come first."""
+    return [torch.cat(result["evaluated"][i::6]) for i in range(1, 6)]
+
+
+def test_the_probe_is_bitwise_that_of_one_process(noisy, alone):
+    whole = clean_and_noisy(alone)
+    assert torch.equal(whole[0], Rows(13, seed=1).x)
+    for rank, result in enumerate(noisy):
+        for part, all_ in zip(clean_and_noisy(result), whole, strict=True):
+            mine = all_[rank::2]
+            # thirteen samples on two processes: the second repeats one to have seven, too
+            assert len(part) == 7
+            assert torch.equal(part[: len(mine)], mine)
+
+
+def test_the_measurements_are_those_of_one_process(noisy, alone):
+    for result in noisy:
+        measured = {key for key in alone["validated"] if key.startswith("robustness/")}
+        assert measured == {key for key in result["validated"] if key.startswith("robustness/")}
+        for key in measured:
+            # counts are exact; confidences and losses come from batches of another size, in float32
+            torch.testing.assert_close(result["validated"][key], alone["validated"][key], rtol=1e-5, atol=1e-6)
+
+
+def test_early_stopping_ends_all_processes_at_once(noisy):
+    assert [result["epochs"] for result in noisy] == [2, 2]
+    assert noisy[0]["fitted"]["robustness/score"] == noisy[1]["fitted"]["robustness/score"]
+
+
+def test_the_streams_are_not_touched_on_any_process(noisy):
+    for result in noisy:
+        assert torch.equal(result["streams"], result["streams after"])
