@@ -169,7 +169,9 @@ def _row(label: str, accuracy_without: float, accuracy_with: float, ece_without:
 def _conclusion(results: dict[str, dict[str, float]]) -> str:
     """Says what training with noise gained at the highest levels and what it cost, as far as the test set can tell."""
     sentences = {"raised": [], "lowered": [], "did not measurably change": []}
-    where = {"clean": "on clean images"} | {f"{tag}/{max(levels):g}": f"under {tag} {max(levels):g}" for tag, levels in LEVELS.items()}
+    where = {"clean": "on clean images"} | {
+        f"{tag}/{max(levels):g}": f"under {tag} {max(levels):g}" for tag, levels in LEVELS.items()
+    }
     for key, place in where.items():
         before, after = (run[f"{key}/accuracy"] for run in results.values())
         sentences[_verdict(before, after)].append(f"{place} ({100 * before:.1f} to {100 * after:.1f} %)")

@@ -48,7 +48,7 @@ def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str
     axes = figure.subplots()
     for label, curve in curves.items():
         axes.plot(sorted(curve), [curve[level] for level in sorted(curve)], marker="o", markersize=4, label=label)
-    axes.set(xlabel="level of the noise", ylabel=ylabel, xlim=(0, None))
+    axes.set(xlabel="level of the noise", ylabel=ylabel, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     _finish(figure)
     return figure
@@ -76,7 +76,8 @@ def samples(columns: Mapping[str, Tensor], *, n_samples: int = 4) -> Figure | No
 
 
 def _finish(figure: Figure) -> None:
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)  # inside it would cover lines
+    columns = min(4, len(figure.axes[0].lines))
+    figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)  # inside it would cover lines
     figure.axes[0].spines[["top", "right"]].set_visible(False)
 
 
