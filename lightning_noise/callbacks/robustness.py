@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import figures
-from lightning_noise.batch import Path, Selector, described, find_inputs, find_target, get
+from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
-from lightning_noise.metrics import CrossEntropy, ExpectedCalibrationError, retention
+from lightning_noise.metrics.classification import check_classes, checked_logits, classifier_metrics
+from lightning_noise.metrics.functional import robustness_summary
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.perturb import Clip, check_clip, perturbed_batch
 from lightning_noise.rng import Key
@@ -175,12 +173,14 @@ class RobustnessMonitor(Callback):
         counted = _counted(trainer, self.dataloader_idx, positions)
         for tag, level, perturbation in self._perturbations(trainer, pl_module, batch, paths, positions):
             with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
-                logits = _checked(self._predict(pl_module, noisy, paths), target)
+                logits = checked_logits(self._predict(pl_module, noisy, paths), target)
             if tag == CLEAN:
-                _check_classes(target, logits.shape[1])
-            self._n_classes = logits.shape[1]
-            metrics = self._metrics.get((tag, level)) or self._metrics.setdefault((tag, level), _metrics_like(logits))
-            metrics.update(logits[:counted], target[:counted])
+                self._n_classes = logits.shape[1]
+                check_classes(target, self._n_classes)
+            if (tag, level) not in self._metrics:
+                # new ones for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
+                self._metrics[tag, level] = classifier_metrics(self._n_classes).to(logits.device)
+            self._metrics[tag, level].update(logits[:counted], target[:counted])
             if batch_idx == 0 and not self._pictured:
                 self._show(tag, level, get(noisy, paths[0]))
 
@@ -218,7 +218,7 @@ class RobustnessMonitor(Callback):
         clean = values.pop((CLEAN, 0.0))
         summary = {f"{CLEAN}/{key}": value for key, value in clean.items()}
         summary |= {f"{tag}/{level:g}/{key}": value for (tag, level), noisy in values.items() for key, value in noisy.items()}
-        summary |= _summary(clean, values, chance=1 / self._n_classes)
+        summary |= robustness_summary(clean, values, chance=1 / self._n_classes)
         # the values are those of all processes already; on each of them, so that callbacks can monitor them
         pl_module.log_dict({f"{prefix}/{key}": value for key, value in summary.items()}, sync_dist=True, rank_zero_only=True)
         if trainer.is_global_zero:
@@ -247,56 +247,6 @@ class RobustnessMonitor(Callback):
             for key, figure in drawn.items():
                 if figure is not None:
                     board.add_figure(f"{prefix}/{key}", figure, global_step=logging_step(trainer))
-
-
-def _summary(
-    clean: Mapping[str, float], values: Mapping[tuple[str, float], Mapping[str, float]], chance: float
-) -> dict[str, float]:
-    """The drops, the retention, the means and the score."""
-    summary = {}
-    for tag in dict.fromkeys(tag for tag, _ in values):
-        noisy = [metrics for (owner, _), metrics in values.items() if owner == tag]
-        for key, value in clean.items():
-            summary[f"{tag}/{key}_drop"] = fmean(value - metrics[key] for metrics in noisy)
-        summary[f"{tag}/accuracy_retention"] = fmean(
-            retention(metrics["accuracy"], clean["accuracy"], chance) for metrics in noisy
-        )
-    means = {f"{key}_mean": fmean(metrics[key] for metrics in values.values()) for key in clean}
-    return summary | means | {"score": (clean["accuracy"] + means["accuracy_mean"]) / 2}
-
-
-def _metrics_like(logits: Tensor) -> MetricCollection:
-    # new ones for each validation: those of a `trainer.validate` hold inference tensors, which a later fit cannot update
-    metrics = {
-        "accuracy": MulticlassAccuracy(logits.shape[1], average="micro", validate_args=False),
-        "loss": CrossEntropy(),
-        "ece": ExpectedCalibrationError(),
-    }
-    return MetricCollection(metrics, compute_groups=False).to(logits.device)
-
-
-def _checked(logits: Any, target: Tensor) -> Tensor:
-    """The logits in at least float32, or an error where they are no prediction of the target."""
-    if not (
-        isinstance(logits, Tensor)
-        and logits.is_floating_point()
-        and logits.ndim >= 2
-        and logits.shape[1] >= 2
-        and (len(logits), *logits.shape[2:]) == target.shape
-    ):
-        raise ValueError(
-            f"the module returned {described(logits)}, but RobustnessMonitor reads logits of shape (B, K, *) "
-            f"for a target of shape {tuple(target.shape)}; give predict=… to return them"
-        )
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _check_classes(target: Tensor, n_classes: int) -> None:
-    if target.is_floating_point() or target.min() < 0 or target.max() >= n_classes:
-        raise ValueError(
-            f"the target must hold class indices in [0, {n_classes}), got {described(target)} "
-            f"from {target.min().item()} to {target.max().item()}"
-        )
 
 
 def _counted(trainer: Trainer, dataloader_idx: int, positions: range) -> int:
@@ -333,4 +283,6 @@ def _levels_of(tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Se
     chosen = tuple(getattr(noise, "severities", ()) if given is None else given)
     if not chosen:
         raise ValueError(f"{tag!r} needs levels: give levels=…, a list or a mapping from tag")
+    if len({f"{level:g}" for level in chosen}) < len(chosen):
+        raise ValueError(f"the levels of {tag!r} must differ in their first six digits, got {chosen}")
     return tuple(check_level(level, getattr(noise, "max_level", math.inf)) for level in chosen)

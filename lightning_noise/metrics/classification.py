@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_noise.batch import described
 from lightning_noise.metrics.functional import bin_indices, expected_calibration_error
 
-__all__ = ["CrossEntropy", "ExpectedCalibrationError"]
+__all__ = ["CrossEntropy", "ExpectedCalibrationError", "check_classes", "checked_logits", "classifier_metrics"]
 
 # confidences are summed as whole multiples of 2^-24, the resolution of float32 below 1: exact, in any order and on any device
 _RESOLUTION = 2**24
@@ -88,3 +92,45 @@ class ExpectedCalibrationError(Metric):
 
     def compute(self) -> Tensor:
         return expected_calibration_error(self.confidence_sum / _RESOLUTION, self.correct, self.count)
+
+
+def classifier_metrics(num_classes: int) -> MetricCollection:
+    """Returns accuracy, cross-entropy (``loss``) and expected calibration error (``ece``) of logits.
+
+    Example:
+        >>> metrics = classifier_metrics(4)
+        >>> metrics.update(torch.eye(4), torch.arange(4))
+        >>> metrics.compute()["accuracy"]
+        tensor(1.)
+    """
+    metrics = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+        "loss": CrossEntropy(),
+        "ece": ExpectedCalibrationError(),
+    }
+    return MetricCollection(metrics, compute_groups=False)
+
+
+def checked_logits(logits: Any, target: Tensor) -> Tensor:
+    """Returns the logits in at least float32, or raises a ValueError where they are no prediction of the target."""
+    if not (
+        isinstance(logits, Tensor)
+        and logits.is_floating_point()
+        and logits.ndim >= 2
+        and logits.shape[1] >= 2
+        and (len(logits), *logits.shape[2:]) == target.shape
+    ):
+        raise ValueError(
+            f"the module returned {described(logits)}, but RobustnessMonitor reads logits of shape (B, K, *) "
+            f"for a target of shape {tuple(target.shape)}; give predict=… to return them"
+        )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def check_classes(target: Tensor, num_classes: int) -> None:
+    """Raises a ValueError where the target is not made of class indices."""
+    if target.is_floating_point() or target.min() < 0 or target.max() >= num_classes:
+        raise ValueError(
+            f"the target must hold class indices in [0, {num_classes}), got {described(target)} "
+            f"from {target.min().item()} to {target.max().item()}"
+        )

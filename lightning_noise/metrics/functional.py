@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from statistics import fmean
 
 from torch import Tensor
 
-__all__ = ["bin_indices", "expected_calibration_error", "retention"]
+__all__ = ["bin_indices", "expected_calibration_error", "retention", "robustness_summary"]
 
 
 def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
@@ -60,3 +62,33 @@ def retention(noisy: float, clean: float, chance: float) -> float:
         0.5
     """
     return (noisy - chance) / (clean - chance) if clean > chance else math.nan
+
+
+def robustness_summary(
+    clean: Mapping[str, float], noisy: Mapping[tuple[str, float], Mapping[str, float]], chance: float
+) -> dict[str, float]:
+    """Returns the drops, the retention, the means and the score of a classifier.
+
+    Args:
+        clean: Metrics without noise by name, ``"accuracy"`` among them.
+        noisy: The same metrics for each tag and level of a noise.
+        chance: The accuracy of a guess.
+
+    Returns:
+        ``<tag>/<metric>_drop``, clean minus noisy, and ``<tag>/accuracy_retention``, each averaged over the levels;
+        ``<metric>_mean`` over tags and levels; and ``score``, half the clean and half the mean noisy accuracy.
+
+    Example:
+        >>> noisy = {("gaussian", 0.1): {"accuracy": 0.75}, ("gaussian", 0.2): {"accuracy": 0.5}}
+        >>> robustness_summary({"accuracy": 1.0}, noisy, chance=0.5)["score"]
+        0.8125
+    """
+    summary = {}
+    for tag in dict.fromkeys(tag for tag, _ in noisy):
+        levels = [metrics for (owner, _), metrics in noisy.items() if owner == tag]
+        for key, value in clean.items():
+            summary[f"{tag}/{key}_drop"] = fmean(value - metrics[key] for metrics in levels)
+        kept = (retention(metrics["accuracy"], clean["accuracy"], chance) for metrics in levels)
+        summary[f"{tag}/accuracy_retention"] = fmean(kept)
+    means = {f"{key}_mean": fmean(metrics[key] for metrics in noisy.values()) for key in clean}
+    return summary | means | {"score": (clean["accuracy"] + means["accuracy_mean"]) / 2}
