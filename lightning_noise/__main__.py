@@ -121,7 +121,7 @@ def _digits(seed: int) -> dict[str, Subset]:
 
 def _run(label: str, data: dict[str, Subset], options: argparse.Namespace, callbacks: list[pl.Callback]) -> dict[str, float]:
     """Trains one network and returns what the monitor measured on the test data."""
-    pl.seed_everything(options.seed, verbose=False)  # the same weights and the same order of the data in both runs
+    pl.seed_everything(options.seed)  # the same weights and the same order of the data in both runs
     monitor = RobustnessMonitor([noise.Gaussian(), noise.Speckle(), noise.Impulse(low=0.0, high=1.0)], LEVELS)
     trainer = pl.Trainer(
         max_epochs=options.epochs,
@@ -193,7 +193,8 @@ def _listed(parts: list[str]) -> str:
 
 def _quieten() -> None:
     """Keeps Lightning's advice on loaders and hardware out of the comparison."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", ".*(does not have many workers|GPU available but not used)")
 

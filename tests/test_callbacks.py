@@ -318,6 +318,7 @@ def test_a_step_that_somebody_set_on_the_strategy_comes_back():
         {"max_epochs": -1, "max_steps": 4},
         {"gradient_clip_val": 0.1},
         {"detect_anomaly": True},
+        {"precision": "bf16-mixed"},
         {"precision": "bf16-true"},
         {"precision": "64-true"},
     ],
