@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
+import shlex
 import sys
 import time
 import warnings
@@ -100,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "with noise": _run("with noise", data, options, [InputNoise(noise.Gaussian(), ramp, per_sample=True)]),
     }
     print(f"\n{_table(results)}\n\n{_conclusion(results)}\n")
-    print(f"It took {time.perf_counter() - began:.0f} s. Look at both runs:\n\n  tensorboard --logdir {options.root_dir}\n")
+    logs = shlex.quote(str(options.root_dir))
+    print(f"It took {time.perf_counter() - began:.0f} s. Look at both runs:\n\n  tensorboard --logdir {logs}\n")
 
 
 def _block(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
@@ -222,7 +225,7 @@ def _epochs(text: str) -> int:
 
 
 def _level(text: str) -> float:
-    return _parsed(float, text, lambda value: 0 <= value < math.inf, "a number, not negative")
+    return _parsed(float, text, lambda value: 0 <= value <= 10, "a number in [0, 10]")
 
 
 def _seed(text: str) -> int:
@@ -230,7 +233,15 @@ def _seed(text: str) -> int:
 
 
 def _folder(text: str) -> Path:
-    return _parsed(Path, text, lambda value: value.is_dir() or not value.exists(), "a folder, or the name of a new one")
+    return _parsed(_made, text, lambda folder: os.access(folder, os.W_OK), "a folder that can be written to")
+
+
+def _made(text: str) -> Path:
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError from error
+    return Path(text)
 
 
 def _parsed(kind: Callable[[str], T], text: str, holds: Callable[[T], bool], wanted: str) -> T:

@@ -77,7 +77,10 @@ def find_inputs(batch: Any, inputs: Selector | None = None) -> list[Path]:
     """
     if inputs is not None:
         selectors = [inputs] if isinstance(inputs, int | str) else inputs
-        return [path for selector in selectors for path in _find(batch, selector)]
+        paths = [path for selector in selectors for path in _find(batch, selector)]
+        if not paths:
+            raise ValueError(f"inputs={inputs!r} selects nothing; {_listing(batch)}")
+        return list(dict.fromkeys(paths))
     if isinstance(batch, Tensor):
         return [()]
     if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
@@ -107,14 +110,6 @@ def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[Path, Tensor]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif id(value) not in ancestors:  # objects may point back at their owner
-        for key, child in _children(value):
-            yield from _walk(child, (*path, key), (*ancestors, id(value)))
-
-
 def described(value: Any) -> str:
     """Returns dtype and shape of a tensor, and the type of anything else, for messages.
 
@@ -128,9 +123,18 @@ def described(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
+def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[Path, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif id(value) not in ancestors:  # objects may point back at their owner
+        for key, child in _children(value):
+            yield from _walk(child, (*path, key), (*ancestors, id(value)))
+
+
 def _find(batch: Any, selector: int | str) -> list[Path]:
     found: list[tuple[Path, Any]] = [((), batch)]
-    for part in str(selector).split("."):
+    whole = _matching(batch, str(selector))  # a key may have dots in it
+    for part in [str(selector)] if whole else str(selector).split("."):
         found = [((*path, key), child) for path, value in found for key, child in _matching(value, part)]
     if not found or not all(isinstance(value, Tensor) for _, value in found):
         raise ValueError(f"no leaf {selector!r} in the batch; {_listing(batch)}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_noise.batch import Path, described, dotted, get, replace
 from lightning_noise.rng import Key
 
-__all__ = ["Clip", "check_clip", "perturbed_batch", "snr_db"]
+__all__ = ["Clip", "check_floating", "check_options", "perturbed_batch", "snr_db"]
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
@@ -36,12 +36,12 @@ def perturbed_batch(
     """
     if level == 0:
         return batch
+    check_floating(batch, paths, noise)
     for path in paths:
         leaf = get(batch, path)
-        _check_floating(leaf, path, noise)
         x = leaf.detach().as_subclass(Tensor)
         levels = _levels(x, level, key, probability, per_sample)
-        y = (key / dotted(path)).apply(noise, x, levels * _std(x) if relative else levels)
+        y = (key / "leaf" / dotted(path)).apply(noise, x, levels * _std(x) if relative else levels)
         if clip is not None:
             y = _clipped(y, *clip)
         if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
@@ -62,19 +62,37 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
     return 10 * torch.log10(signal / error)
 
 
-def check_clip(clip: Clip | None) -> None:
-    """Raises a ValueError where ``clip`` is no pair of bounds."""
-    if clip is not None and not (isinstance(clip, list | tuple) and len(clip) == 2):
+def check_floating(batch: Any, paths: list[Path], noise: Callable[..., Tensor]) -> None:
+    """Raises a TypeError where a leaf cannot take noise, with the way out."""
+    for path in paths:
+        if not get(batch, path).is_floating_point():
+            raise TypeError(
+                f"{type(noise).__name__} needs floats, but the input {dotted(path)!r} is {described(get(batch, path))}. "
+                "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
+                "or name another leaf with inputs=…"
+            )
+
+
+def check_options(noise: Callable[..., Tensor], relative: bool, clip: Clip | None) -> Clip | None:
+    """Returns the clip with plain numbers, or raises an error where an option makes no sense for the noise."""
+    if isinstance(noise, type) or not callable(noise):
+        raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}")
+    if relative and not getattr(noise, "additive", True):
+        raise ValueError(f"relative=True is for additive noise; the level of {type(noise).__name__} has no unit")
+    if clip is None:
+        return None
+    if not (isinstance(clip, list | tuple) and len(clip) == 2):
         raise ValueError(f"clip must be a pair (low, high), either of which may be None, got {clip!r}")
+    low, high = map(_plain, clip)
+    if low is not None and high is not None and not (torch.tensor(low) < torch.tensor(high)).all():
+        raise ValueError(f"the lower bound of clip must be below the upper one, got {clip!r}")
+    return low, high
 
 
-def _check_floating(leaf: Tensor, path: Path, noise: Callable[..., Tensor]) -> None:
-    if not leaf.is_floating_point():
-        raise TypeError(
-            f"{type(noise).__name__} needs floats, but the input {dotted(path)!r} is {described(leaf)}. "
-            "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
-            "or name another leaf with inputs=…"
-        )
+def _plain(bound: Any) -> Bound:
+    if bound is None:
+        return None
+    return float(bound) if getattr(bound, "ndim", 0) == 0 and not isinstance(bound, Sequence) else tuple(map(float, bound))
 
 
 def _levels(x: Tensor, level: float, key: Key, probability: float, per_sample: bool) -> float | Tensor:
@@ -96,7 +114,7 @@ def _uniform(x: Tensor, level: float | Tensor, *, generator: torch.Generator) ->
 def _std(x: Tensor) -> Tensor:
     if x.ndim < 2:
         raise ValueError(f"relative=True needs samples of more than one number, got an input of shape {tuple(x.shape)}")
-    return x.flatten(1).float().std(1, correction=0)
+    return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).std(1, correction=0)
 
 
 def _clipped(x: Tensor, low: Bound, high: Bound) -> Tensor:

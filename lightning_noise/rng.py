@@ -59,13 +59,20 @@ class Key:
         """Returns ``noise(x, level, generator=...)``, drawn for the whole tensor or, with positions, row by row."""
         if self.positions is None:
             return noise(x, level, generator=self.generator(x.device))
+        if len(self.positions) != len(x):
+            raise ValueError(
+                f"there are positions for {len(self.positions)} rows, but the tensor has {len(x)}: "
+                "the inputs of a held-out batch must have as many rows as each other"
+            )
         generator = torch.Generator(x.device)
+        if len(x) == 0:
+            return x
         levels = level.split(1) if isinstance(level, Tensor) else [level] * len(x)
         rows = [
             noise(row, amount, generator=generator.manual_seed(_seed(*self.coordinates, "position", position)))
-            for row, amount, position in zip(x.split(1), levels, self.positions, strict=False)
+            for row, amount, position in zip(x.split(1), levels, self.positions, strict=True)
         ]
-        return torch.cat(rows) if rows else x
+        return torch.cat(rows)
 
 
 def _seed(*coordinates: Coordinate | None) -> int:

@@ -69,9 +69,12 @@ def moments(steps: int, epochs: int = 1) -> Iterator[Progress]:
     return (Progress(step, step * epochs // steps, step / steps) for step in range(steps))
 
 
+def _check_unit(unit: str, *units: str) -> None:
+    if unit not in units:
+        raise ValueError(f"unit must be one of {', '.join(map(repr, units))}, got {unit!r}")
+
+
 def _time(progress: Progress, unit: Unit) -> float:
-    if unit not in ("fraction", "epoch", "step"):
-        raise ValueError(f"unit must be 'fraction', 'epoch' or 'step', got {unit!r}")
     time = getattr(progress, unit)
     if time is None:
         raise ValueError(
@@ -103,15 +106,23 @@ class _Transition(Schedule):
     end: float
     _: KW_ONLY
     begin: float = 0.0
-    until: float = 1.0
+    until: float | None = None
     unit: Unit = "fraction"
 
     def __post_init__(self):
-        if not self.begin < self.until:
-            raise ValueError(f"begin must come before until, got begin={self.begin} and until={self.until}")
+        _check_unit(self.unit, "fraction", "epoch", "step")
+        if self.until is None and self.unit != "fraction":
+            raise ValueError(f"until must be given where the unit is {self.unit!r}")
+        if not 0 <= self.begin < self._until or (self.unit == "fraction" and self._until > 1):
+            limits = "0 <= begin < until" + (" <= 1" if self.unit == "fraction" else "")
+            raise ValueError(f"it must be {limits} where the unit is {self.unit!r}, got {self.begin} and {self._until}")
+
+    @property
+    def _until(self) -> float:
+        return 1.0 if self.until is None else self.until
 
     def __call__(self, progress: Progress) -> float:
-        u = (_time(progress, self.unit) - self.begin) / (self.until - self.begin)
+        u = (_time(progress, self.unit) - self.begin) / (self._until - self.begin)
         if u <= 0:
             return self.start
         return self.end if u >= 1 else self.start + (self.end - self.start) * self._share(u)
@@ -133,12 +144,12 @@ class Linear(_Transition):
         start: The value :math:`a` up to ``begin``.
         end: The value :math:`b` from ``until`` on.
         begin: The time :math:`t_0`.
-        until: The time :math:`t_1`.
+        until: The time :math:`t_1`; left out, the end of the run, where the unit is ``"fraction"``.
         unit: What times count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
 
     Raises:
-        ValueError: ``begin`` does not come before ``until``; or, when called, the run has no known end and the unit is
-            ``"fraction"``.
+        ValueError: Times are not in order, or not in [0, 1] where the unit is ``"fraction"``; or, when called with that unit,
+            the run has no known end.
 
     Example:
         >>> ramp = Linear(0.0, 0.5, begin=100, until=200, unit="step")
@@ -199,6 +210,7 @@ class Every(Schedule):
     unit: Literal["epoch", "step"] = "epoch"
 
     def __post_init__(self):
+        _check_unit(self.unit, "epoch", "step")
         if not 1 <= self.length <= self.every:
             raise ValueError(f"length must be in [1, every], got length={self.length} and every={self.every}")
 

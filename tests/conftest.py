@@ -70,7 +70,8 @@ class Classifier(pl.LightningModule):
 
 
 def loader(data: Dataset | None = None, batch_size: int | None = 8, **kwargs: Any) -> DataLoader:
-    return DataLoader(Rows() if data is None else data, batch_size=batch_size, **kwargs)
+    size = {} if "batch_sampler" in kwargs else {"batch_size": batch_size}
+    return DataLoader(Rows() if data is None else data, **size, **kwargs)
 
 
 def make_trainer(callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Trainer:

@@ -14,19 +14,52 @@ import pytorch_lightning as pl
 import torch
 from conftest import Classifier, Rows, loader, make_trainer
 from pytorch_lightning.callbacks import EarlyStopping
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from lightning_noise import InputNoise, RobustnessMonitor, noise
+from lightning_noise.testing import global_streams
+
+
+class Pairs(BatchSampler):
+    """A batch sampler of one's own."""
+
+
+class Batches(Dataset):
+    """A data set of whole batches, of different sizes."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = Rows(13, seed=1)
+        return rows.x[5 * i : 5 * i + 5], rows.y[5 * i : 5 * i + 5]
+
+
+def held_out() -> dict[str, DataLoader]:
+    rows = Rows(13, seed=1)
+    return {
+        # of the second process the last batch is one row, which repeats a row of the first
+        "robustness": loader(rows, batch_size=6),
+        "subset": loader(rows, batch_size=2, sampler=list(range(7))),
+        "pairs": loader(rows, batch_sampler=Pairs(SequentialSampler(rows), 2, False)),
+        "batches": loader(Batches(), batch_size=None),
+    }
 
 
 class Recorder(Classifier):
-    """Keeps what its forward pass gets in evaluation: each clean batch twice, for the module itself and the monitor."""
+    """Keeps what its forward pass gets of the first loader: each clean batch twice, for the module itself and the monitor."""
 
     def __init__(self):
         super().__init__()
         self.evaluated: list[torch.Tensor] = []
+        self.dataloader_idx = 0
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.dataloader_idx = dataloader_idx
+        super().validation_step(batch, batch_idx)
 
     def forward(self, x):
-        if not self.training:
+        if not self.training and self.dataloader_idx == 0:
             self.evaluated.append(x.clone())
         return super().forward(x)
 
@@ -38,12 +71,17 @@ class Write(pl.Callback):
 
     def on_validation_epoch_start(self, trainer, pl_module: Any):
         pl_module.evaluated.clear()
-        self.kept["streams"] = torch.get_rng_state()
+        self.kept["untouched"] = True
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.streams = global_streams()
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.kept["untouched"] &= global_streams() == self.streams  # the monitors come before this callback
 
     def on_validation_end(self, trainer, pl_module):
         if trainer.state.fn == "validate":
             self.kept |= {"evaluated": pl_module.evaluated, "validated": dict(trainer.callback_metrics)}
-            self.kept["streams after"] = torch.get_rng_state()
             torch.save(self.kept, self.folder / f"{trainer.global_rank}.pt")
 
     def on_train_end(self, trainer, pl_module: Any):
@@ -59,17 +97,21 @@ class Write(pl.Callback):
 
 def main(folder: Path, strategy: str, devices: int, level: float) -> None:
     distributed = {"devices": devices, "strategy": strategy}
-    monitor = RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.2, 0.5])
+    loaders = held_out()
+    noises = [noise.Gaussian(), noise.Impulse()]
+    monitors = [RobustnessMonitor(noises, [0.2, 0.5], dataloader_idx=i, name=name) for i, name in enumerate(loaders)]
     # no score rises by two, so that the patience of one epoch ends the fit on all processes at once
     stopper = EarlyStopping("robustness/score", mode="max", patience=1, min_delta=2.0)
     pl.seed_everything(0, verbose=False)
     module = Recorder()
     start = {key: value.clone() for key, value in module.state_dict().items()}
-    trainer = make_trainer([InputNoise(noise.Gaussian(), level), monitor, stopper, Write(folder)], max_epochs=5, **distributed)
-    trainer.fit(module, loader(shuffle=True), loader(Rows(13, seed=1), batch_size=4))
+    trainer = make_trainer(
+        [InputNoise(noise.Gaussian(), level), monitors[0], stopper, Write(folder)], max_epochs=5, **distributed
+    )
+    trainer.fit(module, loader(shuffle=True), loaders["robustness"])
     module.load_state_dict(start)
-    trainer = make_trainer([monitor, Write(folder)], **distributed)
-    trainer.validate(module, loader(Rows(13, seed=1), batch_size=4), verbose=False)
+    trainer = make_trainer([*monitors, Write(folder)], **distributed)
+    trainer.validate(module, [*loaders.values()], verbose=False)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,26 @@ import copy
 import math
 import pickle
 from collections import namedtuple
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from conftest import N_CLASSES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_noise import InputNoise, Key, noise, schedules
+from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.dispatch import TrainingDispatcher
 from lightning_noise.schedules import Level
 from lightning_noise.testing import global_streams
@@ -91,7 +96,7 @@ def test_the_noise_is_the_draw_of_its_key():
     data = Rows()
     for i, (x, y) in enumerate(module.seen):
         epoch, batch_idx = divmod(i, 3)
-        key = Key((7, "input", epoch, batch_idx), rank=0) / "0"
+        key = Key((7, "input", epoch, batch_idx), rank=0) / "leaf" / "0"
         clean = data.x[8 * batch_idx : 8 * batch_idx + 8]
         assert torch.equal(x, noise.Gaussian()(clean, 0.5, generator=key.generator("cpu")))
         assert torch.equal(y, data.y[8 * batch_idx : 8 * batch_idx + 8])
@@ -222,13 +227,8 @@ def test_a_callback_deep_copies_and_pickles_and_serves_a_second_fit(make):
 
 
 @every_callback
-def test_a_callback_in_one_trainer_serves_a_second_fit(make):
-    pl.seed_everything(0, verbose=False)
+def test_a_trainer_that_goes_on_has_noise_again(make):
     module, trainer = fit([make(0.5)])
-    one = weights(module)
-    fresh = Classifier()
-    fresh.load_state_dict(fit([make(0.5)])[0].state_dict())
-    assert_same(weights(fresh), one)
     trainer.fit_loop.max_epochs = 4
     trainer.fit(module, loader(), loader(Rows(13, seed=1)))
     assert len(module.seen) == 12
@@ -256,13 +256,15 @@ class Failing(Classifier):
             raise self.error("stop")
 
 
+ENDS = [("nowhere", RuntimeError)]
+ENDS += [(where, error) for where in ("step", "backward", "epoch end") for error in (RuntimeError, KeyboardInterrupt)]
+
+
 @every_callback
-@pytest.mark.parametrize("where", ["nowhere", "step", "backward", "epoch end"])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(("where", "error"), ENDS)
 def test_strategy_and_module_are_as_before_also_after_an_exception(make, where, error):
-    module, callback = Failing(where, error), make(0.5)
-    trainer = make_trainer([callback])
-    attributes = set(vars(module)), set(vars(type(module)))
+    module, trainer = Failing(where, error), make_trainer([make(0.5)])
+    on_class = set(vars(type(module)))
     if where == "nowhere":
         trainer.fit(module, loader(), loader())
     else:
@@ -270,11 +272,10 @@ def test_strategy_and_module_are_as_before_also_after_an_exception(make, where, 
             trainer.fit(module, loader(), loader())
     assert "training_step" not in vars(trainer.strategy)
     assert trainer.strategy.training_step.__func__ is type(trainer.strategy).training_step  # type: ignore[attr-defined]
-    plain = make_trainer()
     other = Failing("nowhere", error)
-    plain.fit(other, loader(), loader())
-    assert set(vars(module)) == set(vars(other)) >= attributes[0]
-    assert set(vars(type(module))) == attributes[1]
+    make_trainer().fit(other, loader(), loader())
+    assert set(vars(module)) == set(vars(other))
+    assert set(vars(type(module))) == on_class
     assert not module._forward_hooks
     assert not module._forward_pre_hooks
 
@@ -338,6 +339,13 @@ def test_a_mode_of_the_trainer_works_as_without(make, mode):
 
 
 @every_callback
+def test_learning_rate_0_leaves_the_weights(make):
+    module, _ = fit([make(0.5)], module=lambda: Classifier(lr=0.0))
+    pl.seed_everything(0, verbose=False)
+    assert_same(weights(module), weights(Classifier()))
+
+
+@every_callback
 def test_the_search_for_a_learning_rate_finds_what_it_finds_without(make, tmp_path):
     def found(callbacks):
         pl.seed_everything(0, verbose=False)
@@ -367,13 +375,110 @@ def test_the_search_for_a_batch_size_finds_what_it_finds_without(make, tmp_path)
         def val_dataloader(self):
             return loader()
 
+    class Large(Classifier):
+        def training_step(self, batch, batch_idx):
+            if len(batch[0]) > 8:
+                raise RuntimeError("CUDA out of memory.")
+            return super().training_step(batch, batch_idx)
+
     def found(callbacks):
-        data, trainer = Data(), make_trainer(callbacks, default_root_dir=tmp_path)
-        Tuner(trainer).scale_batch_size(Classifier(), datamodule=data, max_trials=3, steps_per_trial=1)
+        data, trainer, module = Data(), make_trainer(callbacks, default_root_dir=tmp_path), Large()
+        Tuner(trainer).scale_batch_size(module, datamodule=data, max_trials=5, steps_per_trial=1)
         assert "training_step" not in vars(trainer.strategy)
+        assert all(torch.equal(x, Rows().x[: len(x)]) for x, _ in module.seen), "the search has no noise"
         return data.batch_size
 
-    assert found([make(0.5)]) == found([])
+    assert found([make(0.5)]) == found([]) == 8
+
+
+class Diary(NoiseCallback):
+    """Perturbs nothing, and writes down what happens when."""
+
+    def __init__(self, name: str, events: list[str]):
+        super().__init__(1.0, seed=None, name=name)
+        self.events = events
+
+    def check(self, pl_module, batch):
+        self.events.append(f"check {self.name}")
+
+    @contextmanager
+    def perturbation(self, trainer, pl_module, batch, level, key):
+        self.events.append(f"begin {self.name}")
+        try:
+            yield batch
+        finally:
+            self.events.append(f"end {self.name}")
+
+
+class Loop(pl.Callback):
+    def __init__(self, events: list[str]):
+        self.events = events
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        self.events.append("backward")
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.events.append("update")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.events.append("batch end")
+
+
+def diary_of(module: Callable[[], pl.LightningModule], error: type[BaseException] | None = None, **kwargs) -> list[str]:
+    events: list[str] = []
+    callbacks = [Diary("a", events), Diary("b", events), Loop(events)]
+    settings = {"train": loader(Rows(16)), "max_epochs": 1, "limit_val_batches": 0, **kwargs}
+    if error is None:
+        fit(callbacks, module=module, **settings)
+    else:
+        with pytest.raises((error, SystemExit)):
+            fit(callbacks, module=module, **settings)
+    return events
+
+
+BEGIN, END = ["begin a", "begin b"], ["end b", "end a"]
+FIRST = ["check a", "check b"]
+
+
+def test_perturbations_nest_and_end_after_the_backward_pass():
+    step = [*BEGIN, "backward", *END, "update", "batch end"]
+    assert diary_of(Classifier) == FIRST + 2 * step
+
+
+def test_perturbations_end_before_an_update_that_is_put_off():
+    first, second = [*BEGIN, "backward", *END, "batch end"], [*BEGIN, "backward", *END, "update", "batch end"]
+    assert diary_of(Classifier, accumulate_grad_batches=2) == FIRST + first + second
+
+
+def test_perturbations_end_with_a_manual_step():
+    assert diary_of(Manual) == FIRST + 2 * [*BEGIN, "backward", "update", *END, "batch end"]
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.* returned `None`")  # Lightning's word on it
+def test_perturbations_end_with_a_step_that_returns_nothing():
+    class Nothing(Classifier):
+        def training_step(self, batch, batch_idx):
+            return None
+
+    assert diary_of(Nothing) == FIRST + 2 * [*BEGIN, *END, "update", "batch end"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["step", "backward"])
+def test_perturbations_end_after_an_exception(where, error):
+    begun = [*BEGIN, "backward", *END, "update", "batch end", *BEGIN]
+    failed = [*END] if where == "step" else ["backward", *END]
+    assert diary_of(lambda: Failing(where, error), error) == FIRST + begun + failed
+
+
+def test_perturbations_of_a_closure_end_before_the_next_begin():
+    class LBFGS(Deterministic):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    events = [event for event in diary_of(LBFGS) if event[:3] in ("beg", "end")]
+    assert len(events) > 8
+    assert events == len(events) // 4 * [*BEGIN, *END]
 
 
 def test_every_closure_of_a_step_gets_the_same_noise():
@@ -552,7 +657,7 @@ def test_a_data_module_that_overrides_the_transfer_is_followed_by_noise():
     make_trainer([InputNoise(noise.Gaussian(), 0.5, seed=0)]).fit(module, datamodule=Data())
     clean = 10 * Rows().x[:8]
     assert torch.equal(module.validated[-3][0], clean)
-    drawn = (Key((0, "input", 0, 0), rank=0) / "0").apply(noise.Gaussian(), clean, 0.5)
+    drawn = (Key((0, "input", 0, 0), rank=0) / "leaf" / "0").apply(noise.Gaussian(), clean, 0.5)
     assert torch.equal(module.seen[0][0], drawn)
 
 
@@ -628,9 +733,13 @@ def test_at_level_0_the_step_gets_the_very_batch():
         (lambda: InputNoise(noise.Gaussian(), math.nan), ValueError, "finite and not negative, got nan"),
         (lambda: InputNoise(noise.Gaussian(), math.inf), ValueError, "finite and not negative, got inf"),
         (lambda: InputNoise(noise.Impulse(), 1.5), ValueError, r"in \[0, 1\], got 1.5"),
-        (lambda: InputNoise(noise.Gaussian(), "linear"), TypeError, "a number, a schedule or a callable, got 'linear'"),  # type: ignore[arg-type]
+        (lambda: InputNoise(noise.Gaussian(), "linear"), TypeError, "a level must be a number, got 'linear'"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), 0.1, probability=1.1), ValueError, r"probability must be in \[0, 1\], got 1.1"),
+        (lambda: InputNoise(noise.Gaussian(), noise.Gaussian()), TypeError, "a number, a schedule or a callable, got Gau"),  # type: ignore[arg-type]
+        (lambda: InputNoise(noise.Gaussian, 0.1), TypeError, r"a value such as noise.Gaussian\(\)"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), 0.1, clip=0.5), ValueError, "clip must be a pair"),  # type: ignore[arg-type]
+        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=(1.0, 0.0)), ValueError, "the lower bound of clip must be below"),
+        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=([0.0, 1.0], 0.5)), ValueError, "the lower bound of clip must be"),
         (lambda: InputNoise(noise.Impulse(), 0.1, relative=True), ValueError, "the level of Impulse has no unit"),
     ],
 )
@@ -654,6 +763,8 @@ def test_a_wrong_argument_is_refused_when_the_callback_is_made(build, error, mes
             ValueError,
             r"no leaf 'image' in the batch; leaves are: '0' float32 \(8, 8\), '1'",
         ),
+        ([InputNoise(noise.Gaussian(), lambda progress: None)], TypeError, "a level must be a number, got None"),  # type: ignore[arg-type]
+        ([InputNoise(noise.Gaussian(), 0.1, inputs=[])], ValueError, r"inputs=\[\] selects nothing; leaves are"),
         ([InputNoise(noise.Gaussian(), 0.1, inputs=1)], TypeError, r"the input '1' is int64 \(8,\)"),
     ],
     ids=lambda value: "" if isinstance(value, list) else None,
@@ -681,15 +792,53 @@ def test_a_dispatcher_is_attached_only_once():
     fit([InputNoise(noise.Gaussian(), 0.1), InputNoise(noise.Uniform(), 0.1, name="other"), Watch()])
 
 
-@pytest.mark.parametrize("n_features", [N_FEATURES])
-def test_prediction_and_test_are_clean_and_deterministic(n_features):
+def test_prediction_and_test_are_clean_and_deterministic():
     module, trainer = fit([InputNoise(noise.Gaussian(), 0.5)])
     data = loader()
-    module.predict_step = lambda batch, batch_idx: module(batch[0])  # type: ignore[method-assign]
+    module.predict_step = lambda batch, batch_idx: module(batch[0])
     one, two = trainer.predict(module, data), trainer.predict(module, data)
-    assert one is not None
-    assert two is not None
+    trainer.test(module, data, verbose=False)
     module.eval()
-    for a, b, (x, _) in zip(one, two, data, strict=True):
-        assert torch.equal(a, b)  # type: ignore[arg-type]
-        assert torch.equal(a, module(x))  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = [module(x) for x, _ in data]
+        loss = sum(len(y) * F.cross_entropy(module(x), y) for x, y in data) / 24
+    assert_same(one, expected)  # type: ignore[arg-type]
+    assert_same(two, expected)  # type: ignore[arg-type]
+    # a mean of means in float32
+    torch.testing.assert_close(trainer.callback_metrics["test_loss"], loss, rtol=1e-6, atol=0)
+
+
+def test_a_wrong_path_is_found_on_the_first_batch_though_the_noise_begins_later():
+    module = Classifier()
+    ramp = schedules.Linear(0.0, 0.5, begin=0.5)
+    with pytest.raises(ValueError, match="no leaf 'image'"):
+        fit([InputNoise(noise.Gaussian(), ramp, inputs="image")], module=module)
+    with pytest.raises(TypeError, match="needs floats"):
+        fit([InputNoise(noise.Gaussian(), ramp, inputs=1)], module=module)
+    assert not module.seen
+
+
+@pytest.mark.parametrize("run", [{"max_epochs": 10}, {"max_epochs": -1, "max_steps": 30}], ids=str)
+def test_a_level_that_turns_negative_is_refused_before_the_first_step(run):
+    module = Classifier()
+    with pytest.raises(ValueError, match="finite and not negative"):
+        fit([InputNoise(noise.Gaussian(), schedules.Linear(1.0, -1.0))], module=module, **run)
+    assert not module.seen
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")  # Lightning calls it experimental
+def test_a_step_of_an_iterator_is_refused():
+    class Iterating(Classifier):
+        def training_step(self, dataloader_iter):  # type: ignore[override]
+            return super().training_step(next(dataloader_iter)[0], 0)
+
+    with pytest.raises(TypeError, match="a training_step of a dataloader_iter is not supported"):
+        fit([InputNoise(noise.Gaussian(), 0.5)], module=Iterating)
+
+
+def test_a_batch_without_noise_logs_no_ratio(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fit([InputNoise(noise.Gaussian(), 0.5, probability=0.0)], logger=logger, log_every_n_steps=1)
+    written = (Path(logger.log_dir) / "metrics.csv").read_text()
+    assert "noise/input/level" in written
+    assert "snr_db" not in written

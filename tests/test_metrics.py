@@ -68,7 +68,7 @@ def test_memory_does_not_grow_with_the_data():
     metric = ExpectedCalibrationError()
     for _ in range(10):
         metric.update(*predictions(100))
-    assert sum(torch.as_tensor(state).numel() for state in metric.metric_state.values()) == 3 * 15
+    assert sum(torch.as_tensor(state).numel() for state in metric.metric_state.values()) == 3 * 15 + 1
 
 
 def test_confidence_one_falls_in_the_last_bin():
@@ -86,6 +86,16 @@ def test_ece_of_a_certain_model_is_its_error(right, expected):
     metric = ExpectedCalibrationError()
     metric.update(logits, torch.zeros(8, dtype=torch.long) if right else torch.ones(8, dtype=torch.long))
     assert metric.compute().item() == expected
+
+
+def test_a_prediction_that_is_no_number_makes_the_error_none_and_not_the_bins():
+    logits, target = predictions(20)
+    for broken in (math.nan, math.inf):
+        logits[3, 1] = broken
+        metric = ExpectedCalibrationError()
+        metric.update(logits, target)
+        assert metric.compute().isnan()
+    assert bin_indices(torch.tensor([math.nan]), 10).item() in range(10)
 
 
 def test_ece_of_p_against_a_coin_of_p_squared_is_one_sixth():

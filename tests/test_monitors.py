@@ -103,7 +103,7 @@ def test_the_values_are_those_of_a_hand_written_loop():
     found = validated(RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5), lambda: module)
     accuracy = {}
     for level in LEVELS:
-        key = Key((5, "probe", "soft"), positions=range(13)) / "0"
+        key = Key((5, "probe", "soft"), positions=range(13)) / "leaf" / "0"
         with torch.no_grad():
             logits = module(key.apply(noise.Gaussian(), HELD_OUT.x, level))
         calibration = ExpectedCalibrationError()
@@ -307,6 +307,17 @@ def test_a_mode_of_the_trainer_works(mode):
         )
 
 
+def test_the_forward_pass_has_the_precision_of_the_trainer():
+    def predict(module, batch):
+        casting.append(torch.is_autocast_enabled("cpu"))
+        return module(batch[0])
+
+    casting: list[bool] = []
+    fit([RobustnessMonitor(noise.Gaussian(), [0.5], predict=predict)], precision="bf16-mixed")
+    assert casting
+    assert all(casting)
+
+
 def test_checkpoints_and_early_stopping_follow_its_keys(tmp_path):
     saver = ModelCheckpoint(tmp_path, monitor="robustness/score", mode="max", filename="{epoch}")
     stopper = EarlyStopping("robustness/gaussian/0.2/accuracy", mode="max", patience=2, min_delta=2.0)
@@ -439,7 +450,13 @@ def test_other_loggers_and_none_work(kind, tmp_path):
         (lambda: RobustnessMonitor(noise.Gaussian(), [-0.1]), "finite and not negative, got -0.1"),
         (lambda: RobustnessMonitor(noise.Impulse(), [1.2]), r"in \[0, 1\], got 1.2"),
         (lambda: RobustnessMonitor(noise.Gaussian(), []), "'gaussian' needs levels"),
-        (lambda: RobustnessMonitor(lambda x, level, generator: x), "needs levels"),
+        (lambda: RobustnessMonitor(lambda x, level, generator: x), "<lambda> is no name for a noise; give a mapping"),
+        (lambda: RobustnessMonitor({"f": lambda x, level, generator: x}), "'f' needs levels"),
+        (lambda: RobustnessMonitor(noise.Gaussian(), [0.1, 0.1000001]), "must differ in their first six digits"),
+        (lambda: RobustnessMonitor(noise.Impulse(), relative=True), "the level of Impulse has no unit"),
+        (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), clip=(0, 1)), "give them to the callback"),
+        (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), relative=True), "give them to the callback"),
+        (lambda: RobustnessMonitor(noise.Gaussian(), clip=(1, 0)), "the lower bound of clip must be below"),
         (
             lambda: RobustnessMonitor(noise.Gaussian(), {"gauss": [0.1]}),
             r"levels for \['gauss'\], but the noises are \['gaussian'\]",
@@ -453,6 +470,56 @@ def test_a_wrong_argument_is_refused_when_the_monitor_is_made(build, message):
         build()
 
 
+def test_two_monitors_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two monitors are named 'robustness'"):
+        fit([RobustnessMonitor(noise.Gaussian()), RobustnessMonitor(noise.Uniform())])
+
+
+def test_an_interval_that_never_comes_is_refused():
+    with pytest.raises(ValueError, match="every_n_epochs=3 never comes in a run of 2 epochs"):
+        fit([RobustnessMonitor(noise.Gaussian(), every_n_epochs=3)])
+
+
+def test_a_wrong_path_is_found_before_the_training():
+    module = Classifier()
+    with pytest.raises(ValueError, match="no leaf 'image'"):
+        fit([RobustnessMonitor(noise.Gaussian(), inputs="image", every_n_epochs=2)], module=module)
+    assert not module.seen
+
+
+def test_a_module_without_forward_is_told_of_predict():
+    class Headless(pl.LightningModule):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    with pytest.raises(ValueError, match="no forward that takes its input; give predict="):
+        validated(RobustnessMonitor(noise.Gaussian()), Headless)
+
+
+def test_inputs_of_different_lengths_are_refused():
+    def collate(samples):
+        x, y = (torch.stack(column) for column in zip(*samples, strict=True))
+        return x, y, torch.cat([x, x])
+
+    class Boxes(Classifier):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    monitor = RobustnessMonitor(noise.Gaussian(), inputs=[0, 2], predict=lambda module, batch: module(batch[0]))
+    with pytest.raises(ValueError, match="positions for 8 rows, but the tensor has 16"):
+        validated(monitor, Boxes, validation=loader(HELD_OUT, collate_fn=collate))
+
+
+def test_weights_that_are_no_numbers_are_reported_and_end_no_run():
+    class Diverging(Classifier):
+        def forward(self, x):
+            return super().forward(x) * torch.nan
+
+    found = validated(RobustnessMonitor(noise.Gaussian(), [0.5]), Diverging)
+    assert math.isnan(found["robustness/clean/loss"])
+    assert math.isnan(found["robustness/gaussian/0.5/ece"])
+
+
 def test_a_run_without_validation_is_refused():
     with pytest.raises(ValueError, match="RobustnessMonitor needs a validation"):
         fit([RobustnessMonitor(noise.Gaussian())], limit_val_batches=0)
@@ -461,10 +528,10 @@ def test_a_run_without_validation_is_refused():
 @pytest.mark.parametrize(
     ("predict", "message"),
     [
-        (lambda module, batch: None, "the module returned NoneType, but .* reads logits of shape"),
-        (lambda module, batch: module(batch[0]).argmax(1), r"the module returned int64 \(8,\), but"),
+        (lambda module, batch: None, "the module returned NoneType for a target of int64 .* reads logits of shape"),
+        (lambda module, batch: module(batch[0]).argmax(1), r"the module returned int64 \(8,\) for a target"),
         (lambda module, batch: module(batch[0])[:, 0], r"returned float32 \(8,\)"),
-        (lambda module, batch: module(batch[0])[:3], r"returned float32 \(3, 3\).*target of shape \(8,\)"),
+        (lambda module, batch: module(batch[0])[:3], r"returned float32 \(3, 3\) for a target of int64 \(8,\)"),
         (lambda module, batch: module(batch[0])[:, :1], r"returned float32 \(8, 1\)"),
         (lambda module, batch: module(batch[0])[:, :2], r"class indices in \[0, 2\), got int64 \(8,\) from 0 to 2"),
     ],

@@ -69,6 +69,23 @@ def test_a_relative_level_is_in_units_of_each_samples_standard_deviation():
     torch.testing.assert_close(ratio, torch.full((2,), 0.1), rtol=5 / math.sqrt(2 * 50_000), atol=0)  # five standard errors
 
 
+def test_a_relative_level_is_computed_in_the_precision_of_the_input():
+    def shift(x, level, *, generator):
+        return x + level[:, None]
+
+    x = 1e9 + torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = perturbed_batch(x, [()], shift, 1.0, KEY, relative=True)
+    # float64 resolves 1e-7 at 1e9
+    torch.testing.assert_close(out - x, x.std(1, correction=0)[:, None].expand(3, 4), rtol=0, atol=1e-6)
+
+
+def test_a_leaf_of_any_name_has_a_draw_of_its_own():
+    out = perturbed_batch({"probability": torch.zeros(500, 1)}, [("probability",)], noise.Uniform(), 1.0, KEY, probability=0.5)
+    drawn = out["probability"]
+    assert (drawn > 0).any()
+    assert (drawn < 0).any()
+
+
 def test_a_relative_level_needs_samples_of_more_than_one_number():
     with pytest.raises(ValueError, match="samples of more than one number"):
         perturbed_batch(inputs(4), [()], noise.Gaussian(), 0.1, KEY, relative=True)

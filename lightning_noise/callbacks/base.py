@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_noise.callbacks.dispatch import TrainingDispatcher, noise_callbacks
-from lightning_noise.noise import check_level
+from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, perturbing
+from lightning_noise.noise import Noise, check_level
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Level, Progress, level_at
 
@@ -37,7 +38,7 @@ else:
 __all__ = ["Callback", "NoiseCallback", "log_now", "logging_step", "run_seed"]
 
 
-class NoiseCallback(Callback, ABC):
+class NoiseCallback(Callback, Perturbing):
     """Puts noise in one place of the training loop and takes it out again.
 
     The level is set before each batch. A perturbation begins before the training step and ends after the backward pass, also
@@ -51,16 +52,15 @@ class NoiseCallback(Callback, ABC):
     """
 
     def __init__(self, level: Level, *, seed: int | None, name: str, max_level: float = math.inf):
-        if isinstance(level, str) or not (callable(level) or isinstance(level, float | int)):
+        if isinstance(level, Noise):
             raise TypeError(f"level must be a number, a schedule or a callable, got {level!r}")
-        if not callable(level):
-            check_level(level, max_level)
-        self.level = level
+        self.level = level if callable(level) else check_level(level, max_level)
         self.seed = seed
         self.name = name
         self.max_level = max_level
         self.level_in_force = 0.0
         self._batch_idx = 0
+        self._checked = False  # whether a batch of this fit was
         self._measured: dict[str, float | Tensor] | None = None  # what is logged of this batch; None: nothing is
 
     @abstractmethod
@@ -69,21 +69,31 @@ class NoiseCallback(Callback, ABC):
     ) -> AbstractContextManager[Any]:
         """Yields the batch to use, and at the end undoes, from a saved copy, whatever was changed elsewhere."""
 
+    @abstractmethod
+    def check(self, pl_module: LightningModule, batch: Any) -> None:
+        """Raises an error where the callback cannot work on the first batch of a fit, whatever the level is then."""
+
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
-        """Returns the perturbation of this training batch."""
         seed = run_seed() if self.seed is None else self.seed
         key = Key((seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
         return self.perturbation(trainer, trainer.lightning_module, batch, self.level_in_force, key)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if sum(callback.name == self.name for callback in noise_callbacks(trainer)) > 1:
+        if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
             raise ValueError(f"two noise callbacks are named {self.name!r}; give one of them another name=…")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._level_at(_progress(trainer, 0))  # a schedule that cannot work in this run fails here
+        for progress in _outline(trainer):
+            self._level_at(progress)  # a schedule that cannot work in this run fails here and not hours later
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise TypeError("a training_step of a dataloader_iter is not supported; let it take the batch")
+        self._checked = False
         TrainingDispatcher.attach(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._checked:
+            self.check(pl_module, batch)
+            self._checked = True
         self._batch_idx = batch_idx
         self.level_in_force = self._level_at(_progress(trainer, batch_idx))
         self._measured = {"level": self.level_in_force} if log_now(trainer) else None
@@ -97,11 +107,9 @@ class NoiseCallback(Callback, ABC):
         _end_perturbations(trainer)
         if self._measured:
             metrics = {f"noise/{self.name}/{key}": float(value) for key, value in self._measured.items()}
+            finite = {key: value for key, value in metrics.items() if math.isfinite(value)}  # a batch may get no noise
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=logging_step(trainer))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        TrainingDispatcher.detach(trainer)
+                logger.log_metrics(finite, step=logging_step(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         TrainingDispatcher.detach(trainer)
@@ -138,6 +146,14 @@ def _progress(trainer: Trainer, batch_idx: int) -> Progress:
         within = batch_idx / batches if 0 < batches < math.inf else 0.0
         fractions.append((epoch + within) / trainer.max_epochs)
     return Progress(trainer.global_step, epoch, min(max(fractions), 1.0) if fractions else None)
+
+
+def _outline(trainer: Trainer) -> list[Progress]:
+    """The start and, in a run with a known end, a hundred moments of it."""
+    steps, epochs = trainer.estimated_stepping_batches, max(trainer.max_epochs or 1, 1)
+    if not 0 < steps < math.inf:
+        return [_progress(trainer, 0)]
+    return [Progress(int(steps * i / 100), int(epochs * i / 100), i / 100) for i in range(100)]
 
 
 def _end_perturbations(trainer: Trainer) -> None:

@@ -8,20 +8,35 @@ whatever the batch and the module look like.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-    from lightning_noise.callbacks.base import NoiseCallback
-
-__all__ = ["TrainingDispatcher", "noise_callbacks"]
+__all__ = ["Perturbing", "TrainingDispatcher", "perturbing"]
 
 
-def noise_callbacks(trainer: Trainer) -> list[NoiseCallback]:
-    """Returns the noise callbacks that are in the trainer now, in its order."""
-    return [callback for callback in trainer.callbacks if hasattr(callback, "perturbation")]  # type: ignore[attr-defined, misc]
+class Perturbing(ABC):
+    """What the dispatcher asks of a callback.
+
+    Attributes:
+        name: The name of the callback, of which there is one in a trainer.
+        level_in_force: The level of this batch; at 0 the callback is passed over.
+    """
+
+    name: str
+    level_in_force: float
+
+    @abstractmethod
+    def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
+        """Returns the perturbation of this training batch, which yields the batch to use."""
+
+
+def perturbing(trainer: Trainer) -> list[Perturbing]:
+    """Returns the callbacks that perturb and are in the trainer now, in its order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, Perturbing)]  # type: ignore[attr-defined]
 
 
 class TrainingDispatcher:
@@ -57,7 +72,6 @@ class TrainingDispatcher:
                 trainer.strategy.training_step = dispatcher.step  # type: ignore[method-assign]
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        self.perturbations.close()
         with ExitStack() as stack:
             for callback in self._active():
                 batch = stack.enter_context(callback.training_perturbation(self.trainer, batch))
@@ -66,9 +80,9 @@ class TrainingDispatcher:
                 self.perturbations = stack.pop_all()  # until the backward pass is over
         return output
 
-    def _active(self) -> list[NoiseCallback]:
+    def _active(self) -> list[Perturbing]:
         # a search for the learning rate takes all callbacks out of the trainer, and noise that it was not told of must not act;
         # weight averaging runs an epoch without backward passes, only to recompute the statistics of batch normalisation
-        if not self.trainer.training or self.trainer.fit_loop._skip_backward:
+        if self.trainer.fit_loop._skip_backward:
             return []
-        return [callback for callback in noise_callbacks(self.trainer) if callback.level_in_force != 0]
+        return [callback for callback in perturbing(self.trainer) if callback.level_in_force != 0]

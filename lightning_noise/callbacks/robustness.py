@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchmetrics import MetricCollection
 
 from lightning_noise import figures
@@ -18,7 +18,7 @@ from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
 from lightning_noise.metrics.classification import check_classes, checked_logits, classifier_metrics
 from lightning_noise.metrics.functional import robustness_summary
 from lightning_noise.noise import Noise, check_level
-from lightning_noise.perturb import Clip, check_clip, perturbed_batch
+from lightning_noise.perturb import Clip, check_floating, check_options, perturbed_batch
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -28,18 +28,21 @@ __all__ = ["RobustnessMonitor"]
 
 Probe = Noise | NoiseCallback | Callable[..., Tensor]
 CLEAN = "clean"
+_BATCH = 2**32  # more rows than a batch has
 
 
 class RobustnessMonitor(Callback):
     r"""Measures a classifier on held-out data under noise, beside the same data without.
 
     After each validation or test batch the module predicts the batch again, clean and under each noise and level, without
-    gradients, in evaluation mode and with the precision of the trainer. This costs one forward pass of the batch for each, so
-    two noises of five levels cost eleven times the forward passes of the validation; ``max_batches`` and ``every_n_epochs``
-    bound it. Weights, the user's metrics and the global random streams are as without the monitor.
+    gradients and with the precision of the trainer. This costs a forward pass of the batch and a draw for each of its samples,
+    so two noises of five levels cost eleven times the forward passes of the validation; ``max_batches`` and ``every_n_epochs``
+    bound it. Weights, the user's metrics and the global random streams are as without the monitor, unless the forward pass
+    itself changes the module in evaluation, which is not undone.
 
-    The noise of a sample is one draw that depends on its place in the data set, so it is the same in each epoch and for any
-    batch size and number of processes, and levels differ by their scale alone: what changes in a curve is the model.
+    The noise of a sample is one draw that depends on its place in the order of the loader, so with a loader that does not
+    shuffle it is the same in each epoch and for any batch size and number of processes, and levels differ by their scale
+    alone: what changes in a curve is the model.
 
     ============================================  ===================================================================
     key                                           what
@@ -52,8 +55,9 @@ class RobustnessMonitor(Callback):
     ``robustness/score``                          half the clean and half the mean noisy accuracy
     ============================================  ===================================================================
 
-    In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor them; a key that is not
-    computed in an epoch keeps its old value, so give ModelCheckpoint the same interval. TensorBoard also gets the curve of the
+    In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor them. With
+    ``every_n_epochs`` a key keeps its old value in between, so give ModelCheckpoint the same interval, and EarlyStopping
+    ``strict=False``, because there is no value before the first. TensorBoard also gets the curve of the
     accuracy over the level, and clean beside noisy samples where the input is an image or a signal.
 
     Args:
@@ -69,7 +73,7 @@ class RobustnessMonitor(Callback):
         max_batches: How many batches to measure; left out, all.
         dataloader_idx: Which of several loaders.
         seed: The seed of the draws. It is not that of the run, so that runs are compared on the same noise.
-        name: The first part of the keys.
+        name: The first part of the keys, of which a trainer can have one.
 
     Raises:
         ValueError: A level, tag or path is wrong, the run has no validation, or the module does not return logits.
@@ -99,8 +103,12 @@ class RobustnessMonitor(Callback):
     ):
         if every_n_epochs < 1 or (max_batches is not None and max_batches < 1):
             raise ValueError(f"every_n_epochs and max_batches must be at least 1, got {every_n_epochs} and {max_batches}")
-        check_clip(clip)
         self.probes = _tagged(noises)
+        for probe in self.probes.values():
+            if not isinstance(probe, NoiseCallback):
+                check_options(probe, relative, clip)
+            elif relative or clip is not None:
+                raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
         self.levels = {tag: _levels_of(tag, probe, levels) for tag, probe in self.probes.items()}
         if isinstance(levels, Mapping) and (unknown := levels.keys() - self.probes.keys()):
             raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(self.probes)}")
@@ -120,6 +128,9 @@ class RobustnessMonitor(Callback):
     # --- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, RobustnessMonitor)]  # type: ignore[attr-defined]
+        if sum(monitor.name == self.name for monitor in monitors) > 1:
+            raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
         self._pictured = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,6 +138,8 @@ class RobustnessMonitor(Callback):
             raise ValueError(
                 "RobustnessMonitor needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0"
             )
+        if 0 < (trainer.max_epochs or 0) < self.every_n_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(f"every_n_epochs={self.every_n_epochs} never comes in a run of {trainer.max_epochs} epochs")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._reset()
@@ -134,6 +147,8 @@ class RobustnessMonitor(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if trainer.sanity_checking and dataloader_idx == self.dataloader_idx:
+            self._located(batch)  # what is wrong with a path is said before the training
         if self._is_due(trainer):
             self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
@@ -167,10 +182,8 @@ class RobustnessMonitor(Callback):
     def _observe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if dataloader_idx != self.dataloader_idx or (self.max_batches is not None and batch_idx >= self.max_batches):
             return
-        paths = find_inputs(batch, self.inputs)
-        target = get(batch, find_target(batch, self.targets))
-        positions = self._positions(trainer, len(get(batch, paths[0])))
-        counted = _counted(trainer, self.dataloader_idx, positions)
+        paths, target = self._located(batch)
+        positions, counted = self._placed(trainer, len(get(batch, paths[0])), batch_idx)
         for tag, level, perturbation in self._perturbations(trainer, pl_module, batch, paths, positions):
             with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
                 logits = checked_logits(self._predict(pl_module, noisy, paths), target)
@@ -180,15 +193,31 @@ class RobustnessMonitor(Callback):
             if (tag, level) not in self._metrics:
                 # new ones for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
                 self._metrics[tag, level] = classifier_metrics(self._n_classes).to(logits.device)
-            self._metrics[tag, level].update(logits[:counted], target[:counted])
-            if batch_idx == 0 and not self._pictured:
+            if counted:  # the last batch of a process may be all padding
+                self._metrics[tag, level].update(logits[:counted], target[:counted])
+            if batch_idx == 0 and not self._pictured and _boards(trainer):
                 self._show(tag, level, get(noisy, paths[0]))
 
-    def _positions(self, trainer: Trainer, rows: int) -> range:
-        """The places in the data set of the rows of this batch, which the samplers deal out to the processes in turn."""
-        first = self._seen * trainer.world_size + trainer.global_rank
+    def _located(self, batch: Any) -> tuple[list[Path], Tensor]:
+        """The paths of the inputs, and the target."""
+        paths = find_inputs(batch, self.inputs)
+        for probe in self.probes.values():
+            if not isinstance(probe, NoiseCallback):
+                check_floating(batch, paths, probe)
+        return paths, get(batch, find_target(batch, self.targets))
+
+    def _placed(self, trainer: Trainer, rows: int, batch_idx: int) -> tuple[range, int]:
+        """The places of the rows in the data set, and how many of them are no padding of a distributed sampler."""
+        # not `trainer.val_dataloaders`, which in `trainer.validate` still names the loaders of an earlier fit
+        loader = trainer._evaluation_loop._combined_loader.flattened[self.dataloader_idx]  # type: ignore[union-attr]
+        rank, replicas, size = _share(trainer, loader)
+        if isinstance(loader, DataLoader) and loader.batch_sampler is None:  # the data set is one of batches
+            place = batch_idx * replicas + rank
+            return range(place * _BATCH, place * _BATCH + rows), rows if place < size else 0
+        first = self._seen * replicas + rank
         self._seen += rows
-        return range(first, first + rows * trainer.world_size, trainer.world_size)
+        positions = range(first, first + rows * replicas, replicas)
+        return positions, len([position for position in positions if position < size])
 
     def _perturbations(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
@@ -206,7 +235,10 @@ class RobustnessMonitor(Callback):
     def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:
         if self.predict is not None:
             return self.predict(pl_module, batch)
-        return pl_module(*(get(batch, path) for path in paths))
+        try:
+            return pl_module(*(get(batch, path) for path in paths))
+        except NotImplementedError as error:
+            raise ValueError("the module has no forward that takes its input; give predict=… to return its logits") from error
 
     # --- what is reported
 
@@ -221,20 +253,22 @@ class RobustnessMonitor(Callback):
         summary |= robustness_summary(clean, values, chance=1 / self._n_classes)
         # the values are those of all processes already; on each of them, so that callbacks can monitor them
         pl_module.log_dict({f"{prefix}/{key}": value for key, value in summary.items()}, sync_dist=True, rank_zero_only=True)
-        if trainer.is_global_zero:
-            self._draw(trainer, prefix, clean["accuracy"], values)
+        if boards := _boards(trainer):
+            self._draw(boards, prefix, clean["accuracy"], values, logging_step(trainer))
+        self._reset()
 
     def _show(self, tag: str, level: float, x: Tensor) -> None:
         title = tag if tag == CLEAN else f"{tag} {level:g}"
         self._shown.setdefault(tag, {})[title] = x.detach()[:4].cpu()
 
     def _draw(
-        self, trainer: Trainer, prefix: str, clean: float, values: Mapping[tuple[str, float], Mapping[str, float]]
+        self,
+        boards: list[Any],
+        prefix: str,
+        clean: float,
+        values: Mapping[tuple[str, float], Mapping[str, float]],
+        step: int,
     ) -> None:
-        experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-        boards: list[Any] = [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
-        if not boards:
-            return
         curves = {
             tag: {0.0: clean} | {level: values[tag, level]["accuracy"] for level in levels}
             for tag, levels in self.levels.items()
@@ -246,16 +280,23 @@ class RobustnessMonitor(Callback):
         for board in boards:
             for key, figure in drawn.items():
                 if figure is not None:
-                    board.add_figure(f"{prefix}/{key}", figure, global_step=logging_step(trainer))
+                    board.add_figure(f"{prefix}/{key}", figure, global_step=step)
 
 
-def _counted(trainer: Trainer, dataloader_idx: int, positions: range) -> int:
-    """How many rows are samples, and not what a distributed sampler repeats so that all processes get equally many."""
-    # not `trainer.val_dataloaders`, which in `trainer.validate` still names the loaders of an earlier fit
-    loader = trainer._evaluation_loop._combined_loader.flattened[dataloader_idx]  # type: ignore[union-attr]
-    if not isinstance(getattr(loader, "sampler", None), DistributedSampler) or loader.batch_sampler is None:
-        return len(positions)
-    return len(range(positions.start, min(positions.stop, len(loader.dataset)), positions.step))
+def _share(trainer: Trainer, loader: Any) -> tuple[int, int, float]:
+    """Which share of the data this process sees, of how many, and the size of the data: samplers deal them out in turn."""
+    for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
+        if isinstance(sampler, DistributedSampler):
+            return sampler.rank, sampler.num_replicas, len(sampler.dataset)  # type: ignore[arg-type]
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):  # which the user deals out
+        return trainer.global_rank, trainer.world_size, math.inf
+    return 0, 1, math.inf  # each process sees all
+
+
+def _boards(trainer: Trainer) -> list[Any]:
+    """What draws figures, on the process that logs."""
+    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers] if trainer.is_global_zero else []
+    return [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
 
 
 def _tagged(noises: Probe | Sequence[Probe] | Mapping[str, Probe]) -> dict[str, Probe]:
@@ -274,7 +315,10 @@ def _tagged(noises: Probe | Sequence[Probe] | Mapping[str, Probe]) -> dict[str, 
 def _tag(probe: Probe) -> str:
     if isinstance(probe, NoiseCallback):
         return probe.name
-    return getattr(probe, "__name__", type(probe).__name__).lower()
+    name = getattr(probe, "__name__", type(probe).__name__)
+    if not name.isidentifier():
+        raise ValueError(f"{name} is no name for a noise; give a mapping from tag to noise")
+    return name.lower()
 
 
 def _levels_of(tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None) -> tuple[float, ...]:

@@ -53,8 +53,8 @@ class CrossEntropy(Metric):
 class ExpectedCalibrationError(Metric):
     r"""The expected calibration error with bins of equal width, without keeping the predictions.
 
-    It is the same for any split into batches, any order and any number of processes; see
-    :func:`~lightning_noise.metrics.functional.expected_calibration_error`.
+    It is the same for any split into batches, any order and any number of processes, and not a number where a prediction was
+    none; see :func:`~lightning_noise.metrics.functional.expected_calibration_error`.
 
     Args:
         n_bins: The number of bins, :math:`M`.
@@ -73,6 +73,7 @@ class ExpectedCalibrationError(Metric):
     confidence_sum: Tensor
     correct: Tensor
     count: Tensor
+    undefined: Tensor
 
     def __init__(self, n_bins: int = 15):
         super().__init__()
@@ -81,17 +82,21 @@ class ExpectedCalibrationError(Metric):
         self.n_bins = n_bins
         for state in ("confidence_sum", "correct", "count"):
             self.add_state(state, torch.zeros(n_bins, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("undefined", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`."""
         confidence, label = (values.flatten() for values in preds.softmax(1).max(1))
+        self.undefined += confidence.isnan().sum()
+        confidence = confidence.nan_to_num(0.0)
         bins = bin_indices(confidence, self.n_bins)
         self.confidence_sum.index_add_(0, bins, (confidence * _RESOLUTION).round().long())
         self.correct.index_add_(0, bins, (label == target.flatten()).long())
         self.count.index_add_(0, bins, torch.ones_like(bins))
 
     def compute(self) -> Tensor:
-        return expected_calibration_error(self.confidence_sum / _RESOLUTION, self.correct, self.count)
+        error = expected_calibration_error(self.confidence_sum / _RESOLUTION, self.correct, self.count)
+        return error.where(self.undefined == 0, torch.nan)
 
 
 def classifier_metrics(num_classes: int) -> MetricCollection:
@@ -108,7 +113,7 @@ def classifier_metrics(num_classes: int) -> MetricCollection:
         "loss": CrossEntropy(),
         "ece": ExpectedCalibrationError(),
     }
-    return MetricCollection(metrics, compute_groups=False)
+    return MetricCollection(metrics)
 
 
 def checked_logits(logits: Any, target: Tensor) -> Tensor:
@@ -121,15 +126,15 @@ def checked_logits(logits: Any, target: Tensor) -> Tensor:
         and (len(logits), *logits.shape[2:]) == target.shape
     ):
         raise ValueError(
-            f"the module returned {described(logits)}, but RobustnessMonitor reads logits of shape (B, K, *) "
-            f"for a target of shape {tuple(target.shape)}; give predict=… to return them"
+            f"the module returned {described(logits)} for a target of {described(target)}, but RobustnessMonitor reads "
+            "logits of shape (B, K, *) and class indices of shape (B, *); give predict=… or targets=…"
         )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def check_classes(target: Tensor, num_classes: int) -> None:
     """Raises a ValueError where the target is not made of class indices."""
-    if target.is_floating_point() or target.min() < 0 or target.max() >= num_classes:
+    if target.numel() and (target.is_floating_point() or target.min() < 0 or target.max() >= num_classes):
         raise ValueError(
             f"the target must hold class indices in [0, {num_classes}), got {described(target)} "
             f"from {target.min().item()} to {target.max().item()}"

@@ -21,7 +21,7 @@ def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
         >>> bin_indices(torch.tensor([0.0, 0.1, 0.95, 1.0]), n_bins=10)
         tensor([0, 1, 9, 9])
     """
-    return (confidence * n_bins).long().clamp_(max=n_bins - 1)
+    return (confidence * n_bins).long().clamp_(0, n_bins - 1)
 
 
 def expected_calibration_error(confidence_sum: Tensor, correct: Tensor, count: Tensor) -> Tensor:
