@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_noise import InputNoise, noise
 
-ROUNDS = 40
+ROUNDS = 100
 
 
 def timed(action: Callable[[], object]) -> float:
