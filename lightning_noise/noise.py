@@ -20,7 +20,7 @@ __all__ = ["Gaussian", "Impulse", "Noise", "Speckle", "Uniform"]
 
 
 class Noise(ABC):
-    r"""A random map of a tensor onto a tensor of the same shape, dtype and device.
+    r"""A random map of a tensor onto a tensor of the same shape, dtype, device and memory format.
 
     Calling it returns a new tensor, ``x`` itself at level 0, and never writes to ``x``. Half precision is perturbed in float32
     and rounded once, at the end. A subclass is a frozen dataclass that implements :meth:`perturb`; any callable with the
@@ -60,7 +60,8 @@ class Noise(ABC):
         elif check_level(level, self.max_level) == 0:
             return x
         # contiguous: the draw of an element must not depend on the memory format
-        return self.perturb(x.to(dtype).contiguous(), level, generator).to(x.dtype)
+        y = self.perturb(x.to(dtype).contiguous(), level, generator).to(x.dtype)
+        return y if x.is_contiguous() else torch.empty_like(x).copy_(y)
 
     @abstractmethod
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:

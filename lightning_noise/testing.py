@@ -123,6 +123,7 @@ def does_not_depend_on_the_memory_format(noise: Noise) -> None:
     one = noise(x, LEVEL, generator=_generator())
     two = noise(x.to(memory_format=torch.channels_last), LEVEL, generator=_generator())
     _law(torch.equal(one, two), noise, "drew differently for another memory format")
+    _law(two.is_contiguous(memory_format=torch.channels_last), noise, "did not keep the memory format")
 
 
 def is_the_same_in_half_precision_up_to_rounding(noise: Noise) -> None:

@@ -35,10 +35,3 @@ def test_the_version_is_that_of_the_changelog():
     released = re.search(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)
     assert released is not None
     assert released[1] == lightning_noise.__version__
-
-
-def test_the_names_of_the_readme_exist():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for family in ("noise", "schedules", "figures", "metrics", "testing"):
-        for member in set(re.findall(rf"\b{family}\.(\w+)", readme)):
-            assert hasattr(getattr(lightning_noise, family), member), f"{family}.{member}"
