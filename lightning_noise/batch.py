@@ -133,10 +133,12 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
 
 def _find(batch: Any, selector: int | str) -> list[Path]:
     found: list[tuple[Path, Any]] = [((), batch)]
-    whole = _matching(batch, str(selector))  # a key may have dots in it
-    for part in [str(selector)] if whole else str(selector).split("."):
+    for part in str(selector).split("."):
         found = [((*path, key), child) for path, value in found for key, child in _matching(value, part)]
     if not found or not all(isinstance(value, Tensor) for _, value in found):
+        # a key may have dots in it
+        found = [(path, leaf) for path, leaf in leaves(batch) if dotted(path) == str(selector)]
+    if not found:
         raise ValueError(f"no leaf {selector!r} in the batch; {_listing(batch)}")
     return [path for path, _ in found]
 
@@ -165,7 +167,7 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, list | tuple):
         return list(enumerate(value))
     if dataclasses.is_dataclass(value):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if hasattr(value, field.name)]
     return list(vars(value).items()) if hasattr(value, "__dict__") else []
 
 

@@ -76,10 +76,9 @@ class Noise(ABC):
 
 def check_level(level: float, max_level: float = math.inf) -> float:
     """Returns the level as a float, or raises an error where it is no number, negative, not finite or above the largest."""
-    try:
-        level = float(level)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"a level must be a number, got {level!r}") from error
+    if isinstance(level, str | bytes | bool) or not hasattr(level, "__float__"):
+        raise TypeError(f"a level must be a number, got {level!r}")
+    level = float(level)
     if not (0 <= level <= max_level and math.isfinite(level)):
         wanted = "finite and not negative" if max_level == math.inf else f"in [0, {max_level:g}]"
         raise ValueError(f"a level must be {wanted}, got {level}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_noise.batch import Path, described, dotted, get, replace
 from lightning_noise.rng import Key
 
-__all__ = ["Clip", "check_floating", "check_options", "perturbed_batch", "snr_db"]
+__all__ = ["Clip", "check_floating", "check_options", "checked_clip", "perturbed_batch", "snr_db"]
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
@@ -73,26 +73,36 @@ def check_floating(batch: Any, paths: list[Path], noise: Callable[..., Tensor]) 
             )
 
 
-def check_options(noise: Callable[..., Tensor], relative: bool, clip: Clip | None) -> Clip | None:
-    """Returns the clip with plain numbers, or raises an error where an option makes no sense for the noise."""
+def check_options(noise: Callable[..., Tensor], relative: bool) -> None:
+    """Raises an error where the noise is none, or its level cannot be relative to the data."""
     if isinstance(noise, type) or not callable(noise):
         raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}")
     if relative and not getattr(noise, "additive", True):
         raise ValueError(f"relative=True is for additive noise; the level of {type(noise).__name__} has no unit")
+
+
+def checked_clip(clip: Any) -> Clip | None:
+    """Returns the bounds as plain numbers, or raises a ValueError where they are no bounds."""
     if clip is None:
         return None
-    if not (isinstance(clip, list | tuple) and len(clip) == 2):
-        raise ValueError(f"clip must be a pair (low, high), either of which may be None, got {clip!r}")
-    low, high = map(_plain, clip)
-    if low is not None and high is not None and not (torch.tensor(low) < torch.tensor(high)).all():
-        raise ValueError(f"the lower bound of clip must be below the upper one, got {clip!r}")
-    return low, high
+    try:
+        low, high = (None if bound is None else torch.as_tensor(bound, dtype=torch.float64) for bound in clip)
+        given = [bound for bound in (low, high) if bound is not None]
+        valid = all(bound.ndim <= 1 and bound.numel() and not bound.isnan().any() for bound in given)
+        if not valid or (low is not None and high is not None and not (low < high).all()):
+            raise ValueError("not in order")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "clip must be a pair (low, high) of numbers, or of lists of a number for each channel, with low below high, "
+            f"either of which may be None, got {clip!r}"
+        ) from error
+    return _plain(low), _plain(high)
 
 
-def _plain(bound: Any) -> Bound:
+def _plain(bound: Tensor | None) -> Bound:
     if bound is None:
         return None
-    return float(bound) if getattr(bound, "ndim", 0) == 0 and not isinstance(bound, Sequence) else tuple(map(float, bound))
+    return tuple(bound.tolist()) if bound.ndim else bound.item()
 
 
 def _levels(x: Tensor, level: float, key: Key, probability: float, per_sample: bool) -> float | Tensor:

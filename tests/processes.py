@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from conftest import Classifier, Rows, loader, make_trainer
 from pytorch_lightning.callbacks import EarlyStopping
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, default_collate
 
 from lightning_noise import InputNoise, RobustnessMonitor, noise
 from lightning_noise.testing import global_streams
@@ -35,6 +35,11 @@ class Batches(Dataset):
         return rows.x[5 * i : 5 * i + 5], rows.y[5 * i : 5 * i + 5]
 
 
+def three_views(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """Three rows for each sample."""
+    return [part.repeat(3, *[1] * (part.ndim - 1)) for part in default_collate(samples)]
+
+
 def held_out() -> dict[str, DataLoader]:
     rows = Rows(13, seed=1)
     return {
@@ -43,6 +48,7 @@ def held_out() -> dict[str, DataLoader]:
         "subset": loader(rows, batch_size=2, sampler=list(range(7))),
         "pairs": loader(rows, batch_sampler=Pairs(SequentialSampler(rows), 2, False)),
         "batches": loader(Batches(), batch_size=None),
+        "views": loader(Rows(12, seed=1), batch_size=4, collate_fn=three_views),
     }
 
 

@@ -55,6 +55,7 @@ BATCHES: dict[str, tuple[Any, Any, tuple]] = {
     "nested": ({"data": [{"x": X}, Y], "meta": {"ids": IDS}}, "data.0.x", ("data", 0, "x")),
     "tuple of dicts": (({"a": X, "b": IDS}, Y), "0.a", (0, "a")),
     "key with dots": ({"left.png": X, "cls": Y}, "left.png", ("left.png",)),
+    "nested key with dots": ({"v": {"a.b": X, "c": Y}}, "v.a.b", ("v", "a.b")),
     "only floating leaf": (({"a": X, "b": IDS}, Y), None, (0, "a")),
     "dataclass": (Sample(X, Y), "image", ("image",)),
     "frozen dataclass": (Frozen(X, Y), "image", ("image",)),

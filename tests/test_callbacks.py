@@ -471,6 +471,28 @@ def test_perturbations_end_after_an_exception(where, error):
     assert diary_of(lambda: Failing(where, error), error) == FIRST + begun + failed
 
 
+def test_perturbations_end_before_a_step_is_tried_again():
+    class Stubborn(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.failed = False
+
+        def backward(self, loss):
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("once")
+            loss.backward()
+
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            try:
+                optimizer.step(closure=optimizer_closure)
+            except RuntimeError:
+                optimizer.step(closure=optimizer_closure)
+
+    events = [event for event in diary_of(Stubborn) if event[:3] in ("beg", "end")]
+    assert events == 3 * [*BEGIN, *END]
+
+
 def test_perturbations_of_a_closure_end_before_the_next_begin():
     class LBFGS(Deterministic):
         def configure_optimizers(self):
@@ -535,10 +557,12 @@ def test_the_epoch_that_weight_averaging_adds_for_batch_norm_is_clean():
             self.net.append(nn.BatchNorm1d(N_CLASSES))
 
     swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
-    module, _ = fit([InputNoise(noise.Gaussian(), 0.5), swa], module=Normalised, train=loader(), max_epochs=2)
+    callback = InputNoise(noise.Gaussian(), 0.5)
+    module, _ = fit([callback, swa], module=Normalised, train=loader(), max_epochs=2)
     data = Rows()
     clean = [torch.equal(batch[0], data.x[i % 3 * 8 : i % 3 * 8 + 8]) for i, batch in enumerate(module.seen)]
     assert clean == [False] * 6 + [True] * 3
+    assert callback.level_in_force == 0
 
 
 @pytest.mark.slow
@@ -733,13 +757,19 @@ def test_at_level_0_the_step_gets_the_very_batch():
         (lambda: InputNoise(noise.Gaussian(), math.nan), ValueError, "finite and not negative, got nan"),
         (lambda: InputNoise(noise.Gaussian(), math.inf), ValueError, "finite and not negative, got inf"),
         (lambda: InputNoise(noise.Impulse(), 1.5), ValueError, r"in \[0, 1\], got 1.5"),
+        (lambda: InputNoise(noise.Gaussian(), True), TypeError, "a level must be a number, got True"),
+        (lambda: InputNoise(noise.Gaussian(), "0.3"), TypeError, "a level must be a number, got '0.3'"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), "linear"), TypeError, "a level must be a number, got 'linear'"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), 0.1, probability=1.1), ValueError, r"probability must be in \[0, 1\], got 1.1"),
         (lambda: InputNoise(noise.Gaussian(), noise.Gaussian()), TypeError, "a number, a schedule or a callable, got Gau"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian, 0.1), TypeError, r"a value such as noise.Gaussian\(\)"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), 0.1, clip=0.5), ValueError, "clip must be a pair"),  # type: ignore[arg-type]
-        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=(1.0, 0.0)), ValueError, "the lower bound of clip must be below"),
-        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=([0.0, 1.0], 0.5)), ValueError, "the lower bound of clip must be"),
+        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=(1.0, 0.0)), ValueError, "clip must be a pair"),
+        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=([0.0, 1.0], 0.5)), ValueError, "clip must be a pair"),
+        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=(math.nan, None)), ValueError, "clip must be a pair"),
+        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=([0.0, 0.0], [1.0, 1.0, 1.0])), ValueError, "clip must be a pair"),
+        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=("0", "1")), ValueError, "clip must be a pair"),  # type: ignore[arg-type]
+        (lambda: InputNoise(noise.Gaussian(), 0.1, clip=([], None)), ValueError, "clip must be a pair"),
         (lambda: InputNoise(noise.Impulse(), 0.1, relative=True), ValueError, "the level of Impulse has no unit"),
     ],
 )
@@ -823,7 +853,29 @@ def test_a_level_that_turns_negative_is_refused_before_the_first_step(run):
     module = Classifier()
     with pytest.raises(ValueError, match="finite and not negative"):
         fit([InputNoise(noise.Gaussian(), schedules.Linear(1.0, -1.0))], module=module, **run)
+    with pytest.raises(ValueError, match="finite and not negative"):  # in the last step of thirty alone
+        fit([InputNoise(noise.Gaussian(), schedules.Linear(1.0, -0.04))], module=module, **run)
     assert not module.seen
+
+
+def test_a_schedule_may_be_wrong_where_the_run_does_not_come():
+    steep = schedules.Linear(0.0, 2.0, until=1000, unit="epoch")
+    fit([InputNoise(noise.Impulse(), steep)], max_epochs=1000, max_steps=6)
+
+
+def test_a_callable_may_read_what_the_run_has_measured():
+    class Watch(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            self.trainer = trainer
+
+    watch = Watch()
+
+    def follow(progress):
+        return 0.1 * watch.trainer.callback_metrics["val_loss"].item() if progress.epoch else 0.1
+
+    log = LevelLog(callback := InputNoise(noise.Gaussian(), follow))
+    fit([watch, callback, log])
+    assert len(set(log.levels)) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")  # Lightning calls it experimental

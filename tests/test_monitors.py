@@ -196,6 +196,14 @@ def test_the_noise_does_not_depend_on_the_seed_of_the_run():
     assert_same(recorders[0].inputs, recorders[1].inputs)
 
 
+def test_a_clip_of_tensors_is_one_for_each_channel():
+    recorder, low = Recorder(), torch.tensor([0.0, 0.5, -1.0])
+    monitor = RobustnessMonitor(noise.Gaussian(), [3.0], predict=recorder, clip=(low, low + 0.1))  # type: ignore[arg-type]
+    validated(monitor, lambda: Classifier(features=9), validation=loader(Rows(13, features=(3, 3))))
+    found = torch.cat(recorder.inputs[1::2]).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.stack([found.amin(1), found.amax(1)]), torch.stack([low, low + 0.1]), rtol=0, atol=1e-6)
+
+
 def test_clip_and_relative_apply_to_the_noisy_input_alone():
     recorder = Recorder()
     validated(RobustnessMonitor(noise.Gaussian(), [3.0], predict=recorder, clip=(-0.1, 0.1), relative=True))
@@ -445,6 +453,7 @@ def test_other_loggers_and_none_work(kind, tmp_path):
     ("build", "message"),
     [
         (lambda: RobustnessMonitor([]), "noises must be at least one"),
+        (lambda: RobustnessMonitor(noise.Gaussian(), levels=[0.1, -1]), "finite and not negative, got -1"),
         (lambda: RobustnessMonitor({"clean": noise.Gaussian()}), "none may have the tag 'clean'"),
         (lambda: RobustnessMonitor([noise.Impulse(), noise.Impulse(low=0.0)]), r"one tag among \['impulse', 'impulse'\]"),
         (lambda: RobustnessMonitor(noise.Gaussian(), [-0.1]), "finite and not negative, got -0.1"),
@@ -456,7 +465,7 @@ def test_other_loggers_and_none_work(kind, tmp_path):
         (lambda: RobustnessMonitor(noise.Impulse(), relative=True), "the level of Impulse has no unit"),
         (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), clip=(0, 1)), "give them to the callback"),
         (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), relative=True), "give them to the callback"),
-        (lambda: RobustnessMonitor(noise.Gaussian(), clip=(1, 0)), "the lower bound of clip must be below"),
+        (lambda: RobustnessMonitor(noise.Gaussian(), clip=(1, 0)), "clip must be a pair"),
         (
             lambda: RobustnessMonitor(noise.Gaussian(), {"gauss": [0.1]}),
             r"levels for \['gauss'\], but the noises are \['gaussian'\]",
@@ -468,6 +477,11 @@ def test_other_loggers_and_none_work(kind, tmp_path):
 def test_a_wrong_argument_is_refused_when_the_monitor_is_made(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_levels_that_are_no_list_are_refused():
+    with pytest.raises(TypeError, match=r"levels must be a list, or a mapping from tag to lists, got 0\.1"):
+        RobustnessMonitor(noise.Gaussian(), 0.1)  # type: ignore[arg-type]
 
 
 def test_two_monitors_of_one_name_are_refused():
@@ -492,7 +506,7 @@ def test_a_module_without_forward_is_told_of_predict():
         def validation_step(self, batch, batch_idx):
             pass
 
-    with pytest.raises(ValueError, match="no forward that takes its input; give predict="):
+    with pytest.raises(ValueError, match="no forward; give predict="):
         validated(RobustnessMonitor(noise.Gaussian()), Headless)
 
 

@@ -81,6 +81,13 @@ def test_the_measurements_are_those_of_one_process(loader, noisy, alone):
             torch.testing.assert_close(result["validated"][key], alone["validated"][key], rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+def test_rows_that_are_no_samples_are_all_counted(noisy, alone):
+    for result in noisy:
+        for metric in ("accuracy", "loss"):
+            key = f"views/clean/{metric}"
+            torch.testing.assert_close(result["validated"][key], alone["validated"][key], rtol=1e-5, atol=1e-6)
+
+
 def test_early_stopping_ends_all_processes_at_once(noisy):
     assert [result["epochs"] for result in noisy] == [2, 2]
     assert noisy[0]["fitted"]["robustness/score"] == noisy[1]["fitted"]["robustness/score"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.rng import Key
-from lightning_noise.schedules import Level, Progress, level_at
+from lightning_noise.schedules import Level, Progress, Schedule, level_at
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -83,8 +83,9 @@ class NoiseCallback(Callback, Perturbing):
             raise ValueError(f"two noise callbacks are named {self.name!r}; give one of them another name=…")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for progress in _outline(trainer):
-            self._level_at(progress)  # a schedule that cannot work in this run fails here and not hours later
+        # what cannot work in this run should fail here and not hours later; a callable may read the state of the run
+        for progress in _outline(trainer) if isinstance(self.level, Schedule) else [_progress(trainer, 0)]:
+            self._level_at(progress)
         if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
             raise TypeError("a training_step of a dataloader_iter is not supported; let it take the batch")
         self._checked = False
@@ -95,8 +96,10 @@ class NoiseCallback(Callback, Perturbing):
             self.check(pl_module, batch)
             self._checked = True
         self._batch_idx = batch_idx
-        self.level_in_force = self._level_at(_progress(trainer, batch_idx))
-        self._measured = {"level": self.level_in_force} if log_now(trainer) else None
+        # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
+        training = not trainer.fit_loop._skip_backward
+        self.level_in_force = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
+        self._measured = {"level": self.level_in_force} if training and log_now(trainer) else None
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_perturbations(trainer)
@@ -149,11 +152,12 @@ def _progress(trainer: Trainer, batch_idx: int) -> Progress:
 
 
 def _outline(trainer: Trainer) -> list[Progress]:
-    """The start and, in a run with a known end, a hundred moments of it."""
-    steps, epochs = trainer.estimated_stepping_batches, max(trainer.max_epochs or 1, 1)
-    if not 0 < steps < math.inf:
+    """The start and, in a run with a known end, a hundred moments of it, the last among them."""
+    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    if not (0 < steps < math.inf and 0 < batches < math.inf):
         return [_progress(trainer, 0)]
-    return [Progress(int(steps * i / 100), int(epochs * i / 100), i / 100) for i in range(100)]
+    chosen = [int((steps - 1) * i / 100) for i in range(101)]
+    return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in chosen]
 
 
 def _end_perturbations(trainer: Trainer) -> None:

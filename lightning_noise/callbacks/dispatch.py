@@ -72,17 +72,13 @@ class TrainingDispatcher:
                 trainer.strategy.training_step = dispatcher.step  # type: ignore[method-assign]
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        self.perturbations.close()  # an update that is tried again after an exception does not come to the end of the first
         with ExitStack() as stack:
-            for callback in self._active():
-                batch = stack.enter_context(callback.training_perturbation(self.trainer, batch))
+            # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise
+            for callback in perturbing(self.trainer):
+                if callback.level_in_force != 0:
+                    batch = stack.enter_context(callback.training_perturbation(self.trainer, batch))
             output = self.step(batch, *args, **kwargs)
             if output is not None and self.trainer.lightning_module.automatic_optimization:
                 self.perturbations = stack.pop_all()  # until the backward pass is over
         return output
-
-    def _active(self) -> list[Perturbing]:
-        # a search for the learning rate takes all callbacks out of the trainer, and noise that it was not told of must not act;
-        # weight averaging runs an epoch without backward passes, only to recompute the statistics of batch normalisation
-        if self.trainer.fit_loop._skip_backward:
-            return []
-        return [callback for callback in perturbing(self.trainer) if callback.level_in_force != 0]

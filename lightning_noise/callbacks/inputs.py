@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_noise.batch import Selector, find_inputs
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.noise import Noise
-from lightning_noise.perturb import Clip, check_floating, check_options, perturbed_batch, snr_db
+from lightning_noise.perturb import Clip, check_floating, check_options, checked_clip, perturbed_batch, snr_db
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Level
 
@@ -73,12 +73,13 @@ class InputNoise(NoiseCallback):
         super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be in [0, 1], got {probability}")
+        check_options(noise, relative)
         self.noise = noise
         self.inputs = inputs
         self.probability = probability
         self.per_sample = per_sample
         self.relative = relative
-        self.clip = check_options(noise, relative, clip)
+        self.clip = checked_clip(clip)
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         check_floating(batch, find_inputs(batch, self.inputs), self.noise)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchmetrics import MetricCollection
 
 from lightning_noise import figures
 from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
+from lightning_noise.callbacks.held_out import Places
 from lightning_noise.metrics.classification import check_classes, checked_logits, classifier_metrics
 from lightning_noise.metrics.functional import robustness_summary
 from lightning_noise.noise import Noise, check_level
-from lightning_noise.perturb import Clip, check_floating, check_options, perturbed_batch
+from lightning_noise.perturb import Clip, check_floating, check_options, checked_clip, perturbed_batch
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ __all__ = ["RobustnessMonitor"]
 
 Probe = Noise | NoiseCallback | Callable[..., Tensor]
 CLEAN = "clean"
-_BATCH = 2**32  # more rows than a batch has
 
 
 class RobustnessMonitor(Callback):
@@ -41,8 +40,9 @@ class RobustnessMonitor(Callback):
     itself changes the module in evaluation, which is not undone.
 
     The noise of a sample is one draw that depends on its place in the order of the loader, so with a loader that does not
-    shuffle it is the same in each epoch and for any batch size and number of processes, and levels differ by their scale
-    alone: what changes in a curve is the model.
+    shuffle and gives a row for each sample it is the same in each epoch and for any batch size and number of processes, and
+    levels differ by their scale alone: what changes in a curve is the model. Rows that a distributed sampler repeats to fill
+    up the last batch are not counted.
 
     ============================================  ===================================================================
     key                                           what
@@ -106,7 +106,7 @@ class RobustnessMonitor(Callback):
         self.probes = _tagged(noises)
         for probe in self.probes.values():
             if not isinstance(probe, NoiseCallback):
-                check_options(probe, relative, clip)
+                check_options(probe, relative)
             elif relative or clip is not None:
                 raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
         self.levels = {tag: _levels_of(tag, probe, levels) for tag, probe in self.probes.items()}
@@ -115,7 +115,7 @@ class RobustnessMonitor(Callback):
         self.inputs = inputs
         self.targets = targets
         self.predict = predict
-        self.clip = clip
+        self.clip = checked_clip(clip)
         self.relative = relative
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
@@ -172,7 +172,7 @@ class RobustnessMonitor(Callback):
     def _reset(self) -> None:
         self._metrics: dict[tuple[str, float], MetricCollection] = {}
         self._n_classes = 0
-        self._seen = 0  # rows of this process
+        self._places = Places()
         self._shown: dict[str, dict[str, Tensor]] = {}
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -183,7 +183,7 @@ class RobustnessMonitor(Callback):
         if dataloader_idx != self.dataloader_idx or (self.max_batches is not None and batch_idx >= self.max_batches):
             return
         paths, target = self._located(batch)
-        positions, counted = self._placed(trainer, len(get(batch, paths[0])), batch_idx)
+        positions, counted = self._places.take(trainer, dataloader_idx, batch_idx, rows=len(get(batch, paths[0])))
         for tag, level, perturbation in self._perturbations(trainer, pl_module, batch, paths, positions):
             with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
                 logits = checked_logits(self._predict(pl_module, noisy, paths), target)
@@ -206,19 +206,6 @@ class RobustnessMonitor(Callback):
                 check_floating(batch, paths, probe)
         return paths, get(batch, find_target(batch, self.targets))
 
-    def _placed(self, trainer: Trainer, rows: int, batch_idx: int) -> tuple[range, int]:
-        """The places of the rows in the data set, and how many of them are no padding of a distributed sampler."""
-        # not `trainer.val_dataloaders`, which in `trainer.validate` still names the loaders of an earlier fit
-        loader = trainer._evaluation_loop._combined_loader.flattened[self.dataloader_idx]  # type: ignore[union-attr]
-        rank, replicas, size = _share(trainer, loader)
-        if isinstance(loader, DataLoader) and loader.batch_sampler is None:  # the data set is one of batches
-            place = batch_idx * replicas + rank
-            return range(place * _BATCH, place * _BATCH + rows), rows if place < size else 0
-        first = self._seen * replicas + rank
-        self._seen += rows
-        positions = range(first, first + rows * replicas, replicas)
-        return positions, len([position for position in positions if position < size])
-
     def _perturbations(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
     ) -> Iterator[tuple[str, float, AbstractContextManager[Any]]]:
@@ -235,10 +222,9 @@ class RobustnessMonitor(Callback):
     def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:
         if self.predict is not None:
             return self.predict(pl_module, batch)
-        try:
-            return pl_module(*(get(batch, path) for path in paths))
-        except NotImplementedError as error:
-            raise ValueError("the module has no forward that takes its input; give predict=… to return its logits") from error
+        if getattr(pl_module.forward, "__qualname__", "") == "LightningModule.forward":
+            raise ValueError("the module has no forward; give predict=… to return its logits")
+        return pl_module(*(get(batch, path) for path in paths))
 
     # --- what is reported
 
@@ -283,16 +269,6 @@ class RobustnessMonitor(Callback):
                     board.add_figure(f"{prefix}/{key}", figure, global_step=step)
 
 
-def _share(trainer: Trainer, loader: Any) -> tuple[int, int, float]:
-    """Which share of the data this process sees, of how many, and the size of the data: samplers deal them out in turn."""
-    for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
-        if isinstance(sampler, DistributedSampler):
-            return sampler.rank, sampler.num_replicas, len(sampler.dataset)  # type: ignore[arg-type]
-    if isinstance(getattr(loader, "dataset", None), IterableDataset):  # which the user deals out
-        return trainer.global_rank, trainer.world_size, math.inf
-    return 0, 1, math.inf  # each process sees all
-
-
 def _boards(trainer: Trainer) -> list[Any]:
     """What draws figures, on the process that logs."""
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers] if trainer.is_global_zero else []
@@ -324,9 +300,12 @@ def _tag(probe: Probe) -> str:
 def _levels_of(tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None) -> tuple[float, ...]:
     noise = getattr(probe, "noise", probe)
     given = levels.get(tag) if isinstance(levels, Mapping) else levels
-    chosen = tuple(getattr(noise, "severities", ()) if given is None else given)
+    if given is not None and not hasattr(given, "__iter__"):
+        raise TypeError(f"levels must be a list, or a mapping from tag to lists, got {levels!r}")
+    max_level = getattr(noise, "max_level", math.inf)
+    chosen = tuple(check_level(level, max_level) for level in (getattr(noise, "severities", ()) if given is None else given))
     if not chosen:
         raise ValueError(f"{tag!r} needs levels: give levels=…, a list or a mapping from tag")
     if len({f"{level:g}" for level in chosen}) < len(chosen):
         raise ValueError(f"the levels of {tag!r} must differ in their first six digits, got {chosen}")
-    return tuple(check_level(level, getattr(noise, "max_level", math.inf)) for level in chosen)
+    return chosen
