@@ -172,7 +172,7 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _is_mapping(value: Any) -> bool:
-    return callable(getattr(value, "keys", None)) and hasattr(value, "__setitem__") and not isinstance(value, Tensor)
+    return callable(getattr(value, "keys", None)) and hasattr(value, "__setitem__")
 
 
 def _is_namedtuple(value: Any) -> bool:

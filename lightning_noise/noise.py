@@ -56,7 +56,7 @@ class Noise(ABC):
         # bfloat16 has 256 numbers in [0.5, 1): too few to draw from
         dtype = torch.promote_types(x.dtype, torch.float32)
         if isinstance(level, Tensor):
-            level = level.to(dtype).view(-1, *[1] * (x.ndim - 1))
+            level = column(level.to(dtype), x)
         elif check_level(level, self.max_level) == 0:
             return x
         # contiguous: the draw of an element must not depend on the memory format
@@ -83,6 +83,11 @@ def check_level(level: float, max_level: float = math.inf) -> float:
         wanted = "finite and not negative" if max_level == math.inf else f"in [0, {max_level:g}]"
         raise ValueError(f"a level must be {wanted}, got {level}")
     return level
+
+
+def column(values: Tensor, x: Tensor) -> Tensor:
+    """Returns the values of the samples, of shape (B,), in the shape that broadcasts against ``x``."""
+    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -204,4 +209,4 @@ class Impulse(Noise):
 def _sample_extreme(x: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
     if x.ndim < 2:
         raise ValueError(f"a sample of one number has no range, got shape {tuple(x.shape)}; give low and high")
-    return reduce(x.flatten(1), 1).view(-1, *[1] * (x.ndim - 1))
+    return column(reduce(x.flatten(1), 1), x)

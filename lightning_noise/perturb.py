@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise.batch import Path, described, dotted, get, replace
+from lightning_noise.noise import column
 from lightning_noise.rng import Key
 
 __all__ = ["Clip", "check_floating", "check_options", "checked_clip", "perturbed_batch", "snr_db"]
@@ -45,7 +46,7 @@ def perturbed_batch(
         if clip is not None:
             y = _clipped(y, *clip)
         if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
-            y = torch.where(_column(levels > 0, x), y, x)
+            y = torch.where(column(levels > 0, x), y, x)
         batch = replace(batch, path, _like(leaf, y))
     return batch
 
@@ -137,10 +138,6 @@ def _channels(bound: Sequence[float], x: Tensor) -> Tensor:
     if x.ndim < 2 or len(bound) != x.shape[1]:
         raise ValueError(f"clip has bounds for {len(bound)} channels, but the input is of shape {tuple(x.shape)}")
     return x.new_tensor(bound).view(-1, *[1] * (x.ndim - 2))
-
-
-def _column(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def _like(leaf: Tensor, y: Tensor) -> Tensor:

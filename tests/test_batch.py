@@ -31,6 +31,12 @@ class Frozen:
     built: int = field(init=False, default=3)
 
 
+@dataclass
+class Unset:
+    image: Tensor
+    later: int = field(init=False)
+
+
 class Owner:
     """An object that a child points back at."""
 
@@ -59,6 +65,7 @@ BATCHES: dict[str, tuple[Any, Any, tuple]] = {
     "only floating leaf": (({"a": X, "b": IDS}, Y), None, (0, "a")),
     "dataclass": (Sample(X, Y), "image", ("image",)),
     "frozen dataclass": (Frozen(X, Y), "image", ("image",)),
+    "dataclass with an unset field": (Unset(X), "image", ("image",)),
     "object": (SimpleNamespace(image=X, label=Y), "image", ("image",)),
     "object with a cycle": (Owner(), "image", ("image",)),
 }

@@ -309,9 +309,9 @@ def test_a_mode_of_the_trainer_works(mode):
     assert_same(weights(with_), weights(without))
     assert found["robustness/gaussian/0/loss"] == found["robustness/clean/loss"]
     if "precision" in mode:
-        # the user's loss is rounded to the precision of the run
+        # in bfloat16 logits and the user's loss are rounded to 8 bits, a few times over
         assert found["robustness/clean/loss"] == pytest.approx(
-            found["val_loss"], rel=0.02 if "bf16" in mode["precision"] else 1e-6
+            found["val_loss"], rel=5 * 2**-8 if "bf16" in mode["precision"] else 1e-6
         )
 
 

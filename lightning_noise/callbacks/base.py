@@ -35,7 +35,7 @@ else:
         """A callback for a trainer of ``pytorch_lightning`` and of ``lightning.pytorch``."""
 
 
-__all__ = ["Callback", "NoiseCallback", "log_now", "logging_step", "run_seed"]
+__all__ = ["Callback", "NoiseCallback", "logging_step"]
 
 
 class NoiseCallback(Callback, Perturbing):
@@ -74,7 +74,7 @@ class NoiseCallback(Callback, Perturbing):
         """Raises an error where the callback cannot work on the first batch of a fit, whatever the level is then."""
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
-        seed = run_seed() if self.seed is None else self.seed
+        seed = _run_seed() if self.seed is None else self.seed
         key = Key((seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
         return self.perturbation(trainer, trainer.lightning_module, batch, self.level_in_force, key)
 
@@ -83,11 +83,7 @@ class NoiseCallback(Callback, Perturbing):
             raise ValueError(f"two noise callbacks are named {self.name!r}; give one of them another name=…")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # what cannot work in this run should fail here and not hours later; a callable may read the state of the run
-        for progress in _outline(trainer) if isinstance(self.level, Schedule) else [_progress(trainer, 0)]:
-            self._level_at(progress)
-        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
-            raise TypeError("a training_step of a dataloader_iter is not supported; let it take the batch")
+        self._check_run(trainer, pl_module)
         self._checked = False
         TrainingDispatcher.attach(trainer)
 
@@ -99,7 +95,7 @@ class NoiseCallback(Callback, Perturbing):
         # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
         training = not trainer.fit_loop._skip_backward
         self.level_in_force = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
-        self._measured = {"level": self.level_in_force} if training and log_now(trainer) else None
+        self._measured = {"level": self.level_in_force} if training and _log_now(trainer) else None
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_perturbations(trainer)
@@ -109,10 +105,7 @@ class NoiseCallback(Callback, Perturbing):
     ) -> None:
         _end_perturbations(trainer)
         if self._measured:
-            metrics = {f"noise/{self.name}/{key}": float(value) for key, value in self._measured.items()}
-            finite = {key: value for key, value in metrics.items() if math.isfinite(value)}  # a batch may get no noise
-            for logger in trainer.loggers:
-                logger.log_metrics(finite, step=logging_step(trainer))
+            self._log(trainer, self._measured)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         TrainingDispatcher.detach(trainer)
@@ -120,17 +113,31 @@ class NoiseCallback(Callback, Perturbing):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         TrainingDispatcher.detach(trainer)
 
+    def _check_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses what cannot work in this run at its start and not hours later."""
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise TypeError("a training_step of a dataloader_iter is not supported; let it take the batch")
+        # a callable may read the state of the run, which is not known ahead
+        for progress in _outline(trainer) if isinstance(self.level, Schedule) else [_progress(trainer, 0)]:
+            self._level_at(progress)
+
+    def _log(self, trainer: Trainer, measured: dict[str, float | Tensor]) -> None:
+        metrics = {f"noise/{self.name}/{key}": float(value) for key, value in measured.items()}
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}  # a batch may get no noise
+        for logger in trainer.loggers:
+            logger.log_metrics(finite, step=logging_step(trainer))
+
     def _level_at(self, progress: Progress) -> float:
         return check_level(level_at(self.level, progress), self.max_level)
 
 
-def run_seed() -> int:
-    """Returns the seed that ``seed_everything`` was called with, or else 0."""
+def _run_seed() -> int:
+    """The seed that ``seed_everything`` was called with, or else 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
-def log_now(trainer: Trainer) -> bool:
-    """Returns whether this training batch is one that is logged, every ``log_every_n_steps``."""
+def _log_now(trainer: Trainer) -> bool:
+    """Whether this training batch is one that is logged, every ``log_every_n_steps``."""
     # the rule and its counter are Lightning's own, so that our points stand where those of the user stand
     return bool(trainer.loggers) and trainer._logger_connector.should_update_logs
 
