@@ -52,12 +52,14 @@ def perturbed_batch(
 
 
 def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
-    r"""Returns the signal-to-noise ratio in decibels of the leaves at the paths, a scalar.
+    r"""Returns the signal-to-noise ratio in decibels of the floating-point leaves at the paths, a scalar.
 
     .. math:: 10 \log_{10} \frac{\sum \lVert x \rVert^2}{\sum \lVert y - x \rVert^2}
     """
     signal = error = torch.zeros(())
     for path in paths:
+        if not get(clean, path).is_floating_point():  # the distance of two codes of categories means nothing
+            continue
         x, y = get(clean, path).detach().float(), get(noisy, path).detach().float()
         signal, error = signal + x.square().sum(), error + (y - x).square().sum()
     return 10 * torch.log10(signal / error)
@@ -65,6 +67,8 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
 
 def check_floating(batch: Any, paths: list[Path], noise: Callable[..., Tensor]) -> None:
     """Raises a TypeError where a leaf cannot take noise, with the way out."""
+    if not getattr(noise, "arithmetic", True):
+        return
     for path in paths:
         if not get(batch, path).is_floating_point():
             raise TypeError(

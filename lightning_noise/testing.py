@@ -74,7 +74,7 @@ def _law(holds: bool, subject: object, law: str) -> None:
 
 
 def keeps_shape_dtype_and_device(noise: Noise) -> None:
-    for shape in ((6, 3, 8, 8), (5, 16), (1, 2), (0, 4)):
+    for shape in ((6, 3, 8, 8), (5, 4, 16), (1, 2, 2), (0, 3, 4)):
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             x = _input(shape, dtype)
             y = noise(x, LEVEL, generator=_generator())

@@ -466,6 +466,8 @@ def test_other_loggers_and_none_work(kind, tmp_path):
         (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), clip=(0, 1)), "give them to the callback"),
         (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), relative=True), "give them to the callback"),
         (lambda: RobustnessMonitor(noise.Gaussian(), clip=(1, 0)), "clip must be a pair"),
+        (lambda: RobustnessMonitor(noise.SwapNoise()), "'swapnoise' cannot be a probe: it mixes rows"),
+        (lambda: RobustnessMonitor({"swap": InputNoise(noise.SwapNoise(), 0.1)}), "'swap' cannot be a probe: it mixes rows"),
         (
             lambda: RobustnessMonitor(noise.Gaussian(), {"gauss": [0.1]}),
             r"levels for \['gauss'\], but the noises are \['gaussian'\]",

@@ -120,6 +120,15 @@ def test_an_input_without_fractions_is_refused_with_the_way_out(dtype):
         perturbed_batch({"ids": torch.zeros(4, 3, dtype=dtype)}, [("ids",)], noise.Gaussian(), 1.0, KEY)
 
 
+def test_codes_of_categories_can_be_swapped_and_say_nothing_of_the_signal():
+    codes = torch.arange(100).view(50, 2)
+    out = perturbed_batch([codes], [(0,)], noise.SwapNoise(), 0.5, KEY, probability=0.5, per_sample=True)
+    assert out[0].dtype == torch.int64
+    assert torch.equal(out[0] % 2, codes % 2)
+    assert 0 < (out[0] != codes).sum() < 50
+    assert snr_db([codes], out, [(0,)]).isnan()
+
+
 class Tagged(torch.Tensor):
     pass
 

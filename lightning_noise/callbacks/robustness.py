@@ -104,11 +104,8 @@ class RobustnessMonitor(Callback):
         if every_n_epochs < 1 or (max_batches is not None and max_batches < 1):
             raise ValueError(f"every_n_epochs and max_batches must be at least 1, got {every_n_epochs} and {max_batches}")
         self.probes = _tagged(noises)
-        for probe in self.probes.values():
-            if not isinstance(probe, NoiseCallback):
-                check_options(probe, relative)
-            elif relative or clip is not None:
-                raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
+        for tag, probe in self.probes.items():
+            _check_probe(tag, probe, relative, clip)
         self.levels = {tag: _levels_of(tag, probe, levels) for tag, probe in self.probes.items()}
         if isinstance(levels, Mapping) and (unknown := levels.keys() - self.probes.keys()):
             raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(self.probes)}")
@@ -295,6 +292,15 @@ def _tag(probe: Probe) -> str:
     if not name.isidentifier():
         raise ValueError(f"{name} is no name for a noise; give a mapping from tag to noise")
     return name.lower()
+
+
+def _check_probe(tag: str, probe: Probe, relative: bool, clip: Clip | None) -> None:
+    if not isinstance(probe, NoiseCallback):
+        check_options(probe, relative)
+    elif relative or clip is not None:
+        raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
+    if getattr(getattr(probe, "noise", probe), "mixes_rows", False):
+        raise ValueError(f"{tag!r} cannot be a probe: it mixes rows, so the noise of a sample would depend on its batch")
 
 
 def _levels_of(tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None) -> tuple[float, ...]:
