@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 __all__ = [
     "SNR",
     "ColoredNoise",
+    "Drift",
     "FeatureDropout",
     "Gaussian",
     "Impulse",
@@ -367,6 +368,37 @@ class ColoredNoise(Noise):
             amplitude[-1] *= math.sqrt(2)  # the highest frequency is real: one number has to have the power of two
         noise = torch.fft.irfft(spectrum.mul_(amplitude), n)
         return noise.mul_(noise.square().mean(-1, keepdim=True).rsqrt_() * level).add_(x)
+
+
+@dataclass(frozen=True)
+class Drift(Noise):
+    r"""Adds a random walk along the last axis, as a sensor that loses its calibration.
+
+    .. math:: y_t = x_t + \frac{\sigma}{\sqrt{T}} \sum_{s=1}^{t} \epsilon_s, \quad \epsilon_s \sim \mathcal{N}(0, 1)
+
+    The mean is preserved and the variance is :math:`\sigma^2 t / T`. The level is the standard deviation
+    :math:`\sigma \geq 0` at the end of the series, in the units of the data. The noise of a whole series has half the power of
+    :class:`Gaussian` at the same level, so the severities are :math:`\sqrt{2}` times as high. :class:`ColoredNoise` with the
+    exponent 2 is a walk that comes back to where it began.
+
+    Raises:
+        ValueError: A sample is a single number.
+
+    References:
+        An Introduction to Inertial Navigation (Woodman, 2007), https://doi.org/10.48456/tr-696
+
+    Example:
+        >>> y = Drift()(torch.zeros(100_000, 4), 0.5, generator=torch.Generator().manual_seed(0))
+        >>> y.std(0)
+        tensor([0.25..., 0.35..., 0.43..., 0.5...])
+    """
+
+    severities: ClassVar[tuple[float, ...]] = (0.11, 0.17, 0.25, 0.37, 0.54)
+    additive: ClassVar[bool] = True
+
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+        _check_axes(self, x, 1)
+        return torch.empty_like(x).normal_(generator=generator).cumsum_(-1).mul_(level * x.shape[-1] ** -0.5).add_(x)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ NOISES = [
     noise.SNR(padding=0.0),
     noise.ColoredNoise(),
     noise.ColoredNoise(exponent=-2.0),
+    noise.Drift(),
     noise.Scaling(),
     noise.PatchGaussian(size=3),
     noise.Masking(),
@@ -99,6 +100,8 @@ def moments(member: noise.Noise, value: float, level: float) -> tuple[float, flo
     match member:
         case noise.Gaussian() | noise.ColoredNoise():
             return value, level**2
+        case noise.Drift():
+            return value, level**2 * 3 / 8  # the third of eight steps
         case noise.Uniform():
             return value, level**2 / 3
         case noise.Speckle() | noise.Scaling():
@@ -148,7 +151,16 @@ def test_a_gaussian_clipped_at_the_edge_of_the_range_loses_two_thirds_of_its_var
     assert abs(y.var().item() - variance) <= 5 * (y - mean).square().std().item() / math.sqrt(N)
 
 
-LINEAR = (noise.Gaussian, noise.Uniform, noise.Speckle, noise.SNR, noise.ColoredNoise, noise.Scaling, noise.PatchGaussian)
+LINEAR = (
+    noise.Gaussian,
+    noise.Uniform,
+    noise.Speckle,
+    noise.SNR,
+    noise.ColoredNoise,
+    noise.Drift,
+    noise.Scaling,
+    noise.PatchGaussian,
+)
 
 
 @pytest.mark.parametrize("member", [member for member in NOISES if isinstance(member, LINEAR)], ids=repr)
@@ -182,6 +194,7 @@ DRAWS: dict[type[noise.Noise], list[Draw]] = {
     noise.Impulse: [uniforms(6, 3, 8, 8)],
     noise.SNR: [normals(6, 3, 8, 8)],
     noise.ColoredNoise: [normals(6, 3, 8, 7)],
+    noise.Drift: [normals(6, 3, 8, 8)],
     noise.Scaling: [normals(6, 3, 8, 1)],
     noise.PatchGaussian: [uniforms(2, 6), normals(6, 3, 3, 3)],
     noise.Masking: [uniforms(2, 2, 6)],
@@ -407,7 +420,7 @@ def test_a_batch_of_one_row_has_nothing_to_swap(generator):
 
 
 @pytest.mark.parametrize(
-    "member", [noise.SNR(), noise.ColoredNoise(), noise.Scaling(), noise.PatchGaussian(2), *MASKING], ids=repr
+    "member", [noise.SNR(), noise.ColoredNoise(), noise.Drift(), noise.Scaling(), noise.PatchGaussian(2), *MASKING], ids=repr
 )
 def test_a_batch_with_too_few_axes_is_refused(member, generator):
     with pytest.raises(ValueError, match=rf"{type(member).__name__} needs samples of at least .*\(5,\)"):
@@ -450,6 +463,7 @@ def test_severities_are_five_and_rise(member):
     assert 0 < member.severities[0] <= member.severities[-1] <= member.max_level
 
 
-def test_the_severities_of_uniform_have_the_standard_deviations_of_gaussian():
-    for half_width, sigma in zip(noise.Uniform.severities, noise.Gaussian.severities, strict=True):
-        assert half_width == round(math.sqrt(3) * sigma, 2)
+@pytest.mark.parametrize(("member", "factor"), [(noise.Uniform, math.sqrt(3)), (noise.Drift, math.sqrt(2))])
+def test_the_severities_have_the_power_of_those_of_gaussian(member, factor):
+    for severity, sigma in zip(member.severities, noise.Gaussian.severities, strict=True):
+        assert severity == round(factor * sigma, 2)
