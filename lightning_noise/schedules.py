@@ -9,11 +9,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, overload
 
-__all__ = ["Constant", "Cosine", "Every", "Level", "Linear", "Product", "Progress", "Schedule", "from_snr_db"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Cyclic",
+    "Every",
+    "Exponential",
+    "InverseTime",
+    "Level",
+    "Linear",
+    "Piecewise",
+    "Product",
+    "Progress",
+    "Schedule",
+    "Window",
+    "from_snr_db",
+]
 
 Unit = Literal["fraction", "epoch", "step"]
 
@@ -74,6 +91,13 @@ def _check_unit(unit: str, *units: str) -> None:
         raise ValueError(f"unit must be one of {', '.join(map(repr, units))}, got {unit!r}")
 
 
+def _check_window(begin: float, until: float, unit: Unit) -> None:
+    _check_unit(unit, "fraction", "epoch", "step")
+    if not 0 <= begin < until or (unit == "fraction" and until > 1):
+        limits = "0 <= begin < until" + (" <= 1" if unit == "fraction" else "")
+        raise ValueError(f"it must be {limits} where the unit is {unit!r}, got {begin} and {until}")
+
+
 def _time(progress: Progress, unit: Unit) -> float:
     time = getattr(progress, unit)
     if time is None:
@@ -110,12 +134,9 @@ class _Transition(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self):
-        _check_unit(self.unit, "fraction", "epoch", "step")
-        if self.until is None and self.unit != "fraction":
+        if self.until is None and self.unit in ("epoch", "step"):
             raise ValueError(f"until must be given where the unit is {self.unit!r}")
-        if not 0 <= self.begin < self._until or (self.unit == "fraction" and self._until > 1):
-            limits = "0 <= begin < until" + (" <= 1" if self.unit == "fraction" else "")
-            raise ValueError(f"it must be {limits} where the unit is {self.unit!r}, got {self.begin} and {self._until}")
+        _check_window(self.begin, self._until, self.unit)
 
     @property
     def _until(self) -> float:
@@ -125,11 +146,11 @@ class _Transition(Schedule):
         u = (_time(progress, self.unit) - self.begin) / (self._until - self.begin)
         if u <= 0:
             return self.start
-        return self.end if u >= 1 else self.start + (self.end - self.start) * self._share(u)
+        return self.end if u >= 1 else self._value(u)
 
     @abstractmethod
-    def _share(self, u: float) -> float:
-        """The share of the way that is made at the time u in (0, 1)."""
+    def _value(self, u: float) -> float:
+        """The level when the share u in (0, 1) of the time is over."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +178,8 @@ class Linear(_Transition):
         [0.0, 0.0, 0.25, 0.5, 0.5]
     """
 
-    def _share(self, u: float) -> float:
-        return u
+    def _value(self, u: float) -> float:
+        return self.start + (self.end - self.start) * u
 
 
 @dataclass(frozen=True)
@@ -177,8 +198,226 @@ class Cosine(_Transition):
         0.1464
     """
 
-    def _share(self, u: float) -> float:
-        return (1 - math.cos(math.pi * u)) / 2
+    def _value(self, u: float) -> float:
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * u)) / 2
+
+
+@dataclass(frozen=True)
+class Exponential(_Transition):
+    r"""Goes from one value to another by the same factor in equal times.
+
+    .. math:: s(t) = a \, (b / a)^u, \quad u = \min(\max((t - t_0) / (t_1 - t_0), 0), 1)
+
+    Its mean over the window is :math:`(b - a) / \ln(b / a)`. The arguments are those of :class:`Linear`.
+
+    Raises:
+        ValueError: As with :class:`Linear`, or a value is not positive.
+
+    Example:
+        >>> decay = Exponential(0.8, 0.2)
+        >>> [decay(Progress(0, 0, fraction)) for fraction in (0.0, 0.5, 1.0)]
+        [0.8, 0.4, 0.2]
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.start > 0 and self.end > 0):
+            raise ValueError(f"start and end must be positive, got {self.start} and {self.end}; Linear goes to 0")
+
+    def _value(self, u: float) -> float:
+        return self.start * (self.end / self.start) ** u
+
+
+@dataclass(frozen=True)
+class InverseTime(Schedule):
+    r"""Falls with a power of the time, ever more slowly.
+
+    .. math:: s(t) = \frac{a}{(1 + (t - t_0) / \tau)^\gamma}, \quad t \geq t_0
+
+    With the defaults it is the standard deviation of annealed gradient noise, whose variance :math:`\eta / (1 + t)^{0.55}`
+    falls with the optimizer step, for :math:`a = \sqrt{\eta}`; the source takes :math:`\eta` = 0.01, 0.3 or 1. It needs no end
+    of the run.
+
+    Args:
+        start: The value :math:`a` up to ``begin``.
+        exponent: The power :math:`\gamma` of the amplitude, half that of the variance.
+        timescale: The time :math:`\tau` in which :math:`1 + (t - t_0) / \tau` doubles for the first time.
+        begin: The time :math:`t_0`.
+        unit: What times count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+
+    Raises:
+        ValueError: ``begin`` is negative, or ``timescale`` or ``exponent`` not positive.
+
+    References:
+        Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
+        https://arxiv.org/abs/1511.06807
+
+    Example:
+        >>> annealed = InverseTime(1.0)
+        >>> [round(annealed(Progress(step, 0, None)), 3) for step in (0, 1, 100, 10_000)]
+        [1.0, 0.826, 0.281, 0.079]
+    """
+
+    start: float
+    _: KW_ONLY
+    exponent: float = 0.275
+    timescale: float = 1.0
+    begin: float = 0.0
+    unit: Unit = "step"
+
+    def __post_init__(self):
+        _check_window(self.begin, math.inf if self.unit != "fraction" else 1.0, self.unit)
+        if not (self.timescale > 0 and self.exponent > 0):
+            raise ValueError(f"timescale and exponent must be positive, got {self.timescale} and {self.exponent}")
+
+    def __call__(self, progress: Progress) -> float:
+        time = max(_time(progress, self.unit) - self.begin, 0.0)
+        return self.start / (1 + time / self.timescale) ** self.exponent
+
+
+@dataclass(frozen=True)
+class Cyclic(Schedule):
+    r"""Goes from one value to another and back, again and again, at constant speed.
+
+    .. math:: s(t) = a + (b - a) (1 - |1 - 2 u|), \quad u = \frac{(t - t_0) \bmod k}{k}, \quad t \geq t_0
+
+    Its mean over a cycle is :math:`(a + b) / 2`. A cycle as long as the run, ``every=1.0``, is one rise and fall.
+
+    Args:
+        start: The value :math:`a` at both ends of a cycle, and up to ``begin``.
+        end: The value :math:`b` in the middle of a cycle.
+        every: The length of a cycle, :math:`k`.
+        begin: The time :math:`t_0`.
+        unit: What times count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+
+    Raises:
+        ValueError: ``begin`` is negative or ``every`` not positive.
+
+    References:
+        Cyclical Learning Rates for Training Neural Networks (Smith, 2017), https://arxiv.org/abs/1506.01186
+
+    Example:
+        >>> wave = Cyclic(0.0, 0.4, every=4, unit="epoch")
+        >>> [wave(Progress(0, epoch, None)) for epoch in range(6)]
+        [0.0, 0.2, 0.4, 0.2, 0.0, 0.2]
+    """
+
+    start: float
+    end: float
+    _: KW_ONLY
+    every: float
+    begin: float = 0.0
+    unit: Unit = "fraction"
+
+    def __post_init__(self):
+        _check_window(self.begin, math.inf if self.unit != "fraction" else 1.0, self.unit)
+        if not self.every > 0:
+            raise ValueError(f"every must be positive, got {self.every}")
+
+    def __call__(self, progress: Progress) -> float:
+        time = max(_time(progress, self.unit) - self.begin, 0.0)
+        u = time % self.every / self.every
+        return self.start + (self.end - self.start) * (1 - abs(1 - 2 * u))
+
+
+@dataclass(frozen=True)
+class Window(Schedule):
+    r"""Switches a level on between two times.
+
+    .. math:: s(t) = \begin{cases} v(t) & t_0 \leq t < t_1 \\ 0 & \text{else} \end{cases}
+
+    For a constant :math:`v` the mean over a run of length :math:`T` is :math:`v \, (t_1 - t_0) / T`. With ``until`` alone the
+    last part of the training is clean, with ``begin`` alone the first is.
+
+    Args:
+        level: The level :math:`v` while it is on, a number or a schedule, whose times are those of the run.
+        begin: The first time, :math:`t_0`.
+        until: The time from which it is off, :math:`t_1`; left out, it stays on.
+        unit: What times count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+
+    Raises:
+        ValueError: Times are not in order, or not in [0, 1] where the unit is ``"fraction"``.
+
+    Example:
+        >>> middle = Window(0.3, begin=2, until=4, unit="epoch")
+        >>> [middle(Progress(0, epoch, None)) for epoch in range(6)]
+        [0.0, 0.0, 0.3, 0.3, 0.0, 0.0]
+    """
+
+    level: Level
+    _: KW_ONLY
+    begin: float = 0.0
+    until: float | None = None
+    unit: Unit = "fraction"
+
+    def __post_init__(self):
+        latest = 1.0 if self.unit == "fraction" else math.inf
+        _check_window(self.begin, latest if self.until is None else self.until, self.unit)
+
+    def __call__(self, progress: Progress) -> float:
+        # asked for also while it is off, so that a schedule that cannot work in this run fails at its start
+        level, time = level_at(self.level, progress), _time(progress, self.unit)
+        return level if self.begin <= time and (self.until is None or time < self.until) else 0.0
+
+
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    r"""Strings schedules together, each with a clock of its own.
+
+    .. math:: s(t) = s_i(t - m_i), \quad m_i \leq t < m_{i + 1}, \quad m_0 = 0
+
+    In epochs and steps each schedule counts from where it takes over, and the other units stay those of the run. In fractions
+    each takes its piece for a run of its own, :math:`s_i((t - m_i) / (m_{i + 1} - m_i))` with a last :math:`m` of 1, so that
+    ``Linear(0.0, 0.5)`` is at 0.5 where its piece ends.
+
+    Args:
+        levels: The levels one after another, numbers or schedules.
+        milestones: When the second and each further one takes over, :math:`m_1 < m_2 < \dots`.
+        unit: What milestones count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+
+    Raises:
+        ValueError: There is not one milestone fewer than levels, or milestones do not rise, are not positive, or not below 1
+            where the unit is ``"fraction"``.
+
+    Example:
+        >>> rise, fall = Linear(0.0, 0.4, until=2, unit="epoch"), Exponential(0.4, 0.1, until=2, unit="epoch")
+        >>> plan = Piecewise([rise, 0.4, fall], milestones=[2, 4], unit="epoch")
+        >>> [plan(Progress(0, epoch, None)) for epoch in range(8)]
+        [0.0, 0.2, 0.4, 0.4, 0.4, 0.2, 0.1, 0.1]
+    """
+
+    levels: Sequence[Level]
+    milestones: Sequence[float]
+    _: KW_ONLY
+    unit: Unit = "fraction"
+
+    def __post_init__(self):
+        for name in ("levels", "milestones"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # hashable, and no longer the caller's lists
+        if len(self.milestones) != len(self.levels) - 1:
+            raise ValueError(
+                f"there must be one milestone fewer than levels, got {len(self.milestones)} for {len(self.levels)} levels"
+            )
+        for begin, until in pairwise(self._edges):
+            _check_window(begin, until, self.unit)
+
+    @property
+    def _edges(self) -> tuple[float, ...]:
+        return (0.0, *self.milestones, 1.0 if self.unit == "fraction" else math.inf)
+
+    def __call__(self, progress: Progress) -> float:
+        time = _time(progress, self.unit)
+        # all are asked, so that a schedule that cannot work in this run fails at its start
+        levels = [
+            level_at(level, progress._replace(**{self.unit: self._local(time, *edges)}))
+            for level, edges in zip(self.levels, pairwise(self._edges), strict=True)
+        ]
+        return levels[bisect_right(self.milestones, time)]
+
+    def _local(self, time: float, begin: float, until: float) -> float:
+        if self.unit == "fraction":
+            return min(max((time - begin) / (until - begin), 0.0), 1.0)
+        return max(int(time - begin), 0)
 
 
 @dataclass(frozen=True)

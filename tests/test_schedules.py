@@ -21,6 +21,16 @@ SCHEDULES = [
     schedules.Linear(0.0, 1.0, begin=2, until=5, unit="epoch"),
     schedules.Cosine(0.1, 0.5),
     schedules.Cosine(1.0, 0.0, begin=10, until=30, unit="step"),
+    schedules.Exponential(0.5, 0.01),
+    schedules.Exponential(0.1, 1.0, begin=2, until=5, unit="epoch"),
+    schedules.InverseTime(1.0),
+    schedules.InverseTime(0.3, exponent=1.0, timescale=0.1, begin=0.25, unit="fraction"),
+    schedules.Cyclic(0.1, 0.5, every=0.5),
+    schedules.Cyclic(0.4, 0.0, every=7, begin=3, unit="step"),
+    schedules.Window(0.3, begin=0.2, until=0.6),
+    schedules.Window(schedules.Linear(0.0, 1.0), begin=2, unit="epoch"),
+    schedules.Piecewise([0.1, schedules.Linear(0.1, 0.5), schedules.Cosine(0.5, 0.0)], [0.2, 0.5]),
+    schedules.Piecewise([schedules.InverseTime(0.5), schedules.Cyclic(0.0, 0.2, every=4, unit="step")], [9], unit="step"),
     schedules.Every(0.3, every=3),
     schedules.Every(schedules.Linear(0.0, 1.0), every=5, length=2, begin=1, unit="step"),
     schedules.Product([schedules.Linear(0.0, 0.5), schedules.Every(1.0, every=2)]),
@@ -47,9 +57,9 @@ def test_the_laws_find_a_schedule_with_a_history():
         SCHEDULE_LAWS[0](Drifting())
 
 
-@pytest.mark.parametrize("kind", [schedules.Linear, schedules.Cosine])
+@pytest.mark.parametrize("kind", [schedules.Linear, schedules.Cosine, schedules.Exponential])
 @pytest.mark.parametrize("unit", ["fraction", "epoch", "step"])
-@given(start=st.floats(0, 1), end=st.floats(0, 1), begin=st.integers(0, 5), length=st.integers(1, 5))
+@given(start=st.floats(0.001, 1), end=st.floats(0.001, 1), begin=st.integers(0, 5), length=st.integers(1, 5))
 def test_a_transition_is_constant_outside_its_window_and_monotone_within(kind, unit, start, end, begin, length):
     scale = 0.1 if unit == "fraction" else 1
     transition = kind(start, end, begin=begin * scale, until=(begin + length) * scale, unit=unit)
@@ -57,7 +67,7 @@ def test_a_transition_is_constant_outside_its_window_and_monotone_within(kind, u
     assert all(level == start for level in levels[: begin + 1])
     assert all(level == end for level in levels[begin + length + 1 :])
     sign = 1 if end >= start else -1
-    # a monotone curve, up to the rounding of start + (end - start) * share
+    # a monotone curve, up to its rounding
     assert all(sign * (later - earlier) >= -1e-15 for earlier, later in pairwise(levels))
 
 
@@ -85,6 +95,85 @@ def test_cosine_equals_the_scheduler_of_torch():
         scheduler.step()
 
 
+def test_exponential_equals_the_scheduler_of_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
+    decay = schedules.Exponential(0.5, 0.5 * 0.9**20, until=20, unit="step")
+    for step in range(21):
+        # torch's recursion rounds in each step
+        assert math.isclose(decay(Progress(step, 0, None)), scheduler.get_last_lr()[0], rel_tol=1e-13)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_cyclic_equals_the_scheduler_of_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.1, 0.7, step_size_up=5, cycle_momentum=False)
+    wave = schedules.Cyclic(0.1, 0.7, every=10, unit="step")
+    for step in range(35):
+        assert math.isclose(wave(Progress(step, 0, None)), scheduler.get_last_lr()[0], rel_tol=1e-13)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_piecewise_equals_the_scheduler_of_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.2, end_factor=1.0, total_iters=8)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], milestones=[8])
+    plan = schedules.Piecewise(
+        [schedules.Linear(0.2, 1.0, until=8, unit="step"), schedules.Cosine(1.0, 0.0, until=12, unit="step")], [8], unit="step"
+    )
+    for step in range(20):
+        # torch's recursions round in each step
+        assert math.isclose(plan(Progress(step, 0, None)), scheduler.get_last_lr()[0], rel_tol=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_inverse_time_is_the_standard_deviation_of_annealed_gradient_noise():
+    annealed = schedules.InverseTime(math.sqrt(0.3))
+    for step in (0, 1, 10, 1000):
+        assert math.isclose(annealed(Progress(step, 0, None)) ** 2, 0.3 / (1 + step) ** 0.55, rel_tol=1e-14)
+    late = schedules.InverseTime(0.5, exponent=1.0, timescale=2.0, begin=3, unit="epoch")
+    assert [late(Progress(0, epoch, None)) for epoch in (0, 3, 5, 9)] == [0.5, 0.5, 0.25, 0.125]
+
+
+def test_the_mean_dose_of_inverse_time_is_its_integral():
+    # a falling function: the sum over steps lies between the integral and the integral plus the first value
+    steps, power = 10_000, 1 - 0.275
+    integral = ((1 + steps) ** power - 1) / power
+    dose = schedules.InverseTime(1.0).mean_dose(steps=steps)
+    assert integral / steps < dose < (integral + 1) / steps
+
+
+def test_a_window_is_on_from_its_begin_and_off_from_its_end():
+    for unit in ("epoch", "step"):
+        window = schedules.Window(0.3, begin=2, until=4, unit=unit)
+        assert [window(Progress(t, t, None)) for t in range(6)] == [0, 0, 0.3, 0.3, 0, 0]
+        assert schedules.Window(0.3, begin=2, unit=unit)(Progress(10**9, 10**9, None)) == 0.3
+    share = schedules.Window(schedules.Linear(0.0, 1.0), begin=0.25, until=0.5)
+    assert [share(Progress(0, 0, t)) for t in (0.0, 0.25, 0.375, 0.5, 1.0)] == [0, 0.25, 0.375, 0, 0]
+    assert schedules.Window(0.3, until=0.5)(Progress(0, 0, 0.0)) == 0.3
+    assert schedules.Window(0.3)(Progress(0, 0, 1.0)) == 0.3
+
+
+def test_a_piece_in_fractions_is_a_run_of_its_own():
+    plan = schedules.Piecewise([schedules.Linear(0.0, 1.0), schedules.Linear(1.0, 0.0)], [0.2])
+    assert [plan(Progress(0, 0, t)) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0], rel=1e-12)
+
+
+def test_a_piece_counts_whole_epochs_from_where_it_takes_over_and_steps_from_the_begin_of_the_run():
+    seen = []
+    plan = schedules.Piecewise([0.1, lambda progress: seen.append(progress) or 0.2], [2.0], unit="epoch")
+    assert [plan(Progress(10 * epoch, epoch, None)) for epoch in range(4)] == [0.1, 0.1, 0.2, 0.2]
+    assert seen[-2:] == [Progress(20, 0, None), Progress(30, 1, None)]
+    assert isinstance(seen[-1].epoch, int)
+
+
 @pytest.mark.parametrize(
     ("schedule", "dose"),
     [
@@ -94,6 +183,13 @@ def test_cosine_equals_the_scheduler_of_torch():
         (schedules.Cosine(0.0, 1.0), (1000 - 1) / 2000),
         # ramp and hold: 1 - u0 / 2, less half a step of the sum
         (schedules.Linear(0.0, 1.0, until=0.4), 1 - 0.4 / 2 - 1 / 2000),
+        # a geometric series
+        (schedules.Exponential(0.8, 0.2), 0.8 * (1 - 0.25) / (1 - 0.25 ** (1 / 1000)) / 1000),
+        (schedules.Cyclic(0.1, 0.5, every=0.2), 0.3),
+        (schedules.Cyclic(0.1, 0.5, every=100, unit="step"), 0.3),
+        (schedules.Window(0.3, begin=0.25, until=0.75), 0.3 * 0.5),
+        (schedules.Window(0.3, until=4, unit="epoch"), 0.3 * 0.4),
+        (schedules.Piecewise([0.2, 0.6], [0.25]), 0.2 * 0.25 + 0.6 * 0.75),
         (schedules.Constant(0.3), 0.3),
         (schedules.Every(0.6, every=5), 0.6 / 5),
         (schedules.Every(0.6, every=5, length=2), 0.6 * 2 / 5),
@@ -131,7 +227,21 @@ def test_decibels_turn_into_amplitudes():
 
 
 @pytest.mark.parametrize(
-    "schedule", [SCHEDULES[1], SCHEDULES[4], SCHEDULES[8], schedules.Every(SCHEDULES[1], every=3, begin=1)], ids=repr
+    "schedule",
+    [
+        schedules.Linear(0.0, 0.5),
+        schedules.Cosine(0.1, 0.5),
+        schedules.Exponential(0.1, 0.5),
+        schedules.InverseTime(0.1, unit="fraction"),
+        schedules.Cyclic(0.1, 0.5, every=0.5),
+        schedules.Window(0.1, until=0.5),
+        schedules.Window(schedules.Linear(0.0, 0.5), begin=5, unit="epoch"),
+        schedules.Piecewise([0.1, 0.2], [0.5]),
+        schedules.Piecewise([0.1, schedules.Linear(0.0, 0.5)], [5], unit="epoch"),
+        schedules.Product([schedules.Linear(0.0, 0.5), schedules.Every(1.0, every=2)]),
+        schedules.Every(schedules.Linear(0.0, 0.5), every=3, begin=1),
+    ],
+    ids=repr,
 )
 def test_a_run_without_an_end_refuses_fractions(schedule):
     with pytest.raises(ValueError, match="needs a run with a known end"):
@@ -147,6 +257,22 @@ def test_a_run_without_an_end_refuses_fractions(schedule):
         lambda: schedules.Linear(0.0, 1.0, begin=-1, until=3, unit="epoch"),
         lambda: schedules.Linear(0.0, 1.0, unit="epoch"),
         lambda: schedules.Linear(0.0, 1.0, unit="epochs"),  # type: ignore[arg-type]
+        lambda: schedules.Exponential(0.0, 1.0),
+        lambda: schedules.Exponential(1.0, 0.5, unit="step"),
+        lambda: schedules.InverseTime(1.0, begin=-1),
+        lambda: schedules.InverseTime(1.0, begin=2, unit="fraction"),
+        lambda: schedules.InverseTime(1.0, timescale=0.0),
+        lambda: schedules.InverseTime(1.0, unit="steps"),  # type: ignore[arg-type]
+        lambda: schedules.Cyclic(0.0, 1.0, every=0),
+        lambda: schedules.Cyclic(0.0, 1.0, every=3, unit="epochs"),  # type: ignore[arg-type]
+        lambda: schedules.Window(0.1, begin=0.5, until=0.5),
+        lambda: schedules.Window(0.1, until=2),
+        lambda: schedules.Window(0.1, begin=1.0),
+        lambda: schedules.Piecewise([0.1, 0.2], []),
+        lambda: schedules.Piecewise([], []),
+        lambda: schedules.Piecewise([0.1, 0.2, 0.3], [0.5, 0.5]),
+        lambda: schedules.Piecewise([0.1, 0.2], [0.0]),
+        lambda: schedules.Piecewise([0.1, 0.2], [5]),
         lambda: schedules.Every(0.1, every=2, unit="fraction"),  # type: ignore[arg-type]
         lambda: schedules.Every(0.1, every=0),
         lambda: schedules.Every(0.1, every=2, length=3),
