@@ -9,6 +9,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,13 @@ resumes = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path
 
 def _resumed_equals_uninterrupted(make, level, folder, train, every_n_train_steps, resume_at, **kwargs):
     saver = ModelCheckpoint(folder, every_n_train_steps=every_n_train_steps, save_top_k=-1, filename="{step}")
-    whole, _ = fit([make(level), saver], module=Deterministic, train=train(), max_epochs=4, enable_checkpointing=True, **kwargs)
+    kwargs = {"module": Deterministic, "max_epochs": 4, **kwargs}
+    whole, _ = fit([make(level), saver], train=train(), enable_checkpointing=True, **kwargs)
     checkpoints = {int(path.stem.removeprefix("step=")): path for path in folder.glob("*.ckpt")}
     resumable = [path for step, path in checkpoints.items() if resume_at(step)]
     assert len(resumable) >= 3
     for checkpoint in resumable:
-        resumed, _ = fit(
-            [make(level)], module=Deterministic, train=train(), max_epochs=4, ckpt_path=str(checkpoint), seed=0, **kwargs
-        )
+        resumed, _ = fit([make(level)], train=train(), ckpt_path=str(checkpoint), seed=0, **kwargs)
         assert len(resumed.seen) < len(whole.seen)
         assert_same(weights(resumed), weights(whole))
 
@@ -649,6 +649,65 @@ def test_a_step_without_batch_idx_gets_noise():
     assert not torch.equal(module.seen[0][0], Rows().x[:8])
 
 
+# Lightning calls it experimental
+iterates = pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
+
+
+class Iterating(Deterministic):
+    """Fetches its batches itself."""
+
+    def training_step(self, dataloader_iter):  # type: ignore[override]
+        batch, batch_idx, _ = next(dataloader_iter)
+        assert dataloader_iter.fetched > batch_idx
+        self.seen.append(batch)
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+@iterates
+@every_callback
+def test_a_step_that_fetches_its_batch_gets_the_noise_of_one_that_is_given_it(make):
+    fetching, given = (LevelLog(make(schedules.Linear(0.0, 0.5))) for _ in range(2))
+    one, _ = fit([fetching.callback, fetching], module=Iterating, train=loader())
+    two, _ = fit([given.callback, given], module=Deterministic, train=loader())
+    assert_same(weights(one), weights(two))
+    assert fetching.levels == given.levels
+    assert len(one.seen) == len(two.seen) == 6
+    assert all(torch.equal(x[0], y[0]) for x, y in zip(one.seen, two.seen, strict=True))
+
+
+@iterates
+@resumes
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's call into torch
+@every_callback
+def test_a_run_of_an_iterator_resumed_within_an_epoch_equals_the_uninterrupted_one(make, tmp_path):
+    def train():
+        return StatefulDataLoader(Rows(40), batch_size=8)
+
+    _resumed_equals_uninterrupted(make, schedules.Linear(0.0, 0.5), tmp_path, train, 2, lambda step: step % 5, module=Iterating)
+
+
+@iterates
+def test_batches_that_are_fetched_in_one_step_have_draws_of_their_own():
+    class Two(Classifier):
+        def training_step(self, dataloader_iter):  # type: ignore[override]
+            self.seen += [next(dataloader_iter)[0] for _ in range(2)]
+            return sum(F.cross_entropy(self(x), y) for x, y in self.seen[-2:])
+
+    zeros = Rows(32)
+    zeros.x.zero_()
+    module, _ = fit([InputNoise(noise.Gaussian(), 0.5)], module=Two, train=loader(zeros), max_epochs=1)
+    drawn = [batch[0] for batch in module.seen]
+    assert len(drawn) == 4
+    assert all(not torch.equal(one, two) for one, two in combinations(drawn, 2))
+    assert abs(torch.cat(drawn).std().item() - 0.5) < 5 * 0.5 / math.sqrt(2 * 32 * 8)  # five standard errors
+
+
+@iterates
+def test_a_wrong_path_is_found_when_the_first_batch_is_fetched():
+    with pytest.raises(ValueError, match="no leaf 'image' in the batch; leaves are: '0' float32"):
+        fit([InputNoise(noise.Gaussian(), 0.0, inputs="image")], module=Iterating)
+
+
 def test_a_step_set_on_the_instance_gets_noise_and_stays():
     module = Classifier()
     seen = []
@@ -876,16 +935,6 @@ def test_a_callable_may_read_what_the_run_has_measured():
     log = LevelLog(callback := InputNoise(noise.Gaussian(), follow))
     fit([watch, callback, log])
     assert len(set(log.levels)) == 2
-
-
-@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")  # Lightning calls it experimental
-def test_a_step_of_an_iterator_is_refused():
-    class Iterating(Classifier):
-        def training_step(self, dataloader_iter):  # type: ignore[override]
-            return super().training_step(next(dataloader_iter)[0], 0)
-
-    with pytest.raises(TypeError, match="a training_step of a dataloader_iter is not supported"):
-        fit([InputNoise(noise.Gaussian(), 0.5)], module=Iterating)
 
 
 def test_a_batch_without_noise_logs_no_ratio(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
 import os
 from abc import abstractmethod
@@ -59,7 +58,7 @@ class NoiseCallback(Callback, Perturbing):
         self.name = name
         self.max_level = max_level
         self.level_in_force = 0.0
-        self._batch_idx = 0
+        self._place: tuple[int, ...] = ()  # of the batch in its epoch
         self._checked = False  # whether a batch of this fit was
         self._measured: dict[str, float | Tensor] | None = None  # what is logged of this batch; None: nothing is
 
@@ -73,9 +72,19 @@ class NoiseCallback(Callback, Perturbing):
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         """Raises an error where the callback cannot work on the first batch of a fit, whatever the level is then."""
 
+    def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int, fetch: int = 0) -> None:
+        if not self._checked:
+            self.check(trainer.lightning_module, batch)
+            self._checked = True
+        self._place = (batch_idx, fetch) if fetch else (batch_idx,)
+        # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
+        training = not trainer.fit_loop._skip_backward
+        self.level_in_force = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
+        self._measured = {"level": self.level_in_force} if training and _log_now(trainer) else None
+
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
         seed = _run_seed() if self.seed is None else self.seed
-        key = Key((seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
+        key = Key((seed, self.name, trainer.current_epoch, *self._place), rank=trainer.global_rank)
         return self.perturbation(trainer, trainer.lightning_module, batch, self.level_in_force, key)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,19 +92,13 @@ class NoiseCallback(Callback, Perturbing):
             raise ValueError(f"two noise callbacks are named {self.name!r}; give one of them another name=…")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check_run(trainer, pl_module)
+        self._check_run(trainer)
         self._checked = False
         TrainingDispatcher.attach(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._checked:
-            self.check(pl_module, batch)
-            self._checked = True
-        self._batch_idx = batch_idx
-        # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
-        training = not trainer.fit_loop._skip_backward
-        self.level_in_force = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
-        self._measured = {"level": self.level_in_force} if training and _log_now(trainer) else None
+        if not _fetches_itself(trainer):  # there, the batch is known when it is fetched
+            self.start_batch(trainer, batch, batch_idx)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_perturbations(trainer)
@@ -113,10 +116,8 @@ class NoiseCallback(Callback, Perturbing):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         TrainingDispatcher.detach(trainer)
 
-    def _check_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _check_run(self, trainer: Trainer) -> None:
         """Refuses what cannot work in this run at its start and not hours later."""
-        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
-            raise TypeError("a training_step of a dataloader_iter is not supported; let it take the batch")
         # a callable may read the state of the run, which is not known ahead
         for progress in _outline(trainer) if isinstance(self.level, Schedule) else [_progress(trainer, 0)]:
             self._level_at(progress)
@@ -165,6 +166,12 @@ def _outline(trainer: Trainer) -> list[Progress]:
         return [_progress(trainer, 0)]
     chosen = [int((steps - 1) * i / 100) for i in range(101)]
     return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in chosen]
+
+
+def _fetches_itself(trainer: Trainer) -> bool:
+    """Whether the training step takes an iterator and not a batch."""
+    dispatcher = TrainingDispatcher.of(trainer)
+    return dispatcher is not None and dispatcher.takes_iterator
 
 
 def _end_perturbations(trainer: Trainer) -> None:

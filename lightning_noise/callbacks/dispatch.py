@@ -8,8 +8,11 @@ whatever the batch and the module look like.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +33,10 @@ class Perturbing(ABC):
     level_in_force: float
 
     @abstractmethod
+    def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int, fetch: int = 0) -> None:
+        """Sets the level for this training batch, one of several where a step fetches them by itself."""
+
+    @abstractmethod
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
         """Returns the perturbation of this training batch, which yields the batch to use."""
 
@@ -48,6 +55,7 @@ class TrainingDispatcher:
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.step = trainer.strategy.training_step
+        self.takes_iterator = "dataloader_iter" in inspect.signature(trainer.lightning_module.training_step).parameters
         self.perturbations = ExitStack()
 
     @staticmethod
@@ -74,11 +82,39 @@ class TrainingDispatcher:
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         self.perturbations.close()  # an update that is tried again after an exception does not come to the end of the first
         with ExitStack() as stack:
-            # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise
-            for callback in perturbing(self.trainer):
-                if callback.level_in_force != 0:
-                    batch = stack.enter_context(callback.training_perturbation(self.trainer, batch))
+            batch = _Fetching(batch, partial(self._fetched, stack)) if self.takes_iterator else self._perturbed(stack, batch)
             output = self.step(batch, *args, **kwargs)
             if output is not None and self.trainer.lightning_module.automatic_optimization:
                 self.perturbations = stack.pop_all()  # until the backward pass is over
         return output
+
+    def _perturbed(self, stack: ExitStack, batch: Any) -> Any:
+        # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise
+        for callback in perturbing(self.trainer):
+            if callback.level_in_force != 0:
+                batch = stack.enter_context(callback.training_perturbation(self.trainer, batch))
+        return batch
+
+    def _fetched(self, stack: ExitStack, batch: Any, fetch: int) -> Any:
+        # the index that comes with the batch begins anew where a run is resumed within an epoch
+        batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
+        for callback in perturbing(self.trainer):
+            callback.start_batch(self.trainer, batch, batch_idx, fetch)
+        return self._perturbed(stack, batch)
+
+
+class _Fetching(Iterator[Any]):
+    """The iterator of a ``training_step(dataloader_iter)``, which fetches its batches itself, and gets noisy ones."""
+
+    def __init__(self, iterator: Iterator[Any], perturbed: Callable[[Any, int], Any]):
+        self._iterator = iterator
+        self._perturbed = perturbed
+        self._fetches = 0
+
+    def __next__(self) -> tuple[Any, int, int]:
+        batch, batch_idx, dataloader_idx = next(self._iterator)
+        self._fetches += 1
+        return self._perturbed(batch, self._fetches - 1), batch_idx, dataloader_idx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
