@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -55,30 +56,32 @@ def replace(batch: Any, path: Path, value: Any) -> Any:
     if isinstance(batch, tuple):
         return type(batch)([*batch[:key], value, *batch[key + 1 :]])
     result = copy.copy(batch)
-    if isinstance(batch, list) or _is_mapping(batch):
+    if isinstance(batch, list | Mapping):
         result[key] = value
-    elif dataclasses.is_dataclass(batch):
+    elif _is_stored(batch, key):
         object.__setattr__(result, key, value)  # it may be frozen
     else:
         setattr(result, key, value)
     return result
 
 
-def find_inputs(batch: Any, inputs: Selector | None = None) -> list[Path]:
+def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = False) -> list[Path]:
     """Returns the paths of the leaves that are the input of the model.
 
     Args:
         batch: The batch.
         inputs: An index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or a list of these. Left
             out: a bare tensor is the input, in a sequence the first element is, and elsewhere the only floating-point leaf.
+        absent: A named leaf may be absent: what is ``None`` in its place is left out, such as the part of a loader that has
+            ended before the others.
 
     Raises:
         ValueError: There is no such leaf, or it must be said which one it is; the message lists all leaves.
     """
     if inputs is not None:
         selectors = [inputs] if isinstance(inputs, int | str) else inputs
-        paths = [path for selector in selectors for path in _find(batch, selector)]
-        if not paths:
+        paths = [path for selector in selectors for path in _find(batch, selector, absent)]
+        if not paths and not absent:
             raise ValueError(f"inputs={inputs!r} selects nothing; {_listing(batch)}")
         return list(dict.fromkeys(paths))
     if isinstance(batch, Tensor):
@@ -131,10 +134,12 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
             yield from _walk(child, (*path, key), (*ancestors, id(value)))
 
 
-def _find(batch: Any, selector: int | str) -> list[Path]:
+def _find(batch: Any, selector: int | str, absent: bool = False) -> list[Path]:
     found: list[tuple[Path, Any]] = [((), batch)]
     for part in str(selector).split("."):
         found = [((*path, key), child) for path, value in found for key, child in _matching(value, part)]
+        if absent and found and all(value is None for _, value in found):
+            return []
     if not found or not all(isinstance(value, Tensor) for _, value in found):
         # a key may have dots in it
         found = [(path, leaf) for path, leaf in leaves(batch) if dotted(path) == str(selector)]
@@ -158,21 +163,31 @@ def _listing(batch: Any) -> str:
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
-    if value is None or isinstance(value, Tensor | str | bytes | int | float | complex | type):
-        return []
-    if _is_mapping(value):
-        return [(key, value[key]) for key in value.keys()]  # noqa: SIM118 (not every mapping iterates over its keys)
+    if value is None or isinstance(value, Tensor | str | bytes | int | float | complex | type) or hasattr(value, "__array__"):
+        return []  # arrays and data frames hold no tensors
+    if isinstance(value, Mapping):
+        return [(key, value[key]) for key in value.keys()]  # noqa: SIM118 (a TensorDict iterates over its rows)
     if _is_namedtuple(value):
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, list | tuple):
         return list(enumerate(value))
+    return [(name, getattr(value, name)) for name in _attributes(value) if hasattr(value, name)]
+
+
+def _attributes(value: Any) -> list[str]:
+    """The names of what a graph or a tensorclass lists as its keys, of the fields of a dataclass, or of all that is stored."""
+    keys = list(value.keys()) if callable(getattr(value, "keys", None)) and not isinstance(value, type) else []
+    if keys and all(isinstance(key, str) and hasattr(value, key) for key in keys):
+        return keys
     if dataclasses.is_dataclass(value):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if hasattr(value, field.name)]
-    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+        return [field.name for field in dataclasses.fields(value)]
+    slots = [name for name in dir(type(value)) if inspect.ismemberdescriptor(getattr(type(value), name, None))]
+    return [*slots, *getattr(value, "__dict__", ())]
 
 
-def _is_mapping(value: Any) -> bool:
-    return callable(getattr(value, "keys", None)) and hasattr(value, "__setitem__")
+def _is_stored(value: Any, name: str) -> bool:
+    """Whether the object itself holds the attribute, in a slot or its ``__dict__``, and does not compute it."""
+    return name in getattr(value, "__dict__", ()) or inspect.ismemberdescriptor(getattr(type(value), name, None))
 
 
 def _is_namedtuple(value: Any) -> bool:

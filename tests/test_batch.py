@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import UserDict, namedtuple
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pandas import DataFrame
 from torch import Tensor
 
 from lightning_noise.batch import dotted, find_inputs, find_target, get, leaves, replace
@@ -35,6 +36,77 @@ class Frozen:
 class Unset:
     image: Tensor
     later: int = field(init=False)
+
+
+@dataclass(slots=True)
+class Slotted:
+    image: Tensor
+    label: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenSlotted:
+    image: Tensor
+    label: Tensor
+
+
+class Slots:
+    """No dataclass."""
+
+    __slots__ = ("image", "label", "unset")
+
+    def __init__(self, image, label):
+        self.image, self.label = image, label
+
+
+class Guarded:
+    """Computes one attribute and refuses to set others."""
+
+    def __init__(self, image, label):
+        vars(self).update(image=image, label=label)
+
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+    @property
+    def twice(self):
+        raise AssertionError("a property was read")
+
+
+class Named(dict):
+    """A dict that needs an argument."""
+
+    def __init__(self, name, **items):
+        super().__init__(**items)
+        self.name = name
+
+
+class Keyed:
+    """Reads and sets its keys as attributes and is callable, as graphs are."""
+
+    def __init__(self, **items):
+        vars(self)["_items"] = items
+
+    def keys(self):
+        return list(self._items)
+
+    def __call__(self, *names):
+        raise AssertionError("a batch was called")
+
+    def __getitem__(self, key):
+        raise AssertionError("a graph of several kinds makes a new kind of what is asked for")
+
+    def __getattr__(self, name):
+        try:
+            return vars(self)["_items"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name, value):
+        self._items[name] = value
+
+    def __copy__(self):
+        return Keyed(**self._items)
 
 
 class Owner:
@@ -66,6 +138,15 @@ BATCHES: dict[str, tuple[Any, Any, tuple]] = {
     "dataclass": (Sample(X, Y), "image", ("image",)),
     "frozen dataclass": (Frozen(X, Y), "image", ("image",)),
     "dataclass with an unset field": (Unset(X), "image", ("image",)),
+    "slotted dataclass": (Slotted(X, Y), "image", ("image",)),
+    "frozen slotted dataclass": (FrozenSlotted(X, Y), None, ("image",)),
+    "slots": (Slots(X, Y), None, ("image",)),
+    "guarded object": (Guarded(X, Y), "image", ("image",)),
+    "keys as attributes": (Keyed(image=X, label=Y), "image", ("image",)),
+    "ordered dict": (OrderedDict(image=X, label=Y), None, ("image",)),
+    "default dict": (defaultdict(list, image=X, label=Y), None, ("image",)),
+    "dict that needs an argument": (Named("a", image=X, label=Y), None, ("image",)),
+    "data frame among the leaves": ({"image": X, "table": DataFrame({"a": [1, 2]}, index=["c", "d"])}, None, ("image",)),
     "object": (SimpleNamespace(image=X, label=Y), "image", ("image",)),
     "object with a cycle": (Owner(), "image", ("image",)),
 }
@@ -129,6 +210,24 @@ def test_a_wrong_path_lists_the_leaves(wrong):
         find_inputs(batch, wrong)
     listing = "leaves are: 'image' float32 (4, 3), 'label' int64 (4,), 'meta.weights.0' float32 (3,)."
     assert str(error.value) == f"no leaf {wrong!r} in the batch; {listing}"
+
+
+def test_what_a_subclass_holds_besides_its_items_stays():
+    named = replace(Named("a", image=X), ("image",), Y)
+    assert (named.name, dict(named)) == ("a", {"image": Y})
+    default = replace(defaultdict(list, image=X), ("image",), Y)
+    assert default.default_factory is list
+
+
+def test_what_is_none_in_the_place_of_a_leaf_can_be_left_out():
+    batch = {"a": [X, Y], "b": None}
+    assert find_inputs(batch, ["a.0", "b.0"], absent=True) == [("a", 0)]
+    assert find_inputs(batch, "b", absent=True) == find_inputs(batch, "b.0.x", absent=True) == []
+    for wrong in ("b", "b.0"):
+        with pytest.raises(ValueError, match="no leaf"):
+            find_inputs(batch, ["a.0", wrong])
+    with pytest.raises(ValueError, match=r"no leaf 'a\.2'"):
+        find_inputs(batch, "a.2", absent=True)
 
 
 def test_a_leaf_that_is_named_twice_is_found_once():

@@ -86,7 +86,7 @@ class InputNoise(NoiseCallback):
 
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
-        paths = find_inputs(batch, self.inputs)
+        paths = find_inputs(batch, self.inputs, absent=True)
         noisy = perturbed_batch(
             batch,
             paths,
