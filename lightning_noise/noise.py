@@ -367,7 +367,8 @@ class ColoredNoise(Noise):
         if even:
             amplitude[-1] *= math.sqrt(2)  # the highest frequency is real: one number has to have the power of two
         noise = torch.fft.irfft(spectrum.mul_(amplitude), n)
-        return noise.mul_(noise.square().mean(-1, keepdim=True).rsqrt_() * level).add_(x)
+        gain = math.sqrt(n) / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+        return noise.mul_(gain.mul_(level)).add_(x)
 
 
 @dataclass(frozen=True)
@@ -616,10 +617,10 @@ class SwapNoise(Noise):
         dtype = torch.promote_types(x.dtype, torch.float32)
         u = torch.empty_like(x, dtype=dtype).uniform_(generator=generator)
         kept = u >= level
-        # one draw for both: below the level u / level is again uniform, and says how many rows further the other one is
-        rows = u.div_(level).mul_(n - 1).masked_fill_(kept, -1.0).long().add_(1).clamp_max_(n - 1)
-        rows.add_(column(torch.arange(n, device=x.device), x)).remainder_(n)
-        return x.gather(0, rows)
+        # one draw for both: below the level u / level is again uniform, and says which of the n - 1 other rows it is
+        rows = u.mul_((n - 1) / level).long().clamp_(0, n - 2)
+        rows.add_(rows >= column(torch.arange(n, device=x.device), x))
+        return torch.where(kept, x, x.gather(0, rows))
 
 
 def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
