@@ -471,13 +471,16 @@ class PatchGaussian(Noise):
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         _check_axes(self, x, 2)
         places = x.new_empty(2, len(x)).uniform_(generator=generator)
-        z = x.new_empty(*x.shape[:-2], *(min(self.size, n) for n in x.shape[-2:])).normal_(generator=generator)
-        for dim, place in zip((-2, -1), places, strict=True):
-            n = x.shape[dim]
-            # a tile of the square over the image: wherever the square is, it holds each number once at most
-            z = z.index_select(dim, torch.arange(n, device=x.device) % z.shape[dim])
-            z = z.mul_(_span((place * n).floor_() - self.size // 2, self.size, x, dim))
-        return z.mul_(level).add_(x)
+        height, width = (min(self.size, n) for n in x.shape[-2:])
+        z = x.new_empty(*x.shape[:-2], height, width).normal_(generator=generator).mul_(level)
+        # a tile of the square over the image: wherever the square is, it holds each number once at most
+        repeats = (math.ceil(n / m) for n, m in zip(x.shape[-2:], (height, width), strict=True))
+        z = z.repeat(*[1] * (x.ndim - 2), *repeats)[..., : x.shape[-2], : x.shape[-1]]
+        rows, columns = (
+            _span((place * x.shape[dim]).floor_() - self.size // 2, self.size, x, dim).to(x.dtype)
+            for dim, place in zip((-2, -1), places, strict=True)
+        )
+        return torch.addcmul(x, z, rows * columns)
 
 
 @dataclass(frozen=True)
@@ -533,7 +536,7 @@ class Masking(Noise):
             n = x.shape[dim]
             length = (share * n + rounding).floor_()
             box = box & _span((place * (n + 1 - length)).floor_(), length, x, dim)
-        return torch.where(box, self.value, x)
+        return torch.where(box.expand_as(x).contiguous(), self.value, x)  # a broadcast mask is slow on the CPU
 
 
 @dataclass(frozen=True)
