@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, overload
 
 __all__ = [
+    "Amplitude",
     "Constant",
     "Cosine",
     "Cyclic",
@@ -482,8 +483,23 @@ class Product(Schedule):
 
 
 @dataclass(frozen=True)
-class _Amplitude(Schedule):
-    """The relative amplitude of a signal-to-noise ratio in decibels."""
+class Amplitude(Schedule):
+    r"""The relative amplitude of a signal-to-noise ratio in decibels, which may itself be a schedule.
+
+    .. math:: s(t) = 10^{-\text{SNR}(t) / 20}
+
+    At 20 dB the amplitude is 0.1, at 0 dB noise and signal are equally strong, and an infinite ratio is no noise. Use it with
+    ``relative=True``, where the level is in units of the standard deviation of each sample.
+
+    Args:
+        snr_db: The ratio in decibels, a number or a schedule.
+
+    Example:
+        >>> Amplitude(snr_db=20.0)(Progress(step=0, epoch=0, fraction=None))
+        0.1
+        >>> Amplitude(Linear(40.0, 0.0))(Progress(step=50, epoch=0, fraction=0.5))
+        0.1
+    """
 
     snr_db: Level
 
@@ -494,9 +510,9 @@ class _Amplitude(Schedule):
 @overload
 def from_snr_db(snr_db: float) -> float: ...
 @overload
-def from_snr_db(snr_db: Schedule | Callable[[Progress], float]) -> Schedule: ...
-def from_snr_db(snr_db: Level) -> float | Schedule:
-    r"""Turns a signal-to-noise ratio in decibels into a relative amplitude, a schedule into a schedule.
+def from_snr_db(snr_db: Schedule | Callable[[Progress], float]) -> Amplitude: ...
+def from_snr_db(snr_db: Level) -> float | Amplitude:
+    r"""Turns a signal-to-noise ratio in decibels into a relative amplitude, a schedule into an :class:`Amplitude`.
 
     .. math:: \sigma / \sigma_x = 10^{-\text{SNR} / 20}
 
@@ -508,4 +524,4 @@ def from_snr_db(snr_db: Level) -> float | Schedule:
         >>> from_snr_db(Linear(40.0, 0.0))(Progress(step=0, epoch=0, fraction=1.0))
         1.0
     """
-    return _Amplitude(snr_db) if callable(snr_db) else 10 ** (-snr_db / 20)
+    return Amplitude(snr_db) if callable(snr_db) else 10 ** (-snr_db / 20)
