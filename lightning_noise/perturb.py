@@ -11,11 +11,14 @@ from torch import Tensor
 from lightning_noise.batch import Path, described, dotted, get, replace
 from lightning_noise.noise import column
 from lightning_noise.rng import Key
+from lightning_noise.schedules import Schedule
 
-__all__ = ["Clip", "check_floating", "check_options", "checked_clip", "perturbed_batch", "snr_db"]
+__all__ = ["Clip", "NoiseFunction", "check_floating", "check_options", "checked_clip", "perturbed_batch", "snr_db"]
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
+# it returns a tensor, but in a configuration file Callable[..., Tensor] would mean the constructor of a tensor
+NoiseFunction = Callable[..., Any]
 
 
 def perturbed_batch(
@@ -80,7 +83,7 @@ def check_floating(batch: Any, paths: list[Path], noise: Callable[..., Tensor]) 
 
 def check_options(noise: Callable[..., Tensor], relative: bool) -> None:
     """Raises an error where the noise is none, or its level cannot be relative to the data."""
-    if isinstance(noise, type) or not callable(noise):
+    if isinstance(noise, type | Schedule) or not callable(noise):
         raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}")
     if relative and not getattr(noise, "additive", True):
         raise ValueError(f"relative=True is for additive noise; the level of {type(noise).__name__} has no unit")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from lightning_noise.batch import Selector, find_inputs
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.noise import Noise
-from lightning_noise.perturb import Clip, check_floating, check_options, checked_clip, perturbed_batch, snr_db
+from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch, snr_db
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Level
 
@@ -59,7 +57,7 @@ class InputNoise(NoiseCallback):
 
     def __init__(
         self,
-        noise: Noise | Callable[..., Tensor],
+        noise: Noise | NoiseFunction,
         level: Level,
         *,
         inputs: Selector | None = None,

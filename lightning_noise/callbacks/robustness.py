@@ -18,7 +18,7 @@ from lightning_noise.callbacks.held_out import Places
 from lightning_noise.metrics.classification import check_classes, checked_logits, classifier_metrics
 from lightning_noise.metrics.functional import robustness_summary
 from lightning_noise.noise import Noise, check_level
-from lightning_noise.perturb import Clip, check_floating, check_options, checked_clip, perturbed_batch
+from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RobustnessMonitor"]
 
-Probe = Noise | NoiseCallback | Callable[..., Tensor]
+Probe = Noise | NoiseCallback | NoiseFunction
 CLEAN = "clean"
 
 
@@ -87,12 +87,12 @@ class RobustnessMonitor(Callback):
 
     def __init__(
         self,
-        noises: Probe | Sequence[Probe] | Mapping[str, Probe],
+        noises: Noise | NoiseCallback | Sequence[Probe] | Mapping[str, Probe] | NoiseFunction,
         levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         *,
         inputs: Selector | None = None,
         targets: int | str | None = None,
-        predict: Callable[[Any, Any], Tensor] | None = None,
+        predict: Callable[[Any, Any], Any] | None = None,
         clip: Clip | None = None,
         relative: bool = False,
         every_n_epochs: int = 1,
