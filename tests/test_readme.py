@@ -41,12 +41,12 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("family", ["noise", "schedules", "figures", "metrics", "testing"])
 def test_the_names_that_it_mentions_exist(family):
-    members = set(re.findall(rf"\b{family}\.(\w+)", README))
+    members = set(re.findall(rf"(?<![\w/]){family}\.(\w+)", README))
     assert members
     for member in members:
         assert hasattr(getattr(lightning_noise, family), member), f"{family}.{member}"
 
 
 def test_the_pictures_and_files_that_it_mentions_exist():
-    for name in re.findall(r"\]\(([^)]+)\)|`([\w/.]+\.(?:ipynb|toml|txt|md))`", README):
+    for name in re.findall(r"\]\(([^)]+)\)|`([\w/.]+\.(?:ipynb|toml|txt|md|yaml))`", README):
         assert Path(__file__).parents[1].joinpath(next(filter(None, name))).is_file(), name

@@ -1,0 +1,398 @@
+"""Everything can be written in a YAML file and on the command line of a LightningCLI, and reads back the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import runpy
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from conftest import Classifier, Rows, assert_same, loader, weights
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+from test_noise import NOISES
+from test_schedules import SCHEDULES
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_noise import InputNoise, RobustnessMonitor, noise, schedules
+from lightning_noise.schedules import Progress
+
+ROOT = Path(__file__).parents[1]
+# Lightning 2.6 calls what jsonargparse 4.53 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _no_arguments_of_pytest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])  # a LightningCLI warns where it is given arguments twice
+
+
+class Module(Classifier):
+    """The classifier, validated on two loaders."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self) -> DataLoader:
+        return loader(shuffle=True)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return [loader(Rows(13, seed=1)), loader(Rows(9, seed=2))]
+
+
+def halved(progress: Progress) -> float:
+    return 0.5 ** (1 + progress.epoch)
+
+
+# functions of a user may have annotations or not
+def shifted(x, level, *, generator):
+    return x + level * torch.rand(x.shape, generator=generator)
+
+
+def logits_of(module: pl.LightningModule, batch: list[Tensor]) -> Tensor:
+    return module(batch[0])
+
+
+def logits(module, batch):
+    return module(batch[0])
+
+
+@dataclass(frozen=True)
+class Brighter:
+    """A noise of a user that derives from nothing."""
+
+    by: float = 1.0
+
+    def __call__(self, x, level, *, generator):
+        return x + self.by * level
+
+
+def spec(value: Any) -> Any:
+    """What stands for a value in YAML: a class with its arguments, the path of a function, or the value itself."""
+    if inspect.isfunction(value) or isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, partial):  # a call that is written down instead of made
+        return {"class_path": spec(value.func), "init_args": spec(arguments(value))}
+    if isinstance(value, InputNoise):
+        return {"class_path": spec(InputNoise), "init_args": spec(kept(value))}
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: spec(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        return {"class_path": spec(type(value)), "init_args": fields}
+    if isinstance(value, Mapping):
+        return {key: spec(item) for key, item in value.items()}
+    return [spec(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def arguments(call: partial) -> dict[str, Any]:
+    return dict(inspect.signature(call.func).bind(*call.args, **call.keywords).arguments)
+
+
+def kept(callback: pl.Callback) -> dict[str, Any]:
+    """What a callback was made with; the monitor keeps its noises as a mapping, in whatever form they came."""
+    names = inspect.signature(type(callback)).parameters
+    return {name: getattr(callback, "probes" if name == "noises" else name) for name in names}
+
+
+def comparable(value: Any) -> Any:
+    """A value in which callbacks, which have no equality, are replaced by what they were made with."""
+    if isinstance(value, pl.Callback):
+        return type(value), comparable(kept(value))
+    return {key: comparable(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def trainer_of(callbacks: list[pl.Callback] | pl.Callback | None = None, default_root_dir: str | None = None) -> pl.Trainer:
+    """A trainer with two arguments, because to read the forty of the class takes three times as long."""
+    return pl.Trainer(callbacks=callbacks, default_root_dir=default_root_dir, accelerator="cpu", logger=False)
+
+
+def read(config: Path, *flags: str) -> LightningCLI:
+    """What a LightningCLI makes of a file and a command line, without a run."""
+    return LightningCLI(Module, Data, trainer_class=trainer_of, run=False, args=["--config", str(config), *flags])
+
+
+def write(folder: Path, callbacks: list[Any], **trainer: Any) -> Path:
+    settings = {"callbacks": spec(callbacks), "default_root_dir": str(folder), **trainer}
+    path = folder / "written.yaml"
+    path.write_text(yaml.safe_dump({"seed_everything": 0, "trainer": settings}, sort_keys=False))
+    return path
+
+
+def found(cli: LightningCLI) -> list[Any]:
+    """Our callbacks, to be compared."""
+    callbacks: list[pl.Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    return [comparable(callback) for callback in callbacks if isinstance(callback, InputNoise | RobustnessMonitor)]
+
+
+def saved(cli: LightningCLI) -> Path:
+    """The config.yaml that a run would leave, written by the callback that writes it."""
+    callbacks: list[pl.Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    (save,) = [callback for callback in callbacks if isinstance(callback, SaveConfigCallback)]
+    save.setup(cli.trainer, cli.model, "fit")
+    return Path(cli.trainer.default_root_dir) / "config.yaml"
+
+
+def assert_reads_back(call: partial, folder: Path) -> None:
+    expected = [comparable(call())]
+    cli = read(write(folder, [call]))
+    assert found(cli) == expected
+    assert found(read(saved(cli))) == expected
+
+
+@pytest.mark.parametrize("member", NOISES, ids=repr)
+def test_a_noise_reads_back_from_a_file_and_from_what_a_run_saves(member, tmp_path: Path):
+    assert_reads_back(partial(InputNoise, member, 0.1), tmp_path)
+
+
+@pytest.mark.parametrize("member", SCHEDULES, ids=repr)
+def test_a_schedule_reads_back_from_a_file_and_from_what_a_run_saves(member, tmp_path: Path):
+    assert_reads_back(partial(InputNoise, noise.Gaussian(), member), tmp_path)
+
+
+RAMP = schedules.Linear(0.1, 0.5, begin=1, until=3, unit="epoch")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        partial(InputNoise, noise.Gaussian(), 1, inputs="0.image", clip=(0.0, None)),
+        partial(InputNoise, Brighter(2.0), halved, inputs=2, clip=([0.0, -1.0], [1.0, 2.0])),
+        partial(InputNoise, shifted, schedules.Every(halved, every=2), inputs=["x.*", 1], clip=(None, [1.0, 2.0])),
+        partial(RobustnessMonitor, noise.Gaussian(), inputs="image", targets="label"),
+        partial(RobustnessMonitor, shifted, [0.1, 2], inputs=[0, "x"], targets=2, predict=logits),
+        partial(RobustnessMonitor, InputNoise(noise.Uniform(), RAMP, relative=True, name="own"), [0.5]),
+        partial(RobustnessMonitor, [noise.Uniform(), noise.Impulse(0.0, 1.0)], clip=(None, [1.0, 2.0])),
+        partial(RobustnessMonitor, [shifted, Brighter(3.0)], {"brighter": [0.1, 0.2], "shifted": [3]}, clip=(0.0, None)),
+        partial(RobustnessMonitor, {"salt": noise.Impulse(0.0, 1.0), "mine": shifted, "bright": Brighter()}, [0.1]),
+        partial(RobustnessMonitor, {"b": noise.Gaussian(), "a": InputNoise(noise.Speckle(), RAMP)}, {"a": [0.1], "b": [1]}),
+    ],
+    ids=lambda call: str(spec(call)["init_args"]),
+)
+def test_every_form_of_an_argument_reads_back(call, tmp_path: Path):
+    assert_reads_back(call, tmp_path)
+
+
+CALLBACKS = [
+    partial(
+        InputNoise,
+        noise.Uniform(),
+        RAMP,
+        inputs=[0],
+        probability=0.5,
+        per_sample=True,
+        relative=True,
+        clip=(-2.0, None),
+        seed=3,
+        name="first",
+    ),
+    partial(
+        RobustnessMonitor,
+        {"small": noise.Gaussian(), "mine": shifted},
+        {"small": [0.1, 0.2], "mine": [0.3]},
+        inputs=0,
+        targets=1,
+        predict=logits_of,
+        clip=(-2.0, 2.0),
+        relative=True,
+        every_n_epochs=2,
+        max_batches=1,
+        dataloader_idx=1,
+        seed=4,
+        name="second",
+    ),
+]
+
+# the same two; a class of the package may be named without its module, once the package is imported
+FLAGS = """
+    --trainer.callbacks+=InputNoise
+    --trainer.callbacks.noise=Uniform
+    --trainer.callbacks.level=Linear
+    --trainer.callbacks.level.start=0.1
+    --trainer.callbacks.level.end=0.5
+    --trainer.callbacks.level.begin=1
+    --trainer.callbacks.level.until=3
+    --trainer.callbacks.level.unit=epoch
+    --trainer.callbacks.inputs=[0]
+    --trainer.callbacks.probability=0.5
+    --trainer.callbacks.per_sample=true
+    --trainer.callbacks.relative=true
+    --trainer.callbacks.clip=[-2.0, null]
+    --trainer.callbacks.seed=3
+    --trainer.callbacks.name=first
+    --trainer.callbacks+=RobustnessMonitor
+    --trainer.callbacks.noises.small=Gaussian
+    --trainer.callbacks.noises.mine=test_cli.shifted
+    --trainer.callbacks.levels={small: [0.1, 0.2], mine: [0.3]}
+    --trainer.callbacks.inputs=0
+    --trainer.callbacks.targets=1
+    --trainer.callbacks.predict=test_cli.logits_of
+    --trainer.callbacks.clip=[-2.0, 2.0]
+    --trainer.callbacks.relative=true
+    --trainer.callbacks.every_n_epochs=2
+    --trainer.callbacks.max_batches=1
+    --trainer.callbacks.dataloader_idx=1
+    --trainer.callbacks.seed=4
+    --trainer.callbacks.name=second
+"""
+SETTINGS = {
+    "accelerator": "cpu",
+    "logger": False,
+    "max_epochs": 2,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+@pytest.mark.parametrize("call", CALLBACKS, ids=lambda call: call.func.__name__)
+def test_no_argument_is_left_at_its_default(call):
+    given = arguments(call)
+    for name, parameter in inspect.signature(call.func).parameters.items():
+        assert name in given, f"{name} is not written in YAML by any test"
+        assert given[name] != parameter.default, name
+
+
+def fit(config: Path, *flags: str) -> LightningCLI:
+    return LightningCLI(Module, Data, args=["fit", "--config", str(config), *flags], save_config_kwargs={"overwrite": True})
+
+
+@pytest.mark.parametrize("way", ["file", "command line"])
+def test_a_run_repeats_itself_from_the_config_that_it_saves(way, tmp_path: Path):
+    expected = [comparable(call()) for call in CALLBACKS]
+    config = write(tmp_path, CALLBACKS if way == "file" else [], **SETTINGS)
+    flags = [line.strip() for line in FLAGS.strip().splitlines()] if way == "command line" else []
+    first = fit(config, *flags)
+    assert found(first) == expected
+    assert "second/small/0.1/accuracy" in first.trainer.callback_metrics
+    second = fit(tmp_path / "config.yaml")
+    assert found(second) == expected
+    assert_same(weights(first.model), weights(second.model))
+    assert {key: value.item() for key, value in first.trainer.callback_metrics.items()} == {
+        key: value.item() for key, value in second.trainer.callback_metrics.items()
+    }
+
+
+def test_the_command_line_changes_one_argument_of_the_last_callback_of_a_file(tmp_path: Path):
+    config = write(tmp_path, [CALLBACKS[1], CALLBACKS[0]])
+    changed = schedules.Linear(0.1, 0.9, begin=1, until=3, unit="epoch")
+    callbacks = read(config, "--trainer.callbacks.level.end=0.9").trainer.callbacks  # type: ignore[attr-defined]
+    assert [callback.level for callback in callbacks if isinstance(callback, InputNoise)] == [changed]
+
+
+def test_a_class_of_the_package_may_be_named_without_its_module(tmp_path: Path):
+    level = {"class_path": "Product", "init_args": {"factors": [{"class_path": "Constant", "init_args": {"value": 0.5}}, 0.4]}}
+    short = {"class_path": "InputNoise", "init_args": {"noise": "Gaussian", "level": level}}
+    assert found(read(write(tmp_path, [short]))) == [
+        comparable(InputNoise(noise.Gaussian(), schedules.Product([schedules.Constant(0.5), 0.4])))
+    ]
+
+
+LINEAR = {"class_path": "lightning_noise.schedules.Linear", "init_args": {"start": 0.0, "end": 0.5}}
+
+
+def linear(**changed: Any) -> dict[str, Any]:
+    return {"class_path": LINEAR["class_path"], "init_args": LINEAR["init_args"] | changed}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        ("InputNoise", {"levle": 0.1}, ["Option 'levle' is not accepted"]),
+        ("InputNoise", {"level": "much"}, ['"level"', "Expected a dot import path string: much"]),
+        (
+            "InputNoise",
+            {"level": linear(start="abc")},
+            ['"level"', "schedules.Linear", '"start"', "a <class 'float'>. Got value: abc"],
+        ),
+        ("InputNoise", {"level": linear(unit="weeks")}, ['"level"', "schedules.Linear", '"unit"', "'step']. Got value: weeks"]),
+        ("InputNoise", {"level": linear(untill=0.5)}, ['"level"', "schedules.Linear", "Option 'untill' is not accepted"]),
+        (
+            "InputNoise",
+            {"noise": "lightning_noise.noise.Gauss"},
+            ['"noise"', "'lightning_noise.noise' has no attribute 'Gauss'"],
+        ),
+        ("InputNoise", {"probability": "half"}, ['"probability"', "a <class 'float'>. Got value: half"]),
+        ("InputNoise", {"clip": [0.0]}, ['"clip"', "Expected a tuple with 2 elements"]),
+        ("RobustnessMonitor", {"noises": ["Gaussian", "Gauss"]}, ['"noises"', "Expected a dot import path string: Gauss"]),
+        (
+            "RobustnessMonitor",
+            {"noises": [{"class_path": "lightning_noise.noise.Impulse", "init_args": {"lo": 0.0}}]},
+            ['"noises"', "noise.Impulse", "Option 'lo' is not accepted"],
+        ),
+        (
+            "RobustnessMonitor",
+            {"levels": 0.1},
+            ['"levels"', "Expected a <class 'collections.abc.Sequence'>", "Given value: 0.1"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_is_said_with_the_name_of_the_argument(kind, changed, message, tmp_path: Path, capsys):
+    required = {"noise": "Gaussian", "level": 0.1} if kind == "InputNoise" else {"noises": "Gaussian"}
+    with pytest.raises(SystemExit) as stopped:
+        read(write(tmp_path, [{"class_path": kind, "init_args": required | changed}]))
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.partition("error: ")[2]
+    assert re.search(".*".join(map(re.escape, [kind, *message])), said, re.DOTALL), said
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"level": -0.1}, "a level must be finite and not negative, got -0.1"),
+        (
+            {"level": linear(begin=0.6, until=0.3)},
+            "it must be 0 <= begin < until <= 1 where the unit is 'fraction', got 0.6 and 0.3",
+        ),
+        ({"level": {"class_path": "lightning_noise.noise.Gaussian"}}, "level must be a number, a schedule or a callable"),
+        ({"noise": LINEAR}, "a noise must be a value such as noise.Gaussian(), got Linear("),
+        ({"clip": [1.0, 0.0]}, "clip must be a pair (low, high) of numbers"),
+        ({"noise": "Impulse", "level": 1.5}, "a level must be in [0, 1], got 1.5"),
+    ],
+    ids=str,
+)
+def test_what_is_read_but_wrong_is_refused_in_the_words_of_the_class(changed, message, tmp_path: Path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(write(tmp_path, [{"class_path": "InputNoise", "init_args": {"noise": "Gaussian", "level": 0.1} | changed}]))
+
+
+def test_the_lines_of_the_readme_read(tmp_path: Path):
+    (lines,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    config = tmp_path / "readme.yaml"
+    config.write_text(lines)
+    assert found(read(config, "--seed_everything=0")) == [
+        comparable(RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1, 0.2, 0.4])),
+        comparable(InputNoise(noise.Gaussian(), schedules.Linear(0.0, 0.5, begin=0.1, until=0.6))),
+    ]
+
+
+def test_the_example_trains_in_growing_noise_and_keeps_the_weights_with_the_best_score(tmp_path: Path, monkeypatch):
+    folder = ROOT / "notebooks" / "configs"
+    flags = ["--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path}", "--trainer.callbacks.level.end=0.8"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    monkeypatch.setattr(sys, "argv", ["digits.py", "fit", "--config", str(folder / "noise.yaml"), *flags, *quiet])
+    cli = runpy.run_path(str(folder / "digits.py"), run_name="__main__")["cli"]
+    (callback,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, InputNoise)]
+    assert callback.level == schedules.Linear(0.0, 0.8, until=0.5)
+    assert callback.level_in_force == 0.8
+    best = cli.trainer.checkpoint_callback
+    assert isinstance(best, ModelCheckpoint)
+    assert best.best_model_score is not None
+    score = best.best_model_score.item()
+    assert score >= cli.trainer.callback_metrics["robustness/score"].item()
+    assert score > 0.3  # of ten classes
+    assert Path(best.best_model_path).name.endswith(f"-score={score:.3f}.ckpt")
+    assert Path(best.best_model_path).is_file()
+    assert (Path(cli.trainer.log_dir) / "config.yaml").is_file()
