@@ -550,12 +550,13 @@ def test_a_skipped_step_and_a_skipped_epoch_leave_nothing_behind():
     assert "training_step" not in vars(trainer.strategy)
 
 
-def test_the_epoch_that_weight_averaging_adds_for_batch_norm_is_clean():
-    class Normalised(Deterministic):
-        def __init__(self):
-            super().__init__()
-            self.net.append(nn.BatchNorm1d(N_CLASSES))
+class Normalised(Deterministic):
+    def __init__(self):
+        super().__init__()
+        self.net.append(nn.BatchNorm1d(N_CLASSES))
 
+
+def test_the_epoch_that_weight_averaging_adds_for_batch_norm_is_clean():
     swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
     callback = InputNoise(noise.Gaussian(), 0.5)
     module, _ = fit([callback, swa], module=Normalised, train=loader(), max_epochs=2)
@@ -772,6 +773,30 @@ def test_a_schedule_in_fractions_follows_the_end_that_comes_first(run, expected)
     log = LevelLog(callback)
     fit([callback, log], **run)
     assert log.levels == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("module", [Deterministic, Normalised])
+@pytest.mark.parametrize("run", [{"max_epochs": 3}, {"max_epochs": 9, "max_steps": 9}], ids=str)
+def test_a_schedule_in_fractions_ends_with_the_training_and_not_with_the_epoch_of_weight_averaging(run, module, order):
+    def levels(*others):
+        callback = InputNoise(noise.Gaussian(), schedules.Linear(0.0, 1.0))
+        log = LevelLog(callback)
+        fit([callback, *others, log][::order], module=module, **run)
+        return log.levels
+
+    without = levels()
+    with_ = levels(StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1))
+    added = 3 if module is Normalised and "max_steps" not in run else 0
+    assert without == pytest.approx([i / 9 for i in range(9)])
+    assert with_ == without + added * [0.0]
+
+
+def test_a_schedule_may_be_wrong_in_the_epoch_that_weight_averaging_adds():
+    falling = schedules.Linear(1.0, -0.1, until=6, unit="step")  # two epochs of three steps, of which the last is step 5
+    swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
+    module, _ = fit([InputNoise(noise.Gaussian(), falling), swa], module=Normalised, max_epochs=2)
+    assert len(module.seen) == 9
 
 
 def test_batches_of_unknown_number_count_whole_epochs():

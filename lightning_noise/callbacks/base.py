@@ -152,11 +152,18 @@ def _progress(trainer: Trainer, batch_idx: int) -> Progress:
     epoch, fractions = trainer.current_epoch, []
     if trainer.max_steps is not None and trainer.max_steps > 0:
         fractions.append(trainer.global_step / trainer.max_steps)
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+    if (epochs := _epochs(trainer)) > 0:
         batches = trainer.num_training_batches
         within = batch_idx / batches if 0 < batches < math.inf else 0.0
-        fractions.append((epoch + within) / trainer.max_epochs)
+        fractions.append((epoch + within) / epochs)
     return Progress(trainer.global_step, epoch, min(max(fractions), 1.0) if fractions else None)
+
+
+def _epochs(trainer: Trainer) -> float:
+    """The number of epochs that train, and nothing above 0 in a run that it does not end."""
+    # for batch normalisation StochasticWeightAveraging adds an epoch to the trainer's, after the last that trains
+    ends = [callback.swa_end + 1 for callback in trainer.callbacks if hasattr(callback, "swa_end")]  # type: ignore[attr-defined]
+    return min(-1 if trainer.max_epochs is None else trainer.max_epochs, *ends, math.inf)
 
 
 def _outline(trainer: Trainer) -> list[Progress]:
@@ -164,6 +171,8 @@ def _outline(trainer: Trainer) -> list[Progress]:
     steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not (0 < steps < math.inf and 0 < batches < math.inf):
         return [_progress(trainer, 0)]
+    if (epochs := _epochs(trainer)) > 0:
+        steps = min(steps, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
     chosen = [int((steps - 1) * i / 100) for i in range(101)]
     return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in chosen]
 
