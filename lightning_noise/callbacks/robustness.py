@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -20,6 +19,11 @@ from lightning_noise.metrics.functional import robustness_summary
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch
 from lightning_noise.rng import Key
+
+try:
+    from pytorch_lightning.utilities.seed import isolate_rng
+except ImportError:  # the other Lightning alone is installed
+    from lightning.pytorch.utilities.seed import isolate_rng  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
