@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -143,8 +143,9 @@ def test_level_0_equals_clean(module):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_averaged_weights_are_what_is_measured(order):
+    averaging = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging", reason="it came with Lightning 2.6")
     callbacks = [
-        WeightAveraging(avg_fn=lambda average, new, n: 0.5 * (average + new)),
+        averaging.WeightAveraging(avg_fn=lambda average, new, n: 0.5 * (average + new)),
         RobustnessMonitor(noise.Gaussian(), [0.1]),
     ]
     _, trainer = fit(callbacks[::order])
