@@ -5,6 +5,7 @@ A notebook shows them after ``%matplotlib inline``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -18,21 +19,30 @@ __all__ = ["robustness_curve", "samples", "schedule_preview"]
 
 
 def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int = 1) -> Figure:
-    """Draws schedules over a run of so many steps and epochs in all, each with its mean dose.
+    r"""Draws schedules over a run of so many steps and epochs in all, a panel for each, with its mean dose.
 
     Example:
         >>> from lightning_noise.schedules import Linear
         >>> figure = schedule_preview({"ramp": Linear(0.0, 0.5)}, steps=100)
-        >>> [line.get_label() for line in figure.axes[0].lines]
-        ['ramp, mean 0.247']
+        >>> figure.axes[0].get_title(loc="left")
+        'ramp\nmean 0.247'
     """
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    for label, schedule in schedules.items():
+    columns = min(3, math.ceil(math.sqrt(len(schedules))))
+    rows = math.ceil(len(schedules) / columns)
+    figure = Figure(figsize=(3.4 * columns, 1.7 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, (label, schedule) in zip(grid, schedules.items(), strict=False):
         levels = [level_at(schedule, progress) for progress in moments(steps, epochs)]
-        axes.step(range(steps), levels, where="post", label=f"{label}, mean {sum(levels) / steps:.3g}")
-    axes.set(xlabel="optimizer step", ylabel="level", xlim=(0, steps), ylim=(0, None))
-    _finish(figure)
+        axes.step(range(steps), levels, where="post")
+        axes.fill_between(range(steps), levels, step="post", alpha=0.2)
+        axes.set_title(f"{label}\nmean {sum(levels) / steps:.3g}", loc="left", fontsize=9)
+        axes.tick_params(labelbottom=True, labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(schedules) :]:
+        axes.remove()
+    grid[0].set(xlim=(0, steps), ylim=(0, None))  # of all, for they share it
+    figure.supxlabel("optimizer step", fontsize=9)
+    figure.supylabel("level", fontsize=9)
     return figure
 
 
@@ -50,7 +60,8 @@ def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str
         axes.plot(sorted(curve), [curve[level] for level in sorted(curve)], marker="o", markersize=4, label=label)
     axes.set(xlabel="level of the noise", ylabel=ylabel, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
-    _finish(figure)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=min(4, len(curves)), frameon=False, fontsize=9)  # inside it would cover lines
     return figure
 
 
@@ -73,12 +84,6 @@ def samples(columns: Mapping[str, Tensor], *, n_samples: int = 4) -> Figure | No
     if _is_signal(first):
         return _signals(tensors)
     return _images(tensors) if _is_image(first) else None
-
-
-def _finish(figure: Figure) -> None:
-    columns = min(4, len(figure.axes[0].lines))
-    figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)  # inside it would cover lines
-    figure.axes[0].spines[["top", "right"]].set_visible(False)
 
 
 def _is_signal(x: Tensor) -> bool:

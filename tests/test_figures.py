@@ -18,10 +18,11 @@ def points(line: Line2D) -> list[list[float]]:
 def test_a_preview_draws_each_schedule_with_its_mean():
     ramp, pulses = schedules.Linear(0.0, 1.0), schedules.Every(0.5, every=2)
     figure = figures.schedule_preview({"ramp": ramp, "pulses": pulses, "flat": 0.2}, steps=10, epochs=5)
-    lines = figure.axes[0].lines
-    assert [line.get_label() for line in lines] == ["ramp, mean 0.45", "pulses, mean 0.3", "flat, mean 0.2"]
-    assert np.asarray(lines[0].get_ydata()) == pytest.approx([step / 10 for step in range(10)])
-    assert np.asarray(lines[1].get_ydata()).tolist() == [0.5, 0.5, 0, 0, 0.5, 0.5, 0, 0, 0.5, 0.5]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["ramp\nmean 0.45", "pulses\nmean 0.3", "flat\nmean 0.2"]
+    rise, on_and_off = (np.asarray(axes.lines[0].get_ydata()) for axes in figure.axes[:2])
+    assert rise == pytest.approx([step / 10 for step in range(10)])
+    assert on_and_off.tolist() == [0.5, 0.5, 0, 0, 0.5, 0.5, 0, 0, 0.5, 0.5]
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1, "heights are compared"
 
 
 def test_a_robustness_curve_goes_up_in_level():
