@@ -1,0 +1,481 @@
+r"""Soft targets at the loss: the labels of the batch stay what they are, and the loss is that of softened ones.
+
+Cross-entropy is linear in the target, so the loss of a soft target is a sum of losses of hard ones. Taken where the loss is
+computed, softening leaves alone all else that reads the labels: accuracies, confusion matrices, class weights, ignored
+positions. A mode follows the target through the training step, by the identity of the tensors that are made from it, and
+changes ``F.cross_entropy``, ``F.nll_loss`` and ``F.binary_cross_entropy_with_logits``, and with them the losses of
+``torch.nn``, wherever their target is one of these.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_noise.batch import described
+from lightning_noise.noise import column
+
+__all__ = [
+    "Mixing",
+    "Smoothing",
+    "SoftTargets",
+    "smoothed_binary_cross_entropy_with_logits",
+    "smoothed_cross_entropy",
+    "smoothed_nll_loss",
+]
+
+Loss = Callable[..., Tensor]
+
+
+def smoothed_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    level: Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Returns the cross-entropy with smoothed labels, as ``F.cross_entropy(..., label_smoothing=level)`` does.
+
+    .. math:: L_\varepsilon = (1 - \varepsilon) \, L + \frac{\varepsilon}{K} \sum_{k=1}^{K} -w_k \log p_k
+
+    It does the operations of torch in their order and is equal to it bit for bit, but for the mean with class weights and
+    ignored positions, whose weights are summed with zeros among them and may differ in the last bit. The level is a tensor,
+    which a compiled step takes as an input where it would be compiled anew for each number. Without class weights
+    :math:`L_\varepsilon = (1 - \varepsilon) L + \varepsilon (\mathrm{KL}(U \Vert p) + \log K)`.
+
+    Args:
+        input: The logits, of shape :math:`(N, K, *)` or :math:`(K)`.
+        target: The classes, of shape :math:`(N, *)` or :math:`()`, or probabilities of the shape of the input.
+        weight: The weights of the classes, of shape :math:`(K)`.
+        level: The share :math:`\varepsilon \in [0, 1]` of the uniform distribution, of shape :math:`()`; 0.1 is usual.
+        ignore_index: The class of positions that do not count.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    References:
+        Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2016), https://arxiv.org/abs/1512.00567
+
+        When Does Label Smoothing Help? (Müller et al., 2019), https://arxiv.org/abs/1906.02629
+
+    Example:
+        >>> logits, target = torch.randn(8, 3), torch.arange(8) % 3
+        >>> loss = smoothed_cross_entropy(logits, target, level=torch.tensor(0.1, dtype=torch.float64))
+        >>> torch.equal(loss, F.cross_entropy(logits, target, label_smoothing=0.1))
+        True
+    """
+    dim = _class_dim(input)
+    if target.is_floating_point():
+        soft = _smoothed(target, level, input.shape[dim])
+        return F.cross_entropy(input, soft, weight, ignore_index=ignore_index, reduction=reduction)
+    log_probs = F.log_softmax(_full_precision(input), dim)
+    return smoothed_nll_loss(log_probs, target, weight, level=level, ignore_index=ignore_index, reduction=reduction)
+
+
+def smoothed_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    level: Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """Returns the loss of :func:`smoothed_cross_entropy` from log-probabilities.
+
+    Args:
+        input: The log-probabilities, of shape :math:`(N, K, *)` or :math:`(K)`.
+        target: The classes, of shape :math:`(N, *)` or :math:`()`.
+        weight: The weights of the classes, of shape :math:`(K)`.
+        level: The share of the uniform distribution, of shape :math:`()`.
+        ignore_index: The class of positions that do not count.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Example:
+        >>> log_probs = torch.full((2, 4), 0.25).log()
+        >>> loss = smoothed_nll_loss(log_probs, torch.tensor([0, 1]), level=torch.tensor(0.3))
+        >>> torch.allclose(loss, torch.tensor(4.0).log())
+        True
+    """
+    input, dim = _full_precision(input), _class_dim(input)
+    hard = F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
+    weighted = input if weight is None else input * weight.view(-1, *[1] * (input.ndim - dim - 1))
+    uniform = (-weighted.sum(dim)).masked_fill(target == ignore_index, 0)
+    if reduction != "none":
+        uniform = uniform.sum()
+    if reduction == "mean":
+        uniform = uniform / _total_weight(target, weight, ignore_index)
+    level = level.to(torch.promote_types(level.dtype, input.dtype))
+    return _scaled(hard, 1 - level) + _scaled(uniform, level / input.shape[dim])
+
+
+def smoothed_binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    level: Tensor,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Returns the binary cross-entropy of :math:`(1 - \varepsilon) y + \varepsilon / 2`, for one label or many.
+
+    Args:
+        input: The logits, of any shape.
+        target: The labels in [0, 1], of the same shape.
+        weight: A weight that broadcasts to the input.
+        level: The share of the uniform distribution over yes and no, of shape :math:`()`.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        pos_weight: The weights of the positive labels.
+
+    Example:
+        >>> loss = smoothed_binary_cross_entropy_with_logits(torch.zeros(5), torch.ones(5), level=torch.tensor(0.2))
+        >>> torch.allclose(loss, torch.tensor(2.0).log())
+        True
+    """
+    soft = _smoothed(target, level, 2)
+    return F.binary_cross_entropy_with_logits(input, soft, weight, reduction=reduction, pos_weight=pos_weight)
+
+
+class SoftTargets(TorchFunctionMode, ABC):
+    """Softens the losses that are computed on a target while it is active.
+
+    The target is followed by identity: what a torch function makes of tensors that are all followed is followed, and so is
+    what it picks from one by an index or a mask, fills in or converts; ``zeros_like`` of the target is not. Other losses are
+    left alone, and nothing is written into the target. Modes may be nested in any order: mixing is of smoothed losses.
+
+    It is exact where what is made of the loss is linear. A focal loss is not: as a function of ``F.cross_entropy`` with
+    ``reduction="none"`` it becomes that function of the softened loss. A loss that is only logged is softened like one that
+    is minimised. Out of reach are a loss that calls none of the three functions, and a target that leaves torch, as numbers
+    and arrays do, or is written into another tensor.
+
+    A compiled step is compiled once for all levels, and once more for a run without a mode.
+
+    Attributes:
+        target: The target of the batch.
+        hit: Whether a loss was softened.
+    """
+
+    def __init__(self, target: Tensor):
+        super().__init__()
+        self.target = target
+        self.hit = False
+        self._modes: tuple[SoftTargets, ...] = ()
+        # the tensors are kept alive for the step: an identity is given again once it is free
+        self._followed: list[tuple[Tensor, ...]] = []
+
+    def __enter__(self) -> SoftTargets:
+        self._followed = [(self.target, *self.companions())]
+        self._modes = (self, *_active.get())
+        _active.set(self._modes)
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        super().__exit__(exc_type, exc_val, exc_tb)
+        _active.set(self._modes[1:])
+        self._followed = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _ARGUMENTS:
+            call = _bound(func, args, kwargs)
+            modes = [mode for mode in self._modes if mode.following(call.get("target")) is not None]
+            if modes:
+                return _softened(modes, func, call)
+        output = func(*args, **kwargs)
+        made = [item for item in _each(output) if isinstance(item, Tensor)]
+        learned = len(made) > 0 and made[0].requires_grad and not self.target.requires_grad
+        if (made or output is None) and not learned and self._follows(func, args, kwargs):
+            self._follow(func, args, kwargs, output)
+        return output
+
+    @abstractmethod
+    def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
+        """Returns the softened loss of a call.
+
+        Args:
+            modes: The modes around this one that soften the loss, too.
+            loss: The function that computes it.
+            call: The arguments by their names.
+        """
+
+    def companions(self) -> tuple[Tensor, ...]:
+        """Returns the tensors that accompany the target: what is made of the target is made of them."""
+        return ()
+
+    def following(self, tensor: Any) -> tuple[Tensor, ...] | None:
+        """Returns the tensor with its companions if it is followed."""
+        for entry in self._followed:
+            if entry[0] is tensor:
+                return entry
+        return None
+
+    def derived(self, index: int, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """Returns what becomes of a companion where ``func`` made ``output`` of the target."""
+        if func in _PICKING:  # at the positions that are picked from the target
+            return func(self._exchanged(args[0], index), *args[1:], **kwargs)
+        func = _RESHAPING.get(func, func)
+        return func(*self._exchanged(args, index), **self._exchanged(kwargs, index))
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        companions = [_each(self.derived(i, func, args, kwargs, output)) for i in range(1, len(self._followed[0]))]
+        for entry in zip(_each(output), *companions, strict=True):
+            new = isinstance(entry[0], Tensor) and self.following(entry[0]) is None
+            if new and all([item.shape == entry[0].shape for item in entry[1:2]]):  # as unique values are not
+                self._followed.append(entry)
+
+    def _follows(self, func: Any, args: Any, kwargs: Any) -> bool:
+        if func in _CREATING or func is _ALIAS:
+            return False
+        if func in _PICKING or func in _KEEPING:
+            tensors = _tensors(args)[1 if func is torch.where else 0 :][:1]  # the first of where is the condition
+        else:
+            tensors = _tensors([*args, *kwargs.values()])
+        return len(tensors) > 0 and all([self.following(tensor) is not None for tensor in tensors])
+
+    def _exchanged(self, value: Any, index: int) -> Any:
+        """The arguments with the companion of each tensor that is followed."""
+        if isinstance(value, Tensor):
+            entry = self.following(value)
+            return value if entry is None else entry[index]
+        if isinstance(value, dict):
+            return {key: self._exchanged(item, index) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            items = [self._exchanged(item, index) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        return value
+
+
+class Smoothing(SoftTargets):
+    """Smooths the labels: see :func:`smoothed_cross_entropy` for the formula.
+
+    Args:
+        target: The target of the batch: classes, probabilities, or the labels of a binary cross-entropy.
+        level: The share of the uniform distribution, of shape ``()``, a tensor in float64 to be exact.
+
+    Raises:
+        TypeError: The level is no tensor of shape ``()``.
+        ValueError: The criterion smooths already, or two modes would smooth one target.
+
+    Example:
+        >>> logits, target = torch.randn(8, 3), torch.arange(8) % 3
+        >>> with Smoothing(target, torch.tensor(0.1, dtype=torch.float64)):
+        ...     loss = torch.nn.CrossEntropyLoss()(logits, target)
+        >>> torch.equal(loss, F.cross_entropy(logits, target, label_smoothing=0.1))
+        True
+    """
+
+    def __init__(self, target: Tensor, level: Tensor):
+        super().__init__(target)
+        if not isinstance(level, Tensor) or level.ndim:
+            raise TypeError(
+                f"level must be a tensor of shape (), which a compiled step takes as an input, got {described(level)}"
+            )
+        self.level = level
+
+    def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
+        smoothing = call.get("label_smoothing", 0.0)
+        if smoothing or loss not in _SMOOTHED:
+            other = f"the criterion has label_smoothing={smoothing}" if smoothing else "another mode smooths this target"
+            raise ValueError(f"label smoothing must have one owner, but {other}; remove one of the two")
+        call = {name: value for name, value in call.items() if name != "label_smoothing"}
+        return _softened(modes, partial(_SMOOTHED[loss], level=self.level), call)
+
+
+class Mixing(SoftTargets):
+    r"""Takes the loss of the labels of two samples, as goes with an input that is mixed of the two.
+
+    .. math:: L = \lambda \, L(a) + (1 - \lambda) \, L(b), \quad b_i = a_{\pi(i)}
+
+    For a mean each term has the denominator of its own hard call: :math:`L(b)` is divided by the class weights of :math:`b`
+    and leaves out what is ignored in :math:`b`. All that is made of the target is made of the partner labels, too, but a mask
+    picks the same positions of both. What moves the elements of the target, moves the :math:`\lambda` of each sample.
+
+    Args:
+        target: The target of the batch, of shape :math:`(B, *)`.
+        partners: The permutation :math:`\pi`, the index of the partner of each sample, of shape :math:`(B)`.
+        lam: The share :math:`\lambda \in [0, 1]` of the sample itself, of shape ``()``, or :math:`(B)` for one each.
+
+    Raises:
+        ValueError: The shapes do not fit, or the :math:`\lambda` of each sample is lost on the way to the loss: the ``argmax``
+            of one-hot rows, say, goes only with a :math:`\lambda` of the batch.
+
+    References:
+        mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018), https://arxiv.org/abs/1710.09412
+
+        CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features (Yun et al., 2019),
+        https://arxiv.org/abs/1905.04899
+
+    Example:
+        >>> logits, target, partners = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 0, 3, 2])
+        >>> with Mixing(target, partners, torch.tensor(0.25)):
+        ...     loss = F.cross_entropy(logits, target)
+        >>> torch.equal(loss, 0.25 * F.cross_entropy(logits, target) + 0.75 * F.cross_entropy(logits, target[partners]))
+        True
+    """
+
+    def __init__(self, target: Tensor, partners: Tensor, lam: Tensor):
+        super().__init__(target)
+        samples = target.shape[:1]
+        if partners.shape != samples or not isinstance(lam, Tensor) or lam.shape not in ((), samples):
+            raise ValueError(
+                f"for a target of {len(target)} samples, partners must be of shape {tuple(samples)} and lam a tensor of "
+                f"shape () or {tuple(samples)}, got {described(partners)} and {described(lam)}"
+            )
+        self.partners = partners
+        self.lam = lam
+
+    def companions(self) -> tuple[Tensor, ...]:
+        lam = column(self.lam, self.target).expand(self.target.shape) if self.lam.ndim else self.lam
+        return self.target[self.partners], lam
+
+    def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
+        _, partner, lam = self.following(call["target"])  # type: ignore[misc]
+        soft = partial(_softened, modes, loss)
+        return _share(soft, call, lam) + _share(soft, call | {"target": partner}, 1 - lam)
+
+    def derived(self, index: int, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if index == 1 or (self.lam.ndim and func in _MOVING):
+            return super().derived(index, func, args, kwargs, output)
+        followed = [self.following(tensor) for tensor in _tensors([*args, *kwargs.values()])]
+        lam = next(entry[2] for entry in followed if entry is not None)
+        return [_fitted(lam, item) for item in _each(output)]
+
+
+_active: ContextVar[tuple[SoftTargets, ...]] = ContextVar("active", default=())
+
+# what is passed on through it is not followed: a compiled graph that runs under the mode must not be softened again
+_ALIAS = torch.ops.aten.alias.default
+
+_ARGUMENTS = {
+    loss: tuple(inspect.signature(loss).parameters)
+    for loss in (F.cross_entropy, F.nll_loss, F.binary_cross_entropy_with_logits)
+}
+_SMOOTHED: dict[Loss, Loss] = {
+    F.cross_entropy: smoothed_cross_entropy,
+    F.nll_loss: smoothed_nll_loss,
+    F.binary_cross_entropy_with_logits: smoothed_binary_cross_entropy_with_logits,
+}
+
+
+def _functions(*names: str) -> frozenset[Any]:
+    """The functions and methods of these names: by themselves, because a compiler does not know their names."""
+    found = [getattr(owner, name) for name in names for owner in (torch, Tensor) if hasattr(owner, name)]
+    return frozenset(item if callable(item) else item.__get__ for item in found)  # a property is known by its getter
+
+
+# the first argument is what matters, other tensors only say where or how
+_PICKING = _functions("__getitem__", "gather", "index_select", "masked_select", "take_along_dim")
+_KEEPING = _functions(
+    *("__setitem__", "expand_as", "masked_fill", "masked_fill_", "reshape_as", "to", "type_as", "view_as", "where"),
+)
+# elements are moved and not changed
+_MOVING = _PICKING | _functions(
+    *("T", "mT", "broadcast_to", "cat", "chunk", "concat", "contiguous", "diagonal", "expand", "expand_as", "flatten"),
+    *("flip", "fliplr", "flipud", "hstack", "moveaxis", "movedim", "narrow", "permute", "ravel", "repeat"),
+    *("repeat_interleave", "reshape", "reshape_as", "roll", "rot90", "select", "split", "squeeze", "stack", "swapaxes"),
+    *("swapdims", "t", "tile", "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as", "vstack"),
+)
+# a companion may lie in memory in another way
+_RESHAPING: dict[Any, Any] = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape_as}
+# the result has the shape of the argument and nothing else of it
+_CREATING = _functions(*[name for name in {*dir(torch), *dir(Tensor)} if name.endswith("_like") or name.startswith("new_")])
+
+
+def _softened(modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
+    """The loss of a call, softened by all of the modes."""
+    if not modes:
+        return loss(**call | {"target": _ALIAS(call["target"])})
+    modes[0].hit = True
+    return modes[0].soften(modes[1:], loss, call)
+
+
+def _bound(func: Loss, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a loss by their names, without those that are deprecated in favour of ``reduction``."""
+    call = dict(zip(_ARGUMENTS[func], args, strict=False)) | kwargs
+    average, reduce = call.pop("size_average", None), call.pop("reduce", None)
+    if average is not None or reduce is not None:
+        call["reduction"] = "none" if reduce is False else "sum" if average is False else "mean"
+    return call
+
+
+def _share(soft: Callable[[dict[str, Any]], Tensor], call: dict[str, Any], lam: Tensor) -> Tensor:
+    """The share of a term in a mixed loss."""
+    if lam.ndim == 0:
+        return _scaled(soft(call), lam)
+    target, reduction = call["target"], call.get("reduction", "mean")
+    losses = soft(call | {"reduction": "none"})
+    if target.ndim > losses.ndim:  # probabilities: the positions of the loss have no dimension of classes
+        lam = lam.select(_class_dim(target), 0)
+    if lam.shape != losses.shape:
+        raise ValueError(
+            f"lam of each sample does not follow the target of shape {tuple(target.shape)} from its batch to the loss; "
+            "mix with one lam for the batch, or use a target whose elements are those of the batch"
+        )
+    losses = _scaled(losses, lam.to(losses.device))
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if target.is_floating_point():
+        return losses.mean()
+    return losses.sum() / _total_weight(target, call.get("weight"), call.get("ignore_index", -100))
+
+
+def _total_weight(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """The denominator of a mean."""
+    ignored = target == ignore_index
+    if weight is None:
+        return (~ignored).sum()
+    weights = weight.gather(0, target.long().masked_fill(ignored, 0).flatten())
+    return weights.masked_fill(ignored.flatten(), 0).sum()
+
+
+def _smoothed(target: Tensor, level: Tensor, classes: int) -> Tensor:
+    level = level.to(torch.promote_types(level.dtype, target.dtype))
+    return (_scaled(target, 1 - level) + level / classes).to(target.dtype)
+
+
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    """``x`` times a factor as torch multiplies by a number: in float32 at least, whatever the dtype of the factor."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(dtype) * factor.to(dtype)).to(x.dtype)
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """``x`` as autocast hands it to a loss."""
+    return x.float() if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64 else x
+
+
+def _class_dim(x: Tensor) -> int:
+    return 0 if x.ndim == 1 else 1
+
+
+def _fitted(lam: Tensor, output: Any) -> Tensor:
+    """The share of each element after a function that moves none, where one-hot coding adds a dimension."""
+    if lam.ndim and isinstance(output, Tensor) and output.shape[:-1] == lam.shape:
+        return lam.unsqueeze(-1).expand(output.shape)
+    return lam
+
+
+def _each(output: Any) -> Iterable[Any]:
+    return output if isinstance(output, tuple | list) else (output,)
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += _tensors(value)
+    return found
