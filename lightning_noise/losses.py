@@ -353,7 +353,8 @@ class Mixing(SoftTargets):
 
 _active: ContextVar[tuple[SoftTargets, ...]] = ContextVar("active", default=())
 
-# what is passed on through it is not followed: a compiled graph that runs under the mode must not be softened again
+# what is passed on through it is not followed: neither a mode around this one nor this one, where it sees the calls of a
+# compiled graph again, must soften the loss twice
 _ALIAS = torch.ops.aten.alias.default
 
 _ARGUMENTS = {

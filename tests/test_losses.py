@@ -263,14 +263,15 @@ def test_one_hot_labels_mix_as_classes_do(lam):
     torch.testing.assert_close(classes, one_hot)  # the same sum in another order: torch's tolerance for float32
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 3])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("lam", [torch.tensor(0.3), torch.rand(6)], ids=["one", "each"])
-def test_each_term_is_divided_by_what_counts_in_it(lam, weighted):
-    x, target, weight = logits(6, 7, 9), labels(6, 9, ignored=True), torch.rand(CLASSES) if weighted else None
-    target[0] = -100  # so that the two terms differ much in what they leave out
+def test_each_term_is_divided_by_what_counts_in_it(lam, weighted, ignore_index):
+    x, target, weight = logits(6, 7, 9), labels(6, 9), torch.rand(CLASSES) if weighted else None
+    target[0] = ignore_index  # so that the two terms differ in what they leave out
     with Mixing(target, PARTNERS, lam):
-        loss = F.cross_entropy(x, target, weight)
-    expected = by_hand(x, target, target[PARTNERS], lam.view(-1, 1).expand(6, 9), weight)
+        loss = F.cross_entropy(x, target, weight, ignore_index=ignore_index)
+    expected = by_hand(x, target, target[PARTNERS], lam.view(-1, 1).expand(6, 9), weight, ignore_index)
     torch.testing.assert_close(loss, expected)  # a sum in another order: torch's tolerance for float32
     torch.testing.assert_close(gradient(loss, x), gradient(expected, x))
 
