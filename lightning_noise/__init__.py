@@ -1,10 +1,26 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
-from lightning_noise import figures, metrics, noise, schedules, testing
+from lightning_noise import figures, labels, metrics, noise, schedules, testing
 from lightning_noise.callbacks.inputs import InputNoise
+from lightning_noise.callbacks.mixing import CutMix, Mixup
 from lightning_noise.callbacks.robustness import RobustnessMonitor
+from lightning_noise.callbacks.targets import LabelSmoothing, TargetNoise
 from lightning_noise.rng import Key
 
 __version__ = "0.1.0"
 
-__all__ = ["InputNoise", "Key", "RobustnessMonitor", "figures", "metrics", "noise", "schedules", "testing"]
+__all__ = [
+    "CutMix",
+    "InputNoise",
+    "Key",
+    "LabelSmoothing",
+    "Mixup",
+    "RobustnessMonitor",
+    "TargetNoise",
+    "figures",
+    "labels",
+    "metrics",
+    "noise",
+    "schedules",
+    "testing",
+]

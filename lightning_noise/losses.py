@@ -26,6 +26,7 @@ from lightning_noise.noise import column
 
 __all__ = [
     "Mixing",
+    "Relabelling",
     "Smoothing",
     "SoftTargets",
     "smoothed_binary_cross_entropy_with_logits",
@@ -289,6 +290,37 @@ class Smoothing(SoftTargets):
             raise ValueError(f"label smoothing must have one owner, but {other}; remove one of the two")
         call = {name: value for name, value in call.items() if name != "label_smoothing"}
         return _softened(modes, partial(_SMOOTHED[loss], level=self.level), call)
+
+
+class Relabelling(SoftTargets):
+    """Takes the loss of other labels: those that are noisy, while all else reads the true ones.
+
+    What is made of the target is made of the other labels, too, but a mask picks the same positions of both.
+
+    Args:
+        target: The target of the batch.
+        labels: What the loss is to see in its place, of the same shape.
+
+    Example:
+        >>> logits, target, noisy = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 2, 2, 0])
+        >>> with Relabelling(target, noisy):
+        ...     loss = F.cross_entropy(logits, target)
+        >>> torch.equal(loss, F.cross_entropy(logits, noisy))
+        True
+    """
+
+    def __init__(self, target: Tensor, labels: Tensor):
+        super().__init__(target)
+        if labels.shape != target.shape:
+            raise ValueError(f"labels must have the shape of the target, {tuple(target.shape)}, got {described(labels)}")
+        self.labels = labels
+
+    def companions(self) -> tuple[Tensor, ...]:
+        return (self.labels,)
+
+    def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
+        _, labels = self.following(call["target"])  # type: ignore[misc]
+        return _softened(modes, loss, call | {"target": labels})
 
 
 class Mixing(SoftTargets):

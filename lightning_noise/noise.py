@@ -477,7 +477,7 @@ class PatchGaussian(Noise):
         repeats = (math.ceil(n / m) for n, m in zip(x.shape[-2:], (height, width), strict=True))
         z = z.repeat(*[1] * (x.ndim - 2), *repeats)[..., : x.shape[-2], : x.shape[-1]]
         rows, columns = (
-            _span((place * x.shape[dim]).floor_() - self.size // 2, self.size, x, dim).to(x.dtype)
+            span((place * x.shape[dim]).floor_() - self.size // 2, self.size, x, dim).to(x.dtype)
             for dim, place in zip((-2, -1), places, strict=True)
         )
         return torch.addcmul(x, z, rows * columns)
@@ -523,9 +523,7 @@ class Masking(Noise):
     max_level: ClassVar[float] = 1.0
 
     def __post_init__(self):
-        object.__setattr__(self, "dim", tuple(self.dim))  # hashable, and no longer the caller's list
-        if not self.dim or len(set(self.dim)) < len(self.dim) or max(self.dim) >= 0:
-            raise ValueError(f"dim must be different axes counted from the end, such as (-2, -1), got {self.dim}")
+        object.__setattr__(self, "dim", checked_dim(self.dim))  # hashable, and no longer the caller's list
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         _check_axes(self, x, -min(self.dim))
@@ -535,7 +533,7 @@ class Masking(Noise):
         for dim, (rounding, place) in zip(self.dim, u, strict=True):
             n = x.shape[dim]
             length = (share * n + rounding).floor_()
-            box = box & _span((place * (n + 1 - length)).floor_(), length, x, dim)
+            box = box & span((place * (n + 1 - length)).floor_(), length, x, dim)
         return torch.where(box.expand_as(x).contiguous(), self.value, x)  # a broadcast mask is slow on the CPU
 
 
@@ -634,6 +632,14 @@ def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
         )
 
 
+def checked_dim(dim: Sequence[int]) -> tuple[int, ...]:
+    """Returns the axes of a box as a tuple, or raises a ValueError where they are none."""
+    dim = tuple(dim)
+    if not dim or len(set(dim)) < len(dim) or max(dim) >= 0:
+        raise ValueError(f"dim must be different axes counted from the end, such as (-2, -1), got {dim}")
+    return dim
+
+
 def _norm(x: Tensor) -> Tensor:
     return column(torch.linalg.vector_norm(x.flatten(1), dim=1), x)
 
@@ -643,7 +649,7 @@ def _before_padding(x: Tensor, padding: float) -> Tensor:
     return (x != padding).to(x.dtype).flip(-1).cummax(-1).values.flip(-1)
 
 
-def _span(start: Tensor, length: float | Tensor, x: Tensor, dim: int) -> Tensor:
+def span(start: Tensor, length: float | Tensor, x: Tensor, dim: int) -> Tensor:
     """Where the axis of each sample lies in [start, start + length), in a shape that broadcasts against ``x``."""
     shape = [1] * (x.ndim - 1)
     shape[dim] = -1

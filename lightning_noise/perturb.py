@@ -13,7 +13,7 @@ from lightning_noise.noise import column
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Schedule
 
-__all__ = ["Clip", "NoiseFunction", "check_floating", "check_options", "checked_clip", "perturbed_batch", "snr_db"]
+__all__ = ["Clip", "NoiseFunction", "check_floating", "check_options", "checked_clip", "like", "perturbed_batch", "snr_db"]
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
@@ -50,7 +50,7 @@ def perturbed_batch(
             y = _clipped(y, *clip)
         if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
             y = torch.where(column(levels > 0, x), y, x)
-        batch = replace(batch, path, _like(leaf, y))
+        batch = replace(batch, path, like(leaf, y))
     return batch
 
 
@@ -107,6 +107,14 @@ def checked_clip(clip: Any) -> Clip | None:
     return _plain(low), _plain(high)
 
 
+def like(leaf: Tensor, y: Tensor) -> Tensor:
+    """Returns ``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
+    if type(leaf) is not Tensor:
+        y = y.as_subclass(type(leaf))
+        vars(y).update(vars(leaf))
+    return y.requires_grad_(leaf.requires_grad)
+
+
 def _plain(bound: Tensor | None) -> Bound:
     if bound is None:
         return None
@@ -145,11 +153,3 @@ def _channels(bound: Sequence[float], x: Tensor) -> Tensor:
     if x.ndim < 2 or len(bound) != x.shape[1]:
         raise ValueError(f"clip has bounds for {len(bound)} channels, but the input is of shape {tuple(x.shape)}")
     return x.new_tensor(bound).view(-1, *[1] * (x.ndim - 2))
-
-
-def _like(leaf: Tensor, y: Tensor) -> Tensor:
-    """``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
-    if type(leaf) is not Tensor:
-        y = y.as_subclass(type(leaf))
-        vars(y).update(vars(leaf))
-    return y.requires_grad_(leaf.requires_grad)

@@ -8,6 +8,7 @@ again gets its noise again, and the global streams are never touched.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -55,6 +56,23 @@ class Key:
         """Returns a new generator on the device, seeded by the coordinates and the rank."""
         return torch.Generator(device).manual_seed(_seed(*self.coordinates, "rank", self.rank))
 
+    def uniform(self, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Returns uniform numbers in [0, 1) of a shape (B, *) that depend on the key and on the index of each row alone.
+
+        Args:
+            index: An integer for each row, of shape (B,), such as the place of a sample in the data set.
+            shape: The shape of the result.
+
+        Example:
+            >>> u = Key((0, "flips")).uniform(torch.tensor([5, 7, 5]), (3, 2))
+            >>> bool((u[0] == u[2]).all()), bool((u[0] == u[1]).any())
+            (True, False)
+        """
+        row = _mixed(index.long() + _seed(*self.coordinates, "rank", self.rank))
+        within = torch.arange(math.prod(shape[1:]), device=index.device)
+        bits = _mixed(row[:, None] + within)
+        return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(shape)  # as many bits as a float32 in [0.5, 1) has
+
     def apply(self, noise: Callable[..., Tensor], x: Tensor, level: float | Tensor) -> Tensor:
         """Returns ``noise(x, level, generator=...)``, drawn for the whole tensor or, with positions, row by row."""
         if self.positions is None:
@@ -73,6 +91,18 @@ class Key:
             for row, amount, position in zip(x.split(1), levels, self.positions, strict=True)
         ]
         return torch.cat(rows)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 (Steele et al., 2014): neighbouring integers become unrelated ones."""
+    z = z * -7046029254386353131  # an odd number near 2^64 divided by the golden ratio; int64 wraps around
+    z = (z ^ _shifted(z, 30)) * -4658895280553007687
+    z = (z ^ _shifted(z, 27)) * -7723592293110705685
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # the sign is a bit like the others
 
 
 def _seed(*coordinates: Coordinate | None) -> int:

@@ -44,6 +44,7 @@ class Classifier(pl.LightningModule):
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(features, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, N_CLASSES))
         self.lr = lr
         self.seen: list[Any] = []
+        self.losses: list[Tensor] = []
         self.validated: list[Any] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,6 +54,7 @@ class Classifier(pl.LightningModule):
         self.seen.append(batch)
         x, y = batch
         loss = F.cross_entropy(self(x), y)
+        self.losses.append(loss.detach())
         self.log("train_loss", loss)
         return loss
 

@@ -6,12 +6,14 @@ import importlib
 import math
 import os
 from abc import abstractmethod
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
 from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, perturbing
+from lightning_noise.losses import SoftTargets
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Level, Progress, Schedule, level_at
@@ -34,7 +36,9 @@ else:
         """A callback for a trainer of ``pytorch_lightning`` and of ``lightning.pytorch``."""
 
 
-__all__ = ["Callback", "NoiseCallback", "logging_step"]
+__all__ = ["Callback", "NoiseCallback", "TargetCallback", "Via", "logging_step"]
+
+Via = Literal["loss", "batch", "sample"]
 
 
 class NoiseCallback(Callback, Perturbing):
@@ -48,7 +52,12 @@ class NoiseCallback(Callback, Perturbing):
         seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
         max_level: The largest level that has a meaning.
+
+    Attributes:
+        is_probe: Whether it may perturb held-out data, as what mixes samples or changes labels may not.
     """
+
+    is_probe: ClassVar[bool] = True
 
     def __init__(self, level: Level, *, seed: int | None, name: str, max_level: float = math.inf):
         if isinstance(level, Noise):
@@ -130,6 +139,61 @@ class NoiseCallback(Callback, Perturbing):
 
     def _level_at(self, progress: Progress) -> float:
         return check_level(level_at(self.level, progress), self.max_level)
+
+
+class TargetCallback(NoiseCallback):
+    """Changes the labels of a batch: where the loss is computed, or in the batch.
+
+    Args:
+        level: The amount.
+        targets: Which leaf of the batch.
+        via: ``"loss"``, ``"batch"`` or ``"sample"``.
+        seed: The seed of the draws.
+        name: The name in the log.
+        max_level: The largest level that has a meaning.
+    """
+
+    is_probe: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        level: Level,
+        *,
+        targets: int | str | None,
+        via: Via | None,
+        seed: int | None,
+        name: str,
+        max_level: float = math.inf,
+    ):
+        super().__init__(level, seed=seed, name=name, max_level=max_level)
+        if via not in (None, "loss", "batch", "sample"):
+            raise ValueError(f"via must be 'loss', 'batch' or 'sample', got {via!r}")
+        self.targets = targets
+        self.via = via
+        self._hit: bool | None = None  # whether a loss was changed, since one was to be
+
+    @contextmanager
+    def changing_the_loss(self, mode: SoftTargets) -> Iterator[None]:
+        """Changes the losses of the target within, and takes note whether there was one."""
+        with mode:
+            yield
+        self._hit = bool(self._hit) or mode.hit
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._hit = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        skipped = pl_module.automatic_optimization and not outputs
+        if self._hit is False and not skipped:
+            raise ValueError(
+                f"the training step computed no cross_entropy, nll_loss or binary_cross_entropy_with_logits of the target, so "
+                f"{self.name!r} did nothing. Say targets=… if the target is another leaf; via='batch' hands probabilities to "
+                "the module, and via='sample' hard labels that are drawn from them, which suit any loss"
+            )
 
 
 def _run_seed() -> int:

@@ -1,0 +1,244 @@
+r"""Label noise as a value: a distribution of labels around a label, with the amount left open.
+
+Label noise says with which probability a label changes at a level, and to which class. From this follow the two ways to use
+it: the probabilities of the noisy label, which are a soft label, and a draw, which is a hard one of the same expectation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["ConfusionFlips", "FlipLabels", "LabelNoise", "SmoothLabels"]
+
+
+class LabelNoise(ABC):
+    r"""A random map of class indices onto class indices; a subclass is a frozen dataclass.
+
+    At the level :math:`\lambda` a label of class :math:`y` changes with the probability :math:`r_y(\lambda)`, and then to
+    another class :math:`k` with the probability :math:`c_{yk}`, which does not depend on the level:
+
+    .. math:: P(\tilde y = k) = (1 - r_y) \, \delta_{yk} + r_y \, c_{yk}, \quad c_{yy} = 0
+
+    So what changes at a level changes at every higher level too, and to the same class.
+
+    Attributes:
+        n_classes: The number of classes :math:`K`.
+        max_level: The largest level that has a meaning.
+    """
+
+    n_classes: int | None
+    max_level: ClassVar[float] = 1.0
+
+    def probabilities(self, target: Tensor, level: float, *, ignore_index: int = -100) -> Tensor:
+        """Returns the probabilities of the noisy labels.
+
+        Args:
+            target: Class indices of shape (N, *); or binary labels of any shape as floats in [0, 1], for two classes.
+            level: The amount.
+            ignore_index: The label that marks what does not count: it has the probability 0 of each class.
+
+        Returns:
+            Probabilities of shape (N, K, *); of binary labels those of a yes, in the shape of the target.
+        """
+        if target.is_floating_point():
+            no, yes = self.probabilities(torch.arange(2, device=target.device), level)[:, 1].to(target.dtype)
+            return torch.where(target == ignore_index, target, no + (yes - no) * target)
+        ignored = target == ignore_index
+        y = target.long().masked_fill(ignored, 0)
+        same = y.unsqueeze(1) == torch.arange(self._k, device=y.device).view(-1, *[1] * (y.ndim - 1))
+        rate = torch.as_tensor(self.rate(y, level), device=y.device).expand(y.shape).unsqueeze(1)
+        return torch.where(same, 1 - rate, rate * self.partners(y)).float().masked_fill(ignored.unsqueeze(1), 0.0)
+
+    def sample(self, target: Tensor, level: float, *, change: Tensor, partner: Tensor, ignore_index: int = -100) -> Tensor:
+        """Returns noisy labels.
+
+        Args:
+            target: Class indices, or binary labels as floats.
+            level: The amount.
+            change: Numbers in [0, 1), uniform and of the shape of the target, which say which labels change.
+            partner: Others, which say what they change to.
+            ignore_index: The label that marks what does not count, and stays.
+        """
+        ignored = target == ignore_index
+        y = target.long().masked_fill(ignored, 0)
+        changes = (change < self.rate(y, level)) & ~ignored
+        return torch.where(changes, self.other(y, partner).to(target.dtype), target)
+
+    def check(self, target: Tensor) -> None:
+        """Raises an error where labels are none of the classes; this waits for the device."""
+        if target.is_floating_point() and (self._k != 2 or not ((target >= 0) & (target <= 1)).all()):
+            raise TypeError("labels must be class indices, or for two classes binary labels in [0, 1], got other floats")
+        if target.numel() and not (target.min() >= 0 and target.max() < self._k):
+            raise ValueError(f"labels must be in [0, {self._k}), got {target.min().item()} to {target.max().item()}")
+
+    @abstractmethod
+    def rate(self, target: Tensor, level: float) -> float | Tensor:
+        """The probability that a label changes, :math:`r_y`; targets are int64 here and below."""
+
+    @abstractmethod
+    def partners(self, target: Tensor) -> float | Tensor:
+        """The probabilities of the other classes, :math:`c_{yk}`, in a shape that broadcasts against (N, K, *)."""
+
+    @abstractmethod
+    def other(self, target: Tensor, u: Tensor) -> Tensor:
+        """A class drawn from :math:`c_{yk}` by uniform numbers."""
+
+    @property
+    def _k(self) -> int:
+        if self.n_classes is None:
+            raise ValueError(f"{type(self).__name__} needs n_classes=… here")
+        return self.n_classes
+
+    def _check_classes(self) -> None:
+        if self.n_classes is not None and self.n_classes < 2:
+            raise ValueError(f"n_classes must be at least 2, got {self.n_classes}")
+
+
+@dataclass(frozen=True)
+class SmoothLabels(LabelNoise):
+    r"""Mixes each label with the uniform distribution over all classes.
+
+    .. math:: P(\tilde y = k) = (1 - \epsilon) \, \delta_{yk} + \epsilon / K
+
+    The level is :math:`\epsilon \in [0, 1]`, as in ``torch.nn.functional.cross_entropy(label_smoothing=...)``; 0.1 is usual on
+    ImageNet. A draw is the label with probability :math:`1 - \epsilon` and else any class, the own one among them.
+
+    Smoothing lowers the confidence whether or not it is too high: a model that was well calibrated gets an expected
+    calibration error of :math:`\epsilon \, E[\max_k p_k - 1 / K]`, also on noisy data. A level that decays to 0 keeps most of
+    the gain in accuracy without this.
+
+    Args:
+        n_classes: The number of classes :math:`K`, where it cannot be seen from the logits.
+
+    References:
+        Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2016), https://arxiv.org/abs/1512.00567
+
+        When Does Label Smoothing Help? (Müller et al., 2019), https://arxiv.org/abs/1906.02629
+
+        DisturbLabel: Regularizing CNN on the Loss Layer (Xie et al., 2016), https://arxiv.org/abs/1605.00055
+
+    Example:
+        >>> SmoothLabels(n_classes=4).probabilities(torch.tensor([2]), 0.2)
+        tensor([[0.0500, 0.0500, 0.8500, 0.0500]])
+    """
+
+    n_classes: int | None = None
+
+    def __post_init__(self):
+        self._check_classes()
+
+    def rate(self, target: Tensor, level: float) -> float:
+        return level * (self._k - 1) / self._k
+
+    def partners(self, target: Tensor) -> float:
+        return 1 / (self._k - 1)
+
+    def other(self, target: Tensor, u: Tensor) -> Tensor:
+        return _any_other(target, u, self._k)
+
+
+@dataclass(frozen=True)
+class FlipLabels(LabelNoise):
+    r"""Changes each label to another class with a probability, each other class being as likely.
+
+    .. math:: P(\tilde y = k) = (1 - r) \, \delta_{yk} + \frac{r}{K - 1} (1 - \delta_{yk})
+
+    The level is the probability :math:`r \in [0, 1]` that a label changes, exactly: none is flipped onto itself. In expectation
+    it is :class:`SmoothLabels` at :math:`\epsilon = r K / (K - 1)`. A model of accuracy :math:`a` that is independent of the
+    flips has an accuracy of :math:`a (1 - r) + (1 - a) r / (K - 1)` against the flipped labels.
+
+    Args:
+        n_classes: The number of classes :math:`K`.
+
+    References:
+        Learning with Noisy Labels (Natarajan et al., 2013),
+        https://papers.nips.cc/paper/2013/hash/3871bd64012152bfb53fdf04b401193f-Abstract.html
+
+    Example:
+        >>> FlipLabels(n_classes=3).probabilities(torch.tensor([0, 2]), 0.5)
+        tensor([[0.5000, 0.2500, 0.2500],
+                [0.2500, 0.2500, 0.5000]])
+    """
+
+    n_classes: int  # type: ignore[override]
+
+    def __post_init__(self):
+        self._check_classes()
+
+    def rate(self, target: Tensor, level: float) -> float:
+        return level
+
+    def partners(self, target: Tensor) -> float:
+        return 1 / (self.n_classes - 1)
+
+    def other(self, target: Tensor, u: Tensor) -> Tensor:
+        return _any_other(target, u, self.n_classes)
+
+
+@dataclass(frozen=True)
+class ConfusionFlips(LabelNoise):
+    r"""Changes labels as a confusion matrix says, so that classes that look alike are mistaken for each other.
+
+    .. math:: P(\tilde y = k) = (1 - \lambda) \, \delta_{yk} + \lambda \, T_{yk}
+
+    The level is the share :math:`\lambda \in [0, 1]` of the matrix: at 1 the labels have its error rates.
+
+    Args:
+        matrix: The rows of :math:`T`, of which each sums to 1: in row :math:`y` the probabilities of what a label of class
+            :math:`y` becomes.
+
+    Raises:
+        ValueError: The matrix is not square, or a row is no distribution.
+
+    References:
+        Making Deep Neural Networks Robust to Label Noise: a Loss Correction Approach (Patrini et al., 2017),
+        https://arxiv.org/abs/1609.03683
+
+    Example:
+        >>> cats_for_dogs = ConfusionFlips([[0.8, 0.2, 0.0], [0.4, 0.6, 0.0], [0.0, 0.0, 1.0]])
+        >>> cats_for_dogs.probabilities(torch.tensor([1]), 0.5)
+        tensor([[0.2000, 0.8000, 0.0000]])
+    """
+
+    matrix: Sequence[Sequence[float]]
+
+    def __post_init__(self):
+        object.__setattr__(self, "matrix", tuple(tuple(row) for row in self.matrix))  # hashable, and no longer the caller's
+        n = len(self.matrix)
+        if n < 2 or any(len(row) != n or min(row) < 0 or abs(sum(row) - 1) > 1e-6 for row in self.matrix):
+            raise ValueError(f"matrix must be square with rows of probabilities that sum to 1, got {self.matrix}")
+
+    @property
+    def n_classes(self) -> int:  # type: ignore[override]
+        return len(self.matrix)
+
+    def rate(self, target: Tensor, level: float) -> Tensor:
+        own = torch.tensor([row[i] for i, row in enumerate(self.matrix)], device=target.device)
+        return (level * (1 - own))[target]
+
+    def partners(self, target: Tensor) -> Tensor:
+        return self._others(target.device)[target].movedim(-1, 1)
+
+    def other(self, target: Tensor, u: Tensor) -> Tensor:
+        n = self.n_classes
+        ends = self._others(target.device).double().cumsum(1)
+        ends = ends / ends[:, -1:].clamp_min(1e-300)
+        # the rows of the distribution function one above the other: one search finds all classes, with no row for each label
+        steps = (ends + torch.arange(n, device=target.device)[:, None]).flatten()
+        found = torch.searchsorted(steps, target + u.double(), right=True) - n * target
+        return found.clamp_(0, n - 1)
+
+    def _others(self, device: torch.device) -> Tensor:
+        off_diagonal = torch.tensor(self.matrix, dtype=torch.float64, device=device).fill_diagonal_(0)
+        return (off_diagonal / off_diagonal.sum(1, keepdim=True).clamp_min(1e-300)).float()
+
+
+def _any_other(target: Tensor, u: Tensor, n_classes: int) -> Tensor:
+    drawn = (u * (n_classes - 1)).long().clamp_max_(n_classes - 2)
+    return drawn.add_(drawn >= target)

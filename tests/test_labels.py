@@ -1,0 +1,158 @@
+"""Label noise has the probabilities of its formula, as soft labels and as draws."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_noise import labels
+
+K, N = 4, 100_000
+CONFUSION = [[0.7, 0.2, 0.1, 0.0], [0.0, 1.0, 0.0, 0.0], [0.5, 0.25, 0.0, 0.25], [0.1, 0.2, 0.3, 0.4]]
+LABELS = [labels.SmoothLabels(K), labels.FlipLabels(K), labels.ConfusionFlips(CONFUSION)]
+each_noise = pytest.mark.parametrize("member", LABELS, ids=lambda member: type(member).__name__)
+each_level = pytest.mark.parametrize("level", [0.0, 0.1, 0.6, 1.0])
+
+
+def transition(member: labels.LabelNoise, level: float) -> Tensor:
+    """The closed form of the probability that class y becomes class k."""
+    match member:
+        case labels.SmoothLabels():
+            return (1 - level) * torch.eye(K) + level / K
+        case labels.FlipLabels():
+            return (1 - level) * torch.eye(K) + level / (K - 1) * (1 - torch.eye(K))
+        case labels.ConfusionFlips():
+            return (1 - level) * torch.eye(K) + level * torch.tensor(CONFUSION)
+    raise NotImplementedError(member)
+
+
+def sample(member: labels.LabelNoise, target: Tensor, level: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    change, partner = torch.rand(2, *target.shape, generator=generator)
+    return member.sample(target, level, change=change, partner=partner)
+
+
+@each_level
+@each_noise
+def test_the_probabilities_are_those_of_the_formula(member, level):
+    expected = transition(member, level)
+    # a sum and a product of float32 numbers in [0, 1] round a few times
+    torch.testing.assert_close(member.probabilities(torch.arange(K), level), expected, rtol=0, atol=1e-6)
+    pixels = torch.randint(0, K, (3, 5, 2), generator=torch.Generator().manual_seed(0))
+    soft = member.probabilities(pixels, level)
+    assert soft.shape == (3, K, 5, 2)
+    torch.testing.assert_close(soft, expected[pixels].movedim(-1, 1), rtol=0, atol=1e-6)
+
+
+@each_level
+@each_noise
+def test_the_draws_have_the_probabilities_of_the_formula(member, level):
+    for y, expected in enumerate(transition(member, level)):
+        drawn = sample(member, torch.full((N,), y), level)
+        shares = torch.bincount(drawn, minlength=K) / N
+        # five standard errors
+        assert ((shares - expected).abs() <= 5 * (expected * (1 - expected).clamp_min(0) / N).sqrt() + 1e-7).all()
+
+
+@pytest.mark.parametrize("member", LABELS[:2], ids=lambda member: type(member).__name__)
+def test_flips_are_smoothing_in_expectation(member):
+    rate = 0.3
+    smoothing = labels.SmoothLabels(K).probabilities(torch.arange(K), rate * K / (K - 1))
+    flips = labels.FlipLabels(K).probabilities(torch.arange(K), rate)
+    torch.testing.assert_close(flips, smoothing, rtol=0, atol=1e-6)
+
+
+def test_the_loss_of_flipped_labels_is_that_of_smoothed_ones_on_average():
+    generator = torch.Generator().manual_seed(0)
+    logits, target, rate = torch.randn(1, K, generator=generator), torch.tensor([2]), 0.3
+    flipped = sample(labels.FlipLabels(K), target.expand(N), rate)
+    losses = F.cross_entropy(logits.expand(N, K), flipped, reduction="none")
+    smoothed = F.cross_entropy(logits, target, label_smoothing=rate * K / (K - 1))
+    assert abs(losses.mean().item() - smoothed.item()) <= 5 * losses.std().item() / math.sqrt(N)  # five standard errors
+
+
+def test_the_accuracy_against_flipped_labels_has_its_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, K, (N,), generator=generator)
+    accuracy, rate = 0.8, 0.25
+    preds = torch.where(torch.rand(N, generator=generator) < accuracy, target, (target + 1) % K)
+    found = (preds == sample(labels.FlipLabels(K), target, rate, seed=1)).float().mean().item()
+    expected = accuracy * (1 - rate) + (1 - accuracy) * rate / (K - 1)
+    assert abs(found - expected) <= 5 * math.sqrt(expected * (1 - expected) / N)  # five standard errors
+
+
+@each_noise
+def test_what_changes_at_a_level_changes_to_the_same_class_at_every_higher_one(member):
+    target = torch.randint(0, K, (N,), generator=torch.Generator().manual_seed(0))
+    low, high = (sample(member, target, level) for level in (0.2, 0.5))
+    changed = low != target
+    assert torch.equal(low[changed], high[changed])
+    assert (high != target).sum() > changed.sum() > 0
+
+
+@each_noise
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_labels_keep_their_type_and_shape_and_are_not_written_to(member, dtype):
+    target = torch.randint(0, K, (6, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = target.clone()
+    drawn = sample(member, target, 0.5)
+    assert (drawn.dtype, drawn.shape) == (dtype, target.shape)
+    assert torch.equal(target, before)
+
+
+def test_class_numbers_beyond_the_precision_of_half_floats_survive():
+    target = torch.tensor([2049, 4097, 49_999])
+    member = labels.FlipLabels(50_000)
+    assert torch.equal(sample(member, target, 0.0), target)
+    flipped = sample(member, target.expand(1000, 3), 1.0)
+    assert (flipped != target).all()
+    assert flipped.min() >= 0
+    assert flipped.max() < 50_000
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-24])
+@each_noise
+def test_the_edges_of_the_draw_are_other_classes(member, u):
+    target = torch.arange(K)
+    drawn = member.sample(target, 1.0, change=torch.zeros(K), partner=torch.full((K,), u))
+    assert ((drawn >= 0) & (drawn < K)).all()
+    possible = transition(member, 1.0).fill_diagonal_(0)
+    for y in range(K):
+        if possible[y].sum() > 0:
+            assert possible[y, drawn[y]] > 0
+        else:
+            assert drawn[y] == y  # a class that is never mistaken
+
+
+@each_noise
+def test_label_noise_is_a_value(member):
+    for one in (copy.deepcopy(member), pickle.loads(pickle.dumps(member))):
+        assert one == member
+        assert hash(one) == hash(member)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: labels.FlipLabels(1),
+        lambda: labels.SmoothLabels(0),
+        lambda: labels.ConfusionFlips([[1.0]]),
+        lambda: labels.ConfusionFlips([[0.5, 0.5], [0.5, 0.6]]),
+        lambda: labels.ConfusionFlips([[1.5, -0.5], [0.0, 1.0]]),
+        lambda: labels.ConfusionFlips([[0.5, 0.5], [1.0]]),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(build):
+    with pytest.raises(ValueError, match="must be"):
+        build()
+
+
+def test_classes_that_are_not_known_are_asked_for():
+    with pytest.raises(ValueError, match=r"SmoothLabels needs n_classes=… here"):
+        labels.SmoothLabels().probabilities(torch.zeros(2, dtype=torch.long), 0.1)
