@@ -55,13 +55,11 @@ def replace(batch: Any, path: Path, value: Any) -> Any:
         return batch._replace(**{key: value})
     if isinstance(batch, tuple):
         return type(batch)([*batch[:key], value, *batch[key + 1 :]])
-    result = copy.copy(batch)
-    if isinstance(batch, list | Mapping):
-        result[key] = value
-    elif _is_stored(batch, key):
-        object.__setattr__(result, key, value)  # it may be frozen
-    else:
-        setattr(result, key, value)
+    result, before = copy.copy(batch), get(batch, (key,))
+    _set(result, key, value)
+    if get(batch, (key,)) is value:
+        _set(batch, key, before)
+        raise TypeError(f"a copy of {type(batch).__name__} shares its content with the original; let it define __copy__")
     return result
 
 
@@ -134,12 +132,23 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
             yield from _walk(child, (*path, key), (*ancestors, id(value)))
 
 
+def _set(batch: Any, key: Any, value: Any) -> None:
+    if isinstance(batch, list | Mapping):
+        batch[key] = value  # type: ignore[index]
+    elif _is_stored(batch, key):
+        object.__setattr__(batch, key, value)  # it may be frozen
+    else:
+        setattr(batch, key, value)
+
+
 def _find(batch: Any, selector: int | str, absent: bool = False) -> list[Path]:
     found: list[tuple[Path, Any]] = [((), batch)]
     for part in str(selector).split("."):
         found = [((*path, key), child) for path, value in found for key, child in _matching(value, part)]
-        if absent and found and all(value is None for _, value in found):
-            return []
+        if absent and found:
+            found = [(path, value) for path, value in found if value is not None]
+            if not found:
+                return []
     if not found or not all(isinstance(value, Tensor) for _, value in found):
         # a key may have dots in it
         found = [(path, leaf) for path, leaf in leaves(batch) if dotted(path) == str(selector)]
@@ -163,31 +172,40 @@ def _listing(batch: Any) -> str:
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
-    if value is None or isinstance(value, Tensor | str | bytes | int | float | complex | type) or hasattr(value, "__array__"):
-        return []  # arrays and data frames hold no tensors
     if isinstance(value, Mapping):
         return [(key, value[key]) for key in value.keys()]  # noqa: SIM118 (a TensorDict iterates over its rows)
     if _is_namedtuple(value):
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, list | tuple):
         return list(enumerate(value))
+    if value is None or isinstance(value, Tensor | str | bytes | int | float | complex | type) or _is_no_container(value):
+        return []
     return [(name, getattr(value, name)) for name in _attributes(value) if hasattr(value, name)]
+
+
+def _is_no_container(value: Any) -> bool:
+    """Arrays, data frames, functions and modules, the last of which would lead into all of the program."""
+    return hasattr(type(value), "__array__") or inspect.isroutine(value) or inspect.ismodule(value)
 
 
 def _attributes(value: Any) -> list[str]:
     """The names of what a graph or a tensorclass lists as its keys, of the fields of a dataclass, or of all that is stored."""
-    keys = list(value.keys()) if callable(getattr(value, "keys", None)) and not isinstance(value, type) else []
+    keys = list(value.keys()) if callable(getattr(value, "keys", None)) else []
     if keys and all(isinstance(key, str) and hasattr(value, key) for key in keys):
         return keys
     if dataclasses.is_dataclass(value):
         return [field.name for field in dataclasses.fields(value)]
-    slots = [name for name in dir(type(value)) if inspect.ismemberdescriptor(getattr(type(value), name, None))]
-    return [*slots, *getattr(value, "__dict__", ())]
+    return [*_slots(type(value)), *getattr(value, "__dict__", ())]
+
+
+def _slots(kind: type) -> list[str]:
+    slots = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+    return [name for names in slots for name in ((names,) if isinstance(names, str) else names)]
 
 
 def _is_stored(value: Any, name: str) -> bool:
     """Whether the object itself holds the attribute, in a slot or its ``__dict__``, and does not compute it."""
-    return name in getattr(value, "__dict__", ()) or inspect.ismemberdescriptor(getattr(type(value), name, None))
+    return name in getattr(value, "__dict__", ()) or name in _slots(type(value))
 
 
 def _is_namedtuple(value: Any) -> bool:

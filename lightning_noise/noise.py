@@ -46,7 +46,7 @@ class Noise(ABC):
         severities: The five levels that the literature tests with, for data in [0, 1].
         additive: Whether the level is in the units of the data, so that it can be given relative to their standard deviation.
         max_level: The largest level that has a meaning.
-        arithmetic: Whether it computes with the values. One that does not takes integers, such as the codes of categories.
+        arithmetic: Whether it needs floating-point values. One that does not takes integers, such as the codes of categories.
         mixes_rows: Whether a sample gets values of other samples, so that its noise depends on the batch it is in.
 
     Example:
@@ -68,7 +68,7 @@ class Noise(ABC):
         r"""Perturbs ``x`` of shape :math:`(B, *)`.
 
         Args:
-            x: A floating-point tensor.
+            x: A floating-point tensor, or one of integers where the noise is not arithmetic.
             level: The amount, a number or a tensor of shape :math:`(B,)` with a level for each sample. Row ``i`` of
                 ``noise(x, levels)`` equals row ``i`` of ``noise(x, levels[i])`` from the same state of the generator, unless
                 the noise says otherwise.
@@ -267,10 +267,13 @@ class Shot(Noise):
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         if (x < 0).any():  # waits for the device, but a Poisson draw of a negative mean is undefined there
-            raise ValueError("Shot needs data that are not negative; let the module itself normalise them")
+            raise ValueError("Shot needs data that are not negative: leave the normalisation to the module, in its forward")
         gain = torch.as_tensor(level / self.scale, dtype=x.dtype, device=x.device)
-        mean = torch.where(gain > 0, x / gain, 0.0)
-        return torch.where(gain > 0, torch.poisson(mean, generator=generator).mul_(gain), x)
+        mean = x / gain
+        # beyond, the noise is less than 1/32768 of x, and counts do not fit everywhere; no level at all is there, too
+        countable = mean < 2.0**30
+        counts = torch.poisson(torch.where(countable, mean, 0.0), generator=generator)
+        return torch.where(countable, counts.mul_(gain), x)
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,8 @@ class SNR(Noise):
     def __post_init__(self):
         if self.center and self.padding is not None:
             raise ValueError("center is for images and padding for series; give one of them")
+        if self.padding is not None and not math.isfinite(self.padding):
+            raise ValueError(f"padding must be finite, got {self.padding}")
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         _check_axes(self, x, 1)
@@ -355,6 +360,10 @@ class ColoredNoise(Noise):
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
     additive: ClassVar[bool] = True
 
+    def __post_init__(self):
+        if not math.isfinite(self.exponent):
+            raise ValueError(f"exponent must be finite, got {self.exponent}")
+
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         _check_axes(self, x, 1)
         n = x.shape[-1]
@@ -363,11 +372,14 @@ class ColoredNoise(Noise):
         z = x.new_empty(*x.shape[:-1], n - 1).normal_(generator=generator)  # what a real series of mean 0 has in its spectrum
         half, even = n // 2, 1 - n % 2
         spectrum = torch.complex(pad(z[..., :half], (1, 0)), pad(z[..., half:], (1, even)))
-        amplitude = torch.arange(half + 1, dtype=x.dtype, device=x.device).clamp_min_(1) ** (-self.exponent / 2)
+        frequency = torch.arange(half + 1, dtype=x.dtype, device=x.device).clamp_min_(1)
+        strongest = 1 if self.exponent > 0 else half  # to which the others are relative, so that none overflows
+        amplitude = frequency.div_(strongest) ** (-self.exponent / 2)
         if even:
             amplitude[-1] *= math.sqrt(2)  # the highest frequency is real: one number has to have the power of two
         noise = torch.fft.irfft(spectrum.mul_(amplitude), n)
-        gain = math.sqrt(n) / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+        gain = math.sqrt(n) / norm.clamp_min_(torch.finfo(x.dtype).tiny)  # a series of two may draw an exact 0
         return noise.mul_(gain.mul_(level)).add_(x)
 
 
@@ -465,8 +477,8 @@ class PatchGaussian(Noise):
     additive: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {self.size}")
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"size must be a whole number of pixels, at least 1, got {self.size}")
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         _check_axes(self, x, 2)
@@ -585,9 +597,10 @@ class SwapNoise(Noise):
 
     A cell of the result has exactly the distribution of its column, whatever that is, so the noise suits categories as well
     as numbers, and takes integers as they are. A cell changes with probability :math:`p \, P(x_{ij} \neq x_{kj})`. The level is
-    the share :math:`p \in [0, 1]`; 0.15 is usual for denoising autoencoders of tables, and two of the papers take 0.3 and 0.6.
-    A column is a position of the sample, so images and series can be swapped, too. A batch of one row stays as it is, and
-    because the noise of a row depends on the others, it cannot be a probe of held-out data.
+    the share :math:`p \in [0, 1]`; 0.15 is usual for denoising autoencoders of tables, VIME takes 0.3 and SCARF 0.6. A column
+    is a position of the sample, so images and series can be swapped, too. A batch of one row stays as it is, and because the
+    noise of a row depends on the others, it cannot be a probe of held-out data. Name the leaves to be swapped: with
+    ``inputs="*"`` integer labels would be, too.
 
     Raises:
         ValueError: The level is above 1.
@@ -616,12 +629,10 @@ class SwapNoise(Noise):
         if n < 2:
             return x.clone()
         dtype = torch.promote_types(x.dtype, torch.float32)
-        u = torch.empty_like(x, dtype=dtype).uniform_(generator=generator)
-        kept = u >= level
-        # one draw for both: below the level u / level is again uniform, and says which of the n - 1 other rows it is
-        rows = u.mul_((n - 1) / level).long().clamp_(0, n - 2)
-        rows.add_(rows >= column(torch.arange(n, device=x.device), x))
-        return torch.where(kept, x, x.gather(0, rows))
+        swapped = torch.empty_like(x, dtype=dtype).uniform_(generator=generator) < level
+        rows = torch.randint(n - 1, x.shape, generator=generator, device=x.device)
+        rows.add_(rows >= column(torch.arange(n, device=x.device), x))  # any but the own
+        return torch.where(swapped, x.gather(0, rows), x)
 
 
 def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
@@ -634,6 +645,8 @@ def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
 
 def checked_dim(dim: Sequence[int]) -> tuple[int, ...]:
     """Returns the axes of a box as a tuple, or raises a ValueError where they are none."""
+    if isinstance(dim, int):
+        raise TypeError(f"dim must be a tuple of axes such as (-1,), got {dim}")
     dim = tuple(dim)
     if not dim or len(set(dim)) < len(dim) or max(dim) >= 0:
         raise ValueError(f"dim must be different axes counted from the end, such as (-2, -1), got {dim}")
@@ -646,7 +659,9 @@ def _norm(x: Tensor) -> Tensor:
 
 def _before_padding(x: Tensor, padding: float) -> Tensor:
     """1 up to the last element of each series that is not padding, and 0 from there on."""
-    return (x != padding).to(x.dtype).flip(-1).cummax(-1).values.flip(-1)
+    # the value as it is in the precision that x may have come from
+    values = torch.stack([torch.tensor(padding, dtype=dtype).to(x.dtype) for dtype in (x.dtype, torch.float16, torch.bfloat16)])
+    return (~torch.isin(x, values.to(x.device))).to(x.dtype).flip(-1).cummax(-1).values.flip(-1)
 
 
 def span(start: Tensor, length: float | Tensor, x: Tensor, dim: int) -> Tensor:

@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from lightning_noise.batch import Path, described, dotted, get, replace
-from lightning_noise.noise import column
+from lightning_noise.noise import Noise, column
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Schedule
 
-__all__ = ["Clip", "NoiseFunction", "check_floating", "check_options", "checked_clip", "like", "perturbed_batch", "snr_db"]
+__all__ = [
+    "Clip",
+    "NoiseFunction",
+    "check_floating",
+    "check_options",
+    "checked_clip",
+    "like",
+    "perturbed_batch",
+    "snr_db",
+    "try_noise",
+]
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
@@ -46,7 +56,7 @@ def perturbed_batch(
         x = leaf.detach().as_subclass(Tensor)
         levels = _levels(x, level, key, probability, per_sample)
         y = (key / "leaf" / dotted(path)).apply(noise, x, levels * _std(x) if relative else levels)
-        if clip is not None:
+        if clip is not None and y.is_floating_point():  # the codes of categories have no range
             y = _clipped(y, *clip)
         if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
             y = torch.where(column(levels > 0, x), y, x)
@@ -70,15 +80,23 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
 
 def check_floating(batch: Any, paths: list[Path], noise: Callable[..., Tensor]) -> None:
     """Raises a TypeError where a leaf cannot take noise, with the way out."""
-    if not getattr(noise, "arithmetic", True):
-        return
     for path in paths:
-        if not get(batch, path).is_floating_point():
+        leaf = get(batch, path)
+        if leaf.layout != torch.strided or leaf.is_nested:
+            raise TypeError(f"noise needs a dense tensor, but the input {dotted(path)!r} is {leaf.layout}")
+        if getattr(noise, "arithmetic", True) and not leaf.is_floating_point():
             raise TypeError(
-                f"{type(noise).__name__} needs floats, but the input {dotted(path)!r} is {described(get(batch, path))}. "
+                f"{type(noise).__name__} needs floats, but the input {dotted(path)!r} is {described(leaf)}. "
                 "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
                 "or name another leaf with inputs=…"
             )
+
+
+def try_noise(batch: Any, paths: list[Path], noise: Callable[..., Tensor], *, relative: bool, clip: Clip | None) -> None:
+    """Raises the error that the noise will raise on such a batch, though its level may be 0 for long."""
+    check_floating(batch, paths, noise)
+    if isinstance(noise, Noise):  # a function may count its calls
+        perturbed_batch(batch, paths, noise, 0.01, Key(("trial",)), relative=relative, clip=clip)
 
 
 def check_options(noise: Callable[..., Tensor], relative: bool) -> None:

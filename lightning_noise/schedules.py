@@ -99,6 +99,11 @@ def _check_window(begin: float, until: float, unit: Unit) -> None:
         raise ValueError(f"it must be {limits} where the unit is {unit!r}, got {begin} and {until}")
 
 
+def _latest(unit: Unit) -> float:
+    """The end of a run, as far as the unit tells."""
+    return 1.0 if unit == "fraction" else math.inf
+
+
 def _time(progress: Progress, unit: Unit) -> float:
     time = getattr(progress, unit)
     if time is None:
@@ -215,9 +220,9 @@ class Exponential(_Transition):
         ValueError: As with :class:`Linear`, or a value is not positive.
 
     Example:
-        >>> decay = Exponential(0.8, 0.2)
+        >>> decay = Exponential(1.0, 0.25)
         >>> [decay(Progress(0, 0, fraction)) for fraction in (0.0, 0.5, 1.0)]
-        [0.8, 0.4, 0.2]
+        [1.0, 0.5, 0.25]
     """
 
     def __post_init__(self):
@@ -226,7 +231,7 @@ class Exponential(_Transition):
             raise ValueError(f"start and end must be positive, got {self.start} and {self.end}; Linear goes to 0")
 
     def _value(self, u: float) -> float:
-        return self.start * (self.end / self.start) ** u
+        return self.start ** (1 - u) * self.end**u  # their ratio may be too large for a float
 
 
 @dataclass(frozen=True)
@@ -267,7 +272,7 @@ class InverseTime(Schedule):
     unit: Unit = "step"
 
     def __post_init__(self):
-        _check_window(self.begin, math.inf if self.unit != "fraction" else 1.0, self.unit)
+        _check_window(self.begin, _latest(self.unit), self.unit)
         if not (self.timescale > 0 and self.exponent > 0):
             raise ValueError(f"timescale and exponent must be positive, got {self.timescale} and {self.exponent}")
 
@@ -311,7 +316,7 @@ class Cyclic(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self):
-        _check_window(self.begin, math.inf if self.unit != "fraction" else 1.0, self.unit)
+        _check_window(self.begin, _latest(self.unit), self.unit)
         if not self.every > 0:
             raise ValueError(f"every must be positive, got {self.every}")
 
@@ -352,8 +357,7 @@ class Window(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self):
-        latest = 1.0 if self.unit == "fraction" else math.inf
-        _check_window(self.begin, latest if self.until is None else self.until, self.unit)
+        _check_window(self.begin, _latest(self.unit) if self.until is None else self.until, self.unit)
 
     def __call__(self, progress: Progress) -> float:
         # asked for also while it is off, so that a schedule that cannot work in this run fails at its start
@@ -378,7 +382,7 @@ class Piecewise(Schedule):
 
     Raises:
         ValueError: There is not one milestone fewer than levels, or milestones do not rise, are not positive, or not below 1
-            where the unit is ``"fraction"``.
+            where the unit is ``"fraction"`` and whole where it is not.
 
     Example:
         >>> rise, fall = Linear(0.0, 0.4, until=2, unit="epoch"), Exponential(0.4, 0.1, until=2, unit="epoch")
@@ -401,10 +405,12 @@ class Piecewise(Schedule):
             )
         for begin, until in pairwise(self._edges):
             _check_window(begin, until, self.unit)
+        if self.unit != "fraction" and any(milestone % 1 for milestone in self.milestones):
+            raise ValueError(f"milestones must be whole where the unit is {self.unit!r}, got {self.milestones}")
 
     @property
     def _edges(self) -> tuple[float, ...]:
-        return (0.0, *self.milestones, 1.0 if self.unit == "fraction" else math.inf)
+        return (0.0, *self.milestones, _latest(self.unit))
 
     def __call__(self, progress: Progress) -> float:
         time = _time(progress, self.unit)
@@ -477,6 +483,8 @@ class Product(Schedule):
 
     def __post_init__(self):
         object.__setattr__(self, "factors", tuple(self.factors))  # hashable, and no longer the caller's list
+        if not self.factors:
+            raise ValueError("there must be at least one factor")
 
     def __call__(self, progress: Progress) -> float:
         return math.prod(level_at(factor, progress) for factor in self.factors)
@@ -488,8 +496,9 @@ class Amplitude(Schedule):
 
     .. math:: s(t) = 10^{-\text{SNR}(t) / 20}
 
-    At 20 dB the amplitude is 0.1, at 0 dB noise and signal are equally strong, and an infinite ratio is no noise. Use it with
-    ``relative=True``, where the level is in units of the standard deviation of each sample.
+    At 20 dB the amplitude is 0.1, at 0 dB noise and signal are equally strong, and an infinite ratio is no noise. It is the
+    level of :class:`~lightning_noise.noise.SNR`, and with ``relative=True`` of noises that are additive. A ratio of 0 is much
+    noise and not none, so what switches off goes around it: ``Window(Amplitude(20.0), until=0.8)``.
 
     Args:
         snr_db: The ratio in decibels, a number or a schedule.
@@ -516,7 +525,7 @@ def from_snr_db(snr_db: Level) -> float | Amplitude:
 
     .. math:: \sigma / \sigma_x = 10^{-\text{SNR} / 20}
 
-    Use it with ``relative=True``, where the level is in units of the standard deviation of each sample.
+    It is the level of :class:`~lightning_noise.noise.SNR`, and with ``relative=True`` of noises that are additive.
 
     Example:
         >>> from_snr_db(20.0)

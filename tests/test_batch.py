@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,20 @@ class Keyed:
         return Keyed(**self._items)
 
 
+class Answering(dict):
+    """Answers for every attribute."""
+
+    def __getattr__(self, name):
+        return self.get(name)
+
+
+class Wrapped:
+    """Reads like an array and keeps what it holds."""
+
+    def __init__(self, image):
+        self.image = image
+
+
 class Owner:
     """An object that a child points back at."""
 
@@ -147,6 +162,13 @@ BATCHES: dict[str, tuple[Any, Any, tuple]] = {
     "default dict": (defaultdict(list, image=X, label=Y), None, ("image",)),
     "dict that needs an argument": (Named("a", image=X, label=Y), None, ("image",)),
     "data frame among the leaves": ({"image": X, "table": DataFrame({"a": [1, 2]}, index=["c", "d"])}, None, ("image",)),
+    "dict that answers for every attribute": (Answering(image=X, label=Y), "image", ("image",)),
+    "functions and modules among the leaves": (
+        {"image": X, "f": dotted, "m": torch, "b": [].append, "c": Wrapped},
+        None,
+        ("image",),
+    ),
+    "method among the leaves": ({"image": X, "method": Wrapped(Y).__init__, "lambda": lambda: X}, None, ("image",)),
     "object": (SimpleNamespace(image=X, label=Y), "image", ("image",)),
     "object with a cycle": (Owner(), "image", ("image",)),
 }
@@ -212,6 +234,59 @@ def test_a_wrong_path_lists_the_leaves(wrong):
     assert str(error.value) == f"no leaf {wrong!r} in the batch; {listing}"
 
 
+def test_a_container_whose_copies_share_their_content_is_refused_and_stays_as_it_was():
+    class Store(MutableMapping):
+        def __init__(self, **items):
+            self.items_ = items
+
+        def __getitem__(self, key):
+            return self.items_[key]
+
+        def __setitem__(self, key, value):
+            self.items_[key] = value
+
+        def __delitem__(self, key):
+            del self.items_[key]
+
+        def __iter__(self):
+            return iter(self.items_)
+
+        def __len__(self):
+            return len(self.items_)
+
+    class Bag:
+        def __init__(self, **items):
+            vars(self)["store"] = items
+
+        def keys(self):
+            return list(self.store)
+
+        def __getattr__(self, name):
+            if name.startswith("_"):
+                raise AttributeError(name)
+            return vars(self)["store"][name]
+
+        def __setattr__(self, name, value):
+            self.store[name] = value
+
+    for kind in (Store, Bag):
+        batch = kind(image=X, label=Y)
+        with pytest.raises(TypeError, match=rf"a copy of {kind.__name__} shares its content with the original"):
+            replace(batch, ("image",), Y)
+        assert get(batch, ("image",)) is X
+
+
+def test_an_array_is_no_container():
+    @dataclass
+    class Array:
+        image: Tensor
+
+        def __array__(self):
+            raise AssertionError("an array was made")
+
+    assert list(leaves({"image": X, "array": Array(Y)})) == [(("image",), X)]
+
+
 def test_what_a_subclass_holds_besides_its_items_stays():
     named = replace(Named("a", image=X), ("image",), Y)
     assert (named.name, dict(named)) == ("a", {"image": Y})
@@ -222,6 +297,7 @@ def test_what_a_subclass_holds_besides_its_items_stays():
 def test_what_is_none_in_the_place_of_a_leaf_can_be_left_out():
     batch = {"a": [X, Y], "b": None}
     assert find_inputs(batch, ["a.0", "b.0"], absent=True) == [("a", 0)]
+    assert find_inputs({"a": X, "b": None}, "*", absent=True) == [("a",)]
     assert find_inputs(batch, "b", absent=True) == find_inputs(batch, "b.0.x", absent=True) == []
     for wrong in ("b", "b.0"):
         with pytest.raises(ValueError, match="no leaf"):

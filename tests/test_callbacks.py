@@ -25,7 +25,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lightning_noise import CutMix, InputNoise, Key, LabelSmoothing, Mixup, TargetNoise, labels, noise, schedules
+from lightning_noise import (
+    CutMix,
+    InputNoise,
+    Key,
+    LabelSmoothing,
+    Mixup,
+    RobustnessMonitor,
+    TargetNoise,
+    labels,
+    noise,
+    schedules,
+)
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.dispatch import TrainingDispatcher
 from lightning_noise.schedules import Level
@@ -698,20 +709,47 @@ def test_a_run_of_an_iterator_resumed_within_an_epoch_equals_the_uninterrupted_o
     _resumed_equals_uninterrupted(make, schedules.Linear(0.0, 0.5), tmp_path, train, 2, lambda step: step % 5, module=Iterating)
 
 
-@iterates
-def test_batches_that_are_fetched_in_one_step_have_draws_of_their_own():
-    class Two(Classifier):
-        def training_step(self, dataloader_iter):  # type: ignore[override]
-            self.seen += [next(dataloader_iter)[0] for _ in range(2)]
-            return sum(F.cross_entropy(self(x), y) for x, y in self.seen[-2:])
+class Pairwise(Deterministic):
+    """Fetches two batches in a step, through an iterator that it has kept."""
 
-    zeros = Rows(32)
+    def training_step(self, dataloader_iter):  # type: ignore[override]
+        if not self.seen:
+            self.kept = dataloader_iter
+        assert self.kept is dataloader_iter
+        self.seen += [next(self.kept)[0] for _ in range(2)]
+        return sum(F.cross_entropy(self(x), y) for x, y in self.seen[-2:])
+
+
+@iterates
+def test_batches_that_are_fetched_in_one_step_have_draws_and_levels_of_their_own():
+    zeros = Rows(64)
     zeros.x.zero_()
-    module, _ = fit([InputNoise(noise.Gaussian(), 0.5)], module=Two, train=loader(zeros), max_epochs=1)
+    callback = InputNoise(noise.Gaussian(), schedules.Linear(0.0, 0.8))
+    module, _ = fit([callback], module=Pairwise, train=loader(zeros), max_epochs=1)
     drawn = [batch[0] for batch in module.seen]
-    assert len(drawn) == 4
+    assert len(drawn) == 8
+    assert not drawn[0].any(), "the level 0"
     assert all(not torch.equal(one, two) for one, two in combinations(drawn, 2))
-    assert abs(torch.cat(drawn).std().item() - 0.5) < 5 * 0.5 / math.sqrt(2 * 32 * 8)  # five standard errors
+    for i, x in enumerate(drawn):
+        level = 0.1 * i
+        assert abs(x.std().item() - level) <= 5 * level / math.sqrt(2 * 64)  # five standard errors
+
+
+@iterates
+def test_a_step_that_fetches_nothing_logs_nothing(tmp_path):
+    class Sometimes(Deterministic):
+        def training_step(self, dataloader_iter):  # type: ignore[override]
+            if self.global_step % 2 == 0:
+                self.seen.append(next(dataloader_iter)[0])
+            x, y = self.seen[-1]
+            return F.cross_entropy(self(x), y)
+
+    logger = CSVLogger(tmp_path)
+    callback = InputNoise(noise.Gaussian(), 0.5)
+    fit([callback], module=Sometimes, train=loader(), max_epochs=1, logger=logger, log_every_n_steps=1)
+    rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    steps = [int(row.split(",")[rows[0].split(",").index("step")]) for row in rows[1:] if "0.5" in row]
+    assert steps == [0, 2]
 
 
 @iterates
@@ -788,6 +826,21 @@ def test_a_schedule_in_fractions_follows_the_end_that_comes_first(run, expected)
 
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("module", [Deterministic, Normalised])
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [(noise.Shot(), "Shot needs data that are not negative"), (noise.Masking(), "Masking needs samples of at least 2 axes")],
+    ids=repr,
+)
+def test_a_noise_that_does_not_suit_the_data_is_found_on_the_first_batch_though_it_begins_later(member, message):
+    module = Classifier()
+    with pytest.raises(ValueError, match=message):
+        fit([InputNoise(member, schedules.Window(0.2, begin=0.5))], module=module)
+    assert not module.seen
+    with pytest.raises(ValueError, match=message):
+        fit([RobustnessMonitor(member)], module=module)
+    assert not module.seen
+
+
 @pytest.mark.parametrize("run", [{"max_epochs": 3}, {"max_epochs": 9, "max_steps": 9}], ids=str)
 def test_a_schedule_in_fractions_ends_with_the_training_and_not_with_the_epoch_of_weight_averaging(run, module, order):
     def levels(*others):

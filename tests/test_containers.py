@@ -231,6 +231,21 @@ def test_the_parts_of_a_combined_loader_get_noise_where_they_are_there(mode, n_b
         assert len({batch["short"][0].sum().item() for batch in module.seen}) == n_batches  # no draw comes twice
 
 
+def test_every_part_of_a_combined_loader_of_bare_tensors_gets_noise():
+    train = CombinedLoader({"long": DataLoader(Rows(24).x, 8), "short": DataLoader(Rows(16).x, 8)}, "max_size")  # type: ignore[arg-type]
+
+    class Bare(Pairs):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # type: ignore[override]
+            self.seen.append(batch)
+            return sum((self(x).square().mean() for x in batch.values() if x is not None), torch.zeros(()))
+
+    module, _ = fit([InputNoise(noise.Gaussian(), 0.5, inputs="*")], module=Bare, train=train, max_epochs=1)
+    assert [sorted(key for key, x in batch.items() if x is not None) for batch in module.seen] == 2 * [["long", "short"]] + [
+        ["long"]
+    ]
+    assert not torch.equal(module.seen[2]["long"], Rows(24).x[16:])
+
+
 def test_a_part_that_is_absent_from_the_first_batch_is_an_error():
     train = DataLoader([{"a": [torch.zeros(4, N_FEATURES), torch.zeros(4).long()], "b": None}], batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"no leaf 'b\.0' in the batch; leaves are: 'a\.0' float32"):

@@ -199,7 +199,7 @@ DRAWS: dict[type[noise.Noise], list[Draw]] = {
     noise.PatchGaussian: [uniforms(2, 6), normals(6, 3, 3, 3)],
     noise.Masking: [uniforms(2, 2, 6)],
     noise.FeatureDropout: [uniforms(6, 3, 8, 8)],
-    noise.SwapNoise: [uniforms(6, 3, 8, 8)],
+    noise.SwapNoise: [uniforms(6, 3, 8, 8), lambda generator: torch.randint(5, (6, 3, 8, 8), generator=generator)],
 }
 
 
@@ -236,6 +236,13 @@ def test_samples_with_levels_of_their_own_get_shot_noise_of_their_variance(gener
         assert abs(row.var().item() - level * 0.4) <= 5 * (row - 0.4).square().std().item() / math.sqrt(N)
 
 
+@pytest.mark.parametrize(("value", "level"), [(0.5, 1e-20), (1e30, 0.1), (math.inf, 0.1), (0.5, 1e-9)])
+def test_counts_too_large_to_draw_leave_the_value(value, level, generator):
+    x = torch.full((2, 3), value)
+    assert torch.equal(noise.Shot()(x, level, generator=generator), x) is (value / level >= 2**30)
+    torch.testing.assert_close(noise.Shot()(x, level, generator=generator), x, rtol=1e-3, atol=0)  # 30 standard errors
+
+
 def test_counts_are_drawn_anew_at_level_1(generator):
     counts = torch.arange(50.0).view(5, 10)
     y = noise.Shot()(counts, 1.0, generator=generator)
@@ -244,7 +251,7 @@ def test_counts_are_drawn_anew_at_level_1(generator):
 
 
 def test_shot_noise_of_negative_data_is_refused(generator):
-    with pytest.raises(ValueError, match="let the module itself normalise them"):
+    with pytest.raises(ValueError, match="leave the normalisation to the module"):
         noise.Shot()(torch.tensor([[0.5, -0.1]]), 0.1, generator=generator)
 
 
@@ -281,6 +288,17 @@ def test_padding_gets_no_noise_and_does_not_count(generator):
     torch.testing.assert_close(error[:2], torch.full_like(error[:2], 0.1), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("padding", [-11.5129, -0.1, 0.0])
+def test_padding_is_found_in_any_precision(padding, dtype, generator):
+    x = torch.randn(2, 50, generator=generator).to(dtype)
+    x[0, 30:] = padding
+    y = noise.SNR(padding=padding)(x, 0.5, generator=generator)
+    assert torch.equal(y[0, 30:], x[0, 30:])
+    assert (y[0, :30] != x[0, :30]).float().mean() > 0.8  # bfloat16 may round small noise away
+    assert (y[1] != x[1]).float().mean() > 0.8
+
+
 @pytest.mark.parametrize("member", [noise.SNR(), noise.SNR(center=True), noise.SNR(padding=1.0)], ids=repr)
 def test_a_silent_sample_stays_silent(member, generator):
     x = torch.zeros(2, 50) if not member.center else torch.full((2, 50), 3.0)
@@ -311,6 +329,17 @@ def test_white_noise_has_the_same_power_at_all_frequencies(generator):
     # five standard errors around 64 / 7, a seventh of the sum of squares for each of the seven numbers
     error = 5 * power.std(0) / math.sqrt(n)
     assert ((power.mean(0) - 64 / 7).abs() <= error)[1:].all()
+
+
+@pytest.mark.parametrize("exponent", [-30.0, -100.0, 100.0])
+def test_a_steep_spectrum_is_finite(exponent, generator):
+    y = noise.ColoredNoise(exponent)(torch.zeros(3, 2000), 0.3, generator=generator)
+    torch.testing.assert_close(y.square().mean(1).sqrt(), torch.full((3,), 0.3), rtol=1e-5, atol=0)  # float32
+
+
+def test_a_series_that_draws_an_exact_zero_has_no_noise(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, **_: self.zero_())
+    assert torch.equal(noise.ColoredNoise()(torch.ones(2, 2), 0.3, generator=torch.Generator()), torch.ones(2, 2))
 
 
 def test_a_series_of_one_element_has_no_color(generator):
@@ -402,6 +431,18 @@ def test_a_swapped_cell_comes_from_its_column_and_any_other_row(generator):
         assert ((counts - expected).abs() <= 5 * (expected * (1 - expected) / columns).sqrt()).all()
 
 
+def test_the_other_row_is_uniform_also_where_few_are_swapped(generator):
+    rows, level = 4096, 1e-3
+    x = torch.arange(rows).repeat(64, 1).T.contiguous()
+    y = noise.SwapNoise()(x, level, generator=generator)
+    donors = torch.bincount(y[y != x], minlength=rows)
+    n = donors.sum().item()
+    assert abs(n - level * x.numel()) <= 5 * math.sqrt(level * x.numel())
+    # five standard errors of the number of rows that give nothing
+    empty = rows * math.exp(-n / rows)
+    assert abs((donors == 0).sum().item() - empty) <= 5 * math.sqrt(empty)
+
+
 def test_swaps_keep_the_marginal_of_each_column(generator):
     rows = 200
     column = torch.randint(0, 4, (rows, 1), generator=generator)
@@ -432,6 +473,9 @@ def test_a_batch_with_too_few_axes_is_refused(member, generator):
     [
         lambda: noise.Shot(scale=0.0),
         lambda: noise.PatchGaussian(size=0),
+        lambda: noise.PatchGaussian(size=2.5),  # type: ignore[arg-type]
+        lambda: noise.ColoredNoise(math.nan),
+        lambda: noise.SNR(padding=math.nan),
         lambda: noise.Masking(dim=()),
         lambda: noise.Masking(dim=(1, 2)),
         lambda: noise.Masking(dim=(-1, -1)),
@@ -441,6 +485,11 @@ def test_a_batch_with_too_few_axes_is_refused(member, generator):
 def test_arguments_that_make_no_sense_are_refused(build):
     with pytest.raises(ValueError, match=r"must be|give one of them"):
         build()
+
+
+def test_a_number_is_no_tuple_of_axes():
+    with pytest.raises(TypeError, match=r"dim must be a tuple of axes such as \(-1,\), got -1"):
+        noise.Masking(dim=-1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("member", NOISES, ids=repr)

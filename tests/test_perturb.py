@@ -129,6 +129,25 @@ def test_codes_of_categories_can_be_swapped_and_say_nothing_of_the_signal():
     assert snr_db([codes], out, [(0,)]).isnan()
 
 
+def test_a_clip_leaves_codes_of_categories_alone():
+    batch = {"num": inputs(6, 2), "cat": 16_777_217 + torch.arange(12).view(6, 2)}
+    out = perturbed_batch(batch, [("num",), ("cat",)], noise.SwapNoise(), 1.0, KEY, clip=(0.3, 0.5))
+    assert out["cat"].dtype == torch.int64
+    assert set(out["cat"].flatten().tolist()) <= set(batch["cat"].flatten().tolist())
+    assert out["num"].min() >= 0.3
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [torch.eye(3).to_sparse(), torch.nested.nested_tensor([torch.rand(2), torch.rand(3)], layout=torch.jagged)],
+    ids=["sparse", "jagged"],
+)
+@pytest.mark.parametrize("member", [noise.Gaussian(), noise.SwapNoise()], ids=repr)
+def test_a_leaf_that_is_not_dense_is_refused(leaf, member):
+    with pytest.raises(TypeError, match="noise needs a dense tensor, but the input 'x' is torch"):
+        perturbed_batch({"x": leaf}, [("x",)], member, 0.1, KEY)
+
+
 class Tagged(torch.Tensor):
     pass
 

@@ -166,11 +166,30 @@ def test_a_piece_in_fractions_is_a_run_of_its_own():
     assert [plan(Progress(0, 0, t)) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0], rel=1e-12)
 
 
+def test_a_piece_sees_no_time_outside_its_run():
+    seen: dict[str, list[float]] = {"first": [], "last": []}
+    follow = {name: lambda progress, name=name: seen[name].append(progress.fraction) or 0.1 for name in seen}
+    plan = schedules.Piecewise(list(follow.values()), [0.5])
+    for fraction in (0.0, 0.25, 0.75, 1.0):
+        plan(Progress(0, 0, fraction))
+    assert seen == {"first": [0.0, 0.5, 1.0, 1.0], "last": [0.0, 0.0, 0.5, 1.0]}
+
+
+def test_an_exponential_over_many_orders_of_magnitude_is_finite():
+    for start, end in ((1e-200, 1e200), (1e200, 1e-200)):
+        assert math.isclose(schedules.Exponential(start, end)(Progress(0, 0, 0.5)), 1.0, rel_tol=1e-12)
+
+
+def test_what_switches_decibels_off_goes_around_them():
+    gated = schedules.Window(schedules.Amplitude(20.0), begin=2, unit="epoch")
+    assert [gated(Progress(0, epoch, None)) for epoch in range(4)] == [0, 0, 0.1, 0.1]
+
+
 def test_a_piece_counts_whole_epochs_from_where_it_takes_over_and_steps_from_the_begin_of_the_run():
     seen = []
     plan = schedules.Piecewise([0.1, lambda progress: seen.append(progress) or 0.2], [2.0], unit="epoch")
     assert [plan(Progress(10 * epoch, epoch, None)) for epoch in range(4)] == [0.1, 0.1, 0.2, 0.2]
-    assert seen[-2:] == [Progress(20, 0, None), Progress(30, 1, None)]
+    assert seen == [Progress(0, 0, None), Progress(10, 0, None), Progress(20, 0, None), Progress(30, 1, None)]
     assert isinstance(seen[-1].epoch, int)
 
 
@@ -273,6 +292,8 @@ def test_a_run_without_an_end_refuses_fractions(schedule):
         lambda: schedules.Piecewise([0.1, 0.2, 0.3], [0.5, 0.5]),
         lambda: schedules.Piecewise([0.1, 0.2], [0.0]),
         lambda: schedules.Piecewise([0.1, 0.2], [5]),
+        lambda: schedules.Piecewise([0.1, 0.2], [2.5], unit="epoch"),
+        lambda: schedules.Product([]),
         lambda: schedules.Every(0.1, every=2, unit="fraction"),  # type: ignore[arg-type]
         lambda: schedules.Every(0.1, every=0),
         lambda: schedules.Every(0.1, every=2, length=3),

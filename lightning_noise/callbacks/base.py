@@ -67,7 +67,7 @@ class NoiseCallback(Callback, Perturbing):
         self.name = name
         self.max_level = max_level
         self.level_in_force = 0.0
-        self._place: tuple[int, ...] = ()  # of the batch in its epoch
+        self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was
         self._measured: dict[str, float | Tensor] | None = None  # what is logged of this batch; None: nothing is
 
@@ -81,11 +81,11 @@ class NoiseCallback(Callback, Perturbing):
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         """Raises an error where the callback cannot work on the first batch of a fit, whatever the level is then."""
 
-    def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int, fetch: int = 0) -> None:
+    def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         if not self._checked:
             self.check(trainer.lightning_module, batch)
             self._checked = True
-        self._place = (batch_idx, fetch) if fetch else (batch_idx,)
+        self._batch_idx = batch_idx
         # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
         training = not trainer.fit_loop._skip_backward
         self.level_in_force = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
@@ -93,7 +93,7 @@ class NoiseCallback(Callback, Perturbing):
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
         seed = _run_seed() if self.seed is None else self.seed
-        key = Key((seed, self.name, trainer.current_epoch, *self._place), rank=trainer.global_rank)
+        key = Key((seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
         return self.perturbation(trainer, trainer.lightning_module, batch, self.level_in_force, key)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -106,6 +106,7 @@ class NoiseCallback(Callback, Perturbing):
         TrainingDispatcher.attach(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._measured = None
         if not _fetches_itself(trainer):  # there, the batch is known when it is fetched
             self.start_batch(trainer, batch, batch_idx)
 

@@ -9,10 +9,10 @@ whatever the batch and the module look like.
 from __future__ import annotations
 
 import inspect
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Perturbing(ABC):
     level_in_force: float
 
     @abstractmethod
-    def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int, fetch: int = 0) -> None:
-        """Sets the level for this training batch, one of several where a step fetches them by itself."""
+    def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+        """Sets the level for this training batch."""
 
     @abstractmethod
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
@@ -56,7 +56,9 @@ class TrainingDispatcher:
         self.trainer = trainer
         self.step = trainer.strategy.training_step
         self.takes_iterator = "dataloader_iter" in inspect.signature(trainer.lightning_module.training_step).parameters
-        self.perturbations = ExitStack()
+        self.perturbations = ExitStack()  # that end after the backward pass
+        self._entered = ExitStack()
+        self._fetching: _Fetching | None = None
 
     @staticmethod
     def of(trainer: Trainer) -> TrainingDispatcher | None:
@@ -81,40 +83,44 @@ class TrainingDispatcher:
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         self.perturbations.close()  # an update that is tried again after an exception does not come to the end of the first
-        with ExitStack() as stack:
-            batch = _Fetching(batch, partial(self._fetched, stack)) if self.takes_iterator else self._perturbed(stack, batch)
+        with ExitStack() as self._entered:
+            batch = self._fetching_from(batch) if self.takes_iterator else self._perturbed(batch)
             output = self.step(batch, *args, **kwargs)
             if output is not None and self.trainer.lightning_module.automatic_optimization:
-                self.perturbations = stack.pop_all()  # until the backward pass is over
+                self.perturbations = self._entered = self._entered.pop_all()  # until the backward pass is over
         return output
 
-    def _perturbed(self, stack: ExitStack, batch: Any) -> Any:
+    def _perturbed(self, batch: Any) -> Any:
         # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise
         for callback in perturbing(self.trainer):
             if callback.level_in_force != 0:
-                batch = stack.enter_context(callback.training_perturbation(self.trainer, batch))
+                batch = self._entered.enter_context(callback.training_perturbation(self.trainer, batch))
         return batch
 
-    def _fetched(self, stack: ExitStack, batch: Any, fetch: int) -> Any:
-        # the index that comes with the batch begins anew where a run is resumed within an epoch
-        batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
+    def _fetched(self, batch: Any, batch_idx: int) -> Any:
         for callback in perturbing(self.trainer):
-            callback.start_batch(self.trainer, batch, batch_idx, fetch)
-        return self._perturbed(stack, batch)
+            callback.start_batch(self.trainer, batch, batch_idx)
+        return self._perturbed(batch)
+
+    def _fetching_from(self, iterator: Iterator[Any]) -> _Fetching:
+        # one for an epoch, as the iterator itself, which a module may keep
+        if self._fetching is None or self._fetching.iterator is not iterator:
+            # the count of the iterator begins at 0 also where a run is resumed within an epoch
+            self._fetching = _Fetching(iterator, self.trainer.fit_loop.epoch_loop.batch_idx, self._fetched)
+        return self._fetching
 
 
 class _Fetching(Iterator[Any]):
     """The iterator of a ``training_step(dataloader_iter)``, which fetches its batches itself, and gets noisy ones."""
 
-    def __init__(self, iterator: Iterator[Any], perturbed: Callable[[Any, int], Any]):
-        self._iterator = iterator
+    def __init__(self, iterator: Iterator[Any], first: int, perturbed: Callable[[Any, int], Any]):
+        self.iterator = iterator
+        self._indices = itertools.count(first)
         self._perturbed = perturbed
-        self._fetches = 0
 
     def __next__(self) -> tuple[Any, int, int]:
-        batch, batch_idx, dataloader_idx = next(self._iterator)
-        self._fetches += 1
-        return self._perturbed(batch, self._fetches - 1), batch_idx, dataloader_idx
+        batch, batch_idx, dataloader_idx = next(self.iterator)
+        return self._perturbed(batch, next(self._indices)), batch_idx, dataloader_idx
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._iterator, name)
+        return getattr(self.iterator, name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_noise.batch import Selector, find_inputs
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.noise import Noise
-from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch, snr_db
+from lightning_noise.perturb import Clip, NoiseFunction, check_options, checked_clip, perturbed_batch, snr_db, try_noise
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Level
 
@@ -27,7 +27,8 @@ class InputNoise(NoiseCallback):
     data set and the batch that other callbacks see stay as they are. It acts from the start of the training step to the end
     of the backward pass, and never in validation, test and prediction. At level 0 the module gets the very batch. The draws
     differ from process to process. Where the input is also the target, as in an autoencoder whose batch is one tensor, the
-    target is the noisy tensor, too; give such a module a batch of two.
+    target is the noisy tensor, too; give such a module a batch of two. A ``training_step(dataloader_iter)`` gets its batches
+    noisy where it fetches them, before it moves them to a device.
 
     It logs ``noise/<name>/level`` and ``noise/<name>/snr_db``, the signal-to-noise ratio of the batch.
 
@@ -45,7 +46,8 @@ class InputNoise(NoiseCallback):
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
 
     Raises:
-        TypeError: The input is no floating-point tensor.
+        TypeError: The input is no dense tensor of floating-point numbers, which only
+            :class:`~lightning_noise.noise.SwapNoise` does not need.
         ValueError: A level, probability or path is wrong; for paths the message lists the leaves of the batch.
 
     Example:
@@ -80,7 +82,7 @@ class InputNoise(NoiseCallback):
         self.clip = checked_clip(clip)
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        check_floating(batch, find_inputs(batch, self.inputs), self.noise)
+        try_noise(batch, find_inputs(batch, self.inputs), self.noise, relative=self.relative, clip=self.clip)
 
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:

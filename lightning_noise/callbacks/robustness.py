@@ -17,7 +17,7 @@ from lightning_noise.callbacks.held_out import Places
 from lightning_noise.metrics.classification import check_classes, checked_logits, classifier_metrics
 from lightning_noise.metrics.functional import robustness_summary
 from lightning_noise.noise import Noise, check_level
-from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch
+from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch, try_noise
 from lightning_noise.rng import Key
 
 try:
@@ -45,7 +45,7 @@ class RobustnessMonitor(Callback):
 
     The noise of a sample is one draw that depends on its place in the order of the loader, so with a loader that does not
     shuffle and gives a row for each sample it is the same in each epoch and for any batch size and number of processes, and
-    levels differ by their scale alone: what changes in a curve is the model. Rows that a distributed sampler repeats to fill
+    the levels of a noise share one draw: what changes in a curve is the model. Rows that a distributed sampler repeats to fill
     up the last batch are not counted.
 
     ============================================  ===================================================================
@@ -149,7 +149,7 @@ class RobustnessMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.sanity_checking and dataloader_idx == self.dataloader_idx:
-            self._located(batch)  # what is wrong with a path is said before the training
+            self._try(batch)  # what does not fit is said before the training
         if self._is_due(trainer):
             self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
@@ -207,12 +207,18 @@ class RobustnessMonitor(Callback):
                 check_floating(batch, paths, probe)
         return paths, get(batch, find_target(batch, self.targets))
 
+    def _try(self, batch: Any) -> None:
+        paths, _ = self._located(batch)
+        for probe in self.probes.values():
+            if not isinstance(probe, NoiseCallback):
+                try_noise(batch, paths, probe, relative=self.relative, clip=self.clip)
+
     def _perturbations(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
     ) -> Iterator[tuple[str, float, AbstractContextManager[Any]]]:
         yield CLEAN, 0.0, nullcontext(batch)
         for tag, probe in self.probes.items():
-            key = Key((self.seed, "probe", tag), positions=positions)  # of no level: levels differ by their scale alone
+            key = Key((self.seed, "probe", tag), positions=positions)  # of no level: they share one draw
             for level in self.levels[tag]:
                 if isinstance(probe, NoiseCallback):
                     yield tag, level, probe.perturbation(trainer, pl_module, batch, level, key)
