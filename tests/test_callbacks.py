@@ -824,8 +824,6 @@ def test_a_schedule_in_fractions_follows_the_end_that_comes_first(run, expected)
     assert log.levels == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("module", [Deterministic, Normalised])
 @pytest.mark.parametrize(
     ("member", "message"),
     [(noise.Shot(), "Shot needs data that are not negative"), (noise.Masking(), "Masking needs samples of at least 2 axes")],
@@ -841,6 +839,8 @@ def test_a_noise_that_does_not_suit_the_data_is_found_on_the_first_batch_though_
     assert not module.seen
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("module", [Deterministic, Normalised])
 @pytest.mark.parametrize("run", [{"max_epochs": 3}, {"max_epochs": 9, "max_steps": 9}], ids=str)
 def test_a_schedule_in_fractions_ends_with_the_training_and_not_with_the_epoch_of_weight_averaging(run, module, order):
     def levels(*others):

@@ -57,6 +57,19 @@ class _Mix:
         return tuple(target.shape[dim] for dim in self.dim) == self.box.shape[1:]
 
 
+def _beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
+    """Draws from Beta(alpha, alpha), as the share of one of two Gamma variables.
+
+    They are taken as G(alpha + 1) U^(1 / alpha) and compared by their logarithms: at a small alpha both are smaller than any
+    float, and torch's own draws then are far from 0 and 1, where they ought to be.
+    """
+    # the public distribution takes no generator
+    gamma = torch._standard_gamma(torch.full((2, n), alpha + 1, dtype=torch.float64), generator)  # type: ignore[attr-defined]
+    u = torch.rand(2, n, dtype=torch.float64, generator=generator)
+    one, two = gamma.log() + u.log() / alpha
+    return torch.sigmoid(one - two)
+
+
 class _Mixing(TargetCallback):
     """Mixes each sample of a batch with another one."""
 
@@ -117,12 +130,9 @@ class _Mixing(TargetCallback):
         """What is mixed with what in a batch of inputs like ``x``."""
 
     def _drawn(self, x: Tensor, level: float, key: Key) -> tuple[Tensor, Tensor]:
-        """The partners, and the shares from the Beta distribution."""
+        """The partners, and the shares."""
         partners = torch.randperm(len(x), generator=(key / "partners").generator("cpu"))
-        # of two classes it is the Beta distribution, and the public one takes no generator; in float64, because at a small
-        # level the shares come nearer to 0 and 1 than float32 resolves
-        alpha = torch.full((len(x) if self.per_sample else 1, 2), level, dtype=torch.float64)
-        lam = torch._sample_dirichlet(alpha, (key / "lam").generator("cpu"))[:, 0]  # type: ignore[attr-defined]
+        lam = _beta(level, len(x) if self.per_sample else 1, (key / "lam").generator("cpu"))
         return partners.to(x.device), lam.float().to(x.device)
 
     def _mixed(self, target: Tensor, mix: _Mix, key: Key) -> Tensor:

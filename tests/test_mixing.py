@@ -1,0 +1,304 @@
+"""Samples are mixed with the shares of the formula, and their targets with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import N_CLASSES, Classifier, Rows, fit, loader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_noise import CutMix, Key, Mixup
+
+KEY = Key((0, "mixup", 0, 0), rank=0)
+
+
+class Linear(Classifier):
+    """Takes inputs of any shape, and neither learns nor drops anything."""
+
+    def __init__(self, shape: tuple[int, ...] = (8,), loss: Any = F.cross_entropy):
+        super().__init__(lr=0.0)
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), N_CLASSES))
+        self.loss = loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seen.append(batch)
+        loss = self.loss(self(batch[0]), batch[1])
+        self.losses.append(loss.detach())
+        return loss
+
+
+def data(n: int = 12, shape: tuple[int, ...] = (8,)) -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(torch.randn(n, *shape, generator=generator), torch.randint(0, N_CLASSES, (n,), generator=generator))
+
+
+def one_step(callback: Mixup | CutMix, dataset: Any = None, **kwargs: Any) -> tuple[Any, Tensor]:
+    """The batch that the module gets, and its loss."""
+    dataset = data() if dataset is None else dataset
+    train = DataLoader(dataset, batch_size=len(dataset))
+    module, _ = fit([callback], train=train, max_epochs=1, limit_val_batches=0, module=lambda: Linear(**kwargs))
+    return module.seen[0], module.losses[0]
+
+
+def mixed_of(callback: Mixup | CutMix, x: Tensor, level: float = 1.0, name: str = "mixup") -> Any:
+    return callback._mix(x, level, Key((0, name, 0, 0), rank=0))
+
+
+# --- mixup
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_mixup_is_the_loss_of_two_terms_of_the_mixed_input(n, per_sample):
+    dataset = data(n)
+    x, y = dataset.tensors
+    (seen, labels), loss = one_step(Mixup(1.0, per_sample=per_sample, seed=0), dataset)
+    mix = mixed_of(Mixup(1.0, per_sample=per_sample), x)
+    lam, partners = mix.lam, mix.partners
+    assert lam.shape == (n if per_sample else 1,)
+    torch.testing.assert_close(seen, lam[:, None] * x + (1 - lam[:, None]) * x[partners], rtol=0, atol=1e-6)  # float32 near 1
+    assert torch.equal(labels, y)
+    logits = Linear()(seen)
+    terms = [F.cross_entropy(logits, labels, reduction="none") for labels in (y, y[partners])]
+    torch.testing.assert_close(loss, (lam * terms[0] + (1 - lam) * terms[1]).mean(), rtol=1e-5, atol=0)  # sums of float32
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_the_shares_have_the_moments_of_the_beta_distribution(alpha):
+    n = 100_000
+    lam = mixed_of(Mixup(per_sample=True), torch.zeros(n, 1), alpha).lam.double()
+    variance = 1 / (4 * (2 * alpha + 1))
+    # five standard errors each
+    assert abs(lam.mean().item() - 0.5) <= 5 * math.sqrt(variance / n)
+    squares = (lam - 0.5).square()
+    assert abs(squares.mean().item() - variance) <= 5 * squares.std().item() / math.sqrt(n)
+    products = lam * (1 - lam)
+    assert abs(products.mean().item() - alpha / (2 * (2 * alpha + 1))) <= 5 * products.std().item() / math.sqrt(n)
+
+
+@pytest.mark.parametrize("alpha", [1e-8, 1e-3, 1e3, 1e8])
+def test_shares_of_extreme_levels_are_shares(alpha):
+    lam = mixed_of(Mixup(per_sample=True), torch.zeros(1000, 1), alpha).lam
+    assert ((lam >= 0) & (lam <= 1)).all()
+    inner = ((lam > 0.1) & (lam < 0.9)).sum().item()
+    # of a small level, 2.2 alpha of the shares: the integral of alpha / 2 / (x (1 - x))
+    assert inner == 1000 if alpha > 1 else inner <= 1000 * 2.2 * alpha + 5 * math.sqrt(2.2)
+    assert alpha > 1 or abs(lam.mean().item() - 0.5) <= 5 * 0.5 / math.sqrt(1000)  # as often 0 as 1, to five standard errors
+
+
+def test_mixing_contracts_the_variance():
+    alpha, n = 1.0, 50_000
+    x = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mixed = mixed_of(Mixup(per_sample=True), x, alpha).of_input(x)
+    ratio = mixed.var(0) / x.var(0)
+    # five standard errors: the fourth moment of the mixture is below that of the Gaussian, whose variance has 2 / n
+    assert ((ratio - (1 - alpha / (2 * alpha + 1))).abs() <= 5 * 2 * math.sqrt(2 / n)).all()
+
+
+def test_mixing_leaves_the_least_squares_solution_of_centred_data_alone():
+    generator = torch.Generator().manual_seed(0)
+    n, d, draws = 40, 3, 2000
+    x = torch.randn(n, d, dtype=torch.float64, generator=generator)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64) + 0.5 * torch.randn(
+        n, 1, dtype=torch.float64, generator=generator
+    )
+    x, y = x - x.mean(0), y - y.mean(0)
+    w = torch.linalg.lstsq(x, y).solution
+    gradients = []
+    for draw in range(draws):
+        mix = Mixup(per_sample=True)._mix(x, 1.0, Key((draw,)))
+        mixed_x, mixed_y = mix.blended(x), mix.blended(y)
+        gradients.append(mixed_x.T @ (mixed_x @ w - mixed_y))
+    gradients = torch.stack(gradients)
+    # at the solution without mixing the expected gradient with it is 0: five standard errors
+    assert (gradients.mean(0).abs() <= 5 * gradients.std(0) / math.sqrt(draws)).all()
+
+
+def test_targets_of_a_regression_are_mixed_in_the_batch():
+    x = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(12.0)[:, None].expand(12, N_CLASSES).contiguous()
+    (seen_x, seen_y), _ = one_step(Mixup(1.0, seed=0), TensorDataset(x, y), loss=F.mse_loss)
+    mix = mixed_of(Mixup(), x)
+    torch.testing.assert_close(seen_x, mix.blended(x), rtol=0, atol=0)
+    torch.testing.assert_close(seen_y, mix.lam * y + (1 - mix.lam) * y[mix.partners], rtol=1e-6, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_probabilities_in_the_batch_have_the_loss_of_two_terms(per_sample):
+    (_, y), loss = one_step(Mixup(1.0, seed=0, via="batch", n_classes=N_CLASSES, per_sample=per_sample))
+    assert y.shape == (12, N_CLASSES)
+    torch.testing.assert_close(y.sum(1), torch.ones(12), rtol=0, atol=1e-6)  # float32
+    _, at_the_loss = one_step(Mixup(1.0, seed=0, per_sample=per_sample))
+    torch.testing.assert_close(loss, at_the_loss, rtol=1e-5, atol=0)  # sums of float32
+
+
+def test_sampled_labels_are_those_of_one_of_the_two_with_their_shares():
+    n = 4000
+    dataset = TensorDataset(torch.zeros(n, 8), torch.arange(n))
+    callback = Mixup(1.0, seed=0, via="sample")
+    (_, y), _ = one_step(callback, dataset, loss=lambda logits, y: logits.sum())
+    mix = mixed_of(callback, torch.zeros(n, 8))
+    own = y == torch.arange(n)
+    assert torch.equal(y[~own], mix.partners[~own])
+    lam = mix.lam.item()
+    assert abs(own.double().mean().item() - lam) <= 5 * math.sqrt(lam * (1 - lam) / n) + 1 / n  # and a fixed point or two
+
+
+# --- cutmix
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    ("dim", "shape"),
+    [((-2, -1), (3, 9, 7)), ((-1, -2), (8, 8)), ((-1,), (2, 30)), ((-1,), (17,)), ((-3, -2, -1), (1, 4, 5, 6))],
+    ids=str,
+)
+def test_the_share_of_cutmix_is_exactly_that_of_the_elements_that_are_left(dim, shape, per_sample):
+    n = 64
+    x = torch.arange(n, dtype=torch.float64).view(-1, *[1] * len(shape)).expand(n, *shape)
+    shares = set()
+    for draw in range(10):
+        mix = CutMix(dim=dim, per_sample=per_sample)._mix(x, 1.0, Key((draw,)))
+        mixed = mix.of_input(x)
+        assert ((mixed == x) | (mixed == x[mix.partners])).all()
+        left = (mixed == x).flatten(1).double().mean(1)
+        moved = mix.partners != torch.arange(n)
+        # the mean of zeros and ones rounds once in float32
+        torch.testing.assert_close(left[moved], mix.lam.double().expand(n)[moved], rtol=0, atol=1e-6)
+        shares |= set(mix.lam.tolist())
+    assert len(shares) > 2
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_the_box_is_a_rectangle_that_all_channels_share():
+    x = torch.arange(40.0).view(-1, 1, 1, 1).expand(40, 3, 12, 10)
+    mix = CutMix(per_sample=True)._mix(x, 1.0, Key((0,)))
+    pasted = mix.of_input(x) != x
+    assert torch.equal(pasted[:, :1].expand_as(pasted), pasted)
+    rows, columns = pasted[:, 0].any(2), pasted[:, 0].any(1)
+    assert torch.equal(pasted[:, 0], rows[:, :, None] & columns[:, None, :])
+
+
+def test_the_box_is_never_larger_than_its_share_and_the_clipped_part_goes_to_the_own_label():
+    x = torch.zeros(20_000, 1, 32, 32)
+    key = Key((0,))
+    drawn = CutMix(per_sample=True)._drawn(x, 1.0, key)[1].double()
+    lam = CutMix(per_sample=True)._mix(x, 1.0, key).lam.double()
+    # sides are rounded down to an even number of pixels, and cut off at the edges
+    assert (lam >= drawn - 1e-6).all()
+    assert lam.mean() > drawn.mean() + 0.05
+
+
+def test_the_loss_of_cutmix_has_the_share_that_is_left():
+    dataset = data(12, (1, 6, 6))
+    x, y = dataset.tensors
+    (seen, _), loss = one_step(CutMix(1.0, seed=0), dataset, shape=(1, 6, 6))
+    mix = mixed_of(CutMix(), x, name="cutmix")
+    assert torch.equal(seen, mix.of_input(x))
+    logits = Linear((1, 6, 6))(seen)
+    terms = [F.cross_entropy(logits, labels) for labels in (y, y[mix.partners])]
+    torch.testing.assert_close(loss, mix.lam[0] * terms[0] + (1 - mix.lam[0]) * terms[1], rtol=1e-6, atol=0)  # float32
+
+
+def test_a_label_for_each_pixel_is_pasted_with_its_pixel():
+    n, size = 12, 6
+    y = torch.arange(n)[:, None, None].expand(n, size, size).contiguous() % N_CLASSES
+    x = y[:, None].float() + 0.5
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits[:, :, None, None].expand(n, N_CLASSES, size, size), y)
+
+    (seen_x, seen_y), _ = one_step(CutMix(1.0, seed=0), TensorDataset(x, y), shape=(1, size, size), loss=loss)
+    assert torch.equal(seen_x[:, 0] - 0.5, seen_y.float())
+    assert not torch.equal(seen_y, y)
+
+
+# --- batches
+
+
+def test_all_inputs_are_mixed_in_one_way_and_the_batch_is_untouched():
+    x, y = data().tensors
+    batch = {"a": x, "b": -x, "y": y}
+    before = {key: value.clone() for key, value in batch.items()}
+    seen = []
+
+    class Dicts(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
+            seen.append(batch)
+            return F.cross_entropy(self(batch["a"] + batch["b"].square()), batch["y"])
+
+    train = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    fit([Mixup(1.0, inputs=["a", "b"], targets="y")], module=Dicts, train=train, max_epochs=1)
+    assert torch.equal(seen[0]["a"], -seen[0]["b"])
+    assert not torch.equal(seen[0]["a"], x)
+    assert all(torch.equal(batch[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_mixed_inputs_keep_their_precision_and_round_once(dtype):
+    x = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mix = mixed_of(Mixup(per_sample=True), x)
+    mixed = mix.of_input(x)
+    assert mixed.dtype == dtype
+    assert torch.equal(mixed, mix.of_input(x.double() if dtype == torch.float64 else x.float()).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("callback", "dataset", "error", "message"),
+    [
+        (Mixup(), TensorDataset(torch.zeros(4, 3, dtype=torch.long), torch.zeros(4)), TypeError, "samples are mixed as floats"),
+        (
+            CutMix(),
+            TensorDataset(torch.zeros(4, 3), torch.zeros(4).long()),
+            ValueError,
+            r"a box of the axes \(-2, -1\) does not fit",
+        ),
+        (Mixup(targets="z"), data(), ValueError, "no leaf 'z' in the batch"),
+    ],
+    ids=str,
+)
+def test_what_does_not_suit_the_batch_is_found_on_the_first_one(callback, dataset, error, message):
+    with pytest.raises(error, match=message):
+        one_step(callback, dataset)
+
+
+def test_inputs_and_targets_of_different_lengths_are_refused():
+    batch = [torch.zeros(4, 8), torch.zeros(3).long()]
+    with pytest.raises(ValueError, match=r"the input '0', float32 \(4, 8\), does not fit the target, int64 \(3,\)"):
+        fit([Mixup()], train=DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Mixup(via="batch"), "give n_classes"),
+        (lambda: Mixup(-0.1), "finite and not negative"),
+        (lambda: CutMix(dim=(1, 2)), "counted from the end"),
+        (lambda: Mixup(via="metrics"), "via must be"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_the_share_is_logged():
+    callback = Mixup(1.0, seed=0)
+    callback._measured = {}
+    x, y = data().tensors
+    with callback.perturbation(None, None, [x, y], 1.0, KEY):  # type: ignore[arg-type]
+        pass
+    assert callback._measured["lam"] == mixed_of(callback, x).lam.mean()
+
+
+def test_rows_of_the_loader_are_untouched():
+    rows = Rows()
+    before = rows.x.clone()
+    fit([Mixup(1.0), CutMix(1.0, dim=(-1,))], train=loader(rows))
+    assert torch.equal(rows.x, before)
