@@ -12,11 +12,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from conftest import Classifier, Rows, loader, make_trainer
+from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, default_collate
 
-from lightning_noise import InputNoise, RobustnessMonitor, noise
+from lightning_noise import InputNoise, LabelSmoothing, Mixup, RobustnessMonitor, TargetNoise, labels, noise
 from lightning_noise.testing import global_streams
 
 
@@ -111,9 +111,13 @@ def main(folder: Path, strategy: str, devices: int, level: float) -> None:
     pl.seed_everything(0, verbose=False)
     module = Recorder()
     start = {key: value.clone() for key, value in module.state_dict().items()}
-    trainer = make_trainer(
-        [InputNoise(noise.Gaussian(), level), monitors[0], stopper, Write(folder)], max_epochs=5, **distributed
-    )
+    perturbed = [
+        InputNoise(noise.Gaussian(), level),
+        TargetNoise(labels.FlipLabels(N_CLASSES), level),
+        LabelSmoothing(level),
+        Mixup(level),
+    ]
+    trainer = make_trainer([*perturbed, monitors[0], stopper, Write(folder)], max_epochs=5, **distributed)
     trainer.fit(module, loader(shuffle=True), loaders["robustness"])
     module.load_state_dict(start)
     trainer = make_trainer([*monitors, Write(folder)], **distributed)

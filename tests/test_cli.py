@@ -25,7 +25,8 @@ from test_schedules import SCHEDULES
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_noise import InputNoise, RobustnessMonitor, noise, schedules
+from lightning_noise import CutMix, InputNoise, LabelSmoothing, Mixup, RobustnessMonitor, TargetNoise, labels, noise, schedules
+from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.schedules import Progress
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +134,7 @@ def write(folder: Path, callbacks: list[Any], **trainer: Any) -> Path:
 def found(cli: LightningCLI) -> list[Any]:
     """Our callbacks, to be compared."""
     callbacks: list[pl.Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
-    return [comparable(callback) for callback in callbacks if isinstance(callback, InputNoise | RobustnessMonitor)]
+    return [comparable(callback) for callback in callbacks if isinstance(callback, NoiseCallback | RobustnessMonitor)]
 
 
 def saved(cli: LightningCLI) -> Path:
@@ -182,6 +183,32 @@ RAMP = schedules.Linear(0.1, 0.5, begin=1, until=3, unit="epoch")
 )
 def test_every_form_of_an_argument_reads_back(call, tmp_path: Path):
     assert_reads_back(call, tmp_path)
+
+
+ON_TARGETS = [
+    partial(TargetNoise, labels.FlipLabels(3), RAMP, targets=1, via="loss", index="i", ignore_index=2, seed=3, name="flips"),
+    partial(LabelSmoothing, RAMP, targets="y", name="soft"),
+    partial(Mixup, RAMP, inputs="x", targets="y", via="batch", per_sample=True, n_classes=3, seed=3, name="mix"),
+    partial(CutMix, RAMP, dim=(-1,), inputs=[0], targets="y", via="batch", per_sample=True, n_classes=3, seed=3, name="cut"),
+]
+LABELS = [
+    labels.SmoothLabels(),
+    labels.SmoothLabels(n_classes=4),
+    labels.FlipLabels(3),
+    labels.ConfusionFlips([[0.9, 0.1], [0.5, 0.5]]),
+    noise.Gaussian(),
+    shifted,
+]
+
+
+@pytest.mark.parametrize("call", ON_TARGETS, ids=lambda call: call.func.__name__)
+def test_noise_in_targets_reads_back_with_all_arguments(call, tmp_path: Path):
+    assert_reads_back(call, tmp_path)
+
+
+@pytest.mark.parametrize("member", LABELS, ids=repr)
+def test_a_label_noise_reads_back(member, tmp_path: Path):
+    assert_reads_back(partial(TargetNoise, member, 0.1), tmp_path)
 
 
 CALLBACKS = [
@@ -256,7 +283,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLBACKS, ids=lambda call: call.func.__name__)
+@pytest.mark.parametrize("call", [*CALLBACKS, *ON_TARGETS], ids=lambda call: call.func.__name__)
 def test_no_argument_is_left_at_its_default(call):
     given = arguments(call)
     for name, parameter in inspect.signature(call.func).parameters.items():
