@@ -1,4 +1,4 @@
-"""`python -m lightning_noise`: what noise does to a classifier of real images, with noise in its training and without."""
+"""`python -m lightning_noise`: what noise does to a classifier of real images, trained without and with a callback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -22,11 +22,59 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
-from lightning_noise import InputNoise, RobustnessMonitor, noise, schedules
+from lightning_noise import InputNoise, LabelSmoothing, Mixup, RobustnessMonitor, noise, schedules
 
 LEVELS = {"gaussian": (0.1, 0.2, 0.3, 0.4), "speckle": (0.3, 0.6, 0.9), "impulse": (0.05, 0.1, 0.2)}
 T = TypeVar("T")
 SIZES = {"train": 1097, "validation": 300, "test": 400}
+
+
+class Recipe(NamedTuple):
+    """What the second of the two trainings has that the first has not.
+
+    Attributes:
+        title: What it is called in the output.
+        callback: The callback at a level.
+        level: The level, where none is given.
+        meaning: What the level is.
+        max_level: The largest one that has a meaning.
+        footnote: What is to be said of the noises in the table.
+        tag: The noise in the table that the network was trained with, if any.
+    """
+
+    title: str
+    callback: Callable[[float], pl.Callback]
+    level: float
+    meaning: str
+    max_level: float = 10
+    footnote: str = "No noise was in the inputs of either training."
+    tag: str | None = None
+
+
+RECIPES = {
+    "input": Recipe(
+        "noise",
+        lambda level: InputNoise(noise.Gaussian(), schedules.Linear(0.0, level, until=0.5), per_sample=True),
+        level=0.5,
+        meaning="what the standard deviation rises to, pixels in [0, 1]",
+        footnote="* the kind that was trained with; the others show what transfers.",
+        tag="gaussian",
+    ),
+    "targets": Recipe(
+        "label smoothing",
+        lambda level: LabelSmoothing(schedules.Linear(level, 0.0)),
+        level=0.2,
+        meaning="the smoothing at the start, which decays to 0",
+        max_level=1,
+    ),
+    "mixup": Recipe(
+        "mixup",
+        # the last epochs are clean, so that batch normalisation ends with the statistics of images that are not mixed
+        lambda level: Mixup(schedules.Window(level, until=0.8)),
+        level=1.0,
+        meaning="alpha, which is 0 in the last fifth",
+    ),
+}
 
 
 class DigitClassifier(pl.LightningModule):
@@ -78,9 +126,8 @@ class ProgressLine(pl.Callback):
         clean, noisy = (
             100 * trainer.callback_metrics[f"robustness/{key}"].item() for key in ("clean/accuracy", "accuracy_mean")
         )
-        line = (
-            f"  {self.label:<15}epoch {epoch:>3}/{last}   validation accuracy: clean {clean:5.1f} %, under noise {noisy:5.1f} %"
-        )
+        accuracy = f"validation accuracy: clean {clean:5.1f} %, under noise {noisy:5.1f} %"
+        line = f"  {self.label}  epoch {epoch:>3}/{last}   {accuracy}"
         if sys.stdout.isatty():
             print(f"\r{line}", end="\n" if epoch == last else "", flush=True)
         elif epoch % 5 == 0 or epoch == last:
@@ -89,19 +136,17 @@ class ProgressLine(pl.Callback):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains twice, prints the comparison and says where the logs are."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
+    recipe = RECIPES[options.recipe]
     _quieten()
     torch.set_num_threads(1)  # for a network as small as this, threads cost more than they give
     began = time.perf_counter()
     data = _digits(options.seed)
     print(f"{sum(SIZES.values())} handwritten digits of 8 x 8 pixels: " + ", ".join(f"{n} {k}" for k, n in SIZES.items()) + ".")
     print(f"One network with batch normalisation, trained twice from the same weights, epochs: {options.epochs}.\n")
-    ramp = schedules.Linear(0.0, options.level, until=0.5)
-    results = {
-        "without noise": _run("without noise", data, options, []),
-        "with noise": _run("with noise", data, options, [InputNoise(noise.Gaussian(), ramp, per_sample=True)]),
-    }
-    print(f"\n{_table(results)}\n\n{_conclusion(results)}\n")
+    trainings = {"without": [], "with": [recipe.callback(options.level)]}
+    results = {which: _run(which, recipe.title, data, options, callbacks) for which, callbacks in trainings.items()}
+    print(f"\n{_table(results, recipe)}\n\n{_conclusion(results, recipe)}\n")
     logs = shlex.quote(str(options.root_dir))
     print(f"It took {time.perf_counter() - began:.0f} s. Look at both runs:\n\n  tensorboard --logdir {logs}\n")
 
@@ -122,15 +167,18 @@ def _digits(seed: int) -> dict[str, Subset]:
     return dict(zip(SIZES, parts, strict=True))
 
 
-def _run(label: str, data: dict[str, Subset], options: argparse.Namespace, callbacks: list[pl.Callback]) -> dict[str, float]:
+def _run(
+    which: str, title: str, data: dict[str, Subset], options: argparse.Namespace, callbacks: list[pl.Callback]
+) -> dict[str, float]:
     """Trains one network and returns what the monitor measured on the test data."""
+    label = f"{which} {title}"
     pl.seed_everything(options.seed)  # the same weights and the same order of the data in both runs
     monitor = RobustnessMonitor([noise.Gaussian(), noise.Speckle(), noise.Impulse(low=0.0, high=1.0)], LEVELS)
     trainer = pl.Trainer(
         max_epochs=options.epochs,
         accelerator="cpu",
         logger=TensorBoardLogger(options.root_dir, name=label.replace(" ", "_")),
-        callbacks=[*callbacks, monitor, ProgressLine(label)],
+        callbacks=[*callbacks, monitor, ProgressLine(label.ljust(len("without ") + len(title)))],
         log_every_n_steps=5,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -143,7 +191,7 @@ def _run(label: str, data: dict[str, Subset], options: argparse.Namespace, callb
     return {key.removeprefix("test/robustness/"): value.item() for key, value in trainer.callback_metrics.items()}
 
 
-def _table(results: dict[str, dict[str, float]]) -> str:
+def _table(results: dict[str, dict[str, float]], recipe: Recipe) -> str:
     without, with_ = results.values()
     line = "-" * 72
     rows = [
@@ -154,14 +202,14 @@ def _table(results: dict[str, dict[str, float]]) -> str:
     for tag, levels in {"clean": (None,), **LEVELS}.items():
         for level in levels:
             key = tag if level is None else f"{tag}/{level:g}"
-            label = "clean" if level is None else f"{tag:<10}{level:>5g}" + (" *" if tag == "gaussian" else "")
+            label = "clean" if level is None else f"{tag:<10}{level:>5g}" + (" *" if tag == recipe.tag else "")
             numbers = (100 * run[f"{key}/{metric}"] for metric in ("accuracy", "ece") for run in (without, with_))
             rows.append(_row(label, *numbers))
     rows.append(line)
     for tag in LEVELS:
         drops = [100 * run[f"{tag}/accuracy_drop"] for run in (without, with_)]
         rows.append(f"{f'mean drop, {tag}':<22}{drops[0]:>9.1f}{drops[1]:>9.1f}{drops[0] - drops[1]:>+9.1f}")
-    return "\n".join([*rows, "", "* the kind that was trained with; the others show what transfers. ECE: calibration error."])
+    return "\n".join([*rows, "", f"{recipe.footnote} ECE: calibration error."])
 
 
 def _row(label: str, accuracy_without: float, accuracy_with: float, ece_without: float, ece_with: float) -> str:
@@ -169,8 +217,8 @@ def _row(label: str, accuracy_without: float, accuracy_with: float, ece_without:
     return f"{label:<22}{accuracy_without:>9.1f}{accuracy_with:>9.1f}{gain:>+9.1f}  {ece_without:>12.1f}{ece_with:>9.1f}"
 
 
-def _conclusion(results: dict[str, dict[str, float]]) -> str:
-    """Says what training with noise gained at the highest levels and what it cost, as far as the test set can tell."""
+def _conclusion(results: dict[str, dict[str, float]], recipe: Recipe) -> str:
+    """Says what training with the recipe gained at the highest levels and what it cost, as far as the test set can tell."""
     sentences = {"raised": [], "lowered": [], "did not measurably change": []}
     where = {"clean": "on clean images"} | {
         f"{tag}/{max(levels):g}": f"under {tag} {max(levels):g}" for tag, levels in LEVELS.items()
@@ -179,7 +227,7 @@ def _conclusion(results: dict[str, dict[str, float]]) -> str:
         before, after = (run[f"{key}/accuracy"] for run in results.values())
         sentences[_verdict(before, after)].append(f"{place} ({100 * before:.1f} to {100 * after:.1f} %)")
     said = [f"{verdict} the accuracy {_listed(parts)}" for verdict, parts in sentences.items() if parts]
-    return f"Training with noise {'; it '.join(said)}." + ("" if sentences["raised"] else " Nothing was gained.")
+    return f"Training with {recipe.title} {'; it '.join(said)}." + ("" if sentences["raised"] else " No accuracy was gained.")
 
 
 def _verdict(before: float, after: float) -> str:
@@ -202,6 +250,17 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*(does not have many workers|GPU available but not used)")
 
 
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    recipe = RECIPES[options.recipe]
+    options.level = getattr(options, "level", recipe.level)
+    if options.level > recipe.max_level:
+        limits = f"[0, {recipe.max_level:g}] with --recipe {options.recipe}"
+        parser.error(f"argument --level: must be a number in {limits}, got {options.level:g}")
+    return options
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"lightning_noise: {message}\n")
@@ -210,11 +269,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m lightning_noise",
-        description="Trains a classifier of real images with noise and without, and compares the two under noise.",
+        description="Trains a classifier of real images without and with a callback, and compares the two under noise.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--epochs", type=_epochs, default=20, help="epochs of each training")
-    parser.add_argument("--level", type=_level, default=0.5, help="what the standard deviation rises to, pixels in [0, 1]")
+    has = "what the second training has: Gaussian noise in its inputs, label smoothing or mixup"
+    parser.add_argument("--recipe", type=_recipe, default="input", metavar=f"{{{','.join(RECIPES)}}}", help=has)
+    levels = "; ".join(f"{name}: {recipe.meaning} (default: {recipe.level:g})" for name, recipe in RECIPES.items())
+    parser.add_argument("--level", type=_level, default=argparse.SUPPRESS, help=f"level of the recipe; {levels}")
     parser.add_argument("--root-dir", type=_folder, default=Path("lightning_noise_demo"), help="folder of the logs")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of split, weights and noise")
     return parser
@@ -226,6 +288,10 @@ def _epochs(text: str) -> int:
 
 def _level(text: str) -> float:
     return _parsed(float, text, lambda value: 0 <= value <= 10, "a number in [0, 10]")
+
+
+def _recipe(text: str) -> str:
+    return _parsed(str, text, lambda name: name in RECIPES, f"one of {', '.join(RECIPES)}")
 
 
 def _seed(text: str) -> int:

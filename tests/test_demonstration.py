@@ -6,39 +6,89 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_noise.__main__ import LEVELS, _conclusion
+from lightning_noise.__main__ import LEVELS, RECIPES, _conclusion
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "lightning_noise", *arguments], capture_output=True, text=True, timeout=200)
 
 
-def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(tmp_path: Path):
-    folder = tmp_path / "logs"
-    result = run("--epochs", "2", "--level", "0.4", "--seed", "1", "--root-dir", str(folder))
+class Demonstration(NamedTuple):
+    result: subprocess.CompletedProcess[str]
+    folder: Path
+
+    def rows(self) -> dict[str, list[float]]:
+        number = r" +([+-]?[\d.]+)"
+        rows = re.findall(rf"^(clean|\w+ +[\d.]+(?: \*)?){5 * number}$", self.result.stdout, re.M)
+        return {" ".join(name.split()): [float(text) for text in numbers] for name, *numbers in rows}
+
+    def events(self, part: str) -> EventAccumulator:
+        return EventAccumulator(str(self.folder / part / "version_0")).Reload()
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Demonstration]:
+    """Two epochs of each recipe, of 18 batches each."""
+    found = {}
+    for recipe in RECIPES:
+        folder = tmp_path_factory.mktemp(recipe) / "logs"
+        which = [] if recipe == "input" else ["--recipe", recipe]  # which is the default
+        settings = ("--epochs", "2", "--level", "0.4", "--seed", "1", "--root-dir", str(folder))
+        found[recipe] = Demonstration(run(*which, *settings), folder)
+    return found
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstrations):
+    result, folder = demonstrations[recipe]
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    rows = re.findall(
-        r"^(clean|\w+ +[\d.]+)(?: \*)? +([\d.]+) +([\d.]+) +([+-][\d.]+) +([\d.]+) +([\d.]+)$", result.stdout, re.M
-    )
-    names = [" ".join(row[0].split()) for row in rows]
-    assert names == ["clean", *(f"{tag} {level:g}" for tag, levels in LEVELS.items() for level in levels)]
-    for _, *numbers in rows:
-        without, with_, gain, *ece = map(float, numbers)
+    rows = demonstrations[recipe].rows()
+    star = {"gaussian": " *"} if recipe == "input" else {}
+    noisy = [f"{tag} {level:g}{star.get(tag, '')}" for tag, levels in LEVELS.items() for level in levels]
+    assert list(rows) == ["clean", *noisy]
+    for without, with_, gain, *ece in rows.values():
         assert all(0 <= number <= 100 for number in (without, with_, *ece))
         assert gain == pytest.approx(with_ - without, abs=0.1001)  # of numbers that are each rounded to a tenth
-    assert "Training with noise" in result.stdout
+    assert ("* the kind that was trained with" in result.stdout) == (recipe == "input")
+    assert ("No noise was in the inputs of either training." in result.stdout) == (recipe != "input")
+    assert f"\nTraining with {RECIPES[recipe].title} " in result.stdout
     assert f"tensorboard --logdir {folder}" in result.stdout
-    assert sorted(path.name for path in folder.iterdir()) == ["with_noise", "without_noise"]
-    for part in folder.iterdir():
-        tags = EventAccumulator(str(part / "version_0")).Reload().Tags()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "title", "name", "level"),
+    [
+        ("input", "noise", "input", lambda fraction: 0.4 * min(2 * fraction, 1)),
+        ("targets", "label_smoothing", "smoothing", lambda fraction: 0.4 * (1 - fraction)),
+        ("mixup", "mixup", "mixup", lambda fraction: 0.4 * (fraction < 0.8)),
+    ],
+)
+def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, level, demonstrations):
+    demonstration = demonstrations[recipe]
+    assert sorted(path.name for path in demonstration.folder.iterdir()) == [f"with_{title}", f"without_{title}"]
+    with_, without = (demonstration.events(f"{which}_{title}") for which in ("with", "without"))
+    for tags in (with_.Tags(), without.Tags()):
         assert {"robustness/score", "test/robustness/gaussian/0.4/accuracy", "train_loss"} <= set(tags["scalars"])
-        assert ("noise/input/level" in tags["scalars"]) == (part.name == "with_noise")
         assert {"robustness/curve", "robustness/impulse/samples"} <= set(tags["images"])
+    levels = [event.value for event in with_.Scalars(f"noise/{name}/level")]
+    assert levels == pytest.approx([level(batch / 36) for batch in range(4, 36, 5)])  # of every fifth of the 36 batches
+    assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("noise/")]
+    assert not [tag for tag in with_.Tags()["scalars"] if tag.startswith("noise/") and f"/{name}/" not in tag]
+
+
+def test_the_first_training_is_the_same_in_all_recipes(demonstrations):
+    columns = [
+        [(without, ece) for without, _, _, ece, _ in demonstration.rows().values()] for demonstration in demonstrations.values()
+    ]
+    assert columns[0] == columns[1] == columns[2]
+    seconds = [[row[1] for row in demonstration.rows().values()] for demonstration in demonstrations.values()]
+    assert len({tuple(second) for second in seconds}) == 3
 
 
 @pytest.mark.parametrize(
@@ -48,6 +98,11 @@ def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(tmp_path: Path):
         (["--epochs", "two"], "argument --epochs: must be a whole number, at least 1, got 'two'"),
         (["--level", "-1"], "argument --level: must be a number in [0, 10], got '-1'"),
         (["--level", "nan"], "argument --level: must be a number in [0, 10], got 'nan'"),
+        (
+            ["--recipe", "targets", "--level", "1.5"],
+            "argument --level: must be a number in [0, 1] with --recipe targets, got 1.5",
+        ),
+        (["--recipe", "labels"], "argument --recipe: must be one of input, targets, mixup, got 'labels'"),
         (["--seed", "1.5"], "argument --seed: must be a whole number in [0, 2^32), got '1.5'"),
         (["--root-dir", __file__], f"argument --root-dir: must be a folder that can be written to, got '{__file__}'"),
         (["--root-dir", "/proc/a"], "argument --root-dir: must be a folder that can be written to, got '/proc/a'"),
@@ -72,7 +127,7 @@ def test_help_names_the_options(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert all(option in printed for option in ("--epochs", "--level", "--root-dir", "--seed"))
+    assert all(option in printed for option in ("--epochs", "--recipe", "--level", "--root-dir", "--seed"))
 
 
 def results(with_noise: float) -> dict[str, dict[str, float]]:
@@ -88,15 +143,23 @@ def results(with_noise: float) -> dict[str, dict[str, float]]:
             r"^Training with noise raised the accuracy on clean images \(70.0 to 90.0 %\), .* and under impulse 0.2 \(.*\)\.$",
         ),
         # 400 test images: two standard errors of the difference are 6.4 points
-        (0.76, r"^Training with noise did not measurably change the accuracy on clean .*\. Nothing was gained\.$"),
-        (0.6, r"^Training with noise lowered the accuracy on clean .*\. Nothing was gained\.$"),
+        (0.76, r"^Training with noise did not measurably change the accuracy on clean .*\. No accuracy was gained\.$"),
+        (0.6, r"^Training with noise lowered the accuracy on clean .*\. No accuracy was gained\.$"),
     ],
 )
 def test_the_conclusion_follows_from_the_numbers(with_noise, said):
-    assert re.search(said, _conclusion(results(with_noise)))
+    assert re.search(said, _conclusion(results(with_noise), RECIPES["input"]))
+
+
+def test_the_conclusion_names_the_recipe():
+    assert _conclusion(results(0.9), RECIPES["targets"]).startswith(
+        "Training with label smoothing raised the accuracy on clean"
+    )
 
 
 def test_a_gain_and_a_cost_are_both_said():
     mixed = results(0.9)
     mixed["with"]["clean/accuracy"] = 0.5
-    assert re.search(r"raised the accuracy under gaussian .*; it lowered the accuracy on clean images", _conclusion(mixed))
+    assert re.search(
+        r"raised the accuracy under gaussian .*; it lowered the accuracy on clean images", _conclusion(mixed, RECIPES["input"])
+    )
