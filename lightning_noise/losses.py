@@ -187,6 +187,8 @@ class SoftTargets(TorchFunctionMode, ABC):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _PASSING:
+            return func(*args, **kwargs)
         if func in _ARGUMENTS:
             call = _bound(func, args, kwargs)
             modes = [mode for mode in self._modes if mode.following(call.get("target")) is not None]
@@ -422,6 +424,10 @@ _MOVING = _PICKING | _functions(
 _RESHAPING: dict[Any, Any] = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape_as}
 # the result has the shape of the argument and nothing else of it
 _CREATING = _functions(*[name for name in {*dir(torch), *dir(Tensor)} if name.endswith("_like") or name.startswith("new_")])
+
+
+# half of what comes by in a step: an optimizer clears the gradients before the backward pass
+_PASSING = frozenset({Tensor.grad.__get__, Tensor.grad.__set__})  # type: ignore[attr-defined]
 
 
 def _softened(modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
