@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -49,8 +50,9 @@ class LabelNoise(ABC):
         if target.is_floating_point():
             no, yes = self.probabilities(torch.arange(2, device=target.device), level)[:, 1].to(target.dtype)
             return torch.where(target == ignore_index, target, no + (yes - no) * target)
-        ignored = target == ignore_index
-        y = target.long().masked_fill(ignored, 0)
+        y = target.long()
+        ignored = y == ignore_index
+        y = y.masked_fill(ignored, 0)
         same = y.unsqueeze(1) == torch.arange(self._k, device=y.device).view(-1, *[1] * (y.ndim - 1))
         rate = torch.as_tensor(self.rate(y, level), device=y.device).expand(y.shape).unsqueeze(1)
         return torch.where(same, 1 - rate, rate * self.partners(y)).float().masked_fill(ignored.unsqueeze(1), 0.0)
@@ -65,10 +67,12 @@ class LabelNoise(ABC):
             partner: Others, which say what they change to.
             ignore_index: The label that marks what does not count, and stays.
         """
-        ignored = target == ignore_index
-        y = target.long().masked_fill(ignored, 0)
+        y = target.round().long() if target.is_floating_point() else target.long()
+        ignored = y == ignore_index  # of unsigned labels as they are, -100 would be 156
+        y = y.masked_fill(ignored, 0)
         changes = (change < self.rate(y, level)) & ~ignored
-        return torch.where(changes, self.other(y, partner).to(target.dtype), target)
+        other = 1 - target if target.is_floating_point() else self.other(y, partner).to(target.dtype)
+        return torch.where(changes, other, target)
 
     def check(self, target: Tensor) -> None:
         """Raises an error where labels are none of the classes; this waits for the device."""
@@ -209,9 +213,11 @@ class ConfusionFlips(LabelNoise):
     matrix: Sequence[Sequence[float]]
 
     def __post_init__(self):
-        object.__setattr__(self, "matrix", tuple(tuple(row) for row in self.matrix))  # hashable, and no longer the caller's
+        object.__setattr__(
+            self, "matrix", tuple(tuple(map(float, row)) for row in self.matrix)
+        )  # hashable, and no longer the caller's
         n = len(self.matrix)
-        if n < 2 or any(len(row) != n or min(row) < 0 or abs(sum(row) - 1) > 1e-6 for row in self.matrix):
+        if n < 2 or any(len(row) != n or not (min(row) >= 0 and abs(sum(row) - 1) <= 1e-6) for row in self.matrix):
             raise ValueError(f"matrix must be square with rows of probabilities that sum to 1, got {self.matrix}")
 
     @property
@@ -219,24 +225,30 @@ class ConfusionFlips(LabelNoise):
         return len(self.matrix)
 
     def rate(self, target: Tensor, level: float) -> Tensor:
-        own = torch.tensor([row[i] for i, row in enumerate(self.matrix)], device=target.device)
-        return (level * (1 - own))[target]
+        return (level * (1 - self._own.to(target.device)))[target]
 
     def partners(self, target: Tensor) -> Tensor:
-        return self._others(target.device)[target].movedim(-1, 1)
+        return self._others.to(target.device)[target].movedim(-1, 1)
 
     def other(self, target: Tensor, u: Tensor) -> Tensor:
         n = self.n_classes
-        ends = self._others(target.device).double().cumsum(1)
-        ends = ends / ends[:, -1:].clamp_min(1e-300)
-        # the rows of the distribution function one above the other: one search finds all classes, with no row for each label
-        steps = (ends + torch.arange(n, device=target.device)[:, None]).flatten()
-        found = torch.searchsorted(steps, target + u.double(), right=True) - n * target
+        found = torch.searchsorted(self._steps.to(target.device), target + u.double(), right=True) - n * target
         return found.clamp_(0, n - 1)
 
-    def _others(self, device: torch.device) -> Tensor:
-        off_diagonal = torch.tensor(self.matrix, dtype=torch.float64, device=device).fill_diagonal_(0)
+    @cached_property
+    def _own(self) -> Tensor:
+        return torch.tensor([row[i] for i, row in enumerate(self.matrix)])
+
+    @cached_property
+    def _others(self) -> Tensor:
+        off_diagonal = torch.tensor(self.matrix, dtype=torch.float64).fill_diagonal_(0)
         return (off_diagonal / off_diagonal.sum(1, keepdim=True).clamp_min(1e-300)).float()
+
+    @cached_property
+    def _steps(self) -> Tensor:
+        """The rows of the distribution function one above the other: one search finds the classes of all labels."""
+        ends = self._others.double().cumsum(1)
+        return (ends / ends[:, -1:].clamp_min(1e-300) + torch.arange(self.n_classes)[:, None]).flatten()
 
 
 def _any_other(target: Tensor, u: Tensor, n_classes: int) -> Tensor:

@@ -154,16 +154,18 @@ class SoftTargets(TorchFunctionMode, ABC):
     what it picks from one by an index or a mask, fills in or converts; ``zeros_like`` of the target is not. Other losses are
     left alone, and nothing is written into the target. Modes may be nested in any order: mixing is of smoothed losses.
 
-    It is exact where what is made of the loss is linear. A focal loss is not: as a function of ``F.cross_entropy`` with
-    ``reduction="none"`` it becomes that function of the softened loss. A loss that is only logged is softened like one that
-    is minimised. Out of reach are a loss that calls none of the three functions, and a target that leaves torch, as numbers
-    and arrays do, or is written into another tensor.
+    It is exact where what is made of the loss is linear and the same for all labels. A focal loss is not: as a function of
+    ``F.cross_entropy`` with ``reduction="none"`` it becomes that function of the softened loss; nor are masks and weights that
+    the module makes of the labels and multiplies the loss by, which stay those of the true labels, while ``weight`` and
+    ``ignore_index`` of the loss itself are heeded. A loss that is only logged is softened like one that is minimised. Out of
+    reach are a loss that calls none of the three functions, as ``F.linear_cross_entropy``, and a target that leaves torch, as
+    numbers and arrays do, is written into another tensor, or is merged with what is not followed.
 
     A compiled step is compiled once for all levels, and once more for a run without a mode.
 
     Attributes:
         target: The target of the batch.
-        hit: Whether a loss was softened.
+        hit: Whether a loss with a gradient was softened.
     """
 
     def __init__(self, target: Tensor):
@@ -189,6 +191,8 @@ class SoftTargets(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         if func in _PASSING:
             return func(*args, **kwargs)
+        if func in _BACKWARD:
+            return self._backward(func, args, kwargs)
         if func in _ARGUMENTS:
             call = _bound(func, args, kwargs)
             modes = [mode for mode in self._modes if mode.following(call.get("target")) is not None]
@@ -225,9 +229,40 @@ class SoftTargets(TorchFunctionMode, ABC):
     def derived(self, index: int, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """Returns what becomes of a companion where ``func`` made ``output`` of the target."""
         if func in _PICKING:  # at the positions that are picked from the target
-            return func(self._exchanged(args[0], index), *args[1:], **kwargs)
+            picked = func(self._exchanged(args[0], index), *args[1:], **kwargs)
+            mask = self.following(args[1]) if index == 1 and len(args) == 2 else None
+            if mask is None or mask[0].dtype != torch.bool:
+                return picked
+            # a label that its own mask would leave out is none: the one of the target takes its place
+            return torch.where(func(mask[1], args[1]), picked, output)
         func = _RESHAPING.get(func, func)
         return func(*self._exchanged(args, index), **self._exchanged(kwargs, index))
+
+    def _backward(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Runs the backward pass within the mode, which is off in the functions that it gets.
+
+        What is checkpointed computes the loss anew in it, and must soften it anew. No public function of torch leaves the
+        mode on, so this one calls the engine as they do.
+        """
+        call = inspect.signature(func).bind(*args, **kwargs).arguments
+        tensors, inputs = (_sequence(call.get(name)) for name in (next(iter(call)), "inputs"))
+        grads = _sequence(call.get("gradient", call.get("grad_tensors"))) or (None,) * len(tensors)
+        grads = torch.autograd._make_grads(tensors, grads, is_grads_batched=False)
+        create_graph = call.get("create_graph", False)
+        retain_graph = call.get("retain_graph")
+        super().__enter__()
+        try:
+            torch.autograd.graph._engine_run_backward(
+                tensors,
+                grads,
+                create_graph if retain_graph is None else retain_graph,
+                create_graph,
+                inputs,
+                allow_unreachable=True,
+                accumulate_grad=True,
+            )
+        finally:
+            super().__exit__(None, None, None)
 
     def _follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         companions = [_each(self.derived(i, func, args, kwargs, output)) for i in range(1, len(self._followed[0]))]
@@ -239,10 +274,9 @@ class SoftTargets(TorchFunctionMode, ABC):
     def _follows(self, func: Any, args: Any, kwargs: Any) -> bool:
         if func in _CREATING or func is _ALIAS:
             return False
+        tensors = _values(func, args, kwargs)
         if func in _PICKING or func in _KEEPING:
-            tensors = _tensors(args)[1 if func is torch.where else 0 :][:1]  # the first of where is the condition
-        else:
-            tensors = _tensors([*args, *kwargs.values()])
+            tensors = tensors[:1]
         return len(tensors) > 0 and all([self.following(tensor) is not None for tensor in tensors])
 
     def _exchanged(self, value: Any, index: int) -> Any:
@@ -373,15 +407,24 @@ class Mixing(SoftTargets):
         return self.target[self.partners], lam
 
     def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
-        _, partner, lam = self.following(call["target"])  # type: ignore[misc]
+        entry = self.following(call["target"])
+        if entry is None:
+            raise ValueError("labels that are changed at the loss cannot be mixed there: change them before, in the batch")
+        target, partner, lam = entry
+        if not target.is_floating_point() and loss is not F.binary_cross_entropy_with_logits:
+            # a partner without a single label that counts would make the mean 0 / 0: its place is taken by the sample's own
+            counted = (partner.long() != call.get("ignore_index", -100)).any()
+            partner = torch.where(counted, partner, target)
         soft = partial(_softened, modes, loss)
         return _share(soft, call, lam) + _share(soft, call | {"target": partner}, 1 - lam)
 
     def derived(self, index: int, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if index == 1 or (self.lam.ndim and func in _MOVING):
             return super().derived(index, func, args, kwargs, output)
-        followed = [self.following(tensor) for tensor in _tensors([*args, *kwargs.values()])]
+        followed = [self.following(tensor) for tensor in _values(func, args, kwargs)]
         lam = next(entry[2] for entry in followed if entry is not None)
+        if self.lam.ndim and func not in _ELEMENTWISE:
+            lam = lam.new_empty(0)  # nobody knows where it went
         return [_fitted(lam, item) for item in _each(output)]
 
 
@@ -405,21 +448,45 @@ _SMOOTHED: dict[Loss, Loss] = {
 def _functions(*names: str) -> frozenset[Any]:
     """The functions and methods of these names: by themselves, because a compiler does not know their names."""
     found = [getattr(owner, name) for name in names for owner in (torch, Tensor) if hasattr(owner, name)]
-    return frozenset(item if callable(item) else item.__get__ for item in found)  # a property is known by its getter
+    # a property is known by its getter; torch.float and the like are no functions
+    return frozenset(item if callable(item) else item.__get__ for item in found if not isinstance(item, torch.dtype))
 
 
 # the first argument is what matters, other tensors only say where or how
 _PICKING = _functions("__getitem__", "gather", "index_select", "masked_select", "take_along_dim")
 _KEEPING = _functions(
-    *("__setitem__", "expand_as", "masked_fill", "masked_fill_", "reshape_as", "to", "type_as", "view_as", "where"),
+    *("__setitem__", "expand_as", "masked_fill", "masked_fill_", "reshape_as", "to", "type_as", "view_as"),
 )
 # elements are moved and not changed
 _MOVING = _PICKING | _functions(
     *("T", "mT", "broadcast_to", "cat", "chunk", "concat", "contiguous", "diagonal", "expand", "expand_as", "flatten"),
-    *("flip", "fliplr", "flipud", "hstack", "moveaxis", "movedim", "narrow", "permute", "ravel", "repeat"),
+    *("flip", "fliplr", "flipud", "hsplit", "hstack", "moveaxis", "movedim", "narrow", "permute", "ravel", "repeat"),
     *("repeat_interleave", "reshape", "reshape_as", "roll", "rot90", "select", "split", "squeeze", "stack", "swapaxes"),
-    *("swapdims", "t", "tile", "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as", "vstack"),
+    *(
+        "swapdims",
+        "t",
+        "tensor_split",
+        "tile",
+        "transpose",
+        "vsplit",
+        "unbind",
+        "unflatten",
+        "unfold",
+        "unsqueeze",
+        "view",
+        "view_as",
+        "vstack",
+    ),
 )
+_MOVING |= {F.pad}
+# elements stay where they are
+_ELEMENTWISE = _functions(
+    *("__and__", "__invert__", "__or__", "__setitem__", "add", "byte", "clamp", "clamp_max", "clamp_min", "clip", "clone"),
+    *("detach", "div", "double", "eq", "float", "ge", "gt", "half", "int", "le", "logical_and", "logical_not", "logical_or"),
+    *("long", "lt", "masked_fill", "masked_fill_", "mul", "ne", "remainder", "requires_grad_", "short", "sub", "to", "type"),
+    *("type_as", "where", "__add__", "__eq__", "__ge__", "__gt__", "__le__", "__lt__", "__mul__", "__ne__", "__sub__"),
+    *("__radd__", "__rmul__", "__rsub__", "__mod__", "floor_divide", "__floordiv__", "alias", "bool", "bfloat16", "char"),
+) | {F.one_hot, torch.Tensor.cpu, torch.Tensor.cuda}
 # a companion may lie in memory in another way
 _RESHAPING: dict[Any, Any] = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape_as}
 # the result has the shape of the argument and nothing else of it
@@ -430,11 +497,19 @@ _CREATING = _functions(*[name for name in {*dir(torch), *dir(Tensor)} if name.en
 _PASSING = frozenset({Tensor.grad.__get__, Tensor.grad.__set__})  # type: ignore[attr-defined]
 
 
+_BACKWARD = frozenset({Tensor.backward, torch.autograd.backward})
+
+
+def _sequence(value: Any) -> tuple[Any, ...]:
+    return () if value is None else (value,) if isinstance(value, Tensor) else tuple(value)
+
+
 def _softened(modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
     """The loss of a call, softened by all of the modes."""
     if not modes:
         return loss(**call | {"target": _ALIAS(call["target"])})
-    modes[0].hit = True
+    if torch.is_grad_enabled():  # and is not only logged
+        modes[0].hit = True
     return modes[0].soften(modes[1:], loss, call)
 
 
@@ -472,7 +547,7 @@ def _share(soft: Callable[[dict[str, Any]], Tensor], call: dict[str, Any], lam: 
 
 def _total_weight(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """The denominator of a mean."""
-    ignored = target == ignore_index
+    ignored = target.long() == ignore_index  # of unsigned labels, -100 would be 156
     if weight is None:
         return (~ignored).sum()
     weights = weight.gather(0, target.long().masked_fill(ignored, 0).flatten())
@@ -508,6 +583,11 @@ def _fitted(lam: Tensor, output: Any) -> Tensor:
 
 def _each(output: Any) -> Iterable[Any]:
     return output if isinstance(output, tuple | list) else (output,)
+
+
+def _values(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that a function is of; the condition of ``where`` says which, and not what."""
+    return _tensors([*(args[1:] if func is torch.where else args), *kwargs.values()])
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:

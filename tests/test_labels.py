@@ -146,11 +146,37 @@ def test_label_noise_is_a_value(member):
         lambda: labels.ConfusionFlips([[0.5, 0.5], [0.5, 0.6]]),
         lambda: labels.ConfusionFlips([[1.5, -0.5], [0.0, 1.0]]),
         lambda: labels.ConfusionFlips([[0.5, 0.5], [1.0]]),
+        lambda: labels.ConfusionFlips([[math.nan, math.nan], [0.0, 1.0]]),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(build):
     with pytest.raises(ValueError, match="must be"):
         build()
+
+
+def test_an_unsigned_label_is_not_taken_for_the_ignored_one():
+    target = torch.tensor([156, 156, 155], dtype=torch.uint8)
+    assert (sample(labels.FlipLabels(200), target, 1.0) != target).all()
+    assert labels.FlipLabels(200).probabilities(target, 0.0).argmax(1).tolist() == [156, 156, 155]
+
+
+@each_noise
+def test_ignored_labels_stay(member):
+    target = torch.tensor([-100, 0, -100, 2])
+    change, partner = torch.zeros(4), torch.full((4,), 0.5)
+    drawn = member.sample(target, 1.0, change=change, partner=partner)
+    assert (drawn == -100).tolist() == [True, False, True, False]
+    assert (member.probabilities(target, 0.5).sum(1) == 0).tolist() == [True, False, True, False]
+
+
+def test_binary_labels_as_floats_are_turned_over():
+    target = torch.tensor([0.9, 0.3, 1.0, 0.0])
+    drawn = labels.FlipLabels(2).sample(target, 1.0, change=torch.zeros(4), partner=torch.zeros(4))
+    torch.testing.assert_close(drawn, 1 - target, rtol=0, atol=0)
+    torch.testing.assert_close(labels.FlipLabels(2).probabilities(target, 1.0), 1 - target, rtol=0, atol=1e-7)  # float32
+    skewed = labels.ConfusionFlips([[0.5, 0.5], [0.0, 1.0]])
+    expected = 0.5 + 0.5 * target
+    torch.testing.assert_close(skewed.probabilities(target, 1.0), expected, rtol=0, atol=1e-7)  # float32
 
 
 def test_classes_that_are_not_known_are_asked_for():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import losses
 from lightning_noise.losses import (
     Mixing,
+    Relabelling,
     Smoothing,
+    SoftTargets,
     smoothed_binary_cross_entropy_with_logits,
     smoothed_cross_entropy,
     smoothed_nll_loss,
@@ -188,9 +194,11 @@ PARTNERS = torch.tensor([3, 0, 1, 5, 2, 4])
 
 
 def derived_pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The target of the loss and that of the partners; a mask picks the same positions of both."""
+    """The target of the loss and that of the partners; where a mask leaves out the partner's label, it is the own one."""
     derive, partner = DERIVED[name][0], TARGET[PARTNERS]
-    return derive(TARGET), partner[TARGET != IGNORED] if name == "masked by its own values" else derive(partner)
+    if name == "masked by its own values":
+        return derive(TARGET), torch.where(partner == IGNORED, TARGET, partner)[TARGET != IGNORED]
+    return derive(TARGET), derive(partner)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -284,6 +292,118 @@ def test_a_sample_that_is_its_own_partner_keeps_its_loss(size):
         with Mixing(target, torch.arange(size), lam):
             # a quarter and three quarters of a number may differ from it in the last bit
             torch.testing.assert_close(F.cross_entropy(x, target), expected)
+
+
+# what is computed anew in the backward pass
+
+SOFTENED: dict[str, Callable[[torch.Tensor], list[SoftTargets]]] = {
+    "smoothing": lambda y: [Smoothing(y, level())],
+    "mixing": lambda y: [Mixing(y, PARTNERS, torch.linspace(0, 1, 6))],
+    "other labels": lambda y: [Relabelling(y, (y + 1) % CLASSES)],
+    "smoothing and mixing": lambda y: [Smoothing(y, level()), Mixing(y, PARTNERS, torch.tensor(0.3))],
+    "other labels, smoothed": lambda y: [Relabelling(y, (y + 1) % CLASSES), Smoothing(y, level())],
+}
+
+
+@pytest.mark.parametrize("backward", [torch.Tensor.backward, torch.autograd.backward], ids=["method", "function"])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("build", SOFTENED.values(), ids=SOFTENED)
+def test_a_loss_that_is_checkpointed_is_softened_again_in_the_backward_pass(build, use_reentrant, backward):
+    x, y = torch.randn(6, 4, requires_grad=True), labels(6)
+    w = torch.randn(4, CLASSES, requires_grad=True)
+
+    def body(x, y):
+        return F.cross_entropy(x @ w, y.long().view(-1))
+
+    gradients = []
+    for run in (body, partial(checkpoint, body, use_reentrant=use_reentrant)):
+        x.grad = w.grad = None
+        with ExitStack() as stack:
+            for mode in build(y):
+                stack.enter_context(mode)
+            backward(run(x, y))
+            again = run(x, y)
+            assert torch.equal(again, run(x, y)), "the modes are as they were"
+        assert x.grad is not None
+        assert w.grad is not None
+        gradients.append((x.grad, w.grad))
+    for one, two in zip(*gradients, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_backward_pass_takes_its_arguments_within_a_mode():
+    x, y = torch.randn(6, CLASSES, requires_grad=True), labels(6)
+    scale = torch.tensor(3.0)
+    with Smoothing(y, level()):
+        loss = F.cross_entropy(x, y)
+        loss.backward(scale, retain_graph=True)
+        loss.backward(gradient=scale, inputs=[x], retain_graph=True)
+        torch.autograd.backward([loss], [scale])
+    expected = torch.autograd.grad(F.cross_entropy(x, y, label_smoothing=0.1), x)[0]
+    torch.testing.assert_close(x.grad, 9 * expected)  # the same products in another order: torch's tolerance for float32
+
+
+# labels that do not count
+
+
+@pytest.mark.parametrize("lam", [torch.tensor(0.5), torch.tensor([0.5, 0.2, 0.7, 0.9])], ids=["one", "each"])
+def test_a_partner_without_a_label_that_counts_gives_its_place_to_the_own_one(lam):
+    x = torch.randn(4, CLASSES, requires_grad=True)
+    y = torch.tensor([0, -100, -100, -100])
+    with Mixing(y, torch.tensor([1, 2, 3, 0]), lam):
+        losses = [F.cross_entropy(x[y >= 0], y[y >= 0]), F.cross_entropy(x[:1], y[:1])]
+    for loss in losses:
+        torch.testing.assert_close(loss, F.cross_entropy(x[:1], y[:1]))  # a sum of two shares: torch's tolerance for float32
+    torch.stack(losses).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_labels_that_are_missing_by_a_number_of_ones_own_never_reach_the_loss():
+    x, y = torch.randn(4, CLASSES), torch.tensor([0, -1, 2, 3])
+    with Mixing(y, torch.tensor([1, 2, 3, 0]), torch.tensor(0.5)):
+        loss = F.cross_entropy(x[y != -1], y[y != -1])
+    first, second = F.cross_entropy(x[[0, 2, 3]], y[[0, 2, 3]]), F.cross_entropy(x[[0, 2, 3]], torch.tensor([0, 3, 0]))
+    torch.testing.assert_close(loss, 0.5 * first + 0.5 * second)
+
+
+def test_pseudo_labels_that_are_merged_with_the_target_are_not_followed():
+    x, y, known = torch.randn(4, CLASSES), labels(4), torch.tensor([True, False, True, False])
+    for merged in (lambda: torch.where(known, y, labels(4)), lambda: torch.where(~known, labels(4), y)):
+        with Smoothing(y, level()) as mode:
+            F.cross_entropy(x, merged())
+        assert not mode.hit
+
+
+@pytest.mark.parametrize("move", [lambda y: y.sort().values, torch.msort])
+def test_a_share_that_is_lost_on_the_way_is_refused(move):
+    x, y = torch.randn(6, CLASSES), labels(6)
+    with Mixing(y, PARTNERS, torch.rand(6)), pytest.raises(ValueError, match="lam of each sample does not follow"):
+        F.cross_entropy(x, move(y))
+
+
+def test_labels_that_are_changed_at_the_loss_cannot_be_mixed_there():
+    x, y, noisy = torch.randn(6, CLASSES), labels(6), labels(6)
+    refused = pytest.raises(ValueError, match="change them before, in the batch")
+    with Mixing(y, PARTNERS, torch.tensor(0.3)), Relabelling(y, noisy), refused:
+        F.cross_entropy(x, y)
+    with Relabelling(y, noisy), Mixing(y, PARTNERS, torch.tensor(0.3)):
+        loss = F.cross_entropy(x, y)
+    assert torch.equal(loss, 0.3 * F.cross_entropy(x, noisy) + 0.7 * F.cross_entropy(x, noisy[PARTNERS]))
+
+
+def test_unsigned_labels_are_not_taken_for_the_ignored_one():
+    x, y = torch.randn(4, 200), torch.tensor([156, 156, 3, 4], dtype=torch.uint8)
+    with Mixing(y, torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.5)):
+        loss = F.cross_entropy(x, y.long())
+    expected = 0.5 * F.cross_entropy(x, y.long()) + 0.5 * F.cross_entropy(x, y.long()[[1, 2, 3, 0]])
+    torch.testing.assert_close(loss, expected)  # a sum in another order: torch's tolerance for float32
+
+
+def test_a_loss_that_is_only_logged_is_no_hit():
+    with Smoothing(y := labels(6), level()) as mode, torch.no_grad():
+        F.cross_entropy(torch.randn(6, CLASSES), y)
+    assert not mode.hit
 
 
 def test_a_criterion_that_smooths_may_be_mixed():

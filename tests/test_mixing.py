@@ -240,13 +240,36 @@ def test_all_inputs_are_mixed_in_one_way_and_the_batch_is_untouched():
     assert all(torch.equal(batch[key], value) for key, value in before.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_targets_of_several_heads_are_mixed_with_the_same_shares():
+    x, y = data().tensors
+    z = y.roll(1)
+
+    class Heads(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logits = self(batch["x"])
+            losses = [F.cross_entropy(logits, batch[key]) for key in ("y", "z")]
+            self.losses += [loss.detach() for loss in losses]
+            return losses[0] + losses[1]
+
+    train = DataLoader([{"x": x, "y": y, "z": z}], batch_size=None)  # type: ignore[arg-type]
+    callback = Mixup(1.0, targets=["y", "z"], seed=0)
+    module, _ = fit([callback], module=Heads, train=train, max_epochs=1, limit_val_batches=0)
+    mix = mixed_of(callback, x)
+    logits = Linear()(mix.blended(x))
+    for loss, labels in zip(module.losses, (y, z), strict=True):
+        expected = mix.lam[0] * F.cross_entropy(logits, labels) + (1 - mix.lam[0]) * F.cross_entropy(
+            logits, labels[mix.partners]
+        )
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_inputs_keep_their_precision_and_round_once(dtype):
     x = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     mix = mixed_of(Mixup(per_sample=True), x)
     mixed = mix.of_input(x)
     assert mixed.dtype == dtype
-    assert torch.equal(mixed, mix.of_input(x.double() if dtype == torch.float64 else x.float()).to(dtype))
+    assert torch.equal(mixed, mix.of_input(x.float()).to(dtype))
 
 
 @pytest.mark.parametrize(
@@ -260,6 +283,9 @@ def test_mixed_inputs_keep_their_precision_and_round_once(dtype):
             r"a box of the axes \(-2, -1\) does not fit",
         ),
         (Mixup(targets="z"), data(), ValueError, "no leaf 'z' in the batch"),
+        (Mixup(via="batch"), data(), ValueError, "SmoothLabels needs n_classes=… here"),
+        (Mixup(via="batch", n_classes=2), data(), ValueError, r"labels must be in \[0, 2\), got 0 to 2"),
+        (CutMix(inputs=["0", "1"], targets=1), TensorDataset(torch.rand(4, 6, 6), torch.rand(4, 3, 3)), ValueError, "one box"),
     ],
     ids=str,
 )
@@ -277,7 +303,6 @@ def test_inputs_and_targets_of_different_lengths_are_refused():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Mixup(via="batch"), "give n_classes"),
         (lambda: Mixup(-0.1), "finite and not negative"),
         (lambda: CutMix(dim=(1, 2)), "counted from the end"),
         (lambda: Mixup(via="metrics"), "via must be"),  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -80,3 +82,24 @@ def test_the_global_streams_are_not_touched():
     KEY.apply(noise.Gaussian(), torch.zeros(3, 4), 1.0)
     Key((0,), positions=range(3)).apply(noise.Gaussian(), torch.zeros(3, 4), 1.0)
     assert global_streams() == before
+
+
+def test_uniform_numbers_of_an_index_are_uniform_and_unrelated():
+    n = 100_000
+    key = Key((0, "flips"))
+    u = key.uniform(torch.arange(n), (n,)).double()
+    assert ((u >= 0) & (u < 1)).all()
+    # a hundred bins of a thousand each: the sum of squares has 99 degrees of freedom, and a deviation of sqrt(198)
+    counts = torch.bincount((100 * u).long(), minlength=100)
+    assert abs((((counts - n / 100).square() / (n / 100)).sum() - 99).item()) <= 5 * math.sqrt(198)
+    others = [u.roll(1), (key / "other").uniform(torch.arange(n), (n,)), key.uniform(torch.arange(n), (n, 2))[:, 1]]
+    for other in others:
+        assert abs(torch.corrcoef(torch.stack([u, other.double()]))[0, 1].item()) <= 5 / math.sqrt(n)  # five standard errors
+
+
+def test_uniform_numbers_do_not_depend_on_the_batch_and_take_any_index():
+    key, index = Key((0, "flips")), torch.tensor([7, -3, 2**62, 0])
+    whole = key.uniform(index, (4, 3))
+    assert torch.equal(key.uniform(index[2:], (2, 3)), whole[2:])
+    assert torch.equal(key.uniform(index.int()[:2], (2, 3)), whole[:2])
+    assert len(whole.unique()) == 12

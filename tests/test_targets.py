@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import N_CLASSES, Classifier, Rows, assert_same, fit, loader, weights
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import AUROC, Accuracy, ConfusionMatrix, MetricCollection
 from torchmetrics.classification import MulticlassCalibrationError
@@ -218,6 +219,44 @@ def test_a_level_that_changes_compiles_nothing_anew():
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_smoothing_works_in_any_precision(precision):
     module, _ = fit([LabelSmoothing(0.2)], precision=precision)
+    assert torch.stack(module.losses).isfinite().all()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LabelSmoothing(0.3),
+        lambda: Mixup(1.0),
+        lambda: TargetNoise(labels.FlipLabels(N_CLASSES), 0.9, via="loss"),
+    ],
+    ids=["smoothing", "mixup", "flips"],
+)
+def test_a_loss_that_is_checkpointed_trains_as_one_that_is_not(make, use_reentrant):
+    class Checkpointed(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net[3] = nn.Identity()
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            x = x.clone().requires_grad_()
+            return checkpoint(lambda x, y: F.cross_entropy(self(x), y), x, y, use_reentrant=use_reentrant)
+
+    class Plain(Checkpointed):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    assert_same(weights(fit([make()], module=Checkpointed)[0]), weights(fit([make()], module=Plain)[0]))
+
+
+def test_what_changes_the_batch_comes_before_what_changes_the_loss():
+    flips = TargetNoise(labels.FlipLabels(N_CLASSES), 0.3)
+    for later in (flips, TargetNoise(labels.FlipLabels(N_CLASSES), 0.3, via="batch")):
+        for first in (LabelSmoothing(0.1), Mixup(1.0)):
+            with pytest.raises(ValueError, match=rf"'target' changes the target in the batch after '{first.name}'"):
+                fit([first, later])
+    module, _ = fit([flips, LabelSmoothing(0.1), Mixup(1.0)])
     assert torch.stack(module.losses).isfinite().all()
 
 

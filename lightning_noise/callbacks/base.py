@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
+from lightning_noise.batch import Selector
 from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.losses import SoftTargets
 from lightning_noise.noise import Noise, check_level
@@ -160,7 +161,7 @@ class TargetCallback(NoiseCallback):
         self,
         level: Level,
         *,
-        targets: int | str | None,
+        targets: Selector | None,
         via: Via | None,
         seed: int | None,
         name: str,
@@ -169,9 +170,25 @@ class TargetCallback(NoiseCallback):
         super().__init__(level, seed=seed, name=name, max_level=max_level)
         if via not in (None, "loss", "batch", "sample"):
             raise ValueError(f"via must be 'loss', 'batch' or 'sample', got {via!r}")
-        self.targets = targets
+        self.targets: Any = targets
         self.via = via
         self._hit: bool | None = None  # whether a loss was changed, since one was to be
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        callbacks = perturbing(trainer)
+        for later in callbacks[callbacks.index(self) + 1 :] if self._is_at_the_loss else []:
+            same = isinstance(later, TargetCallback) and later.targets == self.targets
+            if same and not later._is_at_the_loss:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"{later.name!r} changes the target in the batch after {self.name!r} was to change its loss; "
+                    f"put it before {self.name!r} in the list of callbacks"
+                )
+
+    @property
+    def _is_at_the_loss(self) -> bool:
+        """Whether class indices stay as they are in the batch."""
+        return self.via == "loss"
 
     @contextmanager
     def changing_the_loss(self, mode: SoftTargets) -> Iterator[None]:
@@ -193,7 +210,8 @@ class TargetCallback(NoiseCallback):
             raise ValueError(
                 f"the training step computed no cross_entropy, nll_loss or binary_cross_entropy_with_logits of the target, so "
                 f"{self.name!r} did nothing. Say targets=… if the target is another leaf; via='batch' hands probabilities to "
-                "the module, and via='sample' hard labels that are drawn from them, which suit any loss"
+                "the module, and via='sample' hard labels that are drawn from them, which suit any loss; a number that is "
+                "regressed must be floating-point"
             )
 
 

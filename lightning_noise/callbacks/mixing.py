@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import Selector, described, dotted, find_inputs, find_target, get, replace
+from lightning_noise.batch import Path, Selector, described, dotted, find_inputs, find_target, get, replace
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import SmoothLabels
 from lightning_noise.losses import Mixing
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["CutMix", "Mixup"]
+
+
+IGNORED = -100  # the label that losses of torch leave out, unless they are told another
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class _Mixing(TargetCallback):
         level: Level = 1.0,
         *,
         inputs: Selector | None = None,
-        targets: int | str | None = None,
+        targets: Selector | None = None,
         via: Via | None = None,
         per_sample: bool = False,
         n_classes: int | None = None,
@@ -86,14 +89,12 @@ class _Mixing(TargetCallback):
         name: str | None = None,
     ):
         super().__init__(level, targets=targets, via=via, seed=seed, name=name or type(self).__name__.lower())
-        if via == "batch" and n_classes is None:
-            raise ValueError("via='batch' makes probabilities of class indices: give n_classes=…")
         self.inputs = inputs
         self.per_sample = per_sample
         self.n_classes = n_classes
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        target = get(batch, find_target(batch, self.targets))
+        targets = [get(batch, path) for path in self._target_paths(batch)]
         for path in find_inputs(batch, self.inputs):
             x = get(batch, path)
             if not x.is_floating_point():
@@ -101,26 +102,45 @@ class _Mixing(TargetCallback):
                     f"samples are mixed as floats, but the input {dotted(path)!r} is {described(x)}; convert images to floats "
                     "in the data set's transform, and mix token ids in the module, as embeddings"
                 )
-            if x.shape[:1] != target.shape[:1]:
-                raise ValueError(f"the input {dotted(path)!r}, {described(x)}, does not fit the target, {described(target)}")
+            for target in targets:
+                if x.shape[:1] != target.shape[:1]:
+                    raise ValueError(
+                        f"the input {dotted(path)!r}, {described(x)}, does not fit the target, {described(target)}"
+                    )
+        for target in targets:
+            if self.via == "batch" and not target.is_floating_point():
+                SmoothLabels(self.n_classes).check(target[target.long() != IGNORED])
 
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
-        paths, target_path = find_inputs(batch, self.inputs), find_target(batch, self.targets)
-        target = get(batch, target_path)
+        paths = find_inputs(batch, self.inputs)
         mix = self._mix(get(batch, paths[0]), level, key)
         if self._measured is not None:
             self._measured["lam"] = mix.lam.mean()
         for path in paths:
             leaf = get(batch, path)
             batch = replace(batch, path, like(leaf, mix.of_input(leaf.detach().as_subclass(Tensor))))
-        if self._at_the_loss(target) and not mix.has_the_box(target):
-            # one share for all is a number for the loss, which is that of two calls
-            lam = mix.lam if self.per_sample else mix.lam.squeeze(0)
-            with self.changing_the_loss(Mixing(target, mix.partners, lam)):
-                yield batch
-        else:
-            yield replace(batch, target_path, self._mixed(target, mix, key))
+        with ExitStack() as stack:
+            for path in self._target_paths(batch):
+                target = get(batch, path)
+                if self._at_the_loss(target) and not mix.has_the_box(target):
+                    stack.enter_context(self.changing_the_loss(self._mode(target, mix)))
+                else:
+                    batch = replace(batch, path, self._mixed(target, mix, key))
+            yield batch
+
+    def _target_paths(self, batch: Any) -> list[Path]:
+        targets = self.targets if isinstance(self.targets, list | tuple) else [self.targets]
+        return [find_target(batch, target) for target in targets]
+
+    def _mode(self, target: Tensor, mix: _Mix) -> Mixing:
+        # one share for all is a number for the loss, which is that of two calls
+        lam = mix.lam if self.per_sample else mix.lam.squeeze(0)
+        return Mixing(target, mix.partners.to(target.device), lam.to(target.device))
+
+    @property
+    def _is_at_the_loss(self) -> bool:
+        return self.via in (None, "loss")
 
     def _at_the_loss(self, target: Tensor) -> bool:
         return self.via == "loss" or (self.via is None and not target.is_floating_point())
@@ -139,11 +159,11 @@ class _Mixing(TargetCallback):
         """The target for the batch."""
         if mix.has_the_box(target):
             return mix.pasted(target)
-        if target.is_floating_point():
-            return mix.blended(target)
         if self.via == "sample":
             u = torch.rand(len(target), generator=(key / "sample").generator(target.device), device=target.device)
             return torch.where(column(u < mix.lam, target), target, target[mix.partners])
+        if target.is_floating_point():
+            return mix.blended(target)
         return mix.blended(SmoothLabels(self.n_classes).probabilities(target, 0.0))
 
 
@@ -154,7 +174,10 @@ class Mixup(_Mixing):
 
     The loss is :math:`\lambda L(y_i) + (1 - \lambda) L(y_{\pi(i)})`, taken where the module computes ``cross_entropy``,
     ``nll_loss`` or ``binary_cross_entropy_with_logits``, so that labels stay integers and the metrics of the training step see
-    those of the first of the two samples. Floating-point targets, as of a regression, are mixed in the batch. The level is
+    those of the first of the two samples. Floating-point targets, as of a regression, are mixed in the batch, where a number
+    that stands for a missing value is mixed like any other. Labels that are ignored or masked out count for neither sample:
+    the own label takes the place of a partner's that is not to count. Masks and weights that the module makes of the labels
+    and multiplies the loss by stay those of the first sample; ``via="sample"`` suits these. The level is
     :math:`\alpha \geq 0`: 0.2 to 0.4 is usual on ImageNet and 1, a uniform :math:`\lambda`, on CIFAR-10; 0 switches it off. The
     mean of :math:`\lambda` is 1/2 and its variance :math:`1 / (4 (2 \alpha + 1))`.
 
@@ -168,7 +191,8 @@ class Mixup(_Mixing):
     Args:
         level: The parameter :math:`\alpha` of the Beta distribution: a number, a schedule, or a callable.
         inputs: Which leaves of the batch, as in :class:`~lightning_noise.InputNoise`; all are mixed in the same way.
-        targets: Which leaf is the target; left out, the second element of a sequence.
+        targets: Which leaf is the target, or a list of those of several heads, which are mixed with the same shares; left out,
+            the second element of a sequence.
         via: Where labels are mixed: ``"loss"``; ``"batch"``, probabilities of shape :math:`(B, K, *)`, for a loss that takes
             them; or ``"sample"``, the label of one of the two, drawn with their shares, for any loss. Left out, class indices
             at the loss and floating-point targets in the batch.
@@ -203,8 +227,9 @@ class CutMix(_Mixing):
 
     The box takes :math:`(1 - \lambda')^{1/k}` of the length of each of its :math:`k` axes for a
     :math:`\lambda' \sim \mathrm{Beta}(\alpha, \alpha)`, around a centre that is uniform over the elements, and is cut off at
-    the edges; the :math:`\lambda` of the targets is the share that is in fact left. Targets that have the axes of the box
-    themselves, as a label for each pixel, are pasted and not mixed. All else is as in :class:`Mixup`.
+    the edges; the :math:`\lambda` of the targets is the share that is in fact left. Targets whose last axes have the lengths of
+    those of the box, as a label for each pixel, are pasted and not mixed, unless the box has one axis and they are
+    floating-point. All else is as in :class:`Mixup`.
 
     Args:
         level: The parameter :math:`\alpha` of the Beta distribution; 1 is usual, and 0 switches it off.
@@ -237,7 +262,7 @@ class CutMix(_Mixing):
         *,
         dim: Sequence[int] = (-2, -1),
         inputs: Selector | None = None,
-        targets: int | str | None = None,
+        targets: Selector | None = None,
         via: Via | None = None,
         per_sample: bool = False,
         n_classes: int | None = None,
@@ -258,9 +283,14 @@ class CutMix(_Mixing):
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         super().check(pl_module, batch)
-        for path in find_inputs(batch, self.inputs):
-            if (x := get(batch, path)).ndim - 1 < -min(self.dim):
-                raise ValueError(f"a box of the axes {self.dim} does not fit the input {dotted(path)!r}, {described(x)}")
+        first, *others = [get(batch, path) for path in find_inputs(batch, self.inputs)]
+        if first.ndim - 1 < -min(self.dim):
+            raise ValueError(f"a box of the axes {self.dim} does not fit the input, {described(first)}")
+        for x in others:
+            if x.ndim - 1 < -min(self.dim) or any(x.shape[dim] != first.shape[dim] for dim in self.dim):
+                raise ValueError(
+                    f"one box of the axes {self.dim} does not fit the inputs {described(first)} and {described(x)}"
+                )
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
         partners, lam = self._drawn(x, level, key)
