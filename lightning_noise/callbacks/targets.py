@@ -33,7 +33,8 @@ class TargetNoise(TargetCallback):
     while accuracies and confusion matrices of the same step see the true ones. See
     :class:`~lightning_noise.losses.SoftTargets` for what it follows; a focal loss on top of ``cross_entropy`` is not exact.
     ``via="sample"`` puts hard labels that are drawn into the batch, for any loss, and ``via="batch"`` probabilities of shape
-    :math:`(N, K, *)`, for a loss that takes them; then the metrics of the training step see these.
+    :math:`(N, K, *)`, for a loss that takes them; then the metrics of the training step see these, and callbacks that change
+    the loss of the same target come after it in the list. Floating-point labels are yes or no, each for itself.
 
     It acts from the start of the training step to the end of the backward pass, never in validation, test and prediction.
     At level 0 nothing is done. The draws differ from process to process.
