@@ -245,7 +245,8 @@ class CutMix(_Mixing):
 
     Raises:
         TypeError: An input is no floating-point tensor.
-        ValueError: A level, axis or path is wrong, or the first step that was mixed computed no such loss of the target.
+        ValueError: A level, axis or path is wrong, labels lie on axes of other lengths than those of the box, or the first step
+            that was mixed computed no such loss of the target.
 
     References:
         CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features (Yun et al., 2019),
@@ -291,6 +292,10 @@ class CutMix(_Mixing):
                 raise ValueError(
                     f"one box of the axes {self.dim} does not fit the inputs {described(first)} and {described(x)}"
                 )
+        for target in (get(batch, path) for path in self._target_paths(batch)):
+            has_axes = not target.is_floating_point() and target.ndim > len(self.dim)
+            if has_axes and any(target.shape[dim] != first.shape[dim] for dim in self.dim):
+                raise ValueError(f"labels for each place of the box must be as fine as the input, not {described(target)}")
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
         partners, lam = self._drawn(x, level, key)
