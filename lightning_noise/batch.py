@@ -42,6 +42,9 @@ def get(batch: Any, path: Path) -> Any:
 def replace(batch: Any, path: Path, value: Any) -> Any:
     """Returns a batch with ``value`` at the path, in which all that does not lie on the path is the same object.
 
+    Raises:
+        TypeError: A copy of a container on the path shares its content with the original.
+
     Example:
         >>> batch = {"x": (1, 2), "y": 3}
         >>> replace(batch, ("x", 0), 5), batch

@@ -99,13 +99,24 @@ class LabelNoise(ABC):
             raise ValueError(f"{type(self).__name__} needs n_classes=… here")
         return self.n_classes
 
-    def _check_classes(self) -> None:
+
+class _AnyOther(LabelNoise):
+    """Label noise for which each other class is as likely."""
+
+    def __post_init__(self):
         if self.n_classes is not None and self.n_classes < 2:
             raise ValueError(f"n_classes must be at least 2, got {self.n_classes}")
 
+    def partners(self, target: Tensor) -> float:
+        return 1 / (self._k - 1)
+
+    def other(self, target: Tensor, u: Tensor) -> Tensor:
+        drawn = (u * (self._k - 1)).long().clamp_max_(self._k - 2)
+        return drawn.add_(drawn >= target)
+
 
 @dataclass(frozen=True)
-class SmoothLabels(LabelNoise):
+class SmoothLabels(_AnyOther):
     r"""Mixes each label with the uniform distribution over all classes.
 
     .. math:: P(\tilde y = k) = (1 - \epsilon) \, \delta_{yk} + \epsilon / K
@@ -114,8 +125,8 @@ class SmoothLabels(LabelNoise):
     ImageNet. A draw is the label with probability :math:`1 - \epsilon` and else any class, the own one among them.
 
     Smoothing lowers the confidence whether or not it is too high: a model that was well calibrated gets an expected
-    calibration error of :math:`\epsilon \, E[\max_k p_k - 1 / K]`, also on noisy data. A level that decays to 0 keeps most of
-    the gain in accuracy without this.
+    calibration error of :math:`\epsilon \, E[\max_k p_k - 1 / K]`, also on noisy data. A level that decays to 0 does less of
+    that and keeps most of the gain in accuracy.
 
     Args:
         n_classes: The number of classes :math:`K`, where it cannot be seen from the logits.
@@ -134,21 +145,12 @@ class SmoothLabels(LabelNoise):
 
     n_classes: int | None = None
 
-    def __post_init__(self):
-        self._check_classes()
-
     def rate(self, target: Tensor, level: float) -> float:
         return level * (self._k - 1) / self._k
 
-    def partners(self, target: Tensor) -> float:
-        return 1 / (self._k - 1)
-
-    def other(self, target: Tensor, u: Tensor) -> Tensor:
-        return _any_other(target, u, self._k)
-
 
 @dataclass(frozen=True)
-class FlipLabels(LabelNoise):
+class FlipLabels(_AnyOther):
     r"""Changes each label to another class with a probability, each other class being as likely.
 
     .. math:: P(\tilde y = k) = (1 - r) \, \delta_{yk} + \frac{r}{K - 1} (1 - \delta_{yk})
@@ -172,17 +174,8 @@ class FlipLabels(LabelNoise):
 
     n_classes: int  # type: ignore[override]
 
-    def __post_init__(self):
-        self._check_classes()
-
     def rate(self, target: Tensor, level: float) -> float:
         return level
-
-    def partners(self, target: Tensor) -> float:
-        return 1 / (self.n_classes - 1)
-
-    def other(self, target: Tensor, u: Tensor) -> Tensor:
-        return _any_other(target, u, self.n_classes)
 
 
 @dataclass(frozen=True)
@@ -213,9 +206,8 @@ class ConfusionFlips(LabelNoise):
     matrix: Sequence[Sequence[float]]
 
     def __post_init__(self):
-        object.__setattr__(
-            self, "matrix", tuple(tuple(map(float, row)) for row in self.matrix)
-        )  # hashable, and no longer the caller's
+        # hashable, and no longer the caller's
+        object.__setattr__(self, "matrix", tuple(tuple(map(float, row)) for row in self.matrix))
         n = len(self.matrix)
         if n < 2 or any(len(row) != n or not (min(row) >= 0 and abs(sum(row) - 1) <= 1e-6) for row in self.matrix):
             raise ValueError(f"matrix must be square with rows of probabilities that sum to 1, got {self.matrix}")
@@ -249,8 +241,3 @@ class ConfusionFlips(LabelNoise):
         """The rows of the distribution function one above the other: one search finds the classes of all labels."""
         ends = self._others.double().cumsum(1)
         return (ends / ends[:, -1:].clamp_min(1e-300) + torch.arange(self.n_classes)[:, None]).flatten()
-
-
-def _any_other(target: Tensor, u: Tensor, n_classes: int) -> Tensor:
-    drawn = (u * (n_classes - 1)).long().clamp_max_(n_classes - 2)
-    return drawn.add_(drawn >= target)

@@ -152,7 +152,8 @@ class SoftTargets(TorchFunctionMode, ABC):
 
     The target is followed by identity: what a torch function makes of tensors that are all followed is followed, and so is
     what it picks from one by an index or a mask, fills in or converts; ``zeros_like`` of the target is not. Other losses are
-    left alone, and nothing is written into the target. Modes may be nested in any order: mixing is of smoothed losses.
+    left alone, and nothing is written into the target. Modes may be nested in any order, and mixing is then of smoothed
+    losses; but labels are changed by the outer mode and mixed by the inner one, or an error says so.
 
     It is exact where what is made of the loss is linear and the same for all labels. A focal loss is not: as a function of
     ``F.cross_entropy`` with ``reduction="none"`` it becomes that function of the softened loss; nor are masks and weights that
@@ -331,7 +332,8 @@ class Smoothing(SoftTargets):
 class Relabelling(SoftTargets):
     """Takes the loss of other labels: those that are noisy, while all else reads the true ones.
 
-    What is made of the target is made of the other labels, too, but a mask picks the same positions of both.
+    What is made of the target is made of the other labels, too, but a mask picks the same positions of both, and the true
+    label where it would leave out the other one.
 
     Args:
         target: The target of the batch.
@@ -366,7 +368,8 @@ class Mixing(SoftTargets):
 
     For a mean each term has the denominator of its own hard call: :math:`L(b)` is divided by the class weights of :math:`b`
     and leaves out what is ignored in :math:`b`. All that is made of the target is made of the partner labels, too, but a mask
-    picks the same positions of both. What moves the elements of the target, moves the :math:`\lambda` of each sample.
+    picks the same positions of both. The own label takes the place of a partner's that its mask would leave out, and of all
+    partners where none of them counts. What moves the elements of the target, moves the :math:`\lambda` of each sample.
 
     Args:
         target: The target of the batch, of shape :math:`(B, *)`.
@@ -495,8 +498,6 @@ _CREATING = _functions(*[name for name in {*dir(torch), *dir(Tensor)} if name.en
 
 # half of what comes by in a step: an optimizer clears the gradients before the backward pass
 _PASSING = frozenset({Tensor.grad.__get__, Tensor.grad.__set__})  # type: ignore[attr-defined]
-
-
 _BACKWARD = frozenset({Tensor.backward, torch.autograd.backward})
 
 

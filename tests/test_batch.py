@@ -118,7 +118,7 @@ class Answering(dict):
 
 
 class Wrapped:
-    """Reads like an array and keeps what it holds."""
+    """An object with a method."""
 
     def __init__(self, image):
         self.image = image

@@ -123,7 +123,7 @@ class _Mixing(TargetCallback):
         with ExitStack() as stack:
             for path in self._target_paths(batch):
                 target = get(batch, path)
-                if self._at_the_loss(target) and not mix.has_the_box(target):
+                if self._is_softened(target, mix):
                     stack.enter_context(self.changing_the_loss(self._mode(target, mix)))
                 else:
                     batch = replace(batch, path, self._mixed(target, mix, key))
@@ -142,8 +142,10 @@ class _Mixing(TargetCallback):
     def _is_at_the_loss(self) -> bool:
         return self.via in (None, "loss")
 
-    def _at_the_loss(self, target: Tensor) -> bool:
-        return self.via == "loss" or (self.via is None and not target.is_floating_point())
+    def _is_softened(self, target: Tensor, mix: _Mix) -> bool:
+        """Whether the target is mixed at the loss and not in the batch."""
+        numbers = self.via is None and target.is_floating_point()
+        return self._is_at_the_loss and not numbers and not mix.has_the_box(target)
 
     @abstractmethod
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
