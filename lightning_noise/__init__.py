@@ -5,6 +5,7 @@ from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.mixing import CutMix, Mixup
 from lightning_noise.callbacks.robustness import RobustnessMonitor
 from lightning_noise.callbacks.targets import LabelSmoothing, TargetNoise
+from lightning_noise.callbacks.weights import WeightNoise
 from lightning_noise.rng import Key
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "Mixup",
     "RobustnessMonitor",
     "TargetNoise",
+    "WeightNoise",
     "figures",
     "labels",
     "metrics",

@@ -21,6 +21,7 @@ __all__ = [
     "SNR",
     "ColoredNoise",
     "Drift",
+    "DropConnect",
     "FeatureDropout",
     "Gaussian",
     "Impulse",
@@ -584,8 +585,35 @@ class FeatureDropout(Noise):
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        dropped = torch.empty_like(x).uniform_(generator=generator) < level
-        return (x / (1 - level) if self.rescale else x).masked_fill(dropped, 0.0)
+        return _dropped(x / (1 - level) if self.rescale else x, level, generator)
+
+
+@dataclass(frozen=True)
+class DropConnect(Noise):
+    r"""Sets a share of the weights to zero and scales the others up: :class:`FeatureDropout` under its name for weights.
+
+    .. math:: \tilde w = \frac{m}{1 - p} \, w, \quad m \sim \mathrm{Bernoulli}(1 - p)
+
+    The mean is preserved and the variance is :math:`\frac{p}{1 - p} w^2`. The level is the share :math:`p \in [0, 1]`; the
+    source takes 0.5 in fully connected layers.
+
+    Raises:
+        ValueError: The level is above 1.
+
+    References:
+        Regularization of Neural Networks using DropConnect (Wan et al., 2013),
+        https://proceedings.mlr.press/v28/wan13.html
+
+    Example:
+        >>> DropConnect()(torch.ones(10, 10), 0.2, generator=torch.Generator().manual_seed(0)).unique()
+        tensor([0.0000, 1.2500])
+    """
+
+    severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    max_level: ClassVar[float] = 1.0
+
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+        return _dropped(x / (1 - level), level, generator)
 
 
 @dataclass(frozen=True)
@@ -633,6 +661,10 @@ class SwapNoise(Noise):
         rows = torch.randint(n - 1, x.shape, generator=generator, device=x.device)
         rows.add_(rows >= column(torch.arange(n, device=x.device), x))  # any but the own
         return torch.where(swapped, x.gather(0, rows), x)
+
+
+def _dropped(x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    return x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
 
 
 def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:

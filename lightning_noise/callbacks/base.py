@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, perturbing
@@ -37,7 +38,7 @@ else:
         """A callback for a trainer of ``pytorch_lightning`` and of ``lightning.pytorch``."""
 
 
-__all__ = ["Callback", "NoiseCallback", "TargetCallback", "Via", "logging_step"]
+__all__ = ["Callback", "NoiseCallback", "TargetCallback", "Via", "check_parameters_are_whole", "logging_step"]
 
 Via = Literal["loss", "batch", "sample"]
 
@@ -113,6 +114,10 @@ class NoiseCallback(Callback, Perturbing):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_perturbations(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if dispatcher := TrainingDispatcher.of(trainer):  # in manual optimization the perturbations have not ended
+            dispatcher.pause(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -215,6 +220,16 @@ class TargetCallback(NoiseCallback):
             )
 
 
+def check_parameters_are_whole(trainer: Trainer, name: str) -> None:
+    """Raises a ValueError where the strategy flattens or partitions the parameters outside of the forward pass."""
+    for strategy in type(trainer.strategy).__mro__:
+        if strategy.__name__ in ("FSDPStrategy", "DeepSpeedStrategy"):
+            raise ValueError(
+                f"{name!r} cannot work with {strategy.__name__}, which has no whole parameters outside of the forward pass; "
+                "use DDPStrategy, or ModelParallelStrategy with fully_shard"
+            )
+
+
 def _run_seed() -> int:
     """The seed that ``seed_everything`` was called with, or else 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
@@ -223,7 +238,7 @@ def _run_seed() -> int:
 def _log_now(trainer: Trainer) -> bool:
     """Whether this training batch is one that is logged, every ``log_every_n_steps``."""
     # the rule and its counter are Lightning's own, so that our points stand where those of the user stand
-    return bool(trainer.loggers) and trainer._logger_connector.should_update_logs
+    return trainer._logger_connector.should_update_logs
 
 
 def logging_step(trainer: Trainer) -> int:

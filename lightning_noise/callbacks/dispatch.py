@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
+from torch.optim import Optimizer
+
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
+    from torch.utils.hooks import RemovableHandle
 
 __all__ = ["Perturbing", "TrainingDispatcher", "perturbing"]
 
@@ -40,6 +43,12 @@ class Perturbing(ABC):
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
         """Returns the perturbation of this training batch, which yields the batch to use."""
 
+    def pause(self, optimizer: Optimizer) -> None:  # noqa: B027  # only noise in parameters has something to do
+        """Restores the parameters of the optimizer within a perturbation, because it is about to update them."""
+
+    def resume(self, optimizer: Optimizer, *, updated: bool) -> None:  # noqa: B027
+        """Perturbs the parameters of the optimizer again, by another draw where it has updated them."""
+
 
 def perturbing(trainer: Trainer) -> list[Perturbing]:
     """Returns the callbacks that perturb and are in the trainer now, in its order."""
@@ -49,7 +58,8 @@ def perturbing(trainer: Trainer) -> list[Perturbing]:
 class TrainingDispatcher:
     """Stands in for ``strategy.training_step`` and runs it within the perturbations of all noise callbacks.
 
-    The perturbations end after the backward pass, or with the step where none follows.
+    The perturbations end after the backward pass, or with the step where none follows. In manual optimization updates lie
+    within the step, and are those of parameters without noise.
     """
 
     def __init__(self, trainer: Trainer):
@@ -59,6 +69,11 @@ class TrainingDispatcher:
         self.perturbations = ExitStack()  # that end after the backward pass
         self._entered = ExitStack()
         self._fetching: _Fetching | None = None
+        self._handles: list[RemovableHandle] = []
+        if not trainer.lightning_module.automatic_optimization:
+            for optimizer in trainer.optimizers:
+                self._handles.append(optimizer.register_step_pre_hook(self._before_update))
+                self._handles.append(optimizer.register_step_post_hook(self._after_update))
 
     @staticmethod
     def of(trainer: Trainer) -> TrainingDispatcher | None:
@@ -77,6 +92,8 @@ class TrainingDispatcher:
         """Ends what is still perturbed and leaves the strategy as it was."""
         if dispatcher := TrainingDispatcher.of(trainer):
             dispatcher.perturbations.close()
+            for handle in dispatcher._handles:
+                handle.remove()
             del trainer.strategy.training_step
             if trainer.strategy.training_step != dispatcher.step:  # somebody had set it on the instance
                 trainer.strategy.training_step = dispatcher.step  # type: ignore[method-assign]
@@ -89,6 +106,32 @@ class TrainingDispatcher:
             if output is not None and self.trainer.lightning_module.automatic_optimization:
                 self.perturbations = self._entered = self._entered.pop_all()  # until the backward pass is over
         return output
+
+    def pause(self, optimizer: Optimizer) -> None:
+        """Restores the parameters of the optimizer."""
+        for callback in reversed(perturbing(self.trainer)):  # each restores what it was given
+            callback.pause(optimizer)
+
+    def _resume(self, optimizer: Optimizer, *, updated: bool) -> None:
+        for callback in perturbing(self.trainer):
+            callback.resume(optimizer, updated=updated)
+
+    def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self.pause(optimizer)
+            return None
+
+        def with_noise() -> Any:  # between two evaluations the optimizer moves the parameters
+            self._resume(optimizer, updated=False)
+            loss = closure()
+            self.pause(optimizer)
+            return loss
+
+        return args[:1], kwargs | {"closure": with_noise}
+
+    def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._resume(optimizer, updated=True)
 
     def _perturbed(self, batch: Any) -> Any:
         # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise

@@ -1,0 +1,192 @@
+"""Noise in the weights of the model."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
+from lightning_noise.noise import Noise
+from lightning_noise.parameters import GradientOf, PerturbedParameters, RelativeTo
+from lightning_noise.perturb import NoiseFunction, check_options
+from lightning_noise.rng import Key
+from lightning_noise.schedules import Level
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+__all__ = ["WeightNoise"]
+
+
+class WeightNoise(NoiseCallback):
+    r"""Perturbs the weights for the forward and backward pass, and restores them before they are updated.
+
+    .. math:: w_{t+1} = w_t - \eta \, g_t, \quad
+        g_t = \nabla L(\tilde w_t) \;\; \text{or} \;\; (\partial \tilde w_t / \partial w_t)^\top \nabla L(\tilde w_t),
+        \quad \tilde w_t = \text{noise}(w_t, \sigma u)
+
+    In expectation additive noise adds :math:`\frac{\sigma^2}{2} \operatorname{tr} H` to the loss, where :math:`H` is its
+    Hessian: training looks for flat minima, and the model bears wrong weights, such as those of analog hardware. To a linear
+    model with a squared error it does nothing. In terms of :math:`\tilde w_t` it is, exactly, gradient descent with injected
+    noise whose increments are anticorrelated (Anti-PGD); the restored weights are those without the last injection.
+
+    ``relative`` gives the level in units :math:`u` of each tensor: its standard deviation, its largest absolute value, or, for
+    each of its rows, the norm of the row, which is then that of its noise, too (filter normalisation). Multiplicative are
+    :class:`~lightning_noise.noise.Speckle` and :class:`~lightning_noise.noise.DropConnect`. Of these and of relative noise
+    the gradient at the noisy weights, ``"straight_through"``, is not that of the expected loss: for a linear model with a
+    squared error multiplicative noise has no effect that way, and layers before a normalisation grow. ``"reparametrized"`` is
+    exact for every noise: the gradient of each process gets the factor :math:`\partial \tilde w / \partial w` before
+    gradients are averaged over processes.
+
+    The noise is in the weights from the start of the training step to the end of the backward pass, and with manual
+    optimization to the end of the step but for updates, which are those of the restored weights; after an update the weights
+    of its optimizer get another draw. Weights come back bit for bit, from a copy, also after an exception. Validation, test,
+    checkpoints, also one that is saved within a step, and averages of the weights are clean. Within a step only
+    ``on_before_zero_grad``, ``on_before_backward`` and, of callbacks that are listed before this one, ``on_after_backward``
+    and the ``on_before_optimizer_step`` of manual optimization see noisy weights. The running statistics of batch normalisation
+    are those of the noisy passes, as with dropout. Each micro-batch of an accumulation and each process has a draw of its own,
+    and each evaluation of a closure in one step the same. It costs the memory of the parameters that are perturbed once more.
+
+    It logs ``noise/<name>/level`` and ``noise/<name>/ratio``, the norm of the noise over that of the weights. Where the level
+    is in the units of the weights, they can grow until the noise is small beside them: there is a warning when a tensor has
+    twice the norm that it had when the noise began in this fit.
+
+    Args:
+        noise: The noise, such as :class:`~lightning_noise.noise.Gaussian`. A row of the tensor is what it takes for a sample.
+        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
+        relative: The unit of the level, for noises that are additive: ``"std"``, where 0.3 to 0.6 is usual, ``"max"``,
+            ``"filter"``, or ``None``, the unit of the weights.
+        params: Which parameters: a pattern of their names, in which ``*`` stands for any characters, or a list of these. Left
+            out: those of two or more dimensions that are trained, so neither biases nor normalisations. One that several
+            modules share gets noise once.
+        gradient: ``"straight_through"``, or ``"reparametrized"``, which draws once more in the backward pass.
+        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
+        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+
+    Raises:
+        ValueError: A level or pattern is wrong, nothing is selected, ``relative`` is given for a noise that is not additive,
+            or the strategy has no whole parameters, as FSDPStrategy and DeepSpeedStrategy.
+
+    References:
+        The Effects of Adding Noise During Backpropagation Training on a Generalization Performance (An, 1996),
+        https://doi.org/10.1162/neco.1996.8.3.643
+
+        Regularization of Neural Networks using DropConnect (Wan et al., 2013),
+        https://proceedings.mlr.press/v28/wan13.html
+
+        Anticorrelated Noise Injection for Improved Generalization (Orvieto et al., 2022), https://arxiv.org/abs/2202.02831
+
+    Example:
+        >>> from lightning_noise import noise
+        >>> callback = WeightNoise(noise.Gaussian(), 0.3, relative="std")
+        >>> callback.name
+        'weight'
+    """
+
+    def __init__(
+        self,
+        noise: Noise | NoiseFunction,
+        level: Level,
+        *,
+        relative: RelativeTo | None = None,
+        params: str | Sequence[str] | None = None,
+        gradient: GradientOf = "straight_through",
+        seed: int | None = None,
+        name: str = "weight",
+    ):
+        super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
+        if relative not in (None, "std", "max", "filter"):
+            raise ValueError(f"relative must be 'std', 'max', 'filter' or None, got {relative!r}")
+        if gradient not in ("straight_through", "reparametrized"):
+            raise ValueError(f"gradient must be 'straight_through' or 'reparametrized', got {gradient!r}")
+        check_options(noise, relative is not None)
+        self.noise = noise
+        self.relative: RelativeTo | None = relative
+        self.params = params
+        self.gradient: GradientOf = gradient
+        self._noisy: PerturbedParameters | None = None  # during a perturbation
+        self._norms: dict[str, Tensor] = {}  # of the weights, at the last step that was logged
+        self._first_norms: dict[str, Tensor] | None = {}  # when the noise began; None: there has been a warning
+
+    def check(self, pl_module: LightningModule, batch: Any) -> None:
+        noisy = self._of(pl_module, 0.01, Key(("trial",)))
+        if isinstance(self.noise, Noise):  # a function may count its calls
+            noisy.enter()
+            noisy.exit()
+
+    @contextmanager
+    def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
+        # of held-out data the samples have draws of their own, but the model is one
+        self._noisy = self._of(pl_module, level, key.everywhere if key.positions else key)
+        try:
+            self._noisy.enter()
+            if self._measured is not None and trainer.training:
+                self._measured["ratio"] = self._measure(self._noisy.norms())
+            yield batch
+        finally:
+            self._noisy.exit()
+            self._noisy = None
+
+    def pause(self, optimizer: Optimizer) -> None:
+        if self._noisy is not None:
+            self._noisy.restore(_parameters_of(optimizer))
+
+    def resume(self, optimizer: Optimizer, *, updated: bool) -> None:
+        if self._noisy is not None:
+            if updated:
+                self._noisy.updated(_parameters_of(optimizer))
+            self._noisy.perturb(_parameters_of(optimizer))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        check_parameters_are_whole(trainer, self.name)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._norms, self._first_norms = {}, {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._warn_of_growth(trainer)
+
+    def _of(self, pl_module: LightningModule, level: float, key: Key) -> PerturbedParameters:
+        return PerturbedParameters(
+            pl_module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient
+        )
+
+    def _measure(self, norms: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """The norm of all noise over that of all weights."""
+        noise, weights = (torch.stack(of_tensors).norm() for of_tensors in zip(*norms.values(), strict=True))
+        if self.relative is None and getattr(self.noise, "additive", False):  # else the noise grows with the weights
+            self._norms = {name: weight for name, (_, weight) in norms.items()}
+        return noise / weights
+
+    def _warn_of_growth(self, trainer: Trainer) -> None:
+        norms, self._norms = self._norms, {}
+        if not norms or self._first_norms is None:
+            return
+        first = self._first_norms = norms | self._first_norms
+        # what began at 0 has not grown to escape
+        grown = [name for name, norm in norms.items() if norm > 2 * first[name] > 0]
+        if grown:
+            self._first_norms = None
+            if trainer.is_global_zero:
+                more = f" and of {len(grown) - 1} more" if len(grown) > 1 else ""
+                warnings.warn(
+                    f"the norm of {grown[0]!r}{more} is more than twice what it was when the noise {self.name!r} began, so the "
+                    "noise is a smaller share of the weights; relative='std' keeps the share, and weight decay the weights",
+                    stacklevel=2,
+                )
+
+
+def _parameters_of(optimizer: Optimizer) -> list[Any]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

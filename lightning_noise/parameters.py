@@ -1,0 +1,292 @@
+"""Parameters perturbed in place, and put back from a copy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_noise.rng import Key
+
+__all__ = [
+    "GradientOf",
+    "PerturbedParameters",
+    "RelativeTo",
+    "find_parameters",
+    "local",
+    "parameter_key",
+    "plain_name",
+    "weight_noise",
+]
+
+RelativeTo = Literal["std", "max", "filter"]
+GradientOf = Literal["straight_through", "reparametrized"]
+
+
+def weight_noise(
+    w: Tensor, noise: Callable[..., Tensor], level: float | Tensor, key: Key, relative: RelativeTo | None = None
+) -> Tensor:
+    r"""Returns the weights with noise, as a function of ``w`` that can be differentiated.
+
+    .. math:: \tilde w = \text{noise}(w, \sigma u), \quad
+        u = 1, \; \operatorname{std}(w), \; \max |w| \; \text{or} \; \lVert w_f \rVert / \lVert n_f \rVert
+
+    The last is filter normalisation: :math:`n_f`, the noise of the filter :math:`w_f`, a row of the tensor, gets its norm.
+
+    Args:
+        w: The weights.
+        noise: The noise, an additive one where the level is relative.
+        level: The amount :math:`\sigma`.
+        key: The key of the draw.
+        relative: The unit of the level, and ``None`` for that of the weights.
+
+    References:
+        Visualizing the Loss Landscape of Neural Nets (Li et al., 2018), https://arxiv.org/abs/1712.09913
+
+    Example:
+        >>> from lightning_noise import noise
+        >>> w = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+        >>> (weight_noise(w, noise.Gaussian(), 0.1, Key(()), "filter") - w).norm(dim=1)
+        tensor([0.5000, 0.0000])
+    """
+    # at least float32, so that half precision is rounded once; a row is what noises take for a sample
+    x = torch.atleast_1d(w.to(torch.promote_types(w.dtype, torch.float32)))
+    if relative == "filter":
+        direction = key.apply(noise, torch.zeros_like(x), 1.0)
+        y = x + level * direction * (_filter_norm(x) / _filter_norm(direction).clamp_min(torch.finfo(x.dtype).tiny))
+    elif relative is not None:
+        y = key.apply(noise, x, (level * unit_of(x, relative)).expand(len(x)))
+    else:
+        y = key.apply(noise, x, level)
+    return y.view_as(w).to(w.dtype)
+
+
+def unit_of(w: Tensor, relative: RelativeTo) -> Tensor:
+    """Returns the standard deviation or the largest absolute value of the weights, a scalar."""
+    return w.std(correction=0) if relative == "std" else w.abs().amax()
+
+
+class PerturbedParameters:
+    """Parameters with noise, from :meth:`enter` to :meth:`exit`.
+
+    In between a part of them can be restored for an update and perturbed again after it, by another draw. What
+    ``module.state_dict()`` returns meanwhile is clean.
+
+    Args:
+        module: The module.
+        params: Which parameters, as in :func:`find_parameters`.
+        noise: The noise.
+        level: The amount.
+        key: The key of the draws.
+        relative: The unit of the level.
+        gradient: The gradient at the noisy weights, ``"straight_through"``, or that with respect to the clean ones,
+            ``"reparametrized"``: before anything else happens to it, it is multiplied by the Jacobian of the noise.
+
+    Raises:
+        ValueError: Nothing is selected, or the parameters are sharded in a way that the options cannot deal with.
+
+    Example:
+        >>> from lightning_noise import noise
+        >>> layer = nn.Linear(2, 2)
+        >>> before = layer.weight.detach().clone()
+        >>> noisy = PerturbedParameters(layer, None, noise.Gaussian(), 0.1, Key((0,)))
+        >>> noisy.enter()
+        >>> bool((layer.weight != before).all()), bool((layer.state_dict()["weight"] == before).all())
+        (True, True)
+        >>> noisy.exit()
+        >>> bool((layer.weight == before).all())
+        True
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: str | Sequence[str] | None,
+        noise: Callable[..., Tensor],
+        level: float,
+        key: Key,
+        *,
+        relative: RelativeTo | None = None,
+        gradient: GradientOf = "straight_through",
+    ):
+        self.module = module
+        self.names = {parameter: name for name, parameter in find_parameters(module, params).items()}
+        self.noise = noise
+        self.level = level
+        self.relative: RelativeTo | None = relative
+        # the gradient of what is added does not depend on the weights
+        self.reparametrized = gradient == "reparametrized" and not (relative is None and getattr(noise, "additive", False))
+        self.clean: dict[nn.Parameter, Tensor] = {}
+        self._updates: Counter[nn.Parameter] = Counter()
+        self._handles: list[Any] = []
+        self._sharded = any(_is_sharded(parameter) for parameter in self.names)
+        # processes that share a tensor must see one noise
+        self.key = key.everywhere if self._sharded else key
+        if self._sharded and self.reparametrized:
+            raise ValueError("gradient='reparametrized' needs whole parameters, but these are sharded over processes")
+
+    def enter(self) -> None:
+        """Perturbs all parameters."""
+        self._reshard()
+        self.perturb(self.names)
+        self._handles = [self.module._register_state_dict_hook(self._put_clean)]
+        for parameter in self.names if self.reparametrized else ():
+            if parameter.requires_grad:
+                handle = parameter.register_hook(partial(self._gradient_of_clean, parameter))
+                # first, because the hooks that are there are about the weights that this noise was given
+                handle.hooks_dict_ref().move_to_end(handle.id, last=False)  # type: ignore[union-attr]
+                self._handles.append(handle)
+
+    def exit(self) -> None:
+        """Restores all parameters."""
+        for handle in self._handles:
+            handle.remove()
+        self.restore(self.names)
+        self._reshard()
+
+    @torch.no_grad()
+    def perturb(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Perturbs those of the parameters that are clean."""
+        found = [parameter for parameter in parameters if parameter in self.names and parameter not in self.clean]
+        weights = [local(parameter) for parameter in found]
+        copies = [torch.empty_like(w) for w in weights]
+        if copies:
+            torch._foreach_copy_(copies, weights)  # type: ignore[attr-defined]
+        self.clean.update(zip(found, copies, strict=True))
+        for parameter, w, copy in zip(found, weights, copies, strict=True):
+            w.copy_(self._noisy(parameter, copy))
+
+    @torch.no_grad()
+    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Restores those of the parameters that are noisy."""
+        found = [parameter for parameter in parameters if parameter in self.clean]
+        if found:  # in place, because optimizers, replicas and graphs know the storage
+            clean = [self.clean.pop(parameter) for parameter in found]
+            torch._foreach_copy_([local(parameter) for parameter in found], clean)  # type: ignore[attr-defined]
+
+    def updated(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Takes note of an update, after which the parameters get another draw."""
+        self._updates.update(parameters)
+
+    def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns the norms of noise and weights for each parameter, on this process, scalars."""
+        return {
+            self.names[parameter]: (_norm(local(parameter).detach().float() - w), _norm(w.float()))
+            for parameter, w in self.clean.items()
+        }
+
+    def _noisy(self, parameter: nn.Parameter, w: Tensor) -> Tensor:
+        key, level, relative = parameter_key(self.key, self.names[parameter], parameter), self.level, self.relative
+        if updates := self._updates[parameter]:
+            key = key / updates
+        if _is_sharded(parameter) and relative is not None:
+            if relative == "filter":
+                _check_rows_are_whole(parameter, self.names[parameter])
+            else:  # which is that of the whole tensor
+                level, relative = level * unit_of(parameter.full_tensor(), relative), None  # type: ignore[attr-defined]
+        return weight_noise(w, self.noise, level, key, relative)
+
+    def _gradient_of_clean(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
+        if parameter not in self.clean:
+            return None
+        with torch.enable_grad():
+            w = self.clean[parameter].detach().requires_grad_()
+            noisy = self._noisy(parameter, w)
+        return torch.autograd.grad(noisy, w, gradient)[0]
+
+    def _put_clean(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            entry, clean = state_dict.get(prefix + name), self.clean.get(parameter)
+            # an entry with memory of its own has been put there by a noise around this one
+            if entry is not None and clean is not None and local(entry).data_ptr() == local(parameter).data_ptr():
+                state_dict[prefix + name] = _like(parameter, clean)
+
+    def _reshard(self) -> None:
+        """Gives back what was gathered of sharded parameters, which is not followed by what happens to the shards."""
+        for module in self.module.modules() if self._sharded else ():
+            if hasattr(module, "reshard"):
+                module.reshard()  # type: ignore[operator]
+
+
+def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None) -> dict[str, nn.Parameter]:
+    """Returns the parameters that are selected, by name; one that several modules share has its first name.
+
+    Args:
+        module: The module.
+        params: A pattern of names or a list of these, in which ``*`` stands for any characters, or else all parameters
+            of two or more dimensions that are trained.
+
+    Raises:
+        ValueError: A pattern selects no floating-point parameter; the message lists the parameters.
+
+    Example:
+        >>> list(find_parameters(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))))
+        ['0.weight']
+        >>> list(find_parameters(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "*.bias"))
+        ['0.bias', '1.bias']
+    """
+    named = {plain_name(name): p for name, p in module.named_parameters() if p.is_floating_point()}
+    if params is None:
+        found = {name: p for name, p in named.items() if p.ndim >= 2 and p.requires_grad}
+        if not found:
+            raise ValueError(f"no parameter of two dimensions is trained; give params=…; parameters are: {_listed(named)}")
+        return found
+    patterns = [params] if isinstance(params, str) else list(params)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise ValueError(f"no parameter matches {pattern!r}; parameters are: {_listed(named)}")
+    return {name: p for name, p in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
+    """Returns the key of the draw of a parameter, which differs from shard to shard of a sharded one."""
+    key = key / "parameter" / name
+    if _is_sharded(parameter):
+        coordinates = parameter.device_mesh.get_coordinate()  # type: ignore[attr-defined]
+        for coordinate, placement in zip(coordinates, parameter.placements, strict=True):  # type: ignore[attr-defined]
+            key = key / coordinate if placement.is_shard() else key
+    return key
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns what this process has of a tensor."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def plain_name(name: str) -> str:
+    """Returns the name without what compiling puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "placements")
+
+
+def _like(parameter: Tensor, w: Tensor) -> Tensor:
+    """What this process has as the tensor that the parameter is."""
+    if not _is_sharded(parameter):
+        return w
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return type(parameter.data).from_local(w, mesh, placements, shape=parameter.shape, stride=parameter.stride())  # type: ignore[attr-defined]
+
+
+def _check_rows_are_whole(parameter: Tensor, name: str) -> None:
+    if any(placement.is_shard() and placement.dim != 0 for placement in parameter.placements):  # type: ignore[attr-defined]
+        raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {parameter.placements}")  # type: ignore[attr-defined]
+
+
+def _filter_norm(w: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(w.flatten(1), dim=1).view(-1, *[1] * (w.ndim - 1)) if w.ndim > 1 else w.abs()
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x)
+
+
+def _listed(named: dict[str, nn.Parameter]) -> str:
+    return ", ".join(f"{name!r} {tuple(p.shape)}" for name, p in named.items())
