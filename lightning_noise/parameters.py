@@ -115,6 +115,7 @@ class PerturbedParameters:
         gradient: GradientOf = "straight_through",
     ):
         self.module = module
+        _reshard(module)
         self.names = {parameter: name for name, parameter in find_parameters(module, params).items()}
         self.noise = noise
         self.level = level
@@ -132,7 +133,6 @@ class PerturbedParameters:
 
     def enter(self) -> None:
         """Perturbs all parameters."""
-        self._reshard()
         self.perturb(self.names)
         self._handles = [self.module._register_state_dict_hook(self._put_clean)]
         for parameter in self.names if self.reparametrized else ():
@@ -147,7 +147,7 @@ class PerturbedParameters:
         for handle in self._handles:
             handle.remove()
         self.restore(self.names)
-        self._reshard()
+        _reshard(self.module)
 
     @torch.no_grad()
     def perturb(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -205,12 +205,6 @@ class PerturbedParameters:
             # an entry with memory of its own has been put there by a noise around this one
             if entry is not None and clean is not None and local(entry).data_ptr() == local(parameter).data_ptr():
                 state_dict[prefix + name] = _like(parameter, clean)
-
-    def _reshard(self) -> None:
-        """Gives back what was gathered of sharded parameters, which is not followed by what happens to the shards."""
-        for module in self.module.modules() if self._sharded else ():
-            if hasattr(module, "reshard"):
-                module.reshard()  # type: ignore[operator]
 
 
 def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None) -> dict[str, nn.Parameter]:
@@ -273,6 +267,13 @@ def _like(parameter: Tensor, w: Tensor) -> Tensor:
         return w
     mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
     return type(parameter.data).from_local(w, mesh, placements, shape=parameter.shape, stride=parameter.stride())  # type: ignore[attr-defined]
+
+
+def _reshard(module: nn.Module) -> None:
+    """Gives back what was gathered of sharded parameters, which does not follow what happens to the shards."""
+    for child in module.modules():  # an evaluation leaves what it gathered, and with it other parameters in the module
+        if any(base.__name__ == "FSDPModule" for base in type(child).__mro__):
+            child.reshard()  # type: ignore[operator]
 
 
 def _check_rows_are_whole(parameter: Tensor, name: str) -> None:

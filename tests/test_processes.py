@@ -12,15 +12,23 @@ import pytest
 import torch
 from conftest import Rows
 
+from lightning_noise import Key, noise
+from lightning_noise.parameters import unit_of, weight_noise
+
 SCRIPT = Path(__file__).with_name("processes.py")
+SHARDED = Path(__file__).with_name("sharded.py")
 Result = dict[str, Any]
+
+
+def execute(script: Path, folder: Path, *arguments: object) -> None:
+    folder.mkdir()
+    command = [sys.executable, str(script), str(folder), *map(str, arguments)]
+    subprocess.run(command, check=True, timeout=240, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def run(folder: Path, strategy: str, devices: int, level: float) -> list[Result]:
     """What each process wrote, the part of the fit and that of the validation in one."""
-    folder.mkdir()
-    arguments = [sys.executable, str(SCRIPT), str(folder), strategy, str(devices), str(level)]
-    subprocess.run(arguments, check=True, timeout=240, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    execute(SCRIPT, folder, strategy, devices, level)
     return [torch.load(folder / f"fit-{rank}.pt") | torch.load(folder / f"{rank}.pt") for rank in range(devices)]
 
 
@@ -95,3 +103,25 @@ def test_early_stopping_ends_all_processes_at_once(noisy):
 
 def test_the_streams_are_not_touched_on_any_process(noisy):
     assert all(result["untouched"] for result in noisy)
+
+
+@pytest.mark.parametrize("relative", ["std", *(pytest.param(unit, marks=pytest.mark.slow) for unit in (None, "max", "filter"))])
+def test_noise_in_sharded_weights_is_one_draw_for_each_shard_and_is_restored(relative, tmp_path):
+    execute(SHARDED, tmp_path / "sharded", relative)
+    one, two = (torch.load(tmp_path / "sharded" / f"{rank}.pt") for rank in range(2))
+    for i, (used, before) in enumerate(zip(one["used"], one["before"], strict=True)):
+        for layer, noisy, w in zip((1, 3), used, before, strict=True):
+            key = Key((5, "weight", *divmod(i, 3))) / "parameter" / f"net.{layer}.weight"
+            level = 0.5 if relative in (None, "filter") else 0.5 * unit_of(w, relative)
+            unit = "filter" if relative == "filter" else None
+            shards = [weight_noise(part, noise.Gaussian(), level, key / rank, unit) for rank, part in enumerate(w.chunk(2))]
+            assert torch.equal(noisy, torch.cat(shards)), "what the shards gathered is what the keys draw"
+    for result in (one, two):
+        assert len(result["used"]) == 6
+        assert all(result["restored"]), "also in the steps that follow a validation, which leaves weights gathered"
+        assert all(result["saved"])
+        clean, tiny, noisy = (result["measured"][f"robustness/{probe}/loss"] for probe in ("clean", "probe/1e-20", "probe/0.5"))
+        assert clean == tiny != noisy
+        assert "sharded over processes" in result["refused"]
+    for used_by_one, used_by_two in zip(one["used"], two["used"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(used_by_one, used_by_two, strict=True))
