@@ -137,10 +137,7 @@ class PerturbedParameters:
         self._handles = [self.module._register_state_dict_hook(self._put_clean)]
         for parameter in self.names if self.reparametrized else ():
             if parameter.requires_grad:
-                handle = parameter.register_hook(partial(self._gradient_of_clean, parameter))
-                # first, because the hooks that are there are about the weights that this noise was given
-                handle.hooks_dict_ref().move_to_end(handle.id, last=False)  # type: ignore[union-attr]
-                self._handles.append(handle)
+                self._handles.append(_prepended_hook(parameter, partial(self._gradient_of_clean, parameter)))
 
     def exit(self) -> None:
         """Restores all parameters."""
@@ -267,6 +264,14 @@ def _like(parameter: Tensor, w: Tensor) -> Tensor:
         return w
     mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
     return type(parameter.data).from_local(w, mesh, placements, shape=parameter.shape, stride=parameter.stride())  # type: ignore[attr-defined]
+
+
+def _prepended_hook(parameter: nn.Parameter, hook: Callable[[Tensor], Tensor | None]) -> Any:
+    """Registers a hook to run before those that are there, which are about the weights that this noise was given."""
+    handle = parameter.register_hook(hook)
+    hooks: dict[int, Any] = handle.hooks_dict_ref()  # type: ignore[assignment]
+    hooks.update([(key, hooks.pop(key)) for key in list(hooks) if key != handle.id])
+    return handle
 
 
 def _reshard(module: nn.Module) -> None:

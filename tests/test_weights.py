@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_FEATURES, Classifier, assert_same, fit, loader, weights
+from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from pytorch_lightning import callbacks as callbacks_of_lightning
+from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
-from lightning_noise import Key, WeightNoise, noise
+from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise
+from lightning_noise.parameters import PerturbedParameters, find_parameters, weight_noise
 
 EPS = 1e-4  # of Adam, whose own is 0 in float16
 LEVELS = {"weight": 0.3, "second": 0.2}
@@ -36,7 +45,14 @@ class Hand:
         self.module, self.n = module, n
 
     @contextmanager
-    def noise(self, epoch: int, batch_idx: int, updates: int = 0, part: nn.Module | None = None) -> Iterator[None]:
+    def noise(
+        self,
+        epoch: int,
+        batch_idx: int,
+        updates: int = 0,
+        part: nn.Module | None = None,
+        levels: dict[str, float] = LEVELS,
+    ) -> Iterator[None]:
         chosen = {
             name: p
             for name, p in self.module.named_parameters()
@@ -44,7 +60,7 @@ class Hand:
         }
         clean = {name: p.detach().clone() for name, p in chosen.items()}
         with torch.no_grad():
-            for callback, level in [*LEVELS.items()][: self.n]:
+            for callback, level in [*levels.items()][: self.n]:
                 for name, p in chosen.items():
                     p.copy_(self._noisy(callback, level, name, p, (epoch, batch_idx), updates))
         try:
@@ -394,3 +410,454 @@ def _unclipped(module, hand):
             scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+
+
+# --- weights are clean whenever anybody but the forward and the backward pass can look
+
+NOISE = {"noise": noise.Gaussian(), "level": 0.5, "seed": 5}
+
+
+class Watch(pl.Callback):
+    """Takes note of where the weights are noisy, in a run that does not change them."""
+
+    HOOKS: ClassVar = [name for name in dir(pl.Callback) if name.startswith("on_") and "checkpoint" not in name]
+
+    def __init__(self):
+        self.noisy: set[str] = set()
+        self.clean: list[Tensor] | None = None
+        for hook in self.HOOKS:
+            setattr(self, hook, self._watching(hook))
+
+    def _watching(self, hook: str) -> Callable[..., None]:
+        def watch(trainer, pl_module, *args, **kwargs):
+            self.clean = weights(pl_module) if self.clean is None else self.clean
+            if not all(torch.equal(one, two) for one, two in zip(weights_of(pl_module), self.clean, strict=True)):
+                self.noisy.add(hook)
+
+        return watch
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    """The parameters themselves; the state dict of a module is clean."""
+    return [parameter.detach() for parameter in module.parameters()]
+
+
+def still(kind: type[Network]) -> Callable[[], Network]:
+    return lambda: kind(lr=0.0)
+
+
+def test_weights_are_noisy_only_until_the_backward_pass_is_over():
+    for n, accumulate in ((1, 1), (2, 1), (1, 2)):
+        watch = Watch()
+        fit([*callbacks(n), watch], module=still(Network), val_check_interval=1, accumulate_grad_batches=accumulate)
+        assert watch.noisy == {"on_before_zero_grad", "on_before_backward"}
+
+
+def test_manual_updates_are_those_of_clean_weights():
+    after, before = Watch(), Watch()
+    fit([before, *callbacks(2), after], module=still(TwoUpdates), val_check_interval=1)
+    assert after.noisy == {"on_before_backward", "on_after_backward"}
+    assert before.noisy == after.noisy | {"on_before_optimizer_step"}
+
+
+class Breaking(Network):
+    def __init__(self, where: str, error: type[BaseException]):
+        super().__init__(lr=0.0)
+        self.where, self.error = where, error
+
+    def forward(self, x):
+        if self.where == "forward" and self.training:
+            raise self.error("stop")
+        return super().forward(x)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.where == "backward":
+            loss.register_hook(self._break)
+        return None if self.where == "returns None" else loss
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.where == "returns -1" else None
+
+    def on_before_backward(self, loss):
+        if self.where == "before the backward pass":
+            raise self.error("stop")
+
+    def _break(self, gradient):
+        raise self.error("stop")
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.* returned `None`")  # Lightning's word on it
+@pytest.mark.parametrize("n", [1, 2], ids=["one noise", "two noises"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["forward", "before the backward pass", "backward", "returns None", "returns -1"])
+def test_weights_are_restored_whatever_ends_the_step(where, error, n):
+    module = Breaking(where, error)
+    before = weights_of(module)
+    clean = [w.clone() for w in before]
+    trainer = make_trainer(callbacks(n), num_sanity_val_steps=0)
+    if where.startswith("returns"):
+        trainer.fit(module, loader(), loader())
+    else:
+        with pytest.raises((error, SystemExit)):
+            trainer.fit(module, loader(), loader())
+    assert_same(weights_of(module), clean)
+    assert all(w.data_ptr() == p.data_ptr() for w, p in zip(before, module.parameters(), strict=True))
+    assert not module._state_dict_hooks
+
+
+class Saving(pl.Callback):
+    """Saves in the middle of a step."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step == 1:
+            for weights_only in (False, True):
+                trainer.save_checkpoint(self.folder / f"{weights_only}.ckpt", weights_only=weights_only)
+            torch.save(pl_module.state_dict(), self.folder / "state.pt")
+            self.noisy = [w.clone() for w in weights_of(pl_module)]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 1:
+            self.clean = weights(pl_module)
+
+
+@pytest.mark.parametrize("n", [1, 2], ids=["one noise", "two noises"])
+@pytest.mark.parametrize("make", [Network, Manual])
+def test_what_is_saved_within_a_step_is_clean(make, n, tmp_path):
+    saving = Saving(tmp_path)
+    fit([*callbacks(n), saving], module=make, train=loader())
+    assert not all(torch.equal(one, two) for one, two in zip(saving.noisy, saving.clean, strict=True))
+    for weights_only in (False, True):
+        checkpoint = torch.load(tmp_path / f"{weights_only}.ckpt", weights_only=False)
+        assert_same([*checkpoint["state_dict"].values()], saving.clean)
+    assert_same([*torch.load(tmp_path / "state.pt").values()], saving.clean)
+
+
+class Tied(Network):
+    """One weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[1] = nn.Linear(N_FEATURES, N_FEATURES)
+        self.net[3] = nn.Linear(N_FEATURES, N_FEATURES)
+        self.net[4] = nn.Linear(N_FEATURES, N_CLASSES)
+        self.net[3].weight = self.net[1].weight
+        self.used: list[Tensor] = []
+
+    def forward(self, x):
+        self.used.append(weights_of(self)[0].clone())
+        return super().forward(x)
+
+
+def test_a_tied_weight_gets_noise_once_and_stays_tied(tmp_path):
+    saving = Saving(tmp_path)
+    module, _ = fit([WeightNoise(**NOISE), saving], module=Tied, train=loader(), limit_val_batches=0)
+    assert module.net[1].weight is module.net[3].weight
+    pl.seed_everything(0, verbose=False)
+    key = Key((5, "weight", 0, 0), rank=0) / "parameter" / "net.1.weight"
+    assert torch.equal(module.used[0], noise.Gaussian()(weights(Tied())[0], 0.5, generator=key.generator("cpu")))
+    saved = torch.load(tmp_path / "state.pt")
+    assert torch.equal(saved["net.1.weight"], saving.clean[0])
+    assert saved["net.1.weight"].data_ptr() == saved["net.3.weight"].data_ptr()
+
+
+def averaging() -> list[pl.Callback]:
+    """The callbacks of this Lightning that average weights."""
+    averages: list[pl.Callback] = [StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)]
+    for name in ("WeightAveraging", "EMAWeightAveraging"):
+        averages += [getattr(callbacks_of_lightning, name)()] if hasattr(callbacks_of_lightning, name) else []
+    return averages
+
+
+@pytest.mark.parametrize("i", range(len(averaging())), ids=[type(average).__name__ for average in averaging()])
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_averages_are_those_of_clean_weights(i, first):
+    """With a learning rate of 0 every average is what the weights are."""
+    average = averaging()[i]
+    if isinstance(average, StochasticWeightAveraging):
+        average._swa_lrs = 0.0
+    noisy: list[pl.Callback] = [*callbacks(2)]
+    module, _ = fit([average, *noisy] if first else [*noisy, average], module=still(Network), max_epochs=3)
+    pl.seed_everything(0, verbose=False)
+    # a mean of equal numbers is off by its rounding
+    torch.testing.assert_close(weights(module), weights(still(Network)()), rtol=1e-6, atol=0)
+
+
+class Normalised(Network):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(N_FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, N_CLASSES))
+
+
+def test_statistics_of_batch_normalisation_are_those_of_the_noisy_passes():
+    """Restored after each pass, they would be those of the initialisation for ever."""
+    module, _ = fit([WeightNoise(**NOISE)], module=Normalised, train=loader())
+    pl.seed_everything(0, verbose=False)
+    expected = Normalised()
+    loop = Hand(expected, 1)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
+    expected.train()
+    for epoch, i, batch in batches():
+        optimizer.zero_grad()
+        with loop.noise(epoch, i, levels={"weight": 0.5}):
+            loss_of(expected, batch).backward()
+        optimizer.step()
+    assert_same(weights(module), weights(expected))
+    x = Rows(13, seed=1).x
+    assert torch.equal(module.eval()(x), expected.eval()(x))
+    assert not torch.equal(module.net[2].running_var, torch.ones(8))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpoints_are_recomputed_with_the_noisy_weights(reentrant):
+    class Checkpointed(Network):
+        def forward(self, x):
+            return checkpoint(self.net, x.requires_grad_(), use_reentrant=reentrant)
+
+    for gradient in ("straight_through", "reparametrized"):
+        callback = {"noise": noise.Speckle(), "level": 0.5, "gradient": gradient}
+        with_, _ = fit([WeightNoise(**callback)], module=Checkpointed)
+        without, _ = fit([WeightNoise(**callback)], module=Network)
+        assert_same(weights(with_), weights(without))
+
+
+# --- the gradient
+
+
+class Conv(Network):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Unflatten(1, (1, N_FEATURES)), nn.Conv1d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(24, N_CLASSES)
+        )
+
+
+UNITS = [(noise.Gaussian(), unit) for unit in (None, "std", "max", "filter")]
+MULTIPLICATIVE = [noise.Speckle(), noise.DropConnect(), noise.FeatureDropout(rescale=False), noise.Scaling(), noise.SNR()]
+
+
+@pytest.mark.parametrize("n", [1, 2], ids=["one noise", "two noises"])
+@pytest.mark.parametrize(("member", "unit"), [*UNITS, *((member, None) for member in MULTIPLICATIVE)], ids=repr)
+def test_the_reparametrized_gradient_is_that_of_the_loss_as_a_function_of_the_clean_weights(member, unit, n):
+    pl.seed_everything(0, verbose=False)
+    module = Conv().double()
+    batch = [Rows(8).x.double(), Rows(8).y]
+    keys = [Key((callback, 3)) for callback in ("a", "b")][:n]
+    clean = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+    noisy = dict(clean)
+    for key in keys:
+        for name in ("net.1.weight", "net.4.weight"):
+            noisy[name] = weight_noise(noisy[name], member, 0.3, key / "parameter" / name, unit)
+    F.cross_entropy(functional_call(module, noisy, (batch[0],)), batch[1]).backward()
+    perturbed = []
+    for key in keys:  # the second is within the first
+        perturbed.append(PerturbedParameters(module, None, member, 0.3, key, relative=unit, gradient="reparametrized"))
+        perturbed[-1].enter()
+    loss_of(module, batch).backward()
+    for one in reversed(perturbed):
+        one.exit()
+    for name, p in module.named_parameters():
+        assert p.grad is not None
+        # the same derivative by two orders of the same sums, in float64
+        torch.testing.assert_close(p.grad, clean[name].grad, rtol=1e-12, atol=1e-14)
+        assert torch.equal(p, clean[name])
+        assert not p._backward_hooks
+
+
+@pytest.mark.parametrize("n", [1, 2], ids=["one noise", "two noises"])
+@pytest.mark.parametrize("make", [Network, Manual, TwoBackwards, TwoUpdates, Accumulating])
+def test_reparametrized_additive_noise_is_that_of_the_straight_through_gradient(make, n):
+    """The derivative of what is added is 1; the second noise is in units of the weights, and left out for one of them."""
+    one = fit(callbacks(n, gradient="reparametrized")[:1], module=make, train=loader())[0]
+    two = fit(callbacks(1), module=make, train=loader())[0]
+    assert_same(weights(one), weights(two))
+
+
+@pytest.mark.parametrize("make", [Network, Manual], ids=["automatic", "manual"])
+def test_the_reparametrized_gradient_is_exact_for_scaled_gradients(make):
+    """Power-of-two scales do not round, so the scaled run in float32 equals the one that is not scaled."""
+
+    def run(**settings):
+        callback = WeightNoise(noise.Speckle(), 0.5, gradient="reparametrized")
+        return weights(fit([callback], module=make, train=loader(), **settings)[0])
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    autocast = MixedPrecision("16-mixed", "cpu", scaler)
+    autocast.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)  # type: ignore[method-assign]
+    assert_same(run(plugins=[autocast]), run())
+
+
+# --- which parameters, in which units
+
+
+def test_the_units_of_the_level_are_what_they_are_called():
+    w = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    key = Key(("a",))
+    drawn = weight_noise(w, noise.Gaussian(), 1.0, key) - w
+    added = {unit: weight_noise(w, noise.Gaussian(), 0.3, key, unit) - w for unit in ("std", "max", "filter")}
+    # one rounding of the sum, and one of the difference
+    torch.testing.assert_close(added["std"], 0.3 * w.std(correction=0) * drawn, rtol=0, atol=1e-14)
+    torch.testing.assert_close(added["max"], 0.3 * w.abs().max() * drawn, rtol=0, atol=1e-14)
+    torch.testing.assert_close(added["filter"].flatten(1).norm(dim=1), 0.3 * w.flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(F.normalize(added["filter"].flatten(1)), F.normalize(drawn.flatten(1)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["std", "max", "filter"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(unit, dtype):
+    w = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = weight_noise(w.float(), noise.Gaussian(), 0.3, Key(()), unit).to(dtype)
+    assert torch.equal(weight_noise(w, noise.Gaussian(), 0.3, Key(()), unit), expected)
+
+
+@pytest.mark.parametrize("unit", [None, "std", "max", "filter"])
+@pytest.mark.parametrize("w", [torch.tensor(2.0), torch.ones(3), torch.zeros(2, 3)], ids=repr)
+def test_tensors_without_a_second_dimension_or_size_get_finite_noise(w, unit):
+    y = weight_noise(w, noise.Gaussian(), 0.3, Key(()), unit)
+    assert y.shape == w.shape
+    assert y.isfinite().all()
+    if unit is not None and not w.any():
+        assert torch.equal(y, w), "relative to nothing is nothing"
+
+
+def test_parameters_are_selected_by_patterns():
+    module = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.BatchNorm1d(3), "c": nn.Embedding(4, 2)})
+    module["c"].weight.requires_grad_(False)
+    assert list(find_parameters(module)) == ["a.weight"]
+    assert list(find_parameters(module, "*")) == ["a.weight", "a.bias", "b.weight", "b.bias", "c.weight"]
+    assert list(find_parameters(module, ["c.*", "a.bias"])) == ["a.bias", "c.weight"]
+    module["a"] = torch.compile(module["a"])  # type: ignore[assignment]
+    assert list(find_parameters(module)) == ["a.weight"]
+    with pytest.raises(
+        ValueError, match=r"no parameter matches 'd\.\*'; parameters are: 'a.weight' \(3, 2\), 'a.bias' \(3,\), "
+    ):
+        find_parameters(module, ["a.*", "d.*"])
+    with pytest.raises(ValueError, match=r"no parameter of two dimensions is trained; give params=…; parameters are: 'weight'"):
+        find_parameters(nn.BatchNorm1d(3))
+
+
+def test_only_the_selected_parameters_get_noise():
+    class Looking(Network):
+        def forward(self, x):
+            self.used = [w.clone() for w in weights_of(self)]
+            return super().forward(x)
+
+    callback = WeightNoise(noise.Gaussian(), 0.5, params="net.4.*")
+    module, _ = fit([callback], module=lambda: Looking(lr=0.0), limit_val_batches=0)
+    changed = [not torch.equal(one, two) for one, two in zip(module.used, weights_of(module), strict=True)]
+    assert changed == [False, False, True, True]
+
+
+def test_parameters_of_one_shape_have_draws_of_their_own():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    module.load_state_dict({name: torch.zeros_like(w) for name, w in module.state_dict().items()})
+    noisy = PerturbedParameters(module, "*", noise.Gaussian(), 1.0, Key(()))
+    noisy.enter()
+    one, two = weights_of(module)[::2]
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"params": "encoder.*"}, r"no parameter matches 'encoder\.\*'; parameters are: 'net\.1\.weight' \(8, 8\)"),
+        ({"noise": noise.Shot()}, "Shot needs data that are not negative"),
+        ({"noise": noise.PatchGaussian(3)}, "PatchGaussian needs samples of at least 2 axes"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_found_in_the_first_batch_though_the_level_is_0(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit([WeightNoise(**{"noise": noise.Gaussian(), "level": 0.0} | arguments)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"level": -0.1}, ValueError, "a level must be finite and not negative"),
+        ({"noise": noise.Speckle(), "relative": "std"}, ValueError, "relative=True is for additive noise"),
+        ({"noise": noise.Gaussian}, TypeError, "a noise must be a value such as"),
+        ({"relative": "mean"}, ValueError, "relative must be 'std', 'max', 'filter' or None, got 'mean'"),
+        ({"gradient": "true"}, ValueError, "gradient must be 'straight_through' or 'reparametrized', got 'true'"),
+        ({"noise": noise.DropConnect(), "level": 1.1}, ValueError, r"a level must be in \[0, 1\]"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        WeightNoise(**{"noise": noise.Gaussian(), "level": 0.1} | arguments)
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_a_strategy_without_whole_parameters_is_refused(name):
+    strategy = type(name, (SingleDeviceStrategy,), {})(device="cpu")
+    with pytest.raises(ValueError, match=f"'weight' cannot work with {name}, which has no whole parameters"):
+        fit([WeightNoise(**NOISE)], strategy=strategy)
+
+
+# --- the log, the warning and the probe
+
+
+def test_the_ratio_of_noise_to_weights_is_logged(tmp_path):
+    logger = CSVLogger(tmp_path)
+    module = still(Network)()
+    fit([WeightNoise(noise.SNR(), 0.25)], module=module, train=loader(), logger=logger, log_every_n_steps=1)
+    rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("noise/weight/ratio")
+    ratios = [float(value) for row in rows[1:] if (value := row.split(",")[column])]
+    assert len(ratios) == 6
+    # the noise of each row has exactly a quarter of its norm, up to the rounding of single sums
+    assert ratios == pytest.approx([0.25] * 6, rel=1e-5)
+
+
+GROWTH = pytest.mark.parametrize(
+    ("arguments", "warns"),
+    [({}, True), ({"relative": "std"}, False), ({"noise": noise.Speckle()}, False)],
+    ids=str,
+)
+
+
+class Growing(Network):
+    """Its weights are three times as large after an epoch."""
+
+    def on_train_epoch_end(self):
+        with torch.no_grad():
+            next(self.parameters()).mul_(3)
+
+
+@GROWTH
+def test_weights_that_outgrow_the_noise_are_warned_of_once(arguments, warns):
+    callback = WeightNoise(**NOISE | {"level": 0.01} | arguments)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit([callback], module=lambda: Growing(lr=0.0), log_every_n_steps=1, max_epochs=4)
+    messages = [str(warning.message) for warning in caught if "twice" in str(warning.message)]
+    assert len(messages) == warns
+    assert all("'net.1.weight' is more than twice what it was when the noise 'weight' began" in message for message in messages)
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_as_a_probe_the_noise_is_one_draw_for_all_batches_and_leaves_the_weights(verb):
+    class Looking(Network):
+        def forward(self, x):
+            if not self.training:
+                used.append(weights_of(self)[0].clone())
+            return super().forward(x)
+
+    used: list[Tensor] = []
+    pl.seed_everything(0, verbose=False)
+    module = Looking(lr=0.0)
+    clean = weights(module)
+    trainer = make_trainer([RobustnessMonitor(WeightNoise(noise.Gaussian(), 0.1, relative="std"), [0.5])], max_epochs=1)
+    if verb == "fit":
+        trainer.fit(module, loader(), loader(Rows(13, seed=1), batch_size=5))
+    else:
+        trainer.validate(module, loader(Rows(13, seed=1), batch_size=5), verbose=False)
+    noisy = used[-1]
+    assert not torch.equal(noisy, clean[0])
+    for i, w in enumerate(used[-9:]):  # for each of three batches that of the module, the clean and the noisy one
+        assert torch.equal(w, noisy if i % 3 == 2 else clean[0])
+    assert_same(weights(module), clean)
