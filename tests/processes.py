@@ -16,7 +16,7 @@ from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, default_collate
 
-from lightning_noise import InputNoise, LabelSmoothing, Mixup, RobustnessMonitor, TargetNoise, labels, noise
+from lightning_noise import InputNoise, LabelSmoothing, Mixup, RobustnessMonitor, TargetNoise, WeightNoise, labels, noise
 from lightning_noise.testing import global_streams
 
 
@@ -58,6 +58,7 @@ class Recorder(Classifier):
     def __init__(self):
         super().__init__()
         self.evaluated: list[torch.Tensor] = []
+        self.used: list[torch.Tensor] = []
         self.dataloader_idx = 0
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
@@ -67,6 +68,8 @@ class Recorder(Classifier):
     def forward(self, x):
         if not self.training and self.dataloader_idx == 0:
             self.evaluated.append(x.clone())
+        if self.training:
+            self.used.append(next(self.parameters()).detach().clone())
         return super().forward(x)
 
 
@@ -93,6 +96,7 @@ class Write(pl.Callback):
     def on_train_end(self, trainer, pl_module: Any):
         self.kept |= {
             "seen": [batch[0] for batch in pl_module.seen],
+            "used": pl_module.used,
             "weights": {key: value.clone() for key, value in pl_module.state_dict().items()},
             "fitted": dict(trainer.callback_metrics),
             "epochs": trainer.current_epoch,
@@ -116,6 +120,8 @@ def main(folder: Path, strategy: str, devices: int, level: float) -> None:
         TargetNoise(labels.FlipLabels(N_CLASSES), level),
         LabelSmoothing(level),
         Mixup(level),
+        WeightNoise(noise.Gaussian(), level, relative="std", gradient="reparametrized"),
+        WeightNoise(noise.Speckle(), level, gradient="reparametrized", name="speckle"),
     ]
     trainer = make_trainer([*perturbed, monitors[0], stopper, Write(folder)], max_epochs=5, **distributed)
     trainer.fit(module, loader(shuffle=True), loaders["robustness"])

@@ -33,6 +33,7 @@ from lightning_noise import (
     Mixup,
     RobustnessMonitor,
     TargetNoise,
+    WeightNoise,
     labels,
     noise,
     schedules,
@@ -52,14 +53,20 @@ CALLBACKS = {
     "mixup": Mixup,
     "mixup, sampled": lambda level: Mixup(level, via="sample", per_sample=True),
     "cutmix": lambda level: CutMix(level, dim=(-1,)),
+    "weight": lambda level: WeightNoise(noise.Gaussian(), level),
+    "weight, reparametrized": lambda level: WeightNoise(noise.Gaussian(), level, relative="std", gradient="reparametrized"),
 }
+# of the same kind as another row, so that they are left to the long tests
+VARIANTS = {"input, some samples", "input, relative", "flips at the loss", "mixup, sampled", "weight, reparametrized"}
 LEVELS: dict[str, Level] = {
     "constant": 0.3,
     "ramp": schedules.Linear(0.0, 0.5),
     "intervals": schedules.Every(0.3, every=2),
     "callable": lambda progress: 0.05 * progress.step,
 }
-every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
+every_callback = pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name, make in CALLBACKS.items()]
+)
 
 
 class Deterministic(Classifier):
@@ -605,7 +612,8 @@ def test_noise_adds_no_graph_to_a_compiled_model(part):
         return counter.frame_count
 
     ramp = schedules.Linear(0.1, 0.5)
-    assert graphs([InputNoise(noise.Gaussian(), ramp)]) == graphs([]) > 0
+    noisy = [InputNoise(noise.Gaussian(), ramp), WeightNoise(noise.Speckle(), ramp, gradient="reparametrized")]
+    assert graphs(noisy) == graphs([]) > 0
 
 
 # --- batches and steps

@@ -25,7 +25,18 @@ from test_schedules import SCHEDULES
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_noise import CutMix, InputNoise, LabelSmoothing, Mixup, RobustnessMonitor, TargetNoise, labels, noise, schedules
+from lightning_noise import (
+    CutMix,
+    InputNoise,
+    LabelSmoothing,
+    Mixup,
+    RobustnessMonitor,
+    TargetNoise,
+    WeightNoise,
+    labels,
+    noise,
+    schedules,
+)
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.schedules import Progress
 
@@ -191,6 +202,19 @@ ON_TARGETS = [
     partial(Mixup, RAMP, inputs="x", targets="y", via="batch", per_sample=True, n_classes=3, seed=3, name="mix"),
     partial(CutMix, RAMP, dim=(-1,), inputs=[0], targets="y", via="batch", per_sample=True, n_classes=3, seed=3, name="cut"),
 ]
+IN_THE_MODEL = [
+    partial(
+        WeightNoise,
+        noise.Uniform(),
+        RAMP,
+        relative="filter",
+        params=["*.weight"],
+        gradient="reparametrized",
+        seed=3,
+        name="in",
+    ),
+    partial(WeightNoise, Brighter(2.0), halved, params="net.*"),
+]
 LABELS = [
     labels.SmoothLabels(),
     labels.SmoothLabels(n_classes=4),
@@ -203,6 +227,11 @@ LABELS = [
 
 @pytest.mark.parametrize("call", ON_TARGETS, ids=lambda call: call.func.__name__)
 def test_noise_in_targets_reads_back_with_all_arguments(call, tmp_path: Path):
+    assert_reads_back(call, tmp_path)
+
+
+@pytest.mark.parametrize("call", IN_THE_MODEL, ids=lambda call: str(spec(call)["init_args"]))
+def test_noise_in_the_model_reads_back(call, tmp_path: Path):
     assert_reads_back(call, tmp_path)
 
 
@@ -283,7 +312,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("call", [*CALLBACKS, *ON_TARGETS], ids=lambda call: call.func.__name__)
+@pytest.mark.parametrize("call", [*CALLBACKS, *ON_TARGETS, IN_THE_MODEL[0]], ids=lambda call: call.func.__name__)
 def test_no_argument_is_left_at_its_default(call):
     given = arguments(call)
     for name, parameter in inspect.signature(call.func).parameters.items():

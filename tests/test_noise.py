@@ -32,8 +32,10 @@ NOISES = [
     noise.Masking(dim=(-1,), value=0.5),
     noise.FeatureDropout(),
     noise.FeatureDropout(rescale=False),
+    noise.DropConnect(),
     noise.SwapNoise(),
 ]
+DROPOUTS = (noise.FeatureDropout(), noise.DropConnect())
 MASKING = tuple(member for member in NOISES if isinstance(member, noise.Masking))
 Draw = Callable[[torch.Generator], torch.Tensor]
 EXEMPT = {(noise.Shot, testing.takes_a_level_for_each_sample)}  # the number of its draws depends on the level
@@ -116,6 +118,8 @@ def moments(member: noise.Noise, value: float, level: float) -> tuple[float, flo
             mean, square = (1 - level) * value, (1 - level) * value**2
             kept = 1 - level if member.rescale else 1
             return mean / kept, (square - mean**2) / kept**2
+        case noise.DropConnect():
+            return value, level / (1 - level) * value**2
         case noise.Impulse():
             mean = (1 - level) * value + level / 2
             return mean, (1 - level) * value**2 + level / 2 - mean**2
@@ -199,6 +203,7 @@ DRAWS: dict[type[noise.Noise], list[Draw]] = {
     noise.PatchGaussian: [uniforms(2, 6), normals(6, 3, 3, 3)],
     noise.Masking: [uniforms(2, 2, 6)],
     noise.FeatureDropout: [uniforms(6, 3, 8, 8)],
+    noise.DropConnect: [uniforms(6, 3, 8, 8)],
     noise.SwapNoise: [uniforms(6, 3, 8, 8), lambda generator: torch.randint(5, (6, 3, 8, 8), generator=generator)],
 }
 
@@ -416,6 +421,12 @@ def test_dropped_features_are_zero_and_the_others_scaled(generator):
     assert (noise.FeatureDropout()(x, 1.0, generator=generator) == 0).all()
 
 
+def test_drop_connect_is_the_dropout_of_features_under_another_name():
+    x = torch.rand(50, 40)
+    one, two = (member(x, 0.3, generator=torch.Generator().manual_seed(0)) for member in DROPOUTS)
+    assert torch.equal(one, two)
+
+
 def test_a_swapped_cell_comes_from_its_column_and_any_other_row(generator):
     rows, columns = 5, 4000
     codes = torch.arange(rows)[:, None] + 10 * torch.arange(columns)  # each cell is another number
@@ -499,7 +510,7 @@ def test_a_level_that_is_no_amount_is_refused(member, level, generator):
         member(torch.zeros(2, 2, 2), level, generator=generator)
 
 
-@pytest.mark.parametrize("member", [noise.Impulse(0.0, 1.0), *MASKING, noise.FeatureDropout(), noise.SwapNoise()], ids=repr)
+@pytest.mark.parametrize("member", [noise.Impulse(0.0, 1.0), *MASKING, *DROPOUTS, noise.SwapNoise()], ids=repr)
 def test_a_share_above_one_is_refused(member, generator):
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
         member(torch.zeros(2, 2, 2), 1.5, generator=generator)

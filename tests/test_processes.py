@@ -58,6 +58,12 @@ def test_the_input_noise_differs_between_the_processes(noisy, clean):
     assert not torch.allclose(added[0], added[1])
 
 
+def test_the_weight_noise_differs_between_the_processes(noisy, clean):
+    one, two = noisy
+    assert torch.equal(clean[0]["used"][0], clean[1]["used"][0])
+    assert all(not torch.equal(a, b) for a, b in zip(one["used"], two["used"], strict=True))
+
+
 def test_the_data_set_is_untouched_on_each_process(noisy):
     for result in noisy:
         assert torch.equal(result["data"], Rows().x)
