@@ -94,8 +94,7 @@ class NoiseCallback(Callback, Perturbing):
         self._measured = {"level": self.level_in_force} if training and _log_now(trainer) else None
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
-        seed = _run_seed() if self.seed is None else self.seed
-        key = Key((seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
+        key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
         return self.perturbation(trainer, trainer.lightning_module, batch, self.level_in_force, key)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -131,6 +130,10 @@ class NoiseCallback(Callback, Perturbing):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         TrainingDispatcher.detach(trainer)
+
+    @property
+    def _seed(self) -> int:
+        return _run_seed() if self.seed is None else self.seed
 
     def _check_run(self, trainer: Trainer) -> None:
         """Refuses what cannot work in this run at its start and not hours later."""
