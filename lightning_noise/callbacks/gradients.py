@@ -1,0 +1,183 @@
+"""Noise in the gradients."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.noise import Noise
+from lightning_noise.perturb import NoiseFunction, check_options
+from lightning_noise.rng import Key
+from lightning_noise.schedules import InverseTime, Level
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+    from torch.optim import Optimizer
+
+__all__ = ["GradientNoise"]
+
+
+class GradientNoise(NoiseCallback):
+    r"""Perturbs the gradients of each update.
+
+    .. math:: g_t \leftarrow \text{noise}(g_t, s_t)
+
+    It acts once for each update, on the gradients of the optimizer that steps: after the backward pass, the mean over the
+    processes and the removal of the loss scale of mixed precision, and before the gradients are clipped. Under accumulation
+    that is once for all batches of the update, at the level of the last. What is clipped is the noisy gradient. Nothing is
+    undone: the next update begins with new gradients. At level 0, and where a gradient is ``None``, nothing is done.
+
+    The draws are the same on all processes, or else the replicas would part; shards of one parameter have draws of their own.
+    All evaluations of a closure in one update, as of LBFGS, get the same draw, and the updates of several optimizers in one
+    manual step different ones, at the level of their batch. An optimizer that steps past Lightning, as that of
+    ``self.optimizers(use_pl_optimizer=False)`` does, gets no noise: there is no hook.
+
+    It logs ``noise/<name>/level`` and ``noise/<name>/ratio``, the norm of the noise over that of the gradient, both over all
+    parameters of the last update of the batch.
+
+    Args:
+        noise: The noise, such as :class:`~lightning_noise.noise.Gaussian`.
+        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
+            For Gaussian noise it is the standard deviation, in the units of the gradient. Left out, it is ``InverseTime(0.1)``,
+            whose variance is :math:`\eta / (1 + t)^{0.55}` after :math:`t` updates, with :math:`\eta = 0.01`, the smallest of
+            the three of the source; the others are ``InverseTime(0.3**0.5)`` and ``InverseTime(1.0)``.
+        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
+        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+
+    Raises:
+        TypeError: A gradient is sparse.
+        ValueError: A level is wrong, or the strategy keeps its gradients in flat or partitioned buffers.
+
+    References:
+        Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
+        https://arxiv.org/abs/1511.06807
+
+    Example:
+        >>> from lightning_noise import noise
+        >>> GradientNoise(noise.Gaussian()).level
+        InverseTime(start=0.1, exponent=0.275, timescale=1.0, begin=0.0, unit='step')
+    """
+
+    is_probe: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        noise: Noise | NoiseFunction,
+        level: Level | None = None,
+        *,
+        seed: int | None = None,
+        name: str = "gradient",
+    ):
+        level = InverseTime(0.1) if level is None else level
+        super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
+        check_options(noise, relative=False)
+        self.noise = noise
+
+    def check(self, pl_module: LightningModule, batch: Any) -> None:
+        """Does nothing: every batch will do."""
+
+    def perturbation(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key
+    ) -> AbstractContextManager[Any]:
+        return nullcontext(batch)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        _check_strategy(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self.level_in_force != 0:
+            # no rank: all processes must add the same noise
+            key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
+            self._perturb(_gradients(pl_module, optimizer), key, _scale(trainer, optimizer))
+
+    @torch.no_grad()
+    def _perturb(self, gradients: dict[str, Tensor], key: Key, scale: Tensor | None) -> None:
+        signal = error = torch.zeros(())
+        for name, gradient in gradients.items():
+            clean = None if self._measured is None else gradient.clone()
+            local = _local(gradient)
+            local.copy_(self._noisy(local, _sharded(key / name, gradient), scale))
+            if clean is not None:
+                signal, error = signal + _energy(clean), error + _energy(gradient.float() - clean.float())
+        if self._measured is not None:
+            self._measured["ratio"] = (error / signal).sqrt()
+
+    def _noisy(self, gradient: Tensor, key: Key, scale: Tensor | None) -> Tensor:
+        if scale is None:
+            return key.apply(self.noise, gradient, self.level_in_force)
+        noisy = key.apply(self.noise, gradient / scale, self.level_in_force) * scale
+        # what is not finite tells the scaler to skip the update, and some noises would remove it
+        return torch.where(gradient.isfinite(), noisy, gradient)
+
+
+def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The gradients that the optimizer will use, each once, by the name of the parameter."""
+    names = {parameter: name.replace("_orig_mod.", "") for name, parameter in pl_module.named_parameters()}
+    parameters = dict.fromkeys(parameter for group in optimizer.param_groups for parameter in group["params"])
+    # a parameter that no module has is known by its place in the optimizer
+    named = {names.get(parameter, str(i)): _whole(parameter) for i, parameter in enumerate(parameters)}
+    found = {name: gradient for name, gradient in named.items() if gradient is not None}
+    for name, gradient in found.items():
+        if gradient.layout != torch.strided:
+            raise TypeError(
+                f"noise needs dense gradients, but that of {name!r} is {gradient.layout}; make its embedding with sparse=False"
+            )
+    return found
+
+
+def _whole(parameter: Any) -> Tensor | None:
+    """The gradient, laid out over the processes as its parameter: noise in each part of a sum would be added up."""
+    gradient = parameter.grad
+    if gradient is not None and getattr(gradient, "placements", None) != getattr(parameter, "placements", None):
+        parameter.grad = gradient.redistribute(placements=parameter.placements)
+    return parameter.grad
+
+
+def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
+    """The factor that is still in the gradients: a fused optimizer removes the loss scale itself, in its step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
+    return scaler.scale(torch.ones((), device=trainer.strategy.root_device))  # get_scale() would wait for the device
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    # by name: there are two Lightnings, and the classes of neither must be needed
+    for strategy in {cls.__name__ for cls in type(trainer.strategy).__mro__} & {"FSDPStrategy", "DeepSpeedStrategy"}:
+        raise ValueError(
+            f"GradientNoise cannot tell the gradients of the parameters apart under {strategy}, which keeps them in flat or "
+            "partitioned buffers; use DDPStrategy or ModelParallelStrategy"
+        )
+
+
+def _energy(x: Tensor) -> Tensor:
+    """The sum of the squares, over all shards."""
+    total = x.float().square().sum()
+    return total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[operator]
+
+
+def _local(tensor: Any) -> Tensor:
+    """The part of a distributed tensor that is on this process, or the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _sharded(key: Key, tensor: Any) -> Key:
+    """The key of the part on this process: one for each shard, the same for its replicas."""
+    for coordinate in _shard(tensor):
+        key = key / coordinate
+    return key
+
+
+def _shard(tensor: Any) -> tuple[int, ...]:
+    """Where this process is in the axes of the mesh along which the tensor is sharded."""
+    if not hasattr(tensor, "placements"):
+        return ()
+    coordinates = zip(tensor.placements, tensor.device_mesh.get_coordinate(), strict=True)
+    return tuple(coordinate for placement, coordinate in coordinates if not placement.is_replicate())

@@ -1,0 +1,480 @@
+"""Noise in the gradients, against loops that are written by hand."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+
+from lightning_noise import GradientNoise, Key, RobustnessMonitor, noise, schedules
+from lightning_noise.schedules import Progress
+
+
+class Plain(Classifier):
+    """Without dropout, so that a loop by hand draws nothing from the global streams either."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.net[3] = nn.Identity()
+
+
+class Adam(Plain):
+    fused = False
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01, fused=self.fused)
+
+
+class Fused(Adam):
+    fused = True
+
+
+class LBFGS(Plain):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
+
+
+class Frozen(Plain):
+    def __init__(self):
+        super().__init__()
+        self.net[1].requires_grad_(False)
+
+
+class Tied(Plain):
+    """The second layer has the weight of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[4] = nn.Linear(8, 8)
+        self.net[4].weight = self.net[1].weight
+
+
+class Manual(Plain):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        optimizer.step()
+
+
+class Gradients(pl.Callback):
+    """Keeps the gradients that it finds before each update."""
+
+    def __init__(self):
+        self.kept: list[dict[str, Tensor | None]] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        found = ((name, parameter.grad) for name, parameter in pl_module.named_parameters())
+        self.kept.append({name: None if gradient is None else gradient.clone() for name, gradient in found})
+
+
+def before_and_after(callback: GradientNoise, **kwargs: Any) -> list[dict[str, tuple[Tensor, Tensor]]]:
+    """The gradients of each update, clean and noisy; both are None, or neither."""
+    before, after = Gradients(), Gradients()
+    fit([before, callback, after], **{"train": loader(), "module": Plain, **kwargs})
+    pairs = [
+        {name: (one[name], two[name]) for name in one if (one[name] is None) == (two[name] is None)}
+        for one, two in zip(before.kept, after.kept, strict=True)
+    ]
+    assert all(len(pair) == len(one) for pair, one in zip(pairs, before.kept, strict=True))
+    return [{name: pair for name, pair in step.items() if pair[0] is not None} for step in pairs]  # type: ignore[misc]
+
+
+def drawn(gradient: Tensor, step: int, name: str, level: float = 0.5) -> Tensor:
+    """What the key of a parameter makes of its gradient."""
+    key = Key((0, "gradient", step)) / "gradient" / name
+    return noise.Gaussian()(gradient, level, generator=key.generator("cpu"))
+
+
+def add_noise(module: nn.Module, step: int, level: float = 0.5) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            parameter.grad = drawn(parameter.grad, step, name, level)
+
+
+def by_hand(
+    make: Callable[[], Any], *, level: float = 0.5, accumulate: int = 1, clip: float = 0.0, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """The weights after two epochs of a loop in plain torch."""
+    pl.seed_everything(0, verbose=False)
+    module = make().to(dtype)
+    optimizer: torch.optim.Optimizer = module.configure_optimizers()
+    batches = list(loader())
+    step = 0
+
+    def closure() -> Any:
+        x, y = batches[i]
+        if i % accumulate == 0:
+            optimizer.zero_grad()
+        loss = F.cross_entropy(module(x.to(dtype)), y) / accumulate
+        loss.backward()
+        if updates:
+            add_noise(module, step, level)
+            if clip:
+                nn.utils.clip_grad_norm_(module.parameters(), clip)
+        return loss
+
+    for _ in range(2):
+        for i in range(len(batches)):
+            updates = (i + 1) % accumulate == 0 or i + 1 == len(batches)
+            if updates:
+                optimizer.step(closure)
+                step += 1
+            else:
+                closure()
+    return weights(module)
+
+
+# --- the loops
+
+
+RUNS: dict[str, tuple[type[Classifier], dict[str, Any], dict[str, Any]]] = {
+    "SGD": (Plain, {}, {}),
+    "Adam, clipped by norm after the noise": (Adam, {"gradient_clip_val": 0.1}, {"clip": 0.1}),
+    "accumulation with a ragged tail": (Plain, {"accumulate_grad_batches": 2}, {"accumulate": 2}),
+    "LBFGS": (LBFGS, {}, {}),
+    "bf16-true": (Plain, {"precision": "bf16-true"}, {"dtype": torch.bfloat16}),
+    "64-true": (Plain, {"precision": "64-true"}, {"dtype": torch.float64}),
+    "frozen parameters": (Frozen, {}, {}),
+    "tied parameters": (Tied, {}, {}),
+}
+
+
+@pytest.mark.parametrize(("module", "settings", "own"), RUNS.values(), ids=RUNS)
+def test_a_run_is_bitwise_the_loop_by_hand(module, settings, own):
+    noisy, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=module, train=loader(), **settings)
+    assert_same(weights(noisy), by_hand(module, **own))
+
+
+def test_manual_optimization_is_bitwise_the_automatic_one():
+    noisy, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=Manual, train=loader())
+    assert_same(weights(noisy), by_hand(Plain))
+
+
+class TwoOptimizers(Plain):
+    """Both update once in each step, the second twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):  # type: ignore[override]
+        return [torch.optim.SGD(self.net[i].parameters(), lr=0.1) for i in (1, 4)]
+
+    def training_step(self, batch, batch_idx):
+        self.train_on(batch, self.optimizers())
+
+    def train_on(self, batch: Any, optimizers: Any, before_step: Callable[[nn.Module], None] = lambda layer: None) -> None:
+        for optimizer, layer in [(optimizers[0], 1), (optimizers[1], 4), (optimizers[1], 4)]:
+            self.zero_grad()
+            F.cross_entropy(self(batch[0]), batch[1]).backward()
+            before_step(self.net[layer])
+            optimizer.step()
+
+
+def test_each_of_several_optimizers_gets_noise_of_its_own_in_its_own_parameters():
+    noisy, trainer = fit([GradientNoise(noise.Gaussian(), 0.5)], module=TwoOptimizers, train=loader())
+    assert trainer.global_step == 2 * 3 * 3
+    pl.seed_everything(0, verbose=False)
+    module, step = TwoOptimizers(), 0
+    names = {parameter: name for name, parameter in module.named_parameters()}
+
+    def add(layer: nn.Module) -> None:
+        nonlocal step
+        for parameter in layer.parameters():
+            assert parameter.grad is not None
+            parameter.grad = drawn(parameter.grad, step, names[parameter])
+        step += 1
+
+    optimizers = module.configure_optimizers()
+    for _ in range(2):
+        for batch in loader():
+            module.train_on(batch, optimizers, add)
+    assert_same(weights(noisy), weights(module))
+
+
+def test_an_optimizer_that_steps_past_lightning_gets_no_noise():
+    class Unwrapped(Manual):
+        def training_step(self, batch, batch_idx):
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            F.cross_entropy(self(batch[0]), batch[1]).backward()
+            optimizer.step()
+
+    noisy, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=Unwrapped, train=loader())
+    assert_same(weights(noisy), by_hand(Plain, level=0.0))
+
+
+def test_every_closure_of_an_update_gets_the_same_noise():
+    steps = before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=LBFGS, max_epochs=1)
+    assert len(steps) > 3
+    name = "net.1.weight"
+    added = [step[name][1] - step[name][0] for step in steps]
+    # of three updates, up to the rounding of numbers of the order of one
+    assert len({tuple(part.flatten().mul(1e4).round().tolist()) for part in added}) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.* returned `None`")  # Lightning's word on it
+def test_a_step_that_returns_nothing_gets_none():
+    class Skipping(Plain):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 0 else loss
+
+    steps = before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=Skipping)
+    assert [len(step) for step in steps] == 2 * [0, 4, 4]
+
+
+# --- what is added
+
+
+def test_the_gradients_are_the_draws_of_their_keys_and_those_of_no_update_are_as_they_were():
+    gate = schedules.Every(0.5, every=3, unit="step")
+    for i, step in enumerate(before_and_after(GradientNoise(noise.Gaussian(), gate))):
+        assert len(step) == 4
+        for name, (clean, noisy) in step.items():
+            assert torch.equal(noisy, drawn(clean, i, name) if i % 3 == 0 else clean)
+
+
+def test_the_default_is_the_variance_of_the_source():
+    level: Any = GradientNoise(noise.Gaussian()).level
+    for step in (0, 1, 10, 100_000):
+        # two roundings of a power
+        assert level(Progress(step, 0, None)) ** 2 == pytest.approx(0.01 / (1 + step) ** 0.55, rel=1e-14)
+
+
+class Flat(pl.LightningModule):
+    """Its gradient is zero, and its weight stays what it is."""
+
+    def __init__(self, n: int = 100_000):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n))
+
+    def training_step(self, batch, batch_idx):
+        return (0 * self.weight).sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_mean_and_variance_of_what_is_added_are_those_of_the_source():
+    added = [step["weight"][1] for step in before_and_after(GradientNoise(noise.Gaussian()), module=Flat)]
+    n = len(added[0])
+    for step, x in enumerate(added):
+        variance = 0.01 / (1 + step) ** 0.55
+        assert abs(x.mean().item()) <= 5 * math.sqrt(variance / n)  # five standard errors
+        assert abs(x.var().item() - variance) <= 5 * variance * math.sqrt(2 / n)
+    correlation = torch.corrcoef(torch.stack(added)) - torch.eye(len(added))
+    assert correlation.abs().max() <= 5 / math.sqrt(n)
+
+
+def test_parameters_of_one_shape_get_different_draws():
+    steps = before_and_after(GradientNoise(lambda x, level, *, generator: torch.rand(x.shape, generator=generator), 0.5))
+    assert all(len({gradient[1].flatten()[0].item() for gradient in step.values()}) == 4 for step in steps)
+
+
+def test_a_shared_parameter_that_the_optimizer_has_twice_gets_noise_once():
+    class Twice(Tied):
+        def configure_optimizers(self):
+            with pytest.warns(UserWarning, match="duplicate parameters"):
+                return torch.optim.SGD([*self.net[1].parameters(), *self.net[4].parameters()], lr=0.1)
+
+    (first, *_) = before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=Twice)
+    assert len(first) == 3
+    for name, (clean, noisy) in first.items():
+        assert torch.equal(noisy, drawn(clean, 0, name))
+
+
+def test_a_parameter_that_no_module_has_gets_noise():
+    class Outside(Plain):
+        def __init__(self):
+            super().__init__()
+            self.outside = [nn.Parameter(torch.zeros(N_CLASSES))]
+
+        def forward(self, x):
+            return self.net(x) + self.outside[0]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([*self.parameters(), *self.outside], lr=0.1)
+
+    module, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=Outside, train=loader(), max_epochs=1, limit_train_batches=1)
+    without, _ = fit(module=Outside, train=loader(), max_epochs=1, limit_train_batches=1)
+    assert (module.outside[0] != without.outside[0]).all()
+
+
+def test_a_compiled_model_gets_the_noise_of_the_model_itself():
+    class Compiled(Plain):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.compile(self.net, backend="eager")  # type: ignore[assignment]
+
+    (compiled, *_) = before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=Compiled, max_epochs=1)
+    assert all("_orig_mod" in name for name in compiled)
+    for name, (clean, noisy) in compiled.items():
+        assert torch.equal(noisy, drawn(clean, 0, name.replace("_orig_mod.", "")))
+
+
+# --- the loss scale
+
+
+def scaled(module: type[Classifier], callback: GradientNoise | None = None, **kwargs: Any) -> tuple[Any, pl.Trainer, Gradients]:
+    """A fit with the loss scale of float16, and the gradients at its updates."""
+    gradients = Gradients()
+    callbacks = [gradients] if callback is None else [callback, gradients]
+    plugins = [MixedPrecision("16-mixed", "cpu")]  # the flag precision="16-mixed" would be bf16-mixed on a CPU
+    return *fit(callbacks, module=module, train=loader(), plugins=plugins, **kwargs), gradients
+
+
+def test_the_noise_of_a_fused_optimizer_is_that_of_the_unfused_one_times_the_loss_scale():
+    *_, fused = scaled(Fused, GradientNoise(noise.Gaussian(), 0.5))
+    *_, unfused = scaled(Adam, GradientNoise(noise.Gaussian(), 0.5))
+    *_, clean = scaled(Adam)
+    scale = 2.0**16
+    for name, gradient in unfused.kept[0].items():
+        # a power of two: nothing is rounded
+        assert torch.equal(fused.kept[0][name] / scale, gradient)  # type: ignore[operator]
+        assert torch.equal(gradient, drawn(clean.kept[0][name], 0, name))  # type: ignore[arg-type]
+
+
+def test_a_fused_optimizer_comes_to_the_weights_of_the_unfused_one():
+    one, two = (scaled(module, GradientNoise(noise.Gaussian(), 0.5))[0] for module in (Fused, Adam))
+    # six steps of 0.01, each rounded in another order
+    torch.testing.assert_close(weights(one), weights(two), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [Adam, Fused])
+def test_an_update_whose_gradients_are_infinite_is_skipped_with_noise_too(module):
+    class Overflowing(module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * math.inf
+
+    def ones(x, level, *, generator):
+        return torch.ones_like(x)
+
+    noisy, trainer, _ = scaled(Overflowing, GradientNoise(ones, 1.0), max_epochs=1)
+    pl.seed_everything(0, verbose=False)
+    assert_same(weights(noisy), weights(Overflowing()))
+    plugin: Any = trainer.precision_plugin
+    assert plugin.scaler.get_scale() == 2.0**13  # halved in each of three updates
+
+
+# --- shards
+
+
+@pytest.mark.parametrize("how", ["data", "tensor"])
+def test_shards_get_draws_of_their_own_and_replicas_the_same(how, tmp_path):
+    arguments = [sys.executable, str(Path(__file__).with_name("shards.py")), str(tmp_path), how]
+    subprocess.run(arguments, check=True, timeout=240, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    whole = {"clean": [], "noisy": []}
+    for rank in range(2):
+        clean, noisy = (torch.load(tmp_path / f"{state}-{rank}.pt") for state in whole)
+        assert len(clean) == 6
+        for name, (is_shard, gradient) in clean.items():
+            key = Key((0, "gradient", 0)) / "gradient" / name
+            generator = (key / rank if is_shard else key).generator("cpu")
+            assert torch.equal(noisy[name][1], noise.Gaussian()(gradient, 0.5, generator=generator))
+            if is_shard or rank == 0:
+                whole["clean"].append(gradient.flatten())
+                whole["noisy"].append(noisy[name][1].flatten())
+        sharded = [name for name, (is_shard, _) in clean.items() if is_shard]
+        assert sharded == ([*clean] if how == "data" else ["net.1.weight", "net.1.bias", "net.4.weight"])
+    clean, noisy = (torch.cat(parts) for parts in whole.values())
+    assert clean.numel() == 8 * 8 + 8 + 2 * 8 + 3 * 8 + 3
+    ratio = pd.read_csv(tmp_path / "metrics.csv")["noise/gradient/ratio"].dropna().item()
+    assert ratio == pytest.approx(((noisy - clean).norm() / clean.norm()).item(), rel=1e-5)  # sums in another order, in float32
+
+
+# --- the log
+
+
+def logged(folder: Path, callback: GradientNoise, **kwargs: Any) -> pd.DataFrame:
+    logger = CSVLogger(folder)
+    fit([callback], module=Plain, train=loader(), logger=logger, **kwargs)
+    return pd.read_csv(Path(logger.log_dir) / "metrics.csv").set_index("step").filter(like="noise/")
+
+
+def test_level_and_ratio_of_the_norms_are_logged_on_the_steps_that_log(tmp_path):
+    ramp = schedules.Linear(0.0, 0.6)
+    written = logged(tmp_path, GradientNoise(noise.Gaussian(), ramp), log_every_n_steps=2).dropna()
+    steps = before_and_after(GradientNoise(noise.Gaussian(), ramp))
+    assert list(written.index) == [1, 3, 5]
+    for i in written.index:
+        clean, noisy = (torch.cat([pair[j].flatten() for pair in steps[i].values()]) for j in (0, 1))
+        assert written["noise/gradient/level"][i] == pytest.approx(0.1 * i)
+        expected = ((noisy - clean).norm() / clean.norm()).item()
+        assert written["noise/gradient/ratio"][i] == pytest.approx(expected, rel=1e-5)  # sums in another order, in float32
+
+
+def test_no_ratio_is_logged_without_noise_and_none_where_the_gradient_is_zero(tmp_path):
+    written = logged(tmp_path / "level 0", GradientNoise(noise.Gaussian(), 0.0), log_every_n_steps=1)
+    assert list(written.columns) == ["noise/gradient/level"]
+    logger = CSVLogger(tmp_path / "zero")
+    fit([GradientNoise(noise.Gaussian(), 0.5)], module=Flat, logger=logger, log_every_n_steps=1)
+    assert "ratio" not in (Path(logger.log_dir) / "metrics.csv").read_text()
+
+
+# --- errors
+
+
+def test_sparse_gradients_are_refused():
+    class Sparse(Plain):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(2, N_FEATURES, sparse=True)
+
+        def forward(self, x):
+            return super().forward(x + self.embedding((x[:, 0] > 0).long()))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(
+        TypeError, match=r"that of 'embedding.weight' is torch.sparse_coo; make its embedding with sparse=False"
+    ):
+        fit([GradientNoise(noise.Gaussian(), 0.5)], module=Sparse)
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_strategies_that_keep_gradients_in_buffers_are_refused(name):
+    strategy = type(name, (SingleDeviceStrategy,), {})("cpu")
+    module = Plain()
+    trainer = make_trainer([GradientNoise(noise.Gaussian())], strategy=strategy)
+    with pytest.raises(ValueError, match=f"under {name}, which keeps them in flat or partitioned buffers"):
+        trainer.fit(module, loader(), loader(Rows(13, seed=1)))
+    assert not module.seen
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: GradientNoise(noise.Gaussian), TypeError, r"a value such as noise.Gaussian\(\)"),  # type: ignore[arg-type]
+        (lambda: GradientNoise(noise.Gaussian(), -0.1), ValueError, "finite and not negative, got -0.1"),
+        (lambda: GradientNoise(noise.FeatureDropout(), 1.5), ValueError, r"in \[0, 1"),
+        (lambda: RobustnessMonitor({"g": GradientNoise(noise.Gaussian())}, [0.1]), ValueError, "'g' cannot be a probe"),
+    ],
+)
+def test_a_wrong_argument_is_refused_when_the_callback_is_made(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
