@@ -1,6 +1,7 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
 from lightning_noise import figures, labels, metrics, noise, schedules, testing
+from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.mixing import CutMix, Mixup
 from lightning_noise.callbacks.robustness import RobustnessMonitor
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CutMix",
+    "GradientNoise",
     "InputNoise",
     "Key",
     "LabelSmoothing",

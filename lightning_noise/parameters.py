@@ -178,7 +178,11 @@ class PerturbedParameters:
         }
 
     def _noisy(self, parameter: nn.Parameter, w: Tensor) -> Tensor:
-        key, level, relative = parameter_key(self.key, self.names[parameter], parameter), self.level, self.relative
+        key, level, relative = (
+            parameter_key(self.key / "parameter", self.names[parameter], parameter),
+            self.level,
+            self.relative,
+        )
         if updates := self._updates[parameter]:
             key = key / updates
         if _is_sharded(parameter) and relative is not None:
@@ -236,7 +240,7 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
 
 def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
     """Returns the key of the draw of a parameter, which differs from shard to shard of a sharded one."""
-    key = key / "parameter" / name
+    key = key / name
     if _is_sharded(parameter):
         coordinates = parameter.device_mesh.get_coordinate()  # type: ignore[attr-defined]
         for coordinate, placement in zip(coordinates, parameter.placements, strict=True):  # type: ignore[attr-defined]

@@ -16,7 +16,17 @@ from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, default_collate
 
-from lightning_noise import InputNoise, LabelSmoothing, Mixup, RobustnessMonitor, TargetNoise, WeightNoise, labels, noise
+from lightning_noise import (
+    GradientNoise,
+    InputNoise,
+    LabelSmoothing,
+    Mixup,
+    RobustnessMonitor,
+    TargetNoise,
+    WeightNoise,
+    labels,
+    noise,
+)
 from lightning_noise.testing import global_streams
 
 
@@ -73,6 +83,16 @@ class Recorder(Classifier):
         return super().forward(x)
 
 
+class Gradients(pl.Callback):
+    """Keeps the gradients that it finds before each update."""
+
+    def __init__(self):
+        self.kept: list[torch.Tensor] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module: Any, optimizer):
+        self.kept.append(torch.cat([parameter.grad.flatten() for parameter in pl_module.parameters()]))
+
+
 class Write(pl.Callback):
     def __init__(self, folder: Path):
         self.folder = folder
@@ -122,8 +142,13 @@ def main(folder: Path, strategy: str, devices: int, level: float) -> None:
         Mixup(level),
         WeightNoise(noise.Gaussian(), level, relative="std", gradient="reparametrized"),
         WeightNoise(noise.Speckle(), level, gradient="reparametrized", name="speckle"),
+        before := Gradients(),
+        GradientNoise(noise.Gaussian(), level),
+        after := Gradients(),
     ]
-    trainer = make_trainer([*perturbed, monitors[0], stopper, Write(folder)], max_epochs=5, **distributed)
+    write = Write(folder)
+    write.kept |= {"gradients": before.kept, "noisy gradients": after.kept}
+    trainer = make_trainer([*perturbed, monitors[0], stopper, write], max_epochs=5, **distributed)
     trainer.fit(module, loader(shuffle=True), loaders["robustness"])
     module.load_state_dict(start)
     trainer = make_trainer([*monitors, Write(folder)], **distributed)

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from lightning_noise import (
     CutMix,
+    GradientNoise,
     InputNoise,
     LabelSmoothing,
     Mixup,
@@ -182,6 +183,8 @@ RAMP = schedules.Linear(0.1, 0.5, begin=1, until=3, unit="epoch")
         partial(InputNoise, noise.Gaussian(), 1, inputs="0.image", clip=(0.0, None)),
         partial(InputNoise, Brighter(2.0), halved, inputs=2, clip=([0.0, -1.0], [1.0, 2.0])),
         partial(InputNoise, shifted, schedules.Every(halved, every=2), inputs=["x.*", 1], clip=(None, [1.0, 2.0])),
+        partial(GradientNoise, noise.Gaussian()),
+        partial(GradientNoise, shifted, halved),
         partial(RobustnessMonitor, noise.Gaussian(), inputs="image", targets="label"),
         partial(RobustnessMonitor, shifted, [0.1, 2], inputs=[0, "x"], targets=2, predict=logits),
         partial(RobustnessMonitor, InputNoise(noise.Uniform(), RAMP, relative=True, name="own"), [0.5]),
@@ -203,6 +206,7 @@ ON_TARGETS = [
     partial(CutMix, RAMP, dim=(-1,), inputs=[0], targets="y", via="batch", per_sample=True, n_classes=3, seed=3, name="cut"),
 ]
 IN_THE_MODEL = [
+    partial(WeightNoise, Brighter(2.0), halved, params="net.*"),
     partial(
         WeightNoise,
         noise.Uniform(),
@@ -213,7 +217,7 @@ IN_THE_MODEL = [
         seed=3,
         name="in",
     ),
-    partial(WeightNoise, Brighter(2.0), halved, params="net.*"),
+    partial(GradientNoise, noise.Uniform(), RAMP, seed=3, name="grad"),
 ]
 LABELS = [
     labels.SmoothLabels(),
@@ -312,7 +316,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("call", [*CALLBACKS, *ON_TARGETS, IN_THE_MODEL[0]], ids=lambda call: call.func.__name__)
+@pytest.mark.parametrize("call", [*CALLBACKS, *ON_TARGETS, *IN_THE_MODEL[1:]], ids=lambda call: call.func.__name__)
 def test_no_argument_is_left_at_its_default(call):
     given = arguments(call)
     for name, parameter in inspect.signature(call.func).parameters.items():

@@ -212,7 +212,7 @@ def test_each_of_several_optimizers_gets_noise_of_its_own_in_its_own_parameters(
     assert_same(weights(noisy), weights(module))
 
 
-def test_an_optimizer_that_steps_past_lightning_gets_no_noise():
+def test_an_optimizer_that_steps_past_lightning_is_an_error_and_no_silence():
     class Unwrapped(Manual):
         def training_step(self, batch, batch_idx):
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
@@ -220,8 +220,10 @@ def test_an_optimizer_that_steps_past_lightning_gets_no_noise():
             F.cross_entropy(self(batch[0]), batch[1]).backward()
             optimizer.step()
 
-    noisy, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=Unwrapped, train=loader())
-    assert_same(weights(noisy), by_hand(Plain, level=0.0))
+    with pytest.raises(ValueError, match="has stepped past Lightning, so 'gradient' did nothing to its gradients"):
+        fit([GradientNoise(noise.Gaussian(), 0.5)], module=Unwrapped, train=loader())
+    without, _ = fit([GradientNoise(noise.Gaussian(), 0.0)], module=Unwrapped, train=loader())
+    assert_same(weights(without), by_hand(Plain, level=0.0))
 
 
 def test_every_closure_of_an_update_gets_the_same_noise():
@@ -461,7 +463,7 @@ def test_strategies_that_keep_gradients_in_buffers_are_refused(name):
     strategy = type(name, (SingleDeviceStrategy,), {})("cpu")
     module = Plain()
     trainer = make_trainer([GradientNoise(noise.Gaussian())], strategy=strategy)
-    with pytest.raises(ValueError, match=f"under {name}, which keeps them in flat or partitioned buffers"):
+    with pytest.raises(ValueError, match=f"'gradient' cannot work with {name}, which has no whole parameters"):
         trainer.fit(module, loader(), loader(Rows(13, seed=1)))
     assert not module.seen
 

@@ -64,6 +64,15 @@ def test_the_weight_noise_differs_between_the_processes(noisy, clean):
     assert all(not torch.equal(a, b) for a, b in zip(one["used"], two["used"], strict=True))
 
 
+def test_the_gradient_noise_is_the_same_on_both_processes(noisy, clean):
+    one, two = noisy
+    for key in ("gradients", "noisy gradients"):
+        assert len(one[key]) == 4
+        assert all(torch.equal(a, b) for a, b in zip(one[key], two[key], strict=True))
+    assert all((a != b).all() for a, b in zip(one["gradients"], one["noisy gradients"], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(clean[0]["gradients"], clean[0]["noisy gradients"], strict=True))
+
+
 def test_the_data_set_is_untouched_on_each_process(noisy):
     for result in noisy:
         assert torch.equal(result["data"], Rows().x)

@@ -56,7 +56,7 @@ class NoiseCallback(Callback, Perturbing):
         max_level: The largest level that has a meaning.
 
     Attributes:
-        is_probe: Whether it may perturb held-out data, as what mixes samples or changes labels may not.
+        is_probe: Whether it may perturb held-out data, as what mixes samples, or changes labels or gradients, may not.
     """
 
     is_probe: ClassVar[bool] = True

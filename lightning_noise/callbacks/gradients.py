@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.noise import Noise
+from lightning_noise.parameters import local, parameter_key, plain_name
 from lightning_noise.perturb import NoiseFunction, check_options
 from lightning_noise.rng import Key
 from lightning_noise.schedules import InverseTime, Level
@@ -34,8 +35,7 @@ class GradientNoise(NoiseCallback):
 
     The draws are the same on all processes, or else the replicas would part; shards of one parameter have draws of their own.
     All evaluations of a closure in one update, as of LBFGS, get the same draw, and the updates of several optimizers in one
-    manual step different ones, at the level of their batch. An optimizer that steps past Lightning, as that of
-    ``self.optimizers(use_pl_optimizer=False)`` does, gets no noise: there is no hook.
+    manual step different ones, at the level of their batch.
 
     It logs ``noise/<name>/level`` and ``noise/<name>/ratio``, the norm of the noise over that of the gradient, both over all
     parameters of the last update of the batch.
@@ -51,7 +51,8 @@ class GradientNoise(NoiseCallback):
 
     Raises:
         TypeError: A gradient is sparse.
-        ValueError: A level is wrong, or the strategy keeps its gradients in flat or partitioned buffers.
+        ValueError: A level is wrong, the strategy keeps its gradients in flat or partitioned buffers, as FSDPStrategy and
+            DeepSpeedStrategy, or in manual optimization an optimizer steps past Lightning, where there is no hook.
 
     References:
         Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
@@ -77,6 +78,7 @@ class GradientNoise(NoiseCallback):
         super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
         check_options(noise, relative=False)
         self.noise = noise
+        self._reached = False  # by the hook before an update
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         """Does nothing: every batch will do."""
@@ -88,22 +90,31 @@ class GradientNoise(NoiseCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        _check_strategy(trainer)
+        check_parameters_are_whole(trainer, self.name)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._reached = True
         if self.level_in_force != 0:
             # no rank: all processes must add the same noise
             key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
             self._perturb(_gradients(pl_module, optimizer), key, _scale(trainer, optimizer))
+
+    def resume(self, optimizer: Optimizer, *, updated: bool) -> None:
+        if updated and not self._reached and self.level_in_force != 0:
+            raise ValueError(
+                f"an optimizer has stepped past Lightning, so {self.name!r} did nothing to its gradients; "
+                "step the one of self.optimizers(), without use_pl_optimizer=False"
+            )
+        self._reached = False
 
     @torch.no_grad()
     def _perturb(self, gradients: dict[str, Tensor], key: Key, scale: Tensor | None) -> None:
         signal = error = torch.zeros(())
         for name, gradient in gradients.items():
             clean = None if self._measured is None else gradient.clone()
-            local = _local(gradient)
-            local.copy_(self._noisy(local, _sharded(key / name, gradient), scale))
+            part = local(gradient)
+            part.copy_(self._noisy(part, parameter_key(key, name, gradient), scale))
             if clean is not None:
                 signal, error = signal + _energy(clean), error + _energy(gradient.float() - clean.float())
         if self._measured is not None:
@@ -119,7 +130,7 @@ class GradientNoise(NoiseCallback):
 
 def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
     """The gradients that the optimizer will use, each once, by the name of the parameter."""
-    names = {parameter: name.replace("_orig_mod.", "") for name, parameter in pl_module.named_parameters()}
+    names = {parameter: plain_name(name) for name, parameter in pl_module.named_parameters()}
     parameters = dict.fromkeys(parameter for group in optimizer.param_groups for parameter in group["params"])
     # a parameter that no module has is known by its place in the optimizer
     named = {names.get(parameter, str(i)): _whole(parameter) for i, parameter in enumerate(parameters)}
@@ -148,36 +159,7 @@ def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     return scaler.scale(torch.ones((), device=trainer.strategy.root_device))  # get_scale() would wait for the device
 
 
-def _check_strategy(trainer: Trainer) -> None:
-    # by name: there are two Lightnings, and the classes of neither must be needed
-    for strategy in {cls.__name__ for cls in type(trainer.strategy).__mro__} & {"FSDPStrategy", "DeepSpeedStrategy"}:
-        raise ValueError(
-            f"GradientNoise cannot tell the gradients of the parameters apart under {strategy}, which keeps them in flat or "
-            "partitioned buffers; use DDPStrategy or ModelParallelStrategy"
-        )
-
-
 def _energy(x: Tensor) -> Tensor:
     """The sum of the squares, over all shards."""
     total = x.float().square().sum()
     return total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[operator]
-
-
-def _local(tensor: Any) -> Tensor:
-    """The part of a distributed tensor that is on this process, or the tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _sharded(key: Key, tensor: Any) -> Key:
-    """The key of the part on this process: one for each shard, the same for its replicas."""
-    for coordinate in _shard(tensor):
-        key = key / coordinate
-    return key
-
-
-def _shard(tensor: Any) -> tuple[int, ...]:
-    """Where this process is in the axes of the mesh along which the tensor is sharded."""
-    if not hasattr(tensor, "placements"):
-        return ()
-    coordinates = zip(tensor.placements, tensor.device_mesh.get_coordinate(), strict=True)
-    return tuple(coordinate for placement, coordinate in coordinates if not placement.is_replicate())

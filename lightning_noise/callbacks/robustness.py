@@ -310,7 +310,7 @@ def _check_probe(tag: str, probe: Probe, relative: bool, clip: Clip | None) -> N
     elif relative or clip is not None:
         raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
     if not getattr(probe, "is_probe", True):
-        raise ValueError(f"{tag!r} cannot be a probe: {type(probe).__name__} mixes samples or changes labels")
+        raise ValueError(f"{tag!r} cannot be a probe: {type(probe).__name__} mixes samples, or changes labels or gradients")
     if getattr(getattr(probe, "noise", probe), "mixes_rows", False):
         raise ValueError(f"{tag!r} cannot be a probe: it mixes rows, so the noise of a sample would depend on its batch")
 
