@@ -1,4 +1,4 @@
-"""Batches perturbed: the place where a noise, its options and a key meet the leaves of a batch."""
+"""Batches and outputs of modules perturbed: the place where a noise, its options and a key meet the leaves of a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import Path, described, dotted, get, replace
+from lightning_noise.batch import Path, described, dotted, get, leaves, replace
 from lightning_noise.noise import Noise, column
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Schedule
@@ -21,6 +21,7 @@ __all__ = [
     "checked_clip",
     "like",
     "perturbed_batch",
+    "perturbed_output",
     "snr_db",
     "try_noise",
 ]
@@ -55,13 +56,33 @@ def perturbed_batch(
         leaf = get(batch, path)
         x = leaf.detach().as_subclass(Tensor)
         levels = _levels(x, level, key, probability, per_sample)
-        y = (key / "leaf" / dotted(path)).apply(noise, x, levels * _std(x) if relative else levels)
+        y = _noisy(x, path, noise, levels, key, relative)
         if clip is not None and y.is_floating_point():  # the codes of categories have no range
             y = _clipped(y, *clip)
         if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
             y = torch.where(column(levels > 0, x), y, x)
         batch = replace(batch, path, like(leaf, y))
     return batch
+
+
+def perturbed_output(output: Any, noise: Callable[..., Tensor], level: float, key: Key, *, relative: bool = False) -> Any:
+    """Returns what a module returned with noise in every floating-point leaf, each with a draw of its own.
+
+    The output itself and its tensors stay as they are. The gradient is that of the noisy output, also of the standard
+    deviation that a relative level is in units of.
+
+    Raises:
+        ValueError: The noise cuts the gradient.
+    """
+    paths = [path for path, leaf in leaves(output) if leaf.is_floating_point()]
+    for path in paths:
+        leaf = get(output, path)
+        y = _noisy(leaf.as_subclass(Tensor), path, noise, level, key, relative)
+        if torch.is_grad_enabled() and leaf.requires_grad and not y.requires_grad:
+            called = getattr(noise, "__name__", type(noise).__name__)
+            raise ValueError(f"{called} cuts the gradient, so that what comes before would not learn: it must not detach x")
+        output = replace(output, path, _as_subclass_of(leaf, y))
+    return output
 
 
 def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
@@ -127,10 +148,18 @@ def checked_clip(clip: Any) -> Clip | None:
 
 def like(leaf: Tensor, y: Tensor) -> Tensor:
     """Returns ``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
+    return _as_subclass_of(leaf, y).requires_grad_(leaf.requires_grad)
+
+
+def _as_subclass_of(leaf: Tensor, y: Tensor) -> Tensor:
     if type(leaf) is not Tensor:
         y = y.as_subclass(type(leaf))
         vars(y).update(vars(leaf))
-    return y.requires_grad_(leaf.requires_grad)
+    return y
+
+
+def _noisy(x: Tensor, path: Path, noise: Callable[..., Tensor], levels: float | Tensor, key: Key, relative: bool) -> Tensor:
+    return (key / "leaf" / dotted(path)).apply(noise, x, levels * _std(x) if relative else levels)
 
 
 def _plain(bound: Tensor | None) -> Bound:
@@ -157,7 +186,7 @@ def _uniform(x: Tensor, level: float | Tensor, *, generator: torch.Generator) ->
 
 def _std(x: Tensor) -> Tensor:
     if x.ndim < 2:
-        raise ValueError(f"relative=True needs samples of more than one number, got an input of shape {tuple(x.shape)}")
+        raise ValueError(f"relative=True needs samples of more than one number, got a tensor of shape {tuple(x.shape)}")
     return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).std(1, correction=0)
 
 
