@@ -1,0 +1,374 @@
+"""Noise in what the modules of a model return."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_noise.batch import described, find_target, get, leaves
+from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.noise import Noise, Shot, Uniform
+from lightning_noise.perturb import NoiseFunction, check_options, perturbed_output
+from lightning_noise.rng import Key
+from lightning_noise.schedules import Level
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+__all__ = ["ActivationNoise", "EmbeddingNoise", "OutputCallback"]
+
+
+@dataclass(frozen=True)
+class _InForce:
+    """What the hooks of a callback act by, as long as a perturbation lasts."""
+
+    batch: Any
+    level: float
+    key: Key
+    calls: Counter[str]  # of each module so far, those in the backward pass left out
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a module while a perturbation is in force, with all that its noise depends on."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    output: Any
+    batch: Any
+    level: float
+    key: Key
+
+
+class OutputCallback(NoiseCallback):
+    """Changes what some modules return, by forward hooks that do nothing unless a perturbation is in force.
+
+    Args:
+        level: The amount.
+        modules: The patterns of their names; left out, the callback chooses.
+        seed: The seed of the draws.
+        name: The name in the log.
+        max_level: The largest level that has a meaning.
+    """
+
+    def __init__(
+        self,
+        level: Level,
+        *,
+        modules: str | Sequence[str] | None,
+        seed: int | None,
+        name: str,
+        max_level: float = math.inf,
+    ):
+        super().__init__(level, seed=seed, name=name, max_level=max_level)
+        self.modules = modules
+        self._handles: list[RemovableHandle] = []
+        self._in_force: _InForce | None = None
+        self._ran: bool | None = None  # whether a module did, since one was to
+
+    @abstractmethod
+    def noisy(self, call: Call) -> Any:
+        """Returns what the module returned with noise in it; neither the output nor its tensors are written to."""
+
+    def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        """Returns the modules whose outputs are changed, by name."""
+        return _matching(pl_module, [self.modules] if isinstance(self.modules, str) else self.modules or [])
+
+    @contextmanager
+    def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
+        before = self._in_force
+        calls = Counter() if before is None else before.calls  # a step that fetches two batches is within both
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_in_force", before)
+            if not self._handles:  # a probe of a monitor, and no callback of this fit
+                stack.callback(self._remove)
+                self._register(pl_module)
+                # what was compiled without hooks would pass them over
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._in_force = _InForce(batch, level, key, calls)
+            yield batch
+        if trainer.training:
+            self._ran = bool(self._ran or calls)
+        elif not calls:
+            self._refuse("the prediction")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._register(pl_module)
+        # what an earlier run has compiled knows of no hooks, and torch does not look again (pytorch #117758)
+        torch.compiler.reset()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._ran = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._ran is False and pl_module.automatic_optimization and not outputs:
+            self._ran = None  # a step that was skipped says nothing
+        if self._ran is False:
+            self._refuse("the training step")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._remove()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._remove()
+
+    def after_forward(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """Returns what the module returns instead of its output, or ``None`` where that stays."""
+        if (force := self._in_force) is None:
+            return None
+        key = force.key / "module" / name / self._index(name, force.calls)
+        return self.noisy(Call(name, module, inputs, output, force.batch, force.level, key)) if force.level else None
+
+    @staticmethod
+    def _index(name: str, calls: Counter[str]) -> int:
+        """Which call of the module this is; with activation checkpointing the backward pass repeats one of the forward pass."""
+        # no public name says whether a backward pass is running
+        if torch._C._current_graph_task_id() == -1:
+            calls[name] += 1
+            return calls[name] - 1
+        if calls[name] > 1:
+            raise ValueError(
+                f"the backward pass computes {name!r} again, by activation checkpointing, and it is not known which of the "
+                f"{calls[name]} calls of this step it is; select modules that are called once in a step"
+            )
+        return 0
+
+    def _register(self, pl_module: LightningModule) -> None:
+        self._handles = [
+            module.register_forward_hook(_Hook(self, name), with_kwargs=True)  # type: ignore[arg-type]
+            for name, module in self.selected(pl_module).items()
+        ]
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _refuse(self, what: str) -> None:
+        raise ValueError(
+            f"{what} called none of the modules that {self.name!r} changes the output of, so it did nothing. Only a call "
+            "module(x) counts, and not module.forward(x) or the use of its weights; say other modules=…"
+        )
+
+
+class ActivationNoise(OutputCallback):
+    r"""Perturbs what modules of the network return, in training.
+
+    Where a selected module returns :math:`h`, what called it gets :math:`\text{noise}(h, \text{level})`. Of a tuple, dict or
+    dataclass, as an LSTM or attention returns it, each floating-point tensor has a draw of its own. The tensors that the module
+    made stay as they are. Gradients flow through the noise: multiplicative noise scales them, and with ``relative`` they know
+    of the standard deviation. A module that is called twice in a step draws twice, and activation checkpointing gets the draw
+    of the forward pass again.
+
+    It acts from the start of the training step to the end of the backward pass, never in validation, test and prediction. At
+    level 0 nothing is done. The draws differ from process to process. The modules have forward hooks from the start of the fit
+    to its end. In a compiled model these break the graph, so ``fullgraph=True`` does not go with them, and what was compiled
+    before is compiled again.
+
+    As a probe of a :class:`~lightning_noise.RobustnessMonitor` each sample has a draw of its own, so the first axis of what is
+    perturbed must be that of the samples.
+
+    It logs ``noise/<name>/level``.
+
+    Args:
+        noise: The noise, such as :class:`~lightning_noise.noise.Gaussian` or :class:`~lightning_noise.noise.Speckle`.
+        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
+        modules: The name of a module as in ``named_modules()``, a pattern of names, or a list of these; ``*`` stands for any
+            characters, dots too. Names are the same whether a module is compiled or not.
+        relative: The level is in units of the standard deviation of each sample, for noises that are additive.
+        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
+        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+
+    Raises:
+        TypeError: A module that is selected returns no floating-point tensor.
+        ValueError: A pattern matches no module, the first step with noise called none of the modules, the noise has no
+            gradient, or a module that is called several times in a step is computed again by activation checkpointing.
+
+    References:
+        Explicit Regularisation in Gaussian Noise Injections (Camuto et al., 2020), https://arxiv.org/abs/2007.07368
+
+        Dropout: A Simple Way to Prevent Neural Networks from Overfitting (Srivastava et al., 2014), section 10, for
+        multiplicative noise, https://jmlr.org/papers/v15/srivastava14a.html
+
+    Example:
+        >>> from lightning_noise import noise, schedules
+        >>> callback = ActivationNoise(noise.Speckle(), schedules.Linear(0.0, 0.5), modules=["encoder.*", "head"])
+        >>> callback.name
+        'activation'
+    """
+
+    def __init__(
+        self,
+        noise: Noise | NoiseFunction,
+        level: Level,
+        modules: str | Sequence[str],
+        *,
+        relative: bool = False,
+        seed: int | None = None,
+        name: str = "activation",
+    ):
+        check_options(noise, relative)
+        if isinstance(noise, Shot):
+            raise ValueError(
+                "the counts of Shot have no gradient, so that what comes before would not learn; use noise.Speckle() instead"
+            )
+        super().__init__(level, modules=modules, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
+        self.noise = noise
+        self.relative = relative
+
+    def check(self, pl_module: LightningModule, batch: Any) -> None:
+        """What the modules return is not known before they run."""
+
+    def noisy(self, call: Call) -> Any:
+        if not any(leaf.is_floating_point() for _, leaf in leaves(call.output)):
+            raise TypeError(f"noise needs floats, but {call.name!r} returned {described(call.output)}; select other modules")
+        return perturbed_output(call.output, self.noise, call.level, call.key, relative=self.relative)
+
+
+class EmbeddingNoise(OutputCallback):
+    r"""Adds uniform noise to the embeddings of tokens, in training: NEFTune.
+
+    .. math:: e' = e + \frac{\alpha}{\sqrt{L d}} u, \quad u \sim \mathcal{U}(-1, 1)
+
+    The embeddings :math:`e` of shape :math:`(B, L, d)` are what an ``nn.Embedding`` returns. The level is :math:`\alpha`, in
+    their units; the paper uses 5 to 15. :math:`L` is the number of tokens of each row without its padding, which gets no noise,
+    so that the noise of a row has the mean square norm :math:`\alpha^2 / 3` for any :math:`L`, :math:`d` and padding. What is
+    padding is said by the mask, or else by the ``padding_idx`` of the embedding; with neither, all positions count. A row of
+    padding alone gets no noise. Where the embeddings are of shape :math:`(B, d)`, each row is one token.
+
+    It acts from the start of the training step to the end of the backward pass, never in validation, test and prediction. At
+    level 0 nothing is done. The draws differ from process to process. Of hooks and compiled models the same holds as for
+    :class:`ActivationNoise`.
+
+    It logs ``noise/<name>/level``.
+
+    Args:
+        level: The amount :math:`\alpha`: a number, a schedule, or a callable.
+        modules: The name of the embedding, a pattern of names, or a list of these; left out, the only ``nn.Embedding``.
+        mask: Which leaf of the batch, of shape :math:`(B, L)`, is 1 or true at tokens and 0 or false at padding: an index, a
+            key or a dotted path.
+        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
+        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+
+    Raises:
+        TypeError: A module that is selected returns no embeddings.
+        ValueError: It must be said which embedding it is, the mask does not fit, or as for :class:`ActivationNoise`.
+
+    References:
+        NEFTune: Noisy Embeddings Improve Instruction Finetuning (Jain et al., 2023), https://arxiv.org/abs/2310.05914
+
+    Example:
+        >>> callback = EmbeddingNoise(5.0, mask="attention_mask")
+        >>> callback.name
+        'embedding'
+    """
+
+    def __init__(
+        self,
+        level: Level,
+        *,
+        modules: str | Sequence[str] | None = None,
+        mask: int | str | None = None,
+        seed: int | None = None,
+        name: str = "embedding",
+    ):
+        super().__init__(level, modules=modules, seed=seed, name=name)
+        self.mask = mask
+
+    def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        if self.modules is not None:
+            return super().selected(pl_module)
+        found = list(
+            dict.fromkeys(_plain(name) for name, module in pl_module.named_modules() if isinstance(module, nn.Embedding))
+        )
+        if len(found) != 1:
+            raise ValueError(f"which module is the embedding? Say modules=…; of nn.Embedding there are: {_listing(found)}")
+        return _matching(pl_module, found)
+
+    def check(self, pl_module: LightningModule, batch: Any) -> None:
+        if self.mask is not None:
+            find_target(batch, self.mask)
+
+    def noisy(self, call: Call) -> Any:
+        x = call.output
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+            raise TypeError(f"the embeddings must be of shape (B, L, d), but {call.name!r} returned {described(x)}")
+        tokens = self._tokens(call)
+        lengths = tokens.unsqueeze(-1).flatten(1).sum(1)
+        size = (lengths * x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+        # infinite in a row without tokens, of which nothing is used
+        y = call.key.apply(Uniform(), x, call.level * size.rsqrt())
+        return torch.where(tokens.unsqueeze(-1), y, x)
+
+    def _tokens(self, call: Call) -> Tensor:
+        """Which positions are no padding, of the shape of the embeddings without their last axis."""
+        shape, device = call.output.shape[:-1], call.output.device
+        embedding = getattr(call.module, "_orig_mod", call.module)  # it may be compiled
+        if self.mask is not None:
+            mask = get(call.batch, find_target(call.batch, self.mask))
+            if mask.shape != shape:
+                raise ValueError(
+                    f"the mask {self.mask!r} is {described(mask)}, but {call.name!r} embeds tokens of shape {tuple(shape)}; "
+                    "say modules=… if the mask belongs to another embedding"
+                )
+            return mask.to(device) != 0
+        if isinstance(embedding, nn.Embedding) and embedding.padding_idx is not None:
+            return call.inputs[0] != embedding.padding_idx
+        return torch.ones(shape, dtype=torch.bool, device=device)
+
+
+class _Hook:
+    """A forward hook that asks a callback; in a copy of the module, or in one that was saved and loaded, it does nothing."""
+
+    def __init__(self, callback: OutputCallback | None = None, name: str = ""):
+        self.callback = callback
+        self.name = name
+
+    # a scheduled level must not be compiled, and a generator cannot be
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self.callback is None:
+            return None
+        return self.callback.after_forward(self.name, module, (*args, *kwargs.values()), output)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
+def _matching(pl_module: LightningModule, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules that the patterns match, each of which must match one; the root has no name."""
+    named: dict[str, nn.Module] = {}
+    for name, module in pl_module.named_modules():
+        named.setdefault(_plain(name), module)  # of a compiled module and what it wraps the first, which is the outer one
+    del named[""]
+    unmatched = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in named)]
+    if unmatched or not patterns:
+        wanted = repr(unmatched[0]) if unmatched else "an empty list"
+        raise ValueError(f"no module matches {wanted}; modules are: {_listing(list(named))}")
+    return {name: module for name, module in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def _plain(name: str) -> str:
+    """The name of a module without what compiling it adds."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _listing(names: list[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
