@@ -1,6 +1,7 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
 from lightning_noise import figures, labels, metrics, noise, schedules, testing
+from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.mixing import CutMix, Mixup
@@ -12,7 +13,9 @@ from lightning_noise.rng import Key
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationNoise",
     "CutMix",
+    "EmbeddingNoise",
     "GradientNoise",
     "InputNoise",
     "Key",

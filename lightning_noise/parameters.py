@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_noise.names import matching, plain_name
 from lightning_noise.rng import Key
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "find_parameters",
     "local",
     "parameter_key",
-    "plain_name",
     "weight_noise",
 ]
 
@@ -229,13 +228,11 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
     if params is None:
         found = {name: p for name, p in named.items() if p.ndim >= 2 and p.requires_grad}
         if not found:
-            raise ValueError(f"no parameter of two dimensions is trained; give params=…; parameters are: {_listed(named)}")
+            raise ValueError(
+                f"no parameter of two dimensions is trained; give params=…; parameters are: {', '.join(map(repr, named))}"
+            )
         return found
-    patterns = [params] if isinstance(params, str) else list(params)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in named):
-            raise ValueError(f"no parameter matches {pattern!r}; parameters are: {_listed(named)}")
-    return {name: p for name, p in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return matching(named, params, "parameter")
 
 
 def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
@@ -251,11 +248,6 @@ def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
 def local(tensor: Tensor) -> Tensor:
     """Returns what this process has of a tensor."""
     return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def plain_name(name: str) -> str:
-    """Returns the name without what compiling puts into it."""
-    return name.replace("_orig_mod.", "")
 
 
 def _is_sharded(tensor: Tensor) -> bool:
@@ -296,7 +288,3 @@ def _filter_norm(w: Tensor) -> Tensor:
 
 def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x)
-
-
-def _listed(named: dict[str, nn.Parameter]) -> str:
-    return ", ".join(f"{name!r} {tuple(p.shape)}" for name, p in named.items())

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, default_collate
 
 from lightning_noise import (
+    ActivationNoise,
     GradientNoise,
     InputNoise,
     LabelSmoothing,
@@ -145,6 +146,7 @@ def main(folder: Path, strategy: str, devices: int, level: float) -> None:
         before := Gradients(),
         GradientNoise(noise.Gaussian(), level),
         after := Gradients(),
+        ActivationNoise(noise.Gaussian(), level, "net.1"),
     ]
     write = Write(folder)
     write.kept |= {"gradients": before.kept, "noisy gradients": after.kept}

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_noise import (
+    ActivationNoise,
     CutMix,
     GradientNoise,
     InputNoise,
@@ -57,6 +58,7 @@ CALLBACKS = {
     "weight": lambda level: WeightNoise(noise.Gaussian(), level),
     "weight, reparametrized": lambda level: WeightNoise(noise.Gaussian(), level, relative="std", gradient="reparametrized"),
     "gradient": lambda level: GradientNoise(noise.Gaussian(), level),
+    "activation": lambda level: ActivationNoise(noise.Gaussian(), level, "net.1"),
 }
 # of the same kind as another row, so that they are left to the long tests
 VARIANTS = {"input, some samples", "input, relative", "flips at the loss", "mixup, sampled", "weight, reparametrized"}
@@ -320,8 +322,7 @@ def test_strategy_and_module_are_as_before_also_after_an_exception(make, where, 
     make_trainer().fit(other, loader(), loader())
     assert set(vars(module)) == set(vars(other))
     assert set(vars(type(module))) == on_class
-    assert not module._forward_hooks
-    assert not module._forward_pre_hooks
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 @every_callback

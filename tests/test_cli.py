@@ -26,7 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_noise import (
+    ActivationNoise,
     CutMix,
+    EmbeddingNoise,
     GradientNoise,
     InputNoise,
     LabelSmoothing,
@@ -218,6 +220,8 @@ IN_THE_MODEL = [
         name="in",
     ),
     partial(GradientNoise, noise.Uniform(), RAMP, seed=3, name="grad"),
+    partial(ActivationNoise, noise.Uniform(), RAMP, ["net.1", "net.4"], relative=True, seed=3, name="hidden"),
+    partial(EmbeddingNoise, RAMP, modules="words", mask="attention_mask", seed=3, name="tokens"),
 ]
 LABELS = [
     labels.SmoothLabels(),

@@ -731,9 +731,7 @@ def test_parameters_are_selected_by_patterns():
     assert list(find_parameters(module, ["c.*", "a.bias"])) == ["a.bias", "c.weight"]
     module["a"] = torch.compile(module["a"])  # type: ignore[assignment]
     assert list(find_parameters(module)) == ["a.weight"]
-    with pytest.raises(
-        ValueError, match=r"no parameter matches 'd\.\*'; parameters are: 'a.weight' \(3, 2\), 'a.bias' \(3,\), "
-    ):
+    with pytest.raises(ValueError, match=r"no parameter matches 'd\.\*'; parameters are: 'a.weight', 'a.bias', "):
         find_parameters(module, ["a.*", "d.*"])
     with pytest.raises(ValueError, match=r"no parameter of two dimensions is trained; give params=…; parameters are: 'weight'"):
         find_parameters(nn.BatchNorm1d(3))
@@ -763,7 +761,7 @@ def test_parameters_of_one_shape_have_draws_of_their_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"params": "encoder.*"}, r"no parameter matches 'encoder\.\*'; parameters are: 'net\.1\.weight' \(8, 8\)"),
+        ({"params": "encoder.*"}, r"no parameter matches 'encoder\.\*'; parameters are: 'net\.1\.weight', "),
         ({"noise": noise.Shot()}, "Shot needs data that are not negative"),
         ({"noise": noise.PatchGaussian(3)}, "PatchGaussian needs samples of at least 2 axes"),
     ],

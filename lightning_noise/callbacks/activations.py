@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_noise.batch import described, find_target, get, leaves
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.names import matching, plain_name
 from lightning_noise.noise import Noise, Shot, Uniform
 from lightning_noise.perturb import NoiseFunction, check_options, perturbed_output
 from lightning_noise.rng import Key
@@ -83,7 +83,7 @@ class OutputCallback(NoiseCallback):
 
     def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Returns the modules whose outputs are changed, by name."""
-        return _matching(pl_module, [self.modules] if isinstance(self.modules, str) else self.modules or [])
+        return matching(_named(pl_module), self.modules, "module")  # type: ignore[arg-type]
 
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
@@ -295,12 +295,11 @@ class EmbeddingNoise(OutputCallback):
     def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         if self.modules is not None:
             return super().selected(pl_module)
-        found = list(
-            dict.fromkeys(_plain(name) for name, module in pl_module.named_modules() if isinstance(module, nn.Embedding))
-        )
+        found = {name: module for name, module in _named(pl_module).items() if isinstance(_original(module), nn.Embedding)}
         if len(found) != 1:
-            raise ValueError(f"which module is the embedding? Say modules=…; of nn.Embedding there are: {_listing(found)}")
-        return _matching(pl_module, found)
+            names = ", ".join(map(repr, found)) or "none"
+            raise ValueError(f"which module is the embedding? Say modules=…; of nn.Embedding there are: {names}")
+        return found
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         if self.mask is not None:
@@ -320,7 +319,7 @@ class EmbeddingNoise(OutputCallback):
     def _tokens(self, call: Call) -> Tensor:
         """Which positions are no padding, of the shape of the embeddings without their last axis."""
         shape, device = call.output.shape[:-1], call.output.device
-        embedding = getattr(call.module, "_orig_mod", call.module)  # it may be compiled
+        embedding = _original(call.module)
         if self.mask is not None:
             mask = get(call.batch, find_target(call.batch, self.mask))
             if mask.shape != shape:
@@ -352,23 +351,15 @@ class _Hook:
         return _Hook, ()
 
 
-def _matching(pl_module: LightningModule, patterns: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that the patterns match, each of which must match one; the root has no name."""
+def _original(module: nn.Module) -> nn.Module:
+    """The module, or what a compiled one wraps."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _named(pl_module: LightningModule) -> dict[str, nn.Module]:
+    """The modules by name, without the root, which has none."""
     named: dict[str, nn.Module] = {}
     for name, module in pl_module.named_modules():
-        named.setdefault(_plain(name), module)  # of a compiled module and what it wraps the first, which is the outer one
+        named.setdefault(plain_name(name), module)  # of a compiled module and what it wraps the first, which is the outer one
     del named[""]
-    unmatched = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in named)]
-    if unmatched or not patterns:
-        wanted = repr(unmatched[0]) if unmatched else "an empty list"
-        raise ValueError(f"no module matches {wanted}; modules are: {_listing(list(named))}")
-    return {name: module for name, module in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
-
-
-def _plain(name: str) -> str:
-    """The name of a module without what compiling it adds."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def _listing(names: list[str]) -> str:
-    return ", ".join(map(repr, names)) or "none"
+    return named

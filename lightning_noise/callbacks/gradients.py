@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
+from lightning_noise.names import plain_name
 from lightning_noise.noise import Noise
-from lightning_noise.parameters import local, parameter_key, plain_name
+from lightning_noise.parameters import local, parameter_key
 from lightning_noise.perturb import NoiseFunction, check_options
 from lightning_noise.rng import Key
 from lightning_noise.schedules import InverseTime, Level
