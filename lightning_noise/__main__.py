@@ -22,9 +22,21 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
-from lightning_noise import InputNoise, LabelSmoothing, Mixup, RobustnessMonitor, noise, schedules
+from lightning_noise import (
+    ActivationNoise,
+    GradientNoise,
+    InputNoise,
+    LabelSmoothing,
+    Mixup,
+    RobustnessMonitor,
+    WeightNoise,
+    noise,
+    schedules,
+)
 
-LEVELS = {"gaussian": (0.1, 0.2, 0.3, 0.4), "speckle": (0.3, 0.6, 0.9), "impulse": (0.05, 0.1, 0.2)}
+ON_IMAGES = {"gaussian": (0.1, 0.2, 0.3, 0.4), "speckle": (0.3, 0.6, 0.9), "impulse": (0.05, 0.1, 0.2)}
+IN_WEIGHTS = {"weight": (0.2, 0.4, 0.6)}  # in standard deviations of each tensor
+LEVELS = ON_IMAGES | IN_WEIGHTS
 T = TypeVar("T")
 SIZES = {"train": 1097, "validation": 300, "test": 400}
 
@@ -34,7 +46,7 @@ class Recipe(NamedTuple):
 
     Attributes:
         title: What it is called in the output.
-        callback: The callback at a level.
+        callbacks: The callbacks at a level.
         level: The level, where none is given.
         meaning: What the level is.
         max_level: The largest one that has a meaning.
@@ -43,7 +55,7 @@ class Recipe(NamedTuple):
     """
 
     title: str
-    callback: Callable[[float], pl.Callback]
+    callbacks: Callable[[float], list[pl.Callback]]
     level: float
     meaning: str
     max_level: float = 10
@@ -51,10 +63,28 @@ class Recipe(NamedTuple):
     tag: str | None = None
 
 
+def _input(level: float) -> pl.Callback:
+    return InputNoise(noise.Gaussian(), schedules.Linear(0.0, level, until=0.5), per_sample=True)
+
+
+def _smoothing(level: float) -> pl.Callback:
+    return LabelSmoothing(schedules.Linear(level, 0.0))
+
+
+def _weights(level: float) -> pl.Callback:
+    return WeightNoise(noise.Gaussian(), schedules.Linear(0.0, level, until=0.5), relative="std", gradient="reparametrized")
+
+
+def _all(level: float) -> list[pl.Callback]:
+    hidden = ActivationNoise(noise.Gaussian(), 0.1 * level, ["net.2", "net.5"], relative=True)
+    gradients = GradientNoise(noise.Gaussian(), schedules.InverseTime(0.01 * level))
+    return [_input(0.5 * level), _smoothing(0.1 * level), _weights(0.3 * level), hidden, gradients]
+
+
 RECIPES = {
     "input": Recipe(
         "noise",
-        lambda level: InputNoise(noise.Gaussian(), schedules.Linear(0.0, level, until=0.5), per_sample=True),
+        lambda level: [_input(level)],
         level=0.5,
         meaning="what the standard deviation rises to, pixels in [0, 1]",
         footnote="* the kind that was trained with; the others show what transfers.",
@@ -62,7 +92,7 @@ RECIPES = {
     ),
     "targets": Recipe(
         "label smoothing",
-        lambda level: LabelSmoothing(schedules.Linear(level, 0.0)),
+        lambda level: [_smoothing(level)],
         level=0.2,
         meaning="the smoothing at the start, which decays to 0",
         max_level=1,
@@ -70,9 +100,24 @@ RECIPES = {
     "mixup": Recipe(
         "mixup",
         # the last epochs are clean, so that batch normalisation ends with the statistics of images that are not mixed
-        lambda level: Mixup(schedules.Window(level, until=0.8)),
+        lambda level: [Mixup(schedules.Window(level, until=0.8))],
         level=1.0,
         meaning="alpha, which is 0 in the last fifth",
+    ),
+    "weights": Recipe(
+        "noise in the weights",
+        lambda level: [_weights(level)],
+        level=0.5,
+        meaning="what the noise rises to, in standard deviations of each weight tensor",
+        footnote="* the kind that was trained with; no noise was in the inputs of either training.",
+        tag="weight",
+    ),
+    "all": Recipe(
+        "noise everywhere",
+        _all,
+        level=1.0,
+        meaning="factor of the noise in inputs, targets, weights, activations and gradients",
+        footnote="Noise was in inputs, targets, weights, activations and gradients.",
     ),
 }
 
@@ -144,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = _digits(options.seed)
     print(f"{sum(SIZES.values())} handwritten digits of 8 x 8 pixels: " + ", ".join(f"{n} {k}" for k, n in SIZES.items()) + ".")
     print(f"One network with batch normalisation, trained twice from the same weights, epochs: {options.epochs}.\n")
-    trainings = {"without": [], "with": [recipe.callback(options.level)]}
+    trainings = {"without": [], "with": recipe.callbacks(options.level)}
     results = {which: _run(which, recipe.title, data, options, callbacks) for which, callbacks in trainings.items()}
     print(f"\n{_table(results, recipe)}\n\n{_conclusion(results, recipe)}\n")
     logs = shlex.quote(str(options.root_dir))
@@ -173,12 +218,17 @@ def _run(
     """Trains one network and returns what the monitor measured on the test data."""
     label = f"{which} {title}"
     pl.seed_everything(options.seed)  # the same weights and the same order of the data in both runs
-    monitor = RobustnessMonitor([noise.Gaussian(), noise.Speckle(), noise.Impulse(low=0.0, high=1.0)], LEVELS)
+    monitors = [
+        RobustnessMonitor([noise.Gaussian(), noise.Speckle(), noise.Impulse(low=0.0, high=1.0)], ON_IMAGES),
+        RobustnessMonitor(
+            {"weight": WeightNoise(noise.Gaussian(), 0.0, relative="std", name="probe")}, IN_WEIGHTS, name="weights"
+        ),
+    ]
     trainer = pl.Trainer(
         max_epochs=options.epochs,
         accelerator="cpu",
         logger=TensorBoardLogger(options.root_dir, name=label.replace(" ", "_")),
-        callbacks=[*callbacks, monitor, ProgressLine(label.ljust(len("without ") + len(title)))],
+        callbacks=[*callbacks, *monitors, ProgressLine(label.ljust(len("without ") + len(title)))],
         log_every_n_steps=5,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -188,7 +238,9 @@ def _run(
     loaders = {part: DataLoader(dataset, batch_size=64, shuffle=part == "train") for part, dataset in data.items()}
     trainer.fit(module, loaders["train"], loaders["validation"])
     trainer.test(module, loaders["test"], verbose=False)
-    return {key.removeprefix("test/robustness/"): value.item() for key, value in trainer.callback_metrics.items()}
+    measured = {key.removeprefix("test/"): value.item() for key, value in trainer.callback_metrics.items()}
+    shown = ("robustness/", "weights/weight/")
+    return {key.partition("/")[2]: value for key, value in measured.items() if key.startswith(shown)}
 
 
 def _table(results: dict[str, dict[str, float]], recipe: Recipe) -> str:
@@ -220,9 +272,8 @@ def _row(label: str, accuracy_without: float, accuracy_with: float, ece_without:
 def _conclusion(results: dict[str, dict[str, float]], recipe: Recipe) -> str:
     """Says what training with the recipe gained at the highest levels and what it cost, as far as the test set can tell."""
     sentences = {"raised": [], "lowered": [], "did not measurably change": []}
-    where = {"clean": "on clean images"} | {
-        f"{tag}/{max(levels):g}": f"under {tag} {max(levels):g}" for tag, levels in LEVELS.items()
-    }
+    where = {"clean": "on clean images"}
+    where |= {f"{tag}/{max(levels):g}": f"under {tag} noise {max(levels):g}" for tag, levels in LEVELS.items()}
     for key, place in where.items():
         before, after = (run[f"{key}/accuracy"] for run in results.values())
         sentences[_verdict(before, after)].append(f"{place} ({100 * before:.1f} to {100 * after:.1f} %)")
@@ -269,11 +320,11 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m lightning_noise",
-        description="Trains a classifier of real images without and with a callback, and compares the two under noise.",
+        description="Trains a classifier of real images without and with noise, and compares the two under noise.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--epochs", type=_epochs, default=20, help="epochs of each training")
-    has = "what the second training has: Gaussian noise in its inputs, label smoothing or mixup"
+    has = "what the second training has: noise in its inputs, label smoothing, mixup, noise in its weights, or all but mixup"
     parser.add_argument("--recipe", type=_recipe, default="input", metavar=f"{{{','.join(RECIPES)}}}", help=has)
     levels = "; ".join(f"{name}: {recipe.meaning} (default: {recipe.level:g})" for name, recipe in RECIPES.items())
     parser.add_argument("--level", type=_level, default=argparse.SUPPRESS, help=f"level of the recipe; {levels}")

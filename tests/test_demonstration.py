@@ -49,14 +49,14 @@ def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstr
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     rows = demonstrations[recipe].rows()
-    star = {"gaussian": " *"} if recipe == "input" else {}
+    star = {RECIPES[recipe].tag: " *"}
     noisy = [f"{tag} {level:g}{star.get(tag, '')}" for tag, levels in LEVELS.items() for level in levels]
     assert list(rows) == ["clean", *noisy]
     for without, with_, gain, *ece in rows.values():
         assert all(0 <= number <= 100 for number in (without, with_, *ece))
         assert gain == pytest.approx(with_ - without, abs=0.1001)  # of numbers that are each rounded to a tenth
-    assert ("* the kind that was trained with" in result.stdout) == (recipe == "input")
-    assert ("No noise was in the inputs of either training." in result.stdout) == (recipe != "input")
+    assert ("* the kind that was trained with" in result.stdout) == (recipe in ("input", "weights"))
+    assert ("o noise was in the inputs of either training." in result.stdout) == (recipe not in ("input", "all"))
     assert f"\nTraining with {RECIPES[recipe].title} " in result.stdout
     assert f"tensorboard --logdir {folder}" in result.stdout
 
@@ -67,6 +67,7 @@ def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstr
         ("input", "noise", "input", lambda fraction: 0.4 * min(2 * fraction, 1)),
         ("targets", "label_smoothing", "smoothing", lambda fraction: 0.4 * (1 - fraction)),
         ("mixup", "mixup", "mixup", lambda fraction: 0.4 * (fraction < 0.8)),
+        ("weights", "noise_in_the_weights", "weight", lambda fraction: 0.4 * min(2 * fraction, 1)),
     ],
 )
 def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, level, demonstrations):
@@ -82,13 +83,19 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
     assert not [tag for tag in with_.Tags()["scalars"] if tag.startswith("noise/") and f"/{name}/" not in tag]
 
 
+def test_all_of_it_is_noise_in_every_place(demonstrations):
+    scalars = demonstrations["all"].events("with_noise_everywhere").Tags()["scalars"]
+    places = {"input", "smoothing", "weight", "activation", "gradient"}
+    assert {tag.split("/")[1] for tag in scalars if tag.startswith("noise/")} == places
+
+
 def test_the_first_training_is_the_same_in_all_recipes(demonstrations):
     columns = [
         [(without, ece) for without, _, _, ece, _ in demonstration.rows().values()] for demonstration in demonstrations.values()
     ]
-    assert columns[0] == columns[1] == columns[2]
+    assert all(column == columns[0] for column in columns)
     seconds = [[row[1] for row in demonstration.rows().values()] for demonstration in demonstrations.values()]
-    assert len({tuple(second) for second in seconds}) == 3
+    assert len({tuple(second) for second in seconds}) == len(RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +109,7 @@ def test_the_first_training_is_the_same_in_all_recipes(demonstrations):
             ["--recipe", "targets", "--level", "1.5"],
             "argument --level: must be a number in [0, 1] with --recipe targets, got 1.5",
         ),
-        (["--recipe", "labels"], "argument --recipe: must be one of input, targets, mixup, got 'labels'"),
+        (["--recipe", "labels"], "argument --recipe: must be one of input, targets, mixup, weights, all, got 'labels'"),
         (["--seed", "1.5"], "argument --seed: must be a whole number in [0, 2^32), got '1.5'"),
         (["--root-dir", __file__], f"argument --root-dir: must be a folder that can be written to, got '{__file__}'"),
         (["--root-dir", "/proc/a"], "argument --root-dir: must be a folder that can be written to, got '/proc/a'"),
@@ -140,7 +147,7 @@ def results(with_noise: float) -> dict[str, dict[str, float]]:
     [
         (
             0.9,
-            r"^Training with noise raised the accuracy on clean images \(70.0 to 90.0 %\), .* and under impulse 0.2 \(.*\)\.$",
+            r"^Training with noise raised the accuracy on clean images \(70.0 to 90.0 %\), .* under weight noise 0.6 \(.*\)\.$",
         ),
         # 400 test images: two standard errors of the difference are 6.4 points
         (0.76, r"^Training with noise did not measurably change the accuracy on clean .*\. No accuracy was gained\.$"),
