@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_noise.hooks import prepended_hook, reserve_ids
 from lightning_noise.names import matching, plain_name
 from lightning_noise.rng import Key
 
@@ -133,10 +134,12 @@ class PerturbedParameters:
     def enter(self) -> None:
         """Perturbs all parameters."""
         self.perturb(self.names)
+        reserve_ids(self.module._state_dict_hooks)
         self._handles = [self.module._register_state_dict_hook(self._put_clean)]
         for parameter in self.names if self.reparametrized else ():
             if parameter.requires_grad:
-                self._handles.append(_prepended_hook(parameter, partial(self._gradient_of_clean, parameter)))
+                # before those that are there, which are about the weights that this noise was given
+                self._handles.append(prepended_hook(parameter, partial(self._gradient_of_clean, parameter)))
 
     def exit(self) -> None:
         """Restores all parameters."""
@@ -260,14 +263,6 @@ def _like(parameter: Tensor, w: Tensor) -> Tensor:
         return w
     mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
     return type(parameter.data).from_local(w, mesh, placements, shape=parameter.shape, stride=parameter.stride())  # type: ignore[attr-defined]
-
-
-def _prepended_hook(parameter: nn.Parameter, hook: Callable[[Tensor], Tensor | None]) -> Any:
-    """Registers a hook to run before those that are there, which are about the weights that this noise was given."""
-    handle = parameter.register_hook(hook)
-    hooks: dict[int, Any] = handle.hooks_dict_ref()  # type: ignore[assignment]
-    hooks.update([(key, hooks.pop(key)) for key in list(hooks) if key != handle.id])
-    return handle
 
 
 def _reshard(module: nn.Module) -> None:

@@ -71,6 +71,16 @@ class Recorder(Classifier):
         self.evaluated: list[torch.Tensor] = []
         self.used: list[torch.Tensor] = []
         self.dataloader_idx = 0
+        self.made: list[torch.Tensor] = []  # what a layer has made, and the next one has got
+        self.got: list[torch.Tensor] = []
+        self.net[1].register_forward_hook(self._keep_made)
+        self.net[2].register_forward_pre_hook(self._keep_got)
+
+    def _keep_made(self, layer, args, output):
+        self.made.append(output.detach())
+
+    def _keep_got(self, layer, args):
+        self.got.append(args[0].detach())
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self.dataloader_idx = dataloader_idx
@@ -118,6 +128,7 @@ class Write(pl.Callback):
         self.kept |= {
             "seen": [batch[0] for batch in pl_module.seen],
             "used": pl_module.used,
+            "activation": [got - made for got, made in zip(pl_module.got, pl_module.made, strict=True)],
             "weights": {key: value.clone() for key, value in pl_module.state_dict().items()},
             "fitted": dict(trainer.callback_metrics),
             "epochs": trainer.current_epoch,

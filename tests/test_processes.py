@@ -64,6 +64,13 @@ def test_the_weight_noise_differs_between_the_processes(noisy, clean):
     assert all(not torch.equal(a, b) for a, b in zip(one["used"], two["used"], strict=True))
 
 
+def test_the_activation_noise_differs_between_the_processes(noisy, clean):
+    one, two = (next(added for added in result["activation"] if added.any()) for result in noisy)
+    assert one.shape == two.shape
+    assert not torch.allclose(one, two)
+    assert not any(added.any() for result in clean for added in result["activation"])
+
+
 def test_the_gradient_noise_is_the_same_on_both_processes(noisy, clean):
     one, two = noisy
     for key in ("gradients", "noisy gradients"):

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_noise.batch import described, find_target, get, leaves
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.hooks import reserve_ids
 from lightning_noise.names import matching, plain_name
 from lightning_noise.noise import Noise, Shot, Uniform
 from lightning_noise.perturb import NoiseFunction, check_options, perturbed_output
@@ -151,10 +152,9 @@ class OutputCallback(NoiseCallback):
         return 0
 
     def _register(self, pl_module: LightningModule) -> None:
-        self._handles = [
-            module.register_forward_hook(_Hook(self, name), with_kwargs=True)  # type: ignore[arg-type]
-            for name, module in self.selected(pl_module).items()
-        ]
+        for name, module in self.selected(pl_module).items():
+            reserve_ids(module._forward_hooks)
+            self._handles.append(module.register_forward_hook(_Hook(self, name), with_kwargs=True))  # type: ignore[arg-type]
 
     def _remove(self) -> None:
         for handle in self._handles:
