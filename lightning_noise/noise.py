@@ -585,7 +585,7 @@ class FeatureDropout(Noise):
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _dropped(x / (1 - level) if self.rescale else x, level, generator)
+        return _dropped(x, level, generator, self.rescale)
 
 
 @dataclass(frozen=True)
@@ -613,7 +613,7 @@ class DropConnect(Noise):
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _dropped(x / (1 - level), level, generator)
+        return _dropped(x, level, generator, rescale=True)
 
 
 @dataclass(frozen=True)
@@ -663,8 +663,10 @@ class SwapNoise(Noise):
         return torch.where(swapped, x.gather(0, rows), x)
 
 
-def _dropped(x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-    return x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
+def _dropped(x: Tensor, level: float | Tensor, generator: torch.Generator, rescale: bool) -> Tensor:
+    kept = x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
+    # where all is dropped, a factor of infinity would come back in the gradient
+    return kept / (1 - torch.as_tensor(level, dtype=x.dtype, device=x.device)).clamp_min(2**-24) if rescale else kept
 
 
 def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -123,6 +123,7 @@ class PerturbedParameters:
         # the gradient of what is added does not depend on the weights
         self.reparametrized = gradient == "reparametrized" and not (relative is None and getattr(noise, "additive", False))
         self.clean: dict[nn.Parameter, Tensor] = {}
+        self._versions: dict[nn.Parameter, int] = {}
         self._updates: Counter[nn.Parameter] = Counter()
         self._handles: list[Any] = []
         self._sharded = any(_is_sharded(parameter) for parameter in self.names)
@@ -148,6 +149,15 @@ class PerturbedParameters:
         self.restore(self.names)
         _reshard(self.module)
 
+    def check_untouched(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Raises a ValueError where somebody has written to a noisy parameter, which would be lost when it is restored."""
+        for parameter in parameters:
+            if parameter in self.clean and self._versions[parameter] != parameter._version and self._is_changed(parameter):
+                raise ValueError(
+                    f"the training step has written to {self.names[parameter]!r} while there was noise in it; change weights "
+                    "in on_train_batch_end, when they are clean, or select other parameters by params=…"
+                )
+
     @torch.no_grad()
     def perturb(self, parameters: Iterable[nn.Parameter]) -> None:
         """Perturbs those of the parameters that are clean."""
@@ -159,6 +169,7 @@ class PerturbedParameters:
         self.clean.update(zip(found, copies, strict=True))
         for parameter, w, copy in zip(found, weights, copies, strict=True):
             w.copy_(self._noisy(parameter, copy))
+            self._versions[parameter] = parameter._version
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -194,18 +205,34 @@ class PerturbedParameters:
                 level, relative = level * unit_of(parameter.full_tensor(), relative), None  # type: ignore[attr-defined]
         return weight_noise(w, self.noise, level, key, relative)
 
+    def _is_changed(self, parameter: nn.Parameter) -> bool:
+        w = local(parameter).detach()
+        noisy = self._noisy(parameter, self.clean[parameter])
+        # what is added and taken away again, as sharpness-aware minimization does, loses some roundings
+        return not torch.allclose(w, noisy, rtol=0, atol=8 * torch.finfo(w.dtype).eps * float(noisy.abs().max()))
+
     def _gradient_of_clean(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
         if parameter not in self.clean:
             return None
+        _check_gradient(self.names[parameter], gradient)
+        twice = torch.is_grad_enabled()  # the gradient will have a gradient
         with torch.enable_grad():
             w = self.clean[parameter].detach().requires_grad_()
             noisy = self._noisy(parameter, w)
-        return torch.autograd.grad(noisy, w, gradient)[0]
+            if not noisy.requires_grad:
+                raise ValueError("gradient='reparametrized' needs a noise that can be differentiated: it must not detach x")
+            (gradient,) = torch.autograd.grad(noisy, w, gradient, create_graph=twice)
+            if twice and torch.autograd.grad(gradient.sum(), w, retain_graph=True, allow_unused=True)[0] is not None:
+                raise ValueError(
+                    "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
+                    "use 'straight_through', or a noise such as Speckle()"
+                )
+        return gradient
 
     def _put_clean(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
         for name, parameter in module.named_parameters(remove_duplicate=False):
             entry, clean = state_dict.get(prefix + name), self.clean.get(parameter)
-            # an entry with memory of its own has been put there by a noise around this one
+            # an entry that is not the parameter has been put there by a noise that began before this one
             if entry is not None and clean is not None and local(entry).data_ptr() == local(parameter).data_ptr():
                 state_dict[prefix + name] = _like(parameter, clean)
 
@@ -253,6 +280,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def _check_gradient(name: str, gradient: Tensor) -> None:
+    if gradient.layout != torch.strided:
+        raise TypeError(
+            f"gradient='reparametrized' needs dense gradients, but that of {name!r} is {gradient.layout}; "
+            "make its embedding with sparse=False"
+        )
+
+
 def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
@@ -268,8 +303,13 @@ def _like(parameter: Tensor, w: Tensor) -> Tensor:
 def _reshard(module: nn.Module) -> None:
     """Gives back what was gathered of sharded parameters, which does not follow what happens to the shards."""
     for child in module.modules():  # an evaluation leaves what it gathered, and with it other parameters in the module
-        if any(base.__name__ == "FSDPModule" for base in type(child).__mro__):
+        if _gathers(type(child)):
             child.reshard()  # type: ignore[operator]
+
+
+@cache
+def _gathers(kind: type[nn.Module]) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)
 
 
 def _check_rows_are_whole(parameter: Tensor, name: str) -> None:

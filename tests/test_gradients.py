@@ -226,6 +226,29 @@ def test_an_optimizer_that_steps_past_lightning_is_an_error_and_no_silence():
     assert_same(weights(without), by_hand(Plain, level=0.0))
 
 
+def test_an_optimizer_of_ones_own_is_an_error_and_one_of_something_else_is_not():
+    class Private(Manual):
+        def __init__(self, parameters: Any = None):
+            super().__init__()
+            self.own = torch.optim.SGD(self.parameters() if parameters is None else parameters, lr=0.1)
+
+        def training_step(self, batch, batch_idx):
+            self.own.step()
+            super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="has stepped past Lightning"):
+        fit([GradientNoise(noise.Gaussian(), 0.5)], module=Private, train=loader())
+    stranger = torch.zeros(3, requires_grad=True)
+    one, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=lambda: Private([stranger]), train=loader())
+    two, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=Manual, train=loader())
+    assert_same(weights(one), weights(two))
+
+
+def test_a_noise_that_cannot_work_on_every_gradient_is_found_in_the_first_batch_though_the_level_is_0():
+    with pytest.raises(ValueError, match=r"SNR needs samples of at least 1 axis, got a batch of shape \(8,\)"):
+        fit([GradientNoise(noise.SNR(), 0.0)], module=Plain)
+
+
 def test_every_closure_of_an_update_gets_the_same_noise():
     steps = before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=LBFGS, max_epochs=1)
     assert len(steps) > 3

@@ -421,6 +421,16 @@ def test_dropped_features_are_zero_and_the_others_scaled(generator):
     assert (noise.FeatureDropout()(x, 1.0, generator=generator) == 0).all()
 
 
+@pytest.mark.parametrize("member", DROPOUTS, ids=repr)
+@pytest.mark.parametrize("level", [1.0, torch.tensor([0.5, 1.0])], ids=repr)
+def test_the_gradient_is_finite_where_all_is_dropped(member, level):
+    x = torch.ones(2, 3, requires_grad=True)
+    member(x, level, generator=torch.Generator().manual_seed(0)).sum().backward()
+    assert x.grad is not None
+    assert (x.grad[1] == 0).all()
+    assert x.grad.isfinite().all()
+
+
 def test_drop_connect_is_the_dropout_of_features_under_another_name():
     x = torch.rand(50, 40)
     one, two = (member(x, 0.3, generator=torch.Generator().manual_seed(0)) for member in DROPOUTS)

@@ -412,6 +412,147 @@ def _unclipped(module, hand):
         scaler.update()
 
 
+# --- optimizers that the trainer does not know, and updates that do not come
+
+
+class Private(Manual):
+    """Its optimizer is its own affair."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def configure_optimizers(self) -> Any:
+        return None
+
+    def training_step(self, batch, batch_idx):
+        self.own.zero_grad()
+        self.manual_backward(loss_of(self, batch))
+        self.own.step()
+
+
+class Outer(torch.optim.Optimizer):
+    """An optimizer around another, with an argument of its own."""
+
+    def __init__(self, parameters: Any, lr: float):
+        self.inner = torch.optim.SGD(parameters, lr=lr / 2)
+        super().__init__(self.inner.param_groups, {})
+        self.param_groups = self.inner.param_groups
+
+    def step(self, closure: Any = None, times: int = 1) -> Any:
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for _ in range(times):
+            self.inner.step()
+        return loss
+
+
+class Nested(Unwrapped):
+    def update(self, optimizer, batch, batch_idx):
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(self, batch)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure, 2)
+
+
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+@pytest.mark.parametrize("n", [1, 2], ids=["one noise", "two noises"])
+@pytest.mark.parametrize("make", [Private, lambda: Nested(Outer)], ids=["private", "nested"])
+def test_an_optimizer_that_the_trainer_does_not_know_updates_clean_weights(make, n):
+    # two steps of half the length are one, but for a rounding
+    torch.testing.assert_close(weights(fitted(make, n)), weights(by_hand(Network, by_sgd, n)), rtol=0, atol=1e-6)
+
+
+class SharpnessAware(Manual):
+    """Moves the weights up and down again before it updates them, with the gradient from above."""
+
+    def update(self, optimizer, batch, batch_idx):
+        optimizer.zero_grad()
+        self.manual_backward(loss_of(self, batch))
+        up = [0.05 * p.grad for p in self.parameters()]  # type: ignore[operator]
+        with torch.no_grad():
+            for p, e in zip(self.parameters(), up, strict=True):
+                p.add_(e)
+        optimizer.zero_grad()
+        self.manual_backward(loss_of(self, batch))
+        with torch.no_grad():
+            for p, e in zip(self.parameters(), up, strict=True):
+                p.sub_(e)
+        optimizer.step()
+
+
+def by_sharpness_aware_minimization(module, hand):
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for epoch, i, batch in batches():
+        with hand.noise(epoch, i):
+            up = [0.05 * g for g in torch.autograd.grad(loss_of(module, batch), [*module.parameters()])]
+            with torch.no_grad():
+                for p, e in zip(module.parameters(), up, strict=True):
+                    p.add_(e)
+            optimizer.zero_grad()
+            loss_of(module, batch).backward()
+            with torch.no_grad():
+                for p, e in zip(module.parameters(), up, strict=True):
+                    p.sub_(e)
+        optimizer.step()
+
+
+def test_weights_that_a_step_moves_and_moves_back_are_restored():
+    expected = by_hand(SharpnessAware, by_sharpness_aware_minimization, 1)
+    # biases have no noise, and keep what is lost to rounding; so do the weights of the loop
+    torch.testing.assert_close(weights(fitted(SharpnessAware, 1)), weights(expected), rtol=0, atol=1e-6)
+
+
+class Writing(Network):
+    """Changes its weights within the training step."""
+
+    def __init__(self, write: Callable[[Tensor], Any], automatic: bool):
+        super().__init__()
+        self.write, self.automatic_optimization = write, automatic
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if not self.automatic_optimization:
+            self.manual_backward(loss)
+        loss = loss.detach().requires_grad_()  # or torch would refuse the backward pass by itself
+        with torch.no_grad():
+            self.write(self.net[4].weight)  # type: ignore[arg-type]
+        return loss
+
+
+@pytest.mark.parametrize("automatic", [True, False], ids=["automatic", "manual"])
+@pytest.mark.parametrize("write", [lambda w: w.clamp_(-0.01, 0.01), lambda w: w.lerp_(torch.zeros(()), 0.005)])
+def test_what_a_step_writes_to_noisy_weights_is_refused_and_not_lost_in_silence(write, automatic):
+    module = Writing(write, automatic)
+    before = [w.clone() for w in weights_of(module)]
+    with pytest.raises(ValueError, match=r"the training step has written to 'net\.4\.weight' while there was noise in it"):
+        fit([WeightNoise(**NOISE)], module=module, num_sanity_val_steps=0)
+    assert_same(weights_of(module), before)
+    fit([WeightNoise(**NOISE, params="net.1.weight")], module=Writing(write, automatic))
+
+
+def test_an_update_that_the_scaler_skips_does_not_end_the_noise():
+    class Overflowing(Manual):
+        def update(self, optimizer, batch, batch_idx):
+            for factor in (torch.inf, 1.0):
+                used.append(weights_of(self)[0].clone())
+                optimizer.zero_grad()
+                self.manual_backward(loss_of(self, batch) * factor)
+                optimizer.step()
+
+    used: list[Tensor] = []
+    pl.seed_everything(0, verbose=False)
+    module = Overflowing(lr=0.0)
+    clean = weights_of(module)[0].clone()
+    fit([WeightNoise(**NOISE)], module=module, plugins=[MixedPrecision("16-mixed", "cpu")], limit_val_batches=0)
+    assert len(used) == 12
+    assert not any(torch.equal(w, clean) for w in used)
+    assert torch.equal(weights_of(module)[0], clean)
+
+
 # --- weights are clean whenever anybody but the forward and the backward pass can look
 
 NOISE = {"noise": noise.Gaussian(), "level": 0.5, "seed": 5}
@@ -628,6 +769,8 @@ def test_activation_checkpoints_are_recomputed_with_the_noisy_weights(reentrant)
 
 
 class Conv(Network):
+    """A kernel of three axes, and a matrix."""
+
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(
@@ -667,13 +810,71 @@ def test_the_reparametrized_gradient_is_that_of_the_loss_as_a_function_of_the_cl
         assert not p._backward_hooks
 
 
-@pytest.mark.parametrize("n", [1, 2], ids=["one noise", "two noises"])
+def shifted(w, level, *, generator):
+    """Additive, but it does not say so."""
+    return w + level * torch.randn(w.shape, generator=generator)
+
+
 @pytest.mark.parametrize("make", [Network, Manual, TwoBackwards, TwoUpdates, Accumulating])
-def test_reparametrized_additive_noise_is_that_of_the_straight_through_gradient(make, n):
-    """The derivative of what is added is 1; the second noise is in units of the weights, and left out for one of them."""
-    one = fit(callbacks(n, gradient="reparametrized")[:1], module=make, train=loader())[0]
-    two = fit(callbacks(1), module=make, train=loader())[0]
+def test_the_reparametrized_gradient_of_additive_noise_is_the_straight_through_one(make):
+    """The derivative of what is added is 1."""
+    one, two = (
+        fit([WeightNoise(shifted, 0.3, gradient=gradient)], module=make, train=loader())[0]
+        for gradient in ("reparametrized", "straight_through")
+    )
     assert_same(weights(one), weights(two))
+
+
+@pytest.mark.parametrize("member", [noise.Speckle(), noise.DropConnect()], ids=repr)
+def test_a_gradient_of_a_reparametrized_gradient_is_exact_for_multiplicative_noise(member):
+    module, key = Conv().double(), Key(("a",))
+    batch = [Rows(8).x.double(), Rows(8).y]
+    clean = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+    noisy = {name: weight_noise(w, member, 0.3, key / "parameter" / name) if w.ndim > 1 else w for name, w in clean.items()}
+
+    def penalty(loss: Tensor, parameters: list[Any]) -> Tensor:
+        return loss + sum(g.square().sum() for g in torch.autograd.grad(loss, parameters, create_graph=True))
+
+    loss = F.cross_entropy(functional_call(module, noisy, (batch[0],)), batch[1])
+    expected = torch.autograd.grad(penalty(loss, [*clean.values()]), [*clean.values()])
+    perturbed = PerturbedParameters(module, None, member, 0.3, key, gradient="reparametrized")
+    perturbed.enter()
+    penalty(loss_of(module, batch), [*module.parameters()]).backward()
+    perturbed.exit()
+    # the same derivative by two orders of the same sums, in float64
+    torch.testing.assert_close([p.grad for p in module.parameters()], [*expected], rtol=1e-12, atol=1e-13)
+
+
+def reparametrized_once(**arguments: Any) -> PerturbedParameters:
+    layer = nn.Linear(4, 4)
+    module = nn.Sequential(layer, nn.Tanh())
+    perturbed = PerturbedParameters(module, None, **{"level": 0.3, "key": Key(()), "gradient": "reparametrized"} | arguments)
+    perturbed.enter()
+    loss = module(torch.ones(2, 4)).square().sum()
+    (gradient,) = torch.autograd.grad(loss, [layer.weight], create_graph=True)
+    gradient.sum().backward()
+    return perturbed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"noise": noise.Gaussian(), "relative": "std"}, "has no second derivatives of noise that is relative to the weights"),
+        ({"noise": lambda w, level, *, generator: w.detach()}, "needs a noise that can be differentiated"),
+    ],
+    ids=["relative", "detached"],
+)
+def test_a_reparametrized_gradient_that_would_be_wrong_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        reparametrized_once(**arguments)
+
+
+def test_a_sparse_reparametrized_gradient_is_refused():
+    module = nn.Embedding(4, 3, sparse=True)
+    perturbed = PerturbedParameters(module, None, noise.Speckle(), 0.3, Key(()), gradient="reparametrized")
+    perturbed.enter()
+    with pytest.raises(TypeError, match=r"needs dense gradients, but that of 'weight' is torch\.sparse_coo"):
+        module(torch.tensor([1, 2])).sum().backward()
 
 
 @pytest.mark.parametrize("make", [Network, Manual], ids=["automatic", "manual"])
@@ -761,15 +962,20 @@ def test_parameters_of_one_shape_have_draws_of_their_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"params": "encoder.*"}, r"no parameter matches 'encoder\.\*'; parameters are: 'net\.1\.weight', "),
+        ({"params": "encoder.*"}, r"no parameter matches 'encoder\.\*'; parameters are: 'net\.1\.weight', 'net\.1\.bias', "),
         ({"noise": noise.Shot()}, "Shot needs data that are not negative"),
+        # the convolution comes first, and is perturbed by then
         ({"noise": noise.PatchGaussian(3)}, "PatchGaussian needs samples of at least 2 axes"),
     ],
     ids=str,
 )
 def test_what_cannot_work_is_found_in_the_first_batch_though_the_level_is_0(arguments, message):
+    pl.seed_everything(0, verbose=False)
+    module = Conv()
+    before = [w.clone() for w in weights_of(module)]
     with pytest.raises(ValueError, match=message):
-        fit([WeightNoise(**{"noise": noise.Gaussian(), "level": 0.0} | arguments)])
+        fit([WeightNoise(**{"noise": noise.Gaussian(), "level": 0.0} | arguments)], module=module)
+    assert_same(weights_of(module), before)
 
 
 @pytest.mark.parametrize(
@@ -790,10 +996,14 @@ def test_wrong_arguments_are_refused(arguments, error, message):
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
-def test_a_strategy_without_whole_parameters_is_refused(name):
-    strategy = type(name, (SingleDeviceStrategy,), {})(device="cpu")
-    with pytest.raises(ValueError, match=f"'weight' cannot work with {name}, which has no whole parameters"):
-        fit([WeightNoise(**NOISE)], strategy=strategy)
+def test_a_strategy_without_whole_parameters_is_refused_where_there_is_noise(name):
+    def strategy() -> Any:
+        return type(name, (SingleDeviceStrategy,), {})(device="cpu")
+
+    for callback in (WeightNoise(**NOISE), RobustnessMonitor(WeightNoise(**NOISE), [0.1])):
+        with pytest.raises(ValueError, match=f"'weight' cannot work with {name}, which has no whole parameters"):
+            fit([callback], strategy=strategy())
+    make_trainer([WeightNoise(**NOISE)], strategy=strategy()).test(Network(), loader(), verbose=False)
 
 
 # --- the log, the warning and the probe

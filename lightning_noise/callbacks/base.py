@@ -115,7 +115,8 @@ class NoiseCallback(Callback, Perturbing):
         _end_perturbations(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if dispatcher := TrainingDispatcher.of(trainer):  # in manual optimization the perturbations have not ended
+        # in manual optimization the perturbations have not ended; a scaler may yet skip the update, after which nobody resumes
+        if getattr(trainer.precision_plugin, "scaler", None) is None and (dispatcher := TrainingDispatcher.of(trainer)):
             dispatcher.pause(optimizer)
 
     def on_train_batch_end(

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -59,7 +60,7 @@ class TrainingDispatcher:
     """Stands in for ``strategy.training_step`` and runs it within the perturbations of all noise callbacks.
 
     The perturbations end after the backward pass, or with the step where none follows. In manual optimization updates lie
-    within the step, and are those of parameters without noise.
+    within the step, and are those of parameters without noise, whichever optimizer makes them.
     """
 
     def __init__(self, trainer: Trainer):
@@ -69,11 +70,11 @@ class TrainingDispatcher:
         self.perturbations = ExitStack()  # that end after the backward pass
         self._entered = ExitStack()
         self._fetching: _Fetching | None = None
+        self._updating = 0  # optimizers that are at it, one within the other
         self._handles: list[RemovableHandle] = []
-        if not trainer.lightning_module.automatic_optimization:
-            for optimizer in trainer.optimizers:
-                self._handles.append(optimizer.register_step_pre_hook(self._before_update))
-                self._handles.append(optimizer.register_step_post_hook(self._after_update))
+        if not trainer.lightning_module.automatic_optimization:  # of all optimizers: a module may have some of its own
+            self._handles.append(register_optimizer_step_pre_hook(self._before_update))
+            self._handles.append(register_optimizer_step_post_hook(self._after_update))
 
     @staticmethod
     def of(trainer: Trainer) -> TrainingDispatcher | None:
@@ -99,6 +100,7 @@ class TrainingDispatcher:
                 trainer.strategy.training_step = dispatcher.step  # type: ignore[method-assign]
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        self._updating = 0
         self.perturbations.close()  # an update that is tried again after an exception does not come to the end of the first
         with ExitStack() as self._entered:
             batch = self._fetching_from(batch) if self.takes_iterator else self._perturbed(batch)
@@ -117,21 +119,35 @@ class TrainingDispatcher:
             callback.resume(optimizer, updated=updated)
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self.pause(optimizer)
+        if not self._is_ours(optimizer):
             return None
+        self._updating += 1
+        if callable(closure := kwargs.get("closure")):
+            return args, kwargs | {"closure": self._with_noise(closure, optimizer)}
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._with_noise(args[1], optimizer), *args[2:]), kwargs
+        self.pause(optimizer)
+        return None
 
-        def with_noise() -> Any:  # between two evaluations the optimizer moves the parameters
+    def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._is_ours(optimizer):
+            self._updating -= 1
+            if self._updating == 0:
+                self._resume(optimizer, updated=True)
+
+    def _with_noise(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+        def evaluated() -> Any:  # between two evaluations the optimizer moves the parameters
             self._resume(optimizer, updated=False)
             loss = closure()
             self.pause(optimizer)
             return loss
 
-        return args[:1], kwargs | {"closure": with_noise}
+        return evaluated
 
-    def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._resume(optimizer, updated=True)
+    def _is_ours(self, optimizer: Optimizer) -> bool:
+        """Whether it updates a parameter of the module."""
+        ours = set(self.trainer.lightning_module.parameters())
+        return any(parameter in ours for group in optimizer.param_groups for parameter in group["params"])
 
     def _perturbed(self, batch: Any) -> Any:
         # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise

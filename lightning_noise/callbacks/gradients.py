@@ -30,9 +30,10 @@ class GradientNoise(NoiseCallback):
     .. math:: g_t \leftarrow \text{noise}(g_t, s_t)
 
     It acts once for each update, on the gradients of the optimizer that steps: after the backward pass, the mean over the
-    processes and the removal of the loss scale of mixed precision, and before the gradients are clipped. Under accumulation
-    that is once for all batches of the update, at the level of the last. What is clipped is the noisy gradient. Nothing is
-    undone: the next update begins with new gradients. At level 0, and where a gradient is ``None``, nothing is done.
+    processes and the removal of the loss scale of mixed precision, and before the trainer clips the gradients; in manual
+    optimization ``clip_gradients`` comes before it. Under accumulation that is once for all batches of the update, at the
+    level of the last. Nothing is undone: the next update begins with new gradients. At level 0, and where a gradient is
+    ``None``, nothing is done.
 
     The draws are the same on all processes, or else the replicas would part; shards of one parameter have draws of their own.
     All evaluations of a closure in one update, as of LBFGS, get the same draw, and the updates of several optimizers in one
@@ -82,7 +83,10 @@ class GradientNoise(NoiseCallback):
         self._reached = False  # by the hook before an update
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        """Does nothing: every batch will do."""
+        if isinstance(self.noise, Noise):  # a function may count its calls
+            for parameter in pl_module.parameters():
+                if parameter.requires_grad:
+                    Key(("trial",)).apply(self.noise, torch.zeros_like(local(parameter)), 0.01)
 
     def perturbation(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key
@@ -91,7 +95,8 @@ class GradientNoise(NoiseCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        check_parameters_are_whole(trainer, self.name)
+        if stage == "fit":
+            check_parameters_are_whole(trainer, self.name)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)

@@ -43,16 +43,21 @@ class WeightNoise(NoiseCallback):
     the gradient at the noisy weights, ``"straight_through"``, is not that of the expected loss: for a linear model with a
     squared error multiplicative noise has no effect that way, and layers before a normalisation grow. ``"reparametrized"`` is
     exact for every noise: the gradient of each process gets the factor :math:`\partial \tilde w / \partial w` before
-    gradients are averaged over processes.
+    gradients are averaged over processes. Where a loss contains gradients it is exact for multiplicative noise, and refused
+    for relative noise.
 
-    The noise is in the weights from the start of the training step to the end of the backward pass, and with manual
-    optimization to the end of the step but for updates, which are those of the restored weights; after an update the weights
-    of its optimizer get another draw. Weights come back bit for bit, from a copy, also after an exception. Validation, test,
-    checkpoints, also one that is saved within a step, and averages of the weights are clean. Within a step only
-    ``on_before_zero_grad``, ``on_before_backward`` and, of callbacks that are listed before this one, ``on_after_backward``
-    and the ``on_before_optimizer_step`` of manual optimization see noisy weights. The running statistics of batch normalisation
-    are those of the noisy passes, as with dropout. Each micro-batch of an accumulation and each process has a draw of its own,
-    and each evaluation of a closure in one step the same. It costs the memory of the parameters that are perturbed once more.
+    The noise is in the weights from the start of the training step to the end of the backward pass. In manual optimization it
+    stays to the end of the step; each update is one of the restored weights, after which those of its optimizer get another
+    draw. Weights come back bit for bit, from a copy, also after an exception. Validation, test, checkpoints, also those that
+    are saved within a step, and what callbacks average are clean. Within a step only ``on_before_zero_grad``,
+    ``on_before_backward`` and, of callbacks that are listed before this one, ``on_after_backward`` see noisy weights; in
+    manual optimization also their ``on_before_optimizer_step``, and with scaled gradients that of all. What the training step
+    itself reads is noisy, such as the weights for a teacher that it averages: do that in ``on_train_batch_end``, and there,
+    too, clip weights or load others, because what the step writes to noisy weights is refused. The running statistics of
+    batch normalisation are those of the noisy passes, as with dropout.
+
+    Each micro-batch of an accumulation and each process has a draw of its own, and each evaluation of a closure in one update
+    the same. It takes as much memory as the parameters that are perturbed, and a few times the largest of them.
 
     It logs ``noise/<name>/level`` and ``noise/<name>/ratio``, the norm of the noise over that of the weights. Where the level
     is in the units of the weights, they can grow until the noise is small beside them: there is a warning when a tensor has
@@ -64,15 +69,17 @@ class WeightNoise(NoiseCallback):
         relative: The unit of the level, for noises that are additive: ``"std"``, where 0.3 to 0.6 is usual, ``"max"``,
             ``"filter"``, or ``None``, the unit of the weights.
         params: Which parameters: a pattern of their names, in which ``*`` stands for any characters, or a list of these. Left
-            out: those of two or more dimensions that are trained, so neither biases nor normalisations. One that several
-            modules share gets noise once.
+            out: those of two or more dimensions that are trained when the batch starts, so neither biases nor normalisations.
+            One that several modules share gets noise once.
         gradient: ``"straight_through"``, or ``"reparametrized"``, which draws once more in the backward pass.
         seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
 
     Raises:
+        TypeError: A gradient is sparse and ``"reparametrized"``.
         ValueError: A level or pattern is wrong, nothing is selected, ``relative`` is given for a noise that is not additive,
-            or the strategy has no whole parameters, as FSDPStrategy and DeepSpeedStrategy.
+            the strategy has no whole parameters, as FSDPStrategy and DeepSpeedStrategy, or the training step writes to
+            weights with noise in them.
 
     References:
         The Effects of Adding Noise During Backpropagation Training on a Generalization Performance (An, 1996),
@@ -118,24 +125,29 @@ class WeightNoise(NoiseCallback):
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         noisy = self._of(pl_module, 0.01, Key(("trial",)))
         if isinstance(self.noise, Noise):  # a function may count its calls
-            noisy.enter()
-            noisy.exit()
+            try:
+                noisy.enter()
+            finally:
+                noisy.exit()
 
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
+        check_parameters_are_whole(trainer, self.name)
         # of held-out data the samples have draws of their own, but the model is one
-        self._noisy = self._of(pl_module, level, key.everywhere if key.positions else key)
+        self._noisy = self._of(pl_module, level, key if key.positions is None else key.everywhere)
         try:
             self._noisy.enter()
             if self._measured is not None and trainer.training:
                 self._measured["ratio"] = self._measure(self._noisy.norms())
             yield batch
+            self._noisy.check_untouched(self._noisy.names)
         finally:
             self._noisy.exit()
             self._noisy = None
 
     def pause(self, optimizer: Optimizer) -> None:
         if self._noisy is not None:
+            self._noisy.check_untouched(_parameters_of(optimizer))
             self._noisy.restore(_parameters_of(optimizer))
 
     def resume(self, optimizer: Optimizer, *, updated: bool) -> None:
@@ -146,7 +158,8 @@ class WeightNoise(NoiseCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        check_parameters_are_whole(trainer, self.name)
+        if stage == "fit":
+            check_parameters_are_whole(trainer, self.name)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
