@@ -191,19 +191,16 @@ class PerturbedParameters:
         }
 
     def _noisy(self, parameter: nn.Parameter, w: Tensor) -> Tensor:
-        key, level, relative = (
-            parameter_key(self.key / "parameter", self.names[parameter], parameter),
-            self.level,
-            self.relative,
-        )
+        key = parameter_key(self.key / "parameter", self.names[parameter], parameter)
         if updates := self._updates[parameter]:
             key = key / updates
-        if _is_sharded(parameter) and relative is not None:
-            if relative == "filter":
-                _check_rows_are_whole(parameter, self.names[parameter])
-            else:  # which is that of the whole tensor
-                level, relative = level * unit_of(parameter.full_tensor(), relative), None  # type: ignore[attr-defined]
-        return weight_noise(w, self.noise, level, key, relative)
+        if not _is_sharded(parameter) or self.relative is None:
+            return weight_noise(w, self.noise, self.level, key, self.relative)
+        if self.relative == "filter":
+            _check_rows_are_whole(parameter, self.names[parameter])
+            return weight_noise(w, self.noise, self.level, key, self.relative)
+        whole = parameter.full_tensor().float()  # type: ignore[attr-defined]
+        return weight_noise(w, self.noise, self.level * unit_of(whole, self.relative), key)
 
     def _is_changed(self, parameter: nn.Parameter) -> bool:
         w = local(parameter).detach()
@@ -222,11 +219,8 @@ class PerturbedParameters:
             if not noisy.requires_grad:
                 raise ValueError("gradient='reparametrized' needs a noise that can be differentiated: it must not detach x")
             (gradient,) = torch.autograd.grad(noisy, w, gradient, create_graph=twice)
-            if twice and torch.autograd.grad(gradient.sum(), w, retain_graph=True, allow_unused=True)[0] is not None:
-                raise ValueError(
-                    "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
-                    "use 'straight_through', or a noise such as Speckle()"
-                )
+            if twice and gradient.requires_grad:
+                _check_factor_is_constant(gradient, w)
         return gradient
 
     def _put_clean(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
@@ -285,6 +279,15 @@ def _check_gradient(name: str, gradient: Tensor) -> None:
         raise TypeError(
             f"gradient='reparametrized' needs dense gradients, but that of {name!r} is {gradient.layout}; "
             "make its embedding with sparse=False"
+        )
+
+
+def _check_factor_is_constant(gradient: Tensor, w: Tensor) -> None:
+    """Raises a ValueError where the gradient depends on the weights by the noise, which its own gradient would leave out."""
+    if torch.autograd.grad(gradient.sum(), w, retain_graph=True, allow_unused=True)[0] is not None:
+        raise ValueError(
+            "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
+            "use 'straight_through', or a noise such as Speckle()"
         )
 
 

@@ -92,12 +92,12 @@ class TrainingDispatcher:
     def detach(trainer: Trainer) -> None:
         """Ends what is still perturbed and leaves the strategy as it was."""
         if dispatcher := TrainingDispatcher.of(trainer):
-            dispatcher.perturbations.close()
             for handle in dispatcher._handles:
                 handle.remove()
             del trainer.strategy.training_step
             if trainer.strategy.training_step != dispatcher.step:  # somebody had set it on the instance
                 trainer.strategy.training_step = dispatcher.step  # type: ignore[method-assign]
+            dispatcher.perturbations.close()  # last, because a perturbation may have to complain
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         self._updating = 0
