@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -403,32 +400,6 @@ def test_an_update_whose_gradients_are_infinite_is_skipped_with_noise_too(module
     assert_same(weights(noisy), weights(Overflowing()))
     plugin: Any = trainer.precision_plugin
     assert plugin.scaler.get_scale() == 2.0**13  # halved in each of three updates
-
-
-# --- shards
-
-
-@pytest.mark.parametrize("how", ["data", "tensor"])
-def test_shards_get_draws_of_their_own_and_replicas_the_same(how, tmp_path):
-    arguments = [sys.executable, str(Path(__file__).with_name("shards.py")), str(tmp_path), how]
-    subprocess.run(arguments, check=True, timeout=240, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    whole = {"clean": [], "noisy": []}
-    for rank in range(2):
-        clean, noisy = (torch.load(tmp_path / f"{state}-{rank}.pt") for state in whole)
-        assert len(clean) == 6
-        for name, (is_shard, gradient) in clean.items():
-            key = Key((0, "gradient", 0)) / "gradient" / name
-            generator = (key / rank if is_shard else key).generator("cpu")
-            assert torch.equal(noisy[name][1], noise.Gaussian()(gradient, 0.5, generator=generator))
-            if is_shard or rank == 0:
-                whole["clean"].append(gradient.flatten())
-                whole["noisy"].append(noisy[name][1].flatten())
-        sharded = [name for name, (is_shard, _) in clean.items() if is_shard]
-        assert sharded == ([*clean] if how == "data" else ["net.1.weight", "net.1.bias", "net.4.weight"])
-    clean, noisy = (torch.cat(parts) for parts in whole.values())
-    assert clean.numel() == 8 * 8 + 8 + 2 * 8 + 3 * 8 + 3
-    ratio = pd.read_csv(tmp_path / "metrics.csv")["noise/gradient/ratio"].dropna().item()
-    assert ratio == pytest.approx(((noisy - clean).norm() / clean.norm()).item(), rel=1e-5)  # sums in another order, in float32
 
 
 # --- the log

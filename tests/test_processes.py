@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import Rows
 
 from lightning_noise import Key, noise
-from lightning_noise.parameters import unit_of, weight_noise
+from lightning_noise.parameters import RelativeTo, unit_of, weight_noise
 
 SCRIPT = Path(__file__).with_name("processes.py")
 SHARDED = Path(__file__).with_name("sharded.py")
@@ -127,23 +128,73 @@ def test_the_streams_are_not_touched_on_any_process(noisy):
     assert all(result["untouched"] for result in noisy)
 
 
-@pytest.mark.parametrize("relative", ["std", *(pytest.param(unit, marks=pytest.mark.slow) for unit in (None, "max", "filter"))])
-def test_noise_in_sharded_weights_is_one_draw_for_each_shard_and_is_restored(relative, tmp_path):
-    execute(SHARDED, tmp_path / "sharded", relative)
-    one, two = (torch.load(tmp_path / "sharded" / f"{rank}.pt") for rank in range(2))
+# --- parameters that are sharded over the processes
+
+
+@pytest.fixture(scope="module", params=["data", "tensor"])
+def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("processes") / request.param
+    execute(SHARDED, folder, request.param, "std")
+    return request.param, folder
+
+
+def results(folder: Path) -> list[Result]:
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def assert_perturbed_shards(folder: Path, relative: RelativeTo | None) -> None:
+    """What the shards gathered is what the keys of the shards draw."""
+    one, two = results(folder)
+    assert len(one["used"]) == 6
     for i, (used, before) in enumerate(zip(one["used"], one["before"], strict=True)):
-        for layer, noisy, w in zip((1, 3), used, before, strict=True):
+        for layer, noisy, w in zip((1, 4), used, before, strict=True):
             key = Key((5, "weight", *divmod(i, 3))) / "parameter" / f"net.{layer}.weight"
             level = 0.5 if relative in (None, "filter") else 0.5 * unit_of(w, relative)
             unit = "filter" if relative == "filter" else None
             shards = [weight_noise(part, noise.Gaussian(), level, key / rank, unit) for rank, part in enumerate(w.chunk(2))]
-            assert torch.equal(noisy, torch.cat(shards)), "what the shards gathered is what the keys draw"
-    for result in (one, two):
-        assert len(result["used"]) == 6
-        assert all(result["restored"]), "also in the steps that follow a validation, which leaves weights gathered"
+            assert torch.equal(noisy, torch.cat(shards)), "also in the steps that follow a validation"
+    for used_by_one, used_by_two in zip(one["used"], two["used"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(used_by_one, used_by_two, strict=True))
+
+
+def test_noise_in_sharded_weights_is_one_draw_for_each_shard(sharded):
+    how, folder = sharded
+    if how == "data":  # the other does not gather what it computes with
+        assert_perturbed_shards(folder, "std")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("relative", [None, "max", "filter"])
+def test_noise_in_sharded_weights_is_in_the_units_that_are_asked_for(relative, tmp_path):
+    execute(SHARDED, tmp_path / "sharded", "data", relative)
+    assert_perturbed_shards(tmp_path / "sharded", relative)
+
+
+def test_sharded_weights_are_restored_saved_clean_and_probed(sharded):
+    for result in results(sharded[1]):
+        assert len(result["restored"]) == len(result["saved"]) == 6
+        assert all(result["restored"])
         assert all(result["saved"])
         clean, tiny, noisy = (result["measured"][f"robustness/{probe}/loss"] for probe in ("clean", "probe/1e-20", "probe/0.5"))
         assert clean == tiny != noisy
         assert "sharded over processes" in result["refused"]
-    for used_by_one, used_by_two in zip(one["used"], two["used"], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(used_by_one, used_by_two, strict=True))
+
+
+def test_shards_of_gradients_get_draws_of_their_own_and_replicas_the_same(sharded):
+    how, folder = sharded
+    clean, noisy = [], []
+    for rank, result in enumerate(results(folder)):
+        assert len(result["gradients"]) == 6
+        for name, (is_shard, gradient) in result["gradients"].items():
+            key = Key((0, "gradient", 0)) / "gradient" / name
+            generator = (key / rank if is_shard else key).generator("cpu")
+            found = result["noisy gradients"][name][1]
+            assert torch.equal(found, noise.Gaussian()(gradient, 0.5, generator=generator))
+            if is_shard or rank == 0:
+                clean.append(gradient.flatten())
+                noisy.append(found.flatten())
+        shards = [name for name, (is_shard, _) in result["gradients"].items() if is_shard]
+        assert shards == ([*result["gradients"]] if how == "data" else ["net.1.weight", "net.1.bias", "net.4.weight"])
+    one, two = torch.cat(clean), torch.cat(noisy)
+    ratio = pd.read_csv(folder / "metrics.csv")["noise/gradient/ratio"].dropna().iloc[0]
+    assert ratio == pytest.approx(((two - one).norm() / one.norm()).item(), rel=1e-5)  # sums in another order, in float32
