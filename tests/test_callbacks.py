@@ -47,31 +47,32 @@ from lightning_noise.testing import global_streams
 
 CALLBACKS = {
     "input": lambda level: InputNoise(noise.Gaussian(), level),
-    "input, some samples": lambda level: InputNoise(noise.Uniform(), level, probability=0.5, per_sample=True, clip=(-2, 2)),
-    "input, relative": lambda level: InputNoise(noise.Gaussian(), level, relative=True, seed=3),
     "smoothing": LabelSmoothing,
     "flips": lambda level: TargetNoise(labels.FlipLabels(N_CLASSES), level),
-    "flips at the loss": lambda level: TargetNoise(labels.FlipLabels(N_CLASSES), level, via="loss"),
     "mixup": Mixup,
-    "mixup, sampled": lambda level: Mixup(level, via="sample", per_sample=True),
     "cutmix": lambda level: CutMix(level, dim=(-1,)),
     "weight": lambda level: WeightNoise(noise.Gaussian(), level),
-    "weight, reparametrized": lambda level: WeightNoise(noise.Gaussian(), level, relative="std", gradient="reparametrized"),
     "gradient": lambda level: GradientNoise(noise.Gaussian(), level),
     "activation": lambda level: ActivationNoise(noise.Gaussian(), level, "net.1"),
 }
-# of the same kind as another row, so that they are left to the long tests
-VARIANTS = {"input, some samples", "input, relative", "flips at the loss", "mixup, sampled", "weight, reparametrized"}
+# the same with other arguments, held to the laws of draws and levels alone
+VARIANTS = {
+    "input, some samples": lambda level: InputNoise(noise.Uniform(), level, probability=0.5, per_sample=True, clip=(-2, 2)),
+    "input, relative": lambda level: InputNoise(noise.Gaussian(), level, relative=True, seed=3),
+    "flips at the loss": lambda level: TargetNoise(labels.FlipLabels(N_CLASSES), level, via="loss"),
+    "mixup, sampled": lambda level: Mixup(level, via="sample", per_sample=True),
+    "weight, reparametrized": lambda level: WeightNoise(noise.Gaussian(), level, relative="std", gradient="reparametrized"),
+    "activation, relative": lambda level: ActivationNoise(noise.Uniform(), level, ["net.1", "net.4"], relative=True),
+}
 LEVELS: dict[str, Level] = {
     "constant": 0.3,
     "ramp": schedules.Linear(0.0, 0.5),
     "intervals": schedules.Every(0.3, every=2),
     "callable": lambda progress: 0.05 * progress.step,
 }
-every_callback = pytest.mark.parametrize(
-    "make", [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name, make in CALLBACKS.items()]
-)
 AFTER_THE_LOSS = (GradientNoise,)  # whose noise is first seen in the weights
+every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
+every_variant = pytest.mark.parametrize("make", (CALLBACKS | VARIANTS).values(), ids=CALLBACKS | VARIANTS)
 
 
 class Deterministic(Classifier):
@@ -89,7 +90,7 @@ def same_weights(one: nn.Module, two: nn.Module) -> bool:
 # --- the level 0, repetition and the random streams
 
 
-@every_callback
+@every_variant
 @pytest.mark.parametrize("level", [0, 0.0, schedules.Constant(0.0)], ids=repr)
 def test_level_0_is_bitwise_the_run_without(make, level):
     without, _ = fit()
@@ -99,7 +100,7 @@ def test_level_0_is_bitwise_the_run_without(make, level):
         assert_same(one, two)
 
 
-@every_callback
+@every_variant
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 def test_two_runs_are_equal_and_differ_from_the_run_without(make, level):
     one, two, without = fit([make(level)])[0], fit([make(level)])[0], fit()[0]
@@ -167,7 +168,7 @@ def _resumed_equals_uninterrupted(make, level, folder, train, every_n_train_step
 
 
 @resumes
-@every_callback
+@every_variant
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 def test_a_resumed_run_equals_the_uninterrupted_one(make, level, accumulate, tmp_path):
@@ -179,7 +180,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make, level, accumulate, tmp
 
 @resumes
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's call into torch
-@every_callback
+@every_variant
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one(make, accumulate, tmp_path):
     def train():
@@ -230,7 +231,7 @@ def test_the_data_set_is_untouched(make, kind):
         assert_same(one, two)
 
 
-@every_callback
+@every_variant
 def test_validation_and_sanity_check_never_see_noise(make):
     with_, _ = fit([make(0.5)], val_check_interval=1)
     without, _ = fit(val_check_interval=1)
