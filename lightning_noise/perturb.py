@@ -185,7 +185,7 @@ def _uniform(x: Tensor, level: float | Tensor, *, generator: torch.Generator) ->
 
 
 def _std(x: Tensor) -> Tensor:
-    if x.ndim < 2:
+    if x.shape[1:].numel() == 1:  # it has no deviation; in an empty batch it would
         raise ValueError(f"relative=True needs samples of more than one number, got a tensor of shape {tuple(x.shape)}")
     return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).std(1, correction=0)
 

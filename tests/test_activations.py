@@ -174,6 +174,13 @@ def test_a_relative_level_is_in_units_of_each_samples_standard_deviation():
     assert torch.equal(noisy, x + torch.tensor([[0.5], [5.0]]))
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1), (0, 1)], ids=str)
+def test_a_relative_level_of_samples_of_one_number_is_refused(shape):
+    module = Returns(torch.zeros(shape))
+    with pytest.raises(ValueError, match="samples of more than one number, got a tensor of shape"):
+        within(ActivationNoise(noise.Gaussian(), 0.5, "inner", relative=True), module, module)
+
+
 def test_a_copy_of_a_module_made_in_the_fit_and_a_saved_one_have_no_noise(tmp_path):
     class Copying(Layers):
         def training_step(self, batch, batch_idx):

@@ -86,9 +86,10 @@ def test_a_leaf_of_any_name_has_a_draw_of_its_own():
     assert (drawn < 0).any()
 
 
-def test_a_relative_level_needs_samples_of_more_than_one_number():
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (0, 1), (4, 1, 1)], ids=str)
+def test_a_relative_level_needs_samples_of_more_than_one_number(shape):
     with pytest.raises(ValueError, match="samples of more than one number"):
-        perturbed_batch(inputs(4), [()], noise.Gaussian(), 0.1, KEY, relative=True)
+        perturbed_batch(inputs(*shape), [()], noise.Gaussian(), 0.1, KEY, relative=True)
 
 
 @pytest.mark.parametrize(
