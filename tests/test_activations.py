@@ -390,6 +390,26 @@ def test_a_pattern_that_matches_no_module_is_refused_before_the_first_step(patte
     assert not module.validated
 
 
+def test_patterns_do_not_select_what_computes_the_weights():
+    class Normalised(Layers):
+        def __init__(self):
+            super().__init__()
+            self.net[1] = nn.utils.parametrizations.weight_norm(self.net[1])  # type: ignore[assignment]
+            self.used: list[Tensor] = []
+
+        def forward(self, x):
+            self.used.append(self.net[1].weight.detach().clone())  # type: ignore[operator]
+            return super().forward(x)
+
+    callback = ActivationNoise(noise.Gaussian(), 0.5, "net.*")
+    assert list(callback.selected(Normalised())) == [f"net.{i}" for i in range(5)]
+    module, _ = fit([callback], module=Normalised, max_epochs=1)
+    for used in module.used:
+        assert torch.equal(used, module.net[1].weight)
+    with pytest.raises(ValueError, match=r"no module matches 'net\.1\.parametrizations\.weight'"):
+        ActivationNoise(noise.Gaussian(), 0.5, "net.1.parametrizations.weight").selected(module)
+
+
 @pytest.mark.filterwarnings("ignore:.*training_step.* returned `None`")  # Lightning's word on it
 def test_modules_that_are_not_called_are_an_error_at_the_end_of_the_first_step_with_noise():
     class Skipping(Layers):

@@ -357,9 +357,9 @@ def _original(module: nn.Module) -> nn.Module:
 
 
 def _named(pl_module: LightningModule) -> dict[str, nn.Module]:
-    """The modules by name, without the root, which has none."""
+    """The modules by name, without the root, which has none, and without those that compute parameters and not outputs."""
     named: dict[str, nn.Module] = {}
     for name, module in pl_module.named_modules():
         named.setdefault(plain_name(name), module)  # of a compiled module and what it wraps the first, which is the outer one
     del named[""]
-    return named
+    return {name: module for name, module in named.items() if "parametrizations" not in name.split(".")}
