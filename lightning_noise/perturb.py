@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "NoiseFunction",
     "check_floating",
     "check_options",
+    "check_output",
     "checked_clip",
     "like",
     "perturbed_batch",
@@ -65,24 +67,56 @@ def perturbed_batch(
     return batch
 
 
-def perturbed_output(output: Any, noise: Callable[..., Tensor], level: float, key: Key, *, relative: bool = False) -> Any:
-    """Returns what a module returned with noise in every floating-point leaf, each with a draw of its own.
+def perturbed_output(
+    output: Any, noise: Callable[..., Tensor], level: float, key: Key, *, module: str = "", relative: bool = False
+) -> Any:
+    """Returns what a module returned with noise in each of its floating-point tensors, each with a draw of its own.
 
-    The output itself and its tensors stay as they are. The gradient is that of the noisy output, also of the standard
-    deviation that a relative level is in units of.
+    These are the tensors that are reached through tuples, lists, mappings and dataclasses and have a first axis. All else, such
+    as a distribution, a cache or a finished loss, is the same object. A tensor that occurs twice is one tensor afterwards, too.
+    The output itself and its tensors stay as they are. The gradient is that of the noisy output, also of the standard deviation
+    that a relative level is in units of.
+
+    Args:
+        output: What the module returned.
+        noise: The noise.
+        level: The amount.
+        key: The key of the draws.
+        module: The name of the module, for messages.
+        relative: The level is in units of the standard deviation of each row of the first axis.
 
     Raises:
-        ValueError: The noise cuts the gradient.
+        TypeError: There is no such tensor, or one is not dense.
+        ValueError: The noise cuts the gradient, or with a draw for each sample the first axis is not that of the samples.
     """
-    paths = [path for path, leaf in leaves(output) if leaf.is_floating_point()]
-    for path in paths:
-        leaf = get(output, path)
-        y = _noisy(leaf.as_subclass(Tensor), path, noise, level, key, relative)
-        if torch.is_grad_enabled() and leaf.requires_grad and not y.requires_grad:
-            called = getattr(noise, "__name__", type(noise).__name__)
-            raise ValueError(f"{called} cuts the gradient, so that what comes before would not learn: it must not detach x")
-        output = replace(output, path, _as_subclass_of(leaf, y))
+    found = [
+        (path, leaf) for path, leaf in leaves(output) if leaf.is_floating_point() and leaf.ndim and _is_plain(output, path)
+    ]
+    if not found:
+        raise TypeError(
+            f"noise needs a floating-point tensor with an axis, but {module!r} returned {described(output)}; "
+            "select other modules"
+        )
+    noisy: dict[int, Tensor] = {}
+    for path, leaf in found:
+        if id(leaf) not in noisy:
+            check_output(leaf, key, module, path)
+            noisy[id(leaf)] = _noisy_output(leaf, path, noise, level, key, relative)
+        output = replace(output, path, noisy[id(leaf)])
     return output
+
+
+def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
+    """Raises an error where a tensor that a module returned cannot take noise, with the way out."""
+    where = f"{module!r} returned" + (f" in {dotted(path)!r}" if path else "")
+    if leaf.layout != torch.strided or leaf.is_nested:
+        kind = "a nested tensor" if leaf.is_nested else f"a tensor of {leaf.layout}"
+        raise TypeError(f"noise needs a dense tensor, but {where} {kind}; select other modules")
+    if key.positions is not None and len(leaf) != len(key.positions):
+        raise ValueError(
+            f"each of the {len(key.positions)} samples has a draw of its own, but {where} {described(leaf)}; "
+            "select a module whose first axis is that of the samples"
+        )
 
 
 def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
@@ -160,6 +194,22 @@ def _as_subclass_of(leaf: Tensor, y: Tensor) -> Tensor:
 
 def _noisy(x: Tensor, path: Path, noise: Callable[..., Tensor], levels: float | Tensor, key: Key, relative: bool) -> Tensor:
     return (key / "leaf" / dotted(path)).apply(noise, x, levels * _std(x) if relative else levels)
+
+
+def _noisy_output(leaf: Tensor, path: Path, noise: Callable[..., Tensor], level: float, key: Key, relative: bool) -> Tensor:
+    y = _noisy(leaf.as_subclass(Tensor), path, noise, level, key, relative)
+    if torch.is_grad_enabled() and leaf.requires_grad and not y.requires_grad:
+        called = getattr(noise, "__name__", type(noise).__name__)
+        raise ValueError(f"{called} cuts the gradient, so that what comes before would not learn: it must not detach x")
+    return _as_subclass_of(leaf, y)
+
+
+def _is_plain(output: Any, path: Path) -> bool:
+    """Whether the path leads through containers alone, and not into an object that makes something of its tensors."""
+    return all(
+        isinstance(part, tuple | list | Mapping) or is_dataclass(part)
+        for part in (get(output, path[:i]) for i in range(len(path)))
+    )
 
 
 def _plain(bound: Tensor | None) -> Bound:

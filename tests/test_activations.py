@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_noise import InputNoise, Key, RobustnessMonitor, noise, schedules
+from lightning_noise.batch import dotted, leaves
 from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise, OutputCallback
 from lightning_noise.perturb import perturbed_output
 
@@ -154,15 +155,73 @@ def test_every_floating_point_leaf_of_an_output_gets_a_draw_of_its_own_and_the_r
         assert not zeros.any(), "the tensors of the module stay as they are"
 
 
-def test_the_outputs_of_an_lstm_and_of_attention_get_noise():
+def test_all_outputs_of_an_lstm_and_of_attention_get_noise():
     x = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
     for inner in (nn.LSTM(6, 3, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True)):
         module = nn.ModuleDict({"inner": inner})
         arguments = (x,) if isinstance(inner, nn.LSTM) else (x, x, x)
         noisy = within(ActivationNoise(noise.Gaussian(), 0.5, "inner"), module, lambda f=inner, a=arguments: f(*a))
-        clean = inner(*arguments)
-        assert not torch.equal(noisy[0], clean[0])
-        assert len(noisy) == len(clean)
+        found, clean = dict(leaves(noisy)), dict(leaves(inner(*arguments)))
+        assert list(found) == list(clean) == ([(0,), (1, 0), (1, 1)] if isinstance(inner, nn.LSTM) else [(0,), (1,)])
+        for path, leaf in found.items():
+            key = KEY / "module" / "inner" / 0 / "leaf" / dotted(path)
+            assert torch.equal(leaf, key.apply(noise.Gaussian(), clean[path], 0.5))
+
+
+class Cache:
+    def __init__(self, value: Tensor):
+        self.value = value
+
+
+def test_what_is_inside_another_object_gets_no_noise():
+    zeros = torch.zeros(4, 3)
+    distribution, cache = torch.distributions.Normal(zeros, zeros + 1), Cache(zeros.clone())
+    module = Returns((zeros, {"distribution": distribution, "caches": [cache]}))
+    callback = ActivationNoise(noise.Gaussian(), 0.5, "inner")
+    noisy, rest = within(callback, module, module)
+    assert noisy.all()
+    assert rest["distribution"] is distribution
+    assert rest["caches"][0] is cache
+    for value in (zeros, distribution.loc, cache.value):
+        assert not value.any()
+    alone = Returns(distribution)
+    with pytest.raises(TypeError, match="with an axis, but 'inner' returned Normal; select other modules"):
+        within(callback, alone, alone)
+
+
+def test_a_tensor_that_occurs_twice_in_an_output_has_one_draw():
+    h, other = torch.zeros(4, 3), torch.zeros(4, 3)
+    module = Returns({"last": h, "hidden": (other, h)})
+    noisy = within(ActivationNoise(noise.Gaussian(), 0.5, "inner"), module, module)
+    assert noisy["last"] is noisy["hidden"][1]
+    assert noisy["last"].all()
+    assert not torch.equal(noisy["hidden"][0], noisy["last"])
+
+
+def test_a_finished_loss_gets_no_noise():
+    loss, logits = torch.tensor(2.0), torch.zeros(4, 3)
+    module = Returns({"loss": loss, "logits": logits})
+    callback = ActivationNoise(noise.Gaussian(), 0.5, "inner")
+    noisy = within(callback, module, module)
+    assert noisy["loss"] is loss
+    assert noisy["logits"].all()
+    alone = Returns(loss)
+    with pytest.raises(TypeError, match=r"with an axis, but 'inner' returned float32 \(\); select other modules"):
+        within(callback, alone, alone)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (torch.eye(3).to_sparse(), "a tensor of torch.sparse_coo"),
+        (torch.nested.nested_tensor([torch.rand(2), torch.rand(3)], layout=torch.jagged), "a nested tensor"),
+    ],
+    ids=["sparse", "nested"],
+)
+def test_an_output_that_is_not_dense_is_refused(value, kind):
+    module = Returns({"h": value})
+    with pytest.raises(TypeError, match=f"needs a dense tensor, but 'inner' returned in 'h' {kind}; select other modules"):
+        within(ActivationNoise(noise.Gaussian(), 0.5, "inner"), module, module)
 
 
 def test_a_relative_level_is_in_units_of_each_samples_standard_deviation():
@@ -451,7 +510,7 @@ def test_a_wrong_argument_is_refused_when_the_callback_is_made(build, error, mes
 
 def test_an_output_without_floating_point_numbers_is_refused():
     module = Returns((torch.arange(3), "a"))
-    with pytest.raises(TypeError, match="noise needs floats, but 'inner' returned tuple; select other modules"):
+    with pytest.raises(TypeError, match="with an axis, but 'inner' returned tuple; select other modules"):
         within(ActivationNoise(noise.Gaussian(), 0.5, "inner"), module, module)
     assert not hooks(module)
 
@@ -674,6 +733,33 @@ def test_what_does_not_suit_the_embeddings_is_refused(callback, error, message):
     with pytest.raises(error, match=message):
         fit([callback], module=module, train=DataLoader(Sentences(), batch_size=8), limit_val_batches=0)
     assert not hooks(module)
+
+
+def test_an_embedding_that_is_called_twice_for_a_batch_cannot_have_a_mask():
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH, padding_idx=0)})
+    ids, batch = Sentences().ids, {"mask": Sentences().mask}
+
+    def twice():
+        return module["words"](ids), module["words"](ids.flip(0))
+
+    with pytest.raises(ValueError, match=r"'words' is called a second time .* 'mask' is the mask of one call .* a padding_idx"):
+        within(EmbeddingNoise(5.0, mask="mask"), module, twice, batch=batch)
+    for noisy, padding in zip(within(EmbeddingNoise(5.0), module, twice), (ids == 0, ids.flip(0) == 0), strict=True):
+        assert not noisy[padding].any()
+        assert noisy[~padding].any()
+
+
+def test_each_of_two_batches_of_a_step_has_its_mask():
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
+    ids, mask = Sentences().ids, Sentences().mask
+    callback, trainer = EmbeddingNoise(5.0, mask="mask"), make_trainer()
+    with callback.perturbation(trainer, module, {"mask": mask}, 5.0, KEY):  # type: ignore[arg-type]
+        module["words"](ids)
+        with callback.perturbation(trainer, module, {"mask": mask.flip(0)}, 5.0, KEY / "second"):  # type: ignore[arg-type]
+            noisy = module["words"](ids.flip(0))
+    delta = noisy - module["words"](ids.flip(0))
+    assert not delta[mask.flip(0) == 0].any()
+    assert delta[mask.flip(0) == 1].all()
 
 
 def test_it_must_be_said_which_of_several_embeddings_gets_noise():

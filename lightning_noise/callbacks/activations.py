@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_noise.batch import described, find_target, get, leaves
+from lightning_noise.batch import described, find_target, get
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.hooks import reserve_ids
 from lightning_noise.names import matching, plain_name
 from lightning_noise.noise import Noise, Shot, Uniform
-from lightning_noise.perturb import NoiseFunction, check_options, perturbed_output
+from lightning_noise.perturb import NoiseFunction, check_options, check_output, perturbed_output
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Level
 
@@ -36,7 +36,8 @@ class _InForce:
     batch: Any
     level: float
     key: Key
-    calls: Counter[str]  # of each module so far, those in the backward pass left out
+    calls: Counter[str]  # of each module in this step so far, those in the backward pass left out
+    earlier: Counter[str]  # those of them that were for other batches of the step
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,12 @@ class Call:
     module: nn.Module
     inputs: tuple[Any, ...]
     output: Any
-    batch: Any
-    level: float
-    key: Key
+    index: int  # which call of the module for this batch it is, from 0
+    force: _InForce
+
+    @property
+    def key(self) -> Key:
+        return self.force.key / "module" / self.name / self.index
 
 
 class OutputCallback(NoiseCallback):
@@ -97,7 +101,7 @@ class OutputCallback(NoiseCallback):
                 self._register(pl_module)
                 # what was compiled without hooks would pass them over
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self._in_force = _InForce(batch, level, key, calls)
+            self._in_force = _InForce(batch, level, key, calls, earlier=Counter(calls))
             yield batch
         if trainer.training:
             self._ran = bool(self._ran or calls)
@@ -134,20 +138,20 @@ class OutputCallback(NoiseCallback):
         """Returns what the module returns instead of its output, or ``None`` where that stays."""
         if (force := self._in_force) is None:
             return None
-        key = force.key / "module" / name / self._index(name, force.calls)
-        return self.noisy(Call(name, module, inputs, output, force.batch, force.level, key)) if force.level else None
+        call = Call(name, module, inputs, output, self._index(name, force), force)
+        return self.noisy(call) if force.level else None
 
     @staticmethod
-    def _index(name: str, calls: Counter[str]) -> int:
-        """Which call of the module this is; with activation checkpointing the backward pass repeats one of the forward pass."""
+    def _index(name: str, force: _InForce) -> int:
+        """Which call for the batch this is; with activation checkpointing the backward pass repeats one of the forward pass."""
         # no public name says whether a backward pass is running
         if torch._C._current_graph_task_id() == -1:
-            calls[name] += 1
-            return calls[name] - 1
-        if calls[name] > 1:
+            force.calls[name] += 1
+            return force.calls[name] - force.earlier[name] - 1
+        if force.calls[name] > 1:
             raise ValueError(
                 f"the backward pass computes {name!r} again, by activation checkpointing, and it is not known which of the "
-                f"{calls[name]} calls of this step it is; select modules that are called once in a step"
+                f"{force.calls[name]} calls of this step it is; select modules that are called once in a step"
             )
         return 0
 
@@ -171,16 +175,17 @@ class OutputCallback(NoiseCallback):
 class ActivationNoise(OutputCallback):
     r"""Perturbs what modules of the network return, in training.
 
-    Where a selected module returns :math:`h`, what called it gets :math:`\text{noise}(h, \text{level})`. Of a tuple, dict or
-    dataclass, as an LSTM or attention returns it, each floating-point tensor has a draw of its own. The tensors that the module
-    made stay as they are. Gradients flow through the noise: multiplicative noise scales them, and with ``relative`` they know
-    of the standard deviation. A module that is called twice in a step draws twice, and activation checkpointing gets the draw
-    of the forward pass again.
+    Where a selected module returns :math:`h`, what called it gets :math:`\text{noise}(h, \text{level})`. Of a tuple, list, dict
+    or dataclass, as an LSTM or attention returns it, each floating-point tensor has a draw of its own; one that occurs twice is
+    the same noisy tensor in both places. What has no axis, such as a finished loss, and what is inside another object, such
+    as a distribution or a cache, gets no noise. The tensors that the module made stay as they are. Gradients flow through the
+    noise: multiplicative noise scales them, and with ``relative`` they know of the standard deviation. A module that is called
+    twice in a step draws twice, and activation checkpointing gets the draw of the forward pass again.
 
     It acts from the start of the training step to the end of the backward pass, never in validation, test and prediction. At
     level 0 nothing is done. The draws differ from process to process. The modules have forward hooks from the start of the fit
-    to its end. In a compiled model these break the graph, so ``fullgraph=True`` does not go with them, and what was compiled
-    before is compiled again.
+    to its end; a module that is put in the place of one of them during the fit has none. In a compiled model these break the
+    graph, so ``fullgraph=True`` does not go with them, and what was compiled before is compiled again.
 
     As a probe of a :class:`~lightning_noise.RobustnessMonitor` each sample has a draw of its own, so the first axis of what is
     perturbed must be that of the samples.
@@ -191,15 +196,17 @@ class ActivationNoise(OutputCallback):
         noise: The noise, such as :class:`~lightning_noise.noise.Gaussian` or :class:`~lightning_noise.noise.Speckle`.
         level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
         modules: The name of a module as in ``named_modules()``, a pattern of names, or a list of these; ``*`` stands for any
-            characters, dots too. Names are the same whether a module is compiled or not.
-        relative: The level is in units of the standard deviation of each sample, for noises that are additive.
+            characters, dots too. Names are the same whether a module is compiled or not. Where a container and its parts are
+            selected, both get noise, as with ``*``. The modules of a parametrization cannot be selected.
+        relative: The level is in units of the standard deviation of each row of the first axis, for noises that are additive.
         seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
 
     Raises:
-        TypeError: A module that is selected returns no floating-point tensor.
-        ValueError: A pattern matches no module, the first step with noise called none of the modules, the noise has no
-            gradient, or a module that is called several times in a step is computed again by activation checkpointing.
+        TypeError: A module that is selected returns no floating-point tensor, or one that is nested or sparse.
+        ValueError: A pattern matches no module, an epoch with noise called none of the modules, the noise has no gradient, the
+            level is relative to rows of one number, a module that is called several times in a step is computed again by
+            activation checkpointing, or the first axis of what a probe perturbs is not that of the samples.
 
     References:
         Explicit Regularisation in Gaussian Noise Injections (Camuto et al., 2020), https://arxiv.org/abs/2007.07368
@@ -237,9 +244,7 @@ class ActivationNoise(OutputCallback):
         """What the modules return is not known before they run."""
 
     def noisy(self, call: Call) -> Any:
-        if not any(leaf.is_floating_point() for _, leaf in leaves(call.output)):
-            raise TypeError(f"noise needs floats, but {call.name!r} returned {described(call.output)}; select other modules")
-        return perturbed_output(call.output, self.noise, call.level, call.key, relative=self.relative)
+        return perturbed_output(call.output, self.noise, call.force.level, call.key, module=call.name, relative=self.relative)
 
 
 class EmbeddingNoise(OutputCallback):
@@ -263,13 +268,15 @@ class EmbeddingNoise(OutputCallback):
         level: The amount :math:`\alpha`: a number, a schedule, or a callable.
         modules: The name of the embedding, a pattern of names, or a list of these; left out, the only ``nn.Embedding``.
         mask: Which leaf of the batch, of shape :math:`(B, L)`, is 1 or true at tokens and 0 or false at padding: an index, a
-            key or a dotted path.
+            key or a dotted path. It is the opposite of the ``key_padding_mask`` of PyTorch, and for an embedding that is
+            called once in a step; else give the embedding a ``padding_idx``.
         seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
 
     Raises:
         TypeError: A module that is selected returns no embeddings.
-        ValueError: It must be said which embedding it is, the mask does not fit, or as for :class:`ActivationNoise`.
+        ValueError: It must be said which embedding it is, the mask does not fit or would be used for several calls, or as for
+            :class:`ActivationNoise`.
 
     References:
         NEFTune: Noisy Embeddings Improve Instruction Finetuning (Jain et al., 2023), https://arxiv.org/abs/2310.05914
@@ -309,11 +316,12 @@ class EmbeddingNoise(OutputCallback):
         x = call.output
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
             raise TypeError(f"the embeddings must be of shape (B, L, d), but {call.name!r} returned {described(x)}")
+        check_output(x, call.key, call.name)
         tokens = self._tokens(call)
         lengths = tokens.unsqueeze(-1).flatten(1).sum(1)
         size = (lengths * x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
         # infinite in a row without tokens, of which nothing is used
-        y = call.key.apply(Uniform(), x, call.level * size.rsqrt())
+        y = call.key.apply(Uniform(), x, call.force.level * size.rsqrt())
         return torch.where(tokens.unsqueeze(-1), y, x)
 
     def _tokens(self, call: Call) -> Tensor:
@@ -321,7 +329,12 @@ class EmbeddingNoise(OutputCallback):
         shape, device = call.output.shape[:-1], call.output.device
         embedding = _original(call.module)
         if self.mask is not None:
-            mask = get(call.batch, find_target(call.batch, self.mask))
+            if call.index > 0:
+                raise ValueError(
+                    f"{call.name!r} is called a second time for one batch, and {self.mask!r} is the mask of one call alone; "
+                    "leave mask out and give the embedding a padding_idx"
+                )
+            mask = get(call.force.batch, find_target(call.force.batch, self.mask))
             if mask.shape != shape:
                 raise ValueError(
                     f"the mask {self.mask!r} is {described(mask)}, but {call.name!r} embeds tokens of shape {tuple(shape)}; "
