@@ -565,6 +565,67 @@ def test_a_probe_of_modules_that_the_prediction_does_not_call_is_an_error():
     assert not hooks(module)
 
 
+class Padded(pl.LightningModule):
+    """A transformer that is told of the padding, which takes another path in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(8, N_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.arange(x.shape[1]) >= torch.arange(len(x))[:, None] % x.shape[1] + 1
+        return self.head(self.encoder(x, src_key_padding_mask=padding)[:, 0])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of the clean prediction
+@pytest.mark.parametrize("enabled", [True, False], ids=["fast path", "none"])
+@pytest.mark.parametrize("part", ["encoder.layers.0.linear1", "encoder.layers.1", "encoder"])
+def test_a_transformer_with_padding_can_be_probed(part, enabled):
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        monitor = RobustnessMonitor(ActivationNoise(noise.Gaussian(), 0.0, part), [0.0, 3.0])
+        trainer = make_trainer([monitor])
+        pl.seed_everything(0, verbose=False)
+        trainer.validate(Padded(), loader(Rows(8, features=(4, 8))), verbose=False)
+        assert torch.backends.mha.get_fastpath_enabled() is enabled
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    clean, at_0, at_3 = (
+        float(trainer.callback_metrics[f"robustness/{key}/loss"]) for key in ("clean", "activation/0", "activation/3")
+    )
+    assert at_0 == pytest.approx(clean, rel=1e-5)  # the two paths differ in their roundings, of float32
+    assert at_3 != at_0
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "message"),
+    [
+        (True, r"each of the 8 samples .* but 'lstm' returned in '1\.0' float32 \(1, 8, 8\); select a module whose first axis"),
+        (False, r"each of the 8 samples .* but 'lstm' returned in '0' float32 \(4, 8, 8\); select a module whose first axis"),
+    ],
+    ids=["batch first", "time first"],
+)
+def test_a_probe_of_what_does_not_have_the_samples_first_is_refused(batch_first, message):
+    class Recurrent(Padded):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(8, 8, batch_first=batch_first)
+
+        def forward(self, x):
+            h, _ = self.lstm(x if batch_first else x.transpose(0, 1))
+            return self.head(h.sum(1 if batch_first else 0))
+
+    module = Recurrent()
+    monitor = RobustnessMonitor(ActivationNoise(noise.Gaussian(), 0.0, "lstm"), [0.5])
+    with pytest.raises(ValueError, match=message):
+        make_trainer([monitor]).validate(module, loader(Rows(8, features=(4, 8))), verbose=False)
+    assert not hooks(module)
+
+
 def test_a_fit_with_noise_in_inputs_and_activations_has_both():
     module, _ = fit(
         [InputNoise(noise.Gaussian(), 0.5), ActivationNoise(noise.Gaussian(), 0.5, "net.1")],

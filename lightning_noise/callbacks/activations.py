@@ -96,6 +96,9 @@ class OutputCallback(NoiseCallback):
         calls = Counter() if before is None else before.calls  # a step that fetches two batches is within both
         with ExitStack() as stack:
             stack.callback(setattr, self, "_in_force", before)
+            if not trainer.training:  # a transformer in evaluation would make nested tensors of a batch with padding
+                stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
             if not self._handles:  # a probe of a monitor, and no callback of this fit
                 stack.callback(self._remove)
                 self._register(pl_module)
@@ -188,7 +191,8 @@ class ActivationNoise(OutputCallback):
     graph, so ``fullgraph=True`` does not go with them, and what was compiled before is compiled again.
 
     As a probe of a :class:`~lightning_noise.RobustnessMonitor` each sample has a draw of its own, so the first axis of what is
-    perturbed must be that of the samples.
+    perturbed must be that of the samples. Meanwhile transformers do not take their fast path of evaluation, so of these level 0
+    equals the clean prediction up to rounding.
 
     It logs ``noise/<name>/level``.
 
