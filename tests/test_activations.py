@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_noise import InputNoise, Key, RobustnessMonitor, noise, schedules
+from lightning_noise import InputNoise, Key, LabelSmoothing, RobustnessMonitor, noise, schedules
 from lightning_noise.batch import dotted, leaves
 from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise, OutputCallback
 from lightning_noise.perturb import perturbed_output
@@ -470,27 +470,62 @@ def test_patterns_do_not_select_what_computes_the_weights():
 
 
 @pytest.mark.filterwarnings("ignore:.*training_step.* returned `None`")  # Lightning's word on it
-def test_modules_that_are_not_called_are_an_error_at_the_end_of_the_first_step_with_noise():
+def test_modules_that_are_not_called_are_an_error_at_the_end_of_the_first_epoch_with_noise():
     class Skipping(Layers):
         def training_step(self, batch, batch_idx):
-            return None if self.current_epoch == 1 and batch_idx == 0 else super().training_step(batch, batch_idx)
+            if self.current_epoch == 1 and batch_idx == 0:
+                self.net[3](batch[0])  # what is called in a step that is skipped does not count
+                return None
+            return super().training_step(batch, batch_idx)
 
     late = schedules.Window(0.5, begin=1, unit="epoch")
     module = Skipping()
-    with pytest.raises(ValueError, match="the training step called none of the modules that 'activation'"):
-        fit([ActivationNoise(noise.Gaussian(), late, "net.3")], module=module, train=loader())
-    assert len(module.seen) == 3 + 1, "a step that is skipped says nothing, the next one does"
+    with pytest.raises(ValueError, match="the training epoch called none of the modules that 'activation'"):
+        fit([ActivationNoise(noise.Gaussian(), late, "net.3")], module=module, train=loader(), max_epochs=3)
+    assert len(module.seen) == 3 + 2
     assert not hooks(module)
     fit([ActivationNoise(noise.Gaussian(), late, ["net.3", "net.1"])], module=Skipping)
 
 
 @pytest.mark.filterwarnings("ignore:.*training_step.* returned `None`")  # Lightning's word on it
-def test_a_skipped_step_is_not_held_against_a_later_one_without_noise():
+def test_an_epoch_of_skipped_steps_is_not_held_against_the_modules():
+    class Skipping(Layers):
+        def training_step(self, batch, batch_idx):
+            return None if self.current_epoch == 0 else super().training_step(batch, batch_idx)
+
+    fit([ActivationNoise(noise.Gaussian(), 0.5, "net.1")], module=Skipping)
+
+
+def test_a_network_that_is_not_called_in_every_step_gets_noise():
+    class Adversarial(Deterministic):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.generator, self.noisy = nn.Linear(8, 8), []
+
+        def training_step(self, batch, batch_idx):
+            optimizer: Any = self.optimizers()
+            x = batch[0]
+            fake = self.generator(x) if batch_idx == 2 else x
+            self.noisy.append(not torch.equal(fake, x if batch_idx < 2 else F.linear(x, *self.generator.parameters())))
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(self(fake), batch[1]))
+            optimizer.step()
+
+    module, _ = fit([ActivationNoise(noise.Gaussian(), 0.5, "generator")], module=Adversarial, train=loader())
+    assert module.noisy == 2 * [False, False, True]
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.* returned `None`")  # Lightning's word on it
+@pytest.mark.parametrize(
+    "build", [lambda level: ActivationNoise(noise.Gaussian(), level, "net.1"), LabelSmoothing], ids=["activations", "loss"]
+)
+def test_a_skipped_step_is_not_held_against_a_later_one_without_noise(build):
     class Skipping(Layers):
         def training_step(self, batch, batch_idx):
             return None if self.trainer.global_step == 0 else super().training_step(batch, batch_idx)
 
-    fit([ActivationNoise(noise.Gaussian(), schedules.Every(0.5, every=2, unit="step"), "net.1")], module=Skipping)
+    fit([build(schedules.Every(0.5, every=2, unit="step"))], module=Skipping)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ class OutputCallback(NoiseCallback):
         self.modules = modules
         self._handles: list[RemovableHandle] = []
         self._in_force: _InForce | None = None
-        self._ran: bool | None = None  # whether a module did, since one was to
+        self._ran: bool | None = None  # whether a module did in this step, if one was to
+        self._ran_in_epoch: bool | None = None
 
     @abstractmethod
     def noisy(self, call: Call) -> Any:
@@ -118,16 +119,22 @@ class OutputCallback(NoiseCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._ran = None
+        self._ran = self._ran_in_epoch = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._ran is False and pl_module.automatic_optimization and not outputs:
-            self._ran = None  # a step that was skipped says nothing
-        if self._ran is False:
-            self._refuse("the training step")
+        skipped = pl_module.automatic_optimization and not outputs
+        if self._ran is not None and not skipped:
+            self._ran_in_epoch = bool(self._ran_in_epoch or self._ran)
+        self._ran = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # not after a step: one of several networks, or an auxiliary one, need not run in each
+        if self._ran_in_epoch is False:
+            self._refuse("the training epoch")
+        self._ran_in_epoch = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)

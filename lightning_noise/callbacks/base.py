@@ -214,8 +214,9 @@ class TargetCallback(NoiseCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        skipped = pl_module.automatic_optimization and not outputs
-        if self._hit is False and not skipped:
+        if self._hit is False and pl_module.automatic_optimization and not outputs:
+            self._hit = None  # a step that was skipped says nothing
+        if self._hit is False:
             raise ValueError(
                 f"the training step computed no cross_entropy, nll_loss or binary_cross_entropy_with_logits of the target, so "
                 f"{self.name!r} did nothing. Say targets=… if the target is another leaf; via='batch' hands probabilities to "
