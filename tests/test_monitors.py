@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_noise import InputNoise, Key, RobustnessMonitor, noise
+from lightning_noise import ActivationNoise, InputNoise, Key, RobustnessMonitor, WeightNoise, noise
 from lightning_noise.metrics import ExpectedCalibrationError
 from lightning_noise.testing import global_streams
 
@@ -502,6 +502,53 @@ def test_a_wrong_path_is_found_before_the_training():
     with pytest.raises(ValueError, match="no leaf 'image'"):
         fit([RobustnessMonitor(noise.Gaussian(), inputs="image", every_n_epochs=2)], module=module)
     assert not module.seen
+
+
+@pytest.mark.parametrize(
+    ("probe", "error", "message"),
+    [
+        (ActivationNoise(noise.Gaussian(), 0.0, "nett.1"), ValueError, "no module matches 'nett.1'"),
+        (ActivationNoise(noise.Gaussian(), 0.0, "unused"), ValueError, "the prediction called none of the modules"),
+        (ActivationNoise(noise.Gaussian(), 0.0, "transposed"), ValueError, r"'transposed' returned float32 \(3, 8\)"),
+        (WeightNoise(noise.Gaussian(), 0.0, params="nett.*"), ValueError, r"no parameter matches 'nett\.\*'"),
+        (InputNoise(noise.Gaussian(), 0.0, inputs=1), TypeError, "Gaussian needs floats, but the input '1' is int64"),
+    ],
+    ids=["no module", "not called", "not of the samples", "no parameter", "no floats"],
+)
+def test_what_is_wrong_with_a_callback_that_is_a_probe_is_found_before_the_training(probe, error, message):
+    class Parts(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.transposed = nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            return self.transposed(super().forward(x).T).T
+
+    module = Parts()
+    with pytest.raises(error, match=message):
+        fit([RobustnessMonitor(probe, [0.0, 0.5], every_n_epochs=2)], module=module)
+    assert not module.seen
+
+
+def test_callbacks_that_are_probes_change_nothing():
+    probes = [
+        ActivationNoise(noise.Gaussian(), 0.0, "net.1"),
+        WeightNoise(noise.Gaussian(), 0.0),
+        InputNoise(noise.Gaussian(), 0.0),
+    ]
+    module, sanity = Stochastic, []
+
+    class Watch(pl.Callback):
+        def on_sanity_check_end(self, trainer, pl_module):
+            sanity.append((weights(pl_module), global_streams(), not any(m._forward_hooks for m in pl_module.modules())))
+
+    without, plain = fit([Watch()], module=module)
+    with_, watched = fit([RobustnessMonitor(probes, [0.5]), Watch()], module=module)
+    assert_same(weights(with_), weights(without))
+    assert_same(sanity[0][0], sanity[1][0])
+    assert sanity[0][1:] == sanity[1][1:]
+    own = {key: value for key, value in keys_of(watched).items() if not key.startswith("robustness")}
+    assert own == keys_of(plain)
 
 
 def test_a_module_without_forward_is_told_of_predict():

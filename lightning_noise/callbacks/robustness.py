@@ -149,7 +149,7 @@ class RobustnessMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.sanity_checking and dataloader_idx == self.dataloader_idx:
-            self._try(batch)  # what does not fit is said before the training
+            self._try(trainer, pl_module, batch)  # what does not fit is said before the training
         if self._is_due(trainer):
             self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
@@ -207,11 +207,18 @@ class RobustnessMonitor(Callback):
                 check_floating(batch, paths, probe)
         return paths, get(batch, find_target(batch, self.targets))
 
-    def _try(self, batch: Any) -> None:
-        paths, _ = self._located(batch)
-        for probe in self.probes.values():
+    def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        paths, target = self._located(batch)
+        positions = range(len(get(batch, paths[0])))
+        for tag, probe in self.probes.items():
             if not isinstance(probe, NoiseCallback):
                 try_noise(batch, paths, probe, relative=self.relative, clip=self.clip)
+                continue
+            # at the largest level, because at 0 nothing is done that could go wrong
+            key, level = Key(("trial",), positions=positions), max(self.levels[tag])
+            perturbation = probe.perturbation(trainer, pl_module, batch, level, key)
+            with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
+                checked_logits(self._predict(pl_module, noisy, paths), target)
 
     def _perturbations(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
