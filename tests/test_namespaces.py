@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from conftest import N_CLASSES, N_FEATURES, Rows, assert_same, loader, weights
 from torch import nn
 
-from lightning_noise import InputNoise, RobustnessMonitor, noise, schedules
+from lightning_noise import (
+    ActivationNoise,
+    GradientNoise,
+    InputNoise,
+    LabelSmoothing,
+    RobustnessMonitor,
+    WeightNoise,
+    noise,
+    schedules,
+)
 
 NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 
@@ -86,6 +95,20 @@ def test_weights_levels_and_measurements_are_bitwise_those_of_the_other_namespac
     measured = {key: value.item() for key, value in one_trainer.callback_metrics.items()}
     assert measured == {key: value.item() for key, value in two_trainer.callback_metrics.items()}
     assert not torch.equal(weights(one)[0], weights(fit(both[0], [])[0])[0]), "the noise is in both"
+
+
+def test_noise_everywhere_is_bitwise_that_of_the_other_namespace(both):
+    def everywhere() -> list[Any]:
+        return [
+            noisy(),
+            LabelSmoothing(0.1),
+            WeightNoise(noise.Speckle(), 0.3, gradient="reparametrized"),
+            ActivationNoise(noise.Gaussian(), 0.3, "net.*"),
+            GradientNoise(noise.Gaussian()),
+        ]
+
+    one, two = (fit(pl, everywhere())[0] for pl in both)
+    assert_same(weights(one), weights(two))
 
 
 def test_one_callback_serves_a_trainer_of_each_namespace(both):
