@@ -665,8 +665,10 @@ class SwapNoise(Noise):
 
 def _dropped(x: Tensor, level: float | Tensor, generator: torch.Generator, rescale: bool) -> Tensor:
     kept = x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
+    if not rescale:
+        return kept
     # where all is dropped, a factor of infinity would come back in the gradient
-    return kept / (1 - torch.as_tensor(level, dtype=x.dtype, device=x.device)).clamp_min(2**-24) if rescale else kept
+    return kept / ((1 - level).clamp_min(2**-24) if isinstance(level, Tensor) else max(1 - level, 2**-24))
 
 
 def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_noise.hooks import prepended_hook, reserve_ids
 from lightning_noise.names import matching, plain_name
@@ -24,6 +27,7 @@ __all__ = [
     "weight_noise",
 ]
 
+_WRITES: Any = WeakTensorKeyDictionary()  # how often noises have written to a parameter
 RelativeTo = Literal["std", "max", "filter"]
 GradientOf = Literal["straight_through", "reparametrized"]
 
@@ -152,7 +156,8 @@ class PerturbedParameters:
     def check_untouched(self, parameters: Iterable[nn.Parameter]) -> None:
         """Raises a ValueError where somebody has written to a noisy parameter, which would be lost when it is restored."""
         for parameter in parameters:
-            if parameter in self.clean and self._versions[parameter] != parameter._version and self._is_changed(parameter):
+            written = parameter in self.clean and self._versions[parameter] != _version(parameter)
+            if written and not _is_sharded(parameter) and self._is_changed(parameter):
                 raise ValueError(
                     f"the training step has written to {self.names[parameter]!r} while there was noise in it; change weights "
                     "in on_train_batch_end, when they are clean, or select other parameters by params=…"
@@ -168,8 +173,9 @@ class PerturbedParameters:
             torch._foreach_copy_(copies, weights)  # type: ignore[attr-defined]
         self.clean.update(zip(found, copies, strict=True))
         for parameter, w, copy in zip(found, weights, copies, strict=True):
-            w.copy_(self._noisy(parameter, copy))
-            self._versions[parameter] = parameter._version
+            with _own_writes([parameter]):
+                w.copy_(self._noisy(parameter, copy))
+            self._versions[parameter] = _version(parameter)
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -177,11 +183,12 @@ class PerturbedParameters:
         found = [parameter for parameter in parameters if parameter in self.clean]
         if found:  # in place, because optimizers, replicas and graphs know the storage
             clean = [self.clean.pop(parameter) for parameter in found]
-            torch._foreach_copy_([local(parameter) for parameter in found], clean)  # type: ignore[attr-defined]
+            with _own_writes(found):
+                torch._foreach_copy_([local(parameter) for parameter in found], clean)  # type: ignore[attr-defined]
 
     def updated(self, parameters: Iterable[nn.Parameter]) -> None:
         """Takes note of an update, after which the parameters get another draw."""
-        self._updates.update(parameters)
+        self._updates.update(parameter for parameter in parameters if parameter not in self.clean)
 
     def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns the norms of noise and weights for each parameter, on this process, scalars."""
@@ -203,10 +210,11 @@ class PerturbedParameters:
         return weight_noise(w, self.noise, self.level * unit_of(whole, self.relative), key)
 
     def _is_changed(self, parameter: nn.Parameter) -> bool:
-        w = local(parameter).detach()
         noisy = self._noisy(parameter, self.clean[parameter])
+        largest = float(noisy.abs().max())
         # what is added and taken away again, as sharpness-aware minimization does, loses some roundings
-        return not torch.allclose(w, noisy, rtol=0, atol=8 * torch.finfo(w.dtype).eps * float(noisy.abs().max()))
+        close = torch.allclose(parameter.detach(), noisy, rtol=0, atol=8 * torch.finfo(noisy.dtype).eps * largest)
+        return math.isfinite(largest) and not close
 
     def _gradient_of_clean(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
         if parameter not in self.clean:
@@ -257,6 +265,20 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
             )
         return found
     return matching(named, params, "parameter")
+
+
+@contextmanager
+def _own_writes(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Takes note of what is written by a noise itself, so that what others write can be told from it."""
+    before = [_version(parameter) for parameter in parameters]
+    yield
+    for parameter, version in zip(parameters, before, strict=True):
+        _WRITES[parameter] = _WRITES.get(parameter, 0) + _version(parameter) - version  # as it is without this entry
+
+
+def _version(parameter: nn.Parameter) -> int:
+    """How often anybody but a noise has written to the parameter."""
+    return 0 if parameter.is_inference() else parameter._version - _WRITES.get(parameter, 0)
 
 
 def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:

@@ -831,15 +831,21 @@ def test_what_does_not_suit_the_embeddings_is_refused(callback, error, message):
     assert not hooks(module)
 
 
-def test_an_embedding_that_is_called_twice_for_a_batch_cannot_have_a_mask():
+def test_a_mask_is_for_an_embedding_of_the_same_tokens_alone():
     module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH, padding_idx=0)})
     ids, batch = Sentences().ids, {"mask": Sentences().mask}
 
     def twice():
         return module["words"](ids), module["words"](ids.flip(0))
 
-    with pytest.raises(ValueError, match=r"'words' is called a second time .* 'mask' is the mask of one call .* a padding_idx"):
+    with pytest.raises(
+        ValueError, match=r"'words' is called for other tokens, too, .* 'mask' is the mask of its first .* a padding_idx"
+    ):
         within(EmbeddingNoise(5.0, mask="mask"), module, twice, batch=batch)
+    one, two = within(
+        EmbeddingNoise(5.0, mask="mask"), module, lambda: (module["words"](ids), module["words"](ids)), batch=batch
+    )
+    assert not torch.equal(one, two), "two encodings of one batch draw twice"
     for noisy, padding in zip(within(EmbeddingNoise(5.0), module, twice), (ids == 0, ids.flip(0) == 0), strict=True):
         assert not noisy[padding].any()
         assert noisy[~padding].any()

@@ -241,6 +241,27 @@ def test_an_optimizer_of_ones_own_is_an_error_and_one_of_something_else_is_not()
     assert_same(weights(one), weights(two))
 
 
+def test_an_optimizer_may_step_between_the_training_steps():
+    class Tempered(Manual):
+        def __init__(self):
+            super().__init__()
+            self.temperature = nn.Parameter(torch.ones(1))
+
+        def on_train_epoch_end(self):
+            torch.optim.SGD([self.temperature], lr=0.1).step(lambda: self.temperature.square().sum())  # type: ignore[arg-type]
+
+    fit([GradientNoise(noise.Gaussian(), 0.5)], module=Tempered)
+
+
+def test_a_lazy_module_gets_noise():
+    class Lazy(Plain):
+        def __init__(self):
+            super().__init__()
+            self.net[4] = nn.LazyLinear(3)
+
+    fit([GradientNoise(noise.Gaussian(), 0.5)], module=Lazy, num_sanity_val_steps=0)
+
+
 def test_a_noise_that_cannot_work_on_every_gradient_is_found_in_the_first_batch_though_the_level_is_0():
     with pytest.raises(ValueError, match=r"SNR needs samples of at least 1 axis, got a batch of shape \(8,\)"):
         fit([GradientNoise(noise.SNR(), 0.0)], module=Plain)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,7 @@ class _InForce:
     key: Key
     calls: Counter[str]  # of each module in this step so far, those in the backward pass left out
     earlier: Counter[str]  # those of them that were for other batches of the step
+    ids: dict[str, Any] = field(default_factory=dict)  # the tokens of the first call of each embedding
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class OutputCallback(NoiseCallback):
             self._refuse("the prediction")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove()
         self._register(pl_module)
         # what an earlier run has compiled knows of no hooks, and torch does not look again (pytorch #117758)
         torch.compiler.reset()
@@ -280,7 +282,7 @@ class EmbeddingNoise(OutputCallback):
         modules: The name of the embedding, a pattern of names, or a list of these; left out, the only ``nn.Embedding``.
         mask: Which leaf of the batch, of shape :math:`(B, L)`, is 1 or true at tokens and 0 or false at padding: an index, a
             key or a dotted path. It is the opposite of the ``key_padding_mask`` of PyTorch, and for an embedding that is
-            called once in a step; else give the embedding a ``padding_idx``.
+            called for the tokens of the mask alone; else give the embedding a ``padding_idx``.
         seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
 
@@ -340,9 +342,10 @@ class EmbeddingNoise(OutputCallback):
         shape, device = call.output.shape[:-1], call.output.device
         embedding = _original(call.module)
         if self.mask is not None:
-            if call.index > 0:
+            ids = call.force.ids.setdefault(call.name, call.inputs[0])
+            if call.index > 0 and not torch.equal(ids, call.inputs[0]):
                 raise ValueError(
-                    f"{call.name!r} is called a second time for one batch, and {self.mask!r} is the mask of one call alone; "
+                    f"{call.name!r} is called for other tokens, too, and {self.mask!r} is the mask of its first call alone; "
                     "leave mask out and give the embedding a padding_idx"
                 )
             mask = get(call.force.batch, find_target(call.force.batch, self.mask))

@@ -11,10 +11,11 @@ from __future__ import annotations
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -44,11 +45,11 @@ class Perturbing(ABC):
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
         """Returns the perturbation of this training batch, which yields the batch to use."""
 
-    def pause(self, optimizer: Optimizer) -> None:  # noqa: B027  # only noise in parameters has something to do
-        """Restores the parameters of the optimizer within a perturbation, because it is about to update them."""
+    def pause(self, parameters: list[Parameter]) -> None:  # noqa: B027  # only noise in parameters has something to do
+        """Restores parameters within a perturbation, because an optimizer is about to update them."""
 
-    def resume(self, optimizer: Optimizer, *, updated: bool) -> None:  # noqa: B027
-        """Perturbs the parameters of the optimizer again, by another draw where it has updated them."""
+    def resume(self, parameters: list[Parameter], *, updated: bool) -> None:  # noqa: B027
+        """Perturbs the parameters again, by another draw where they have been updated."""
 
 
 def perturbing(trainer: Trainer) -> list[Perturbing]:
@@ -70,7 +71,9 @@ class TrainingDispatcher:
         self.perturbations = ExitStack()  # that end after the backward pass
         self._entered = ExitStack()
         self._fetching: _Fetching | None = None
-        self._updating = 0  # optimizers that are at it, one within the other
+        self._is_within = False  # a step
+        self._updating: list[Optimizer] = []  # one within the other
+        self._updated: list[Optimizer] = []  # since the outermost began
         self._handles: list[RemovableHandle] = []
         if not trainer.lightning_module.automatic_optimization:  # of all optimizers: a module may have some of its own
             self._handles.append(register_optimizer_step_pre_hook(self._before_update))
@@ -97,57 +100,65 @@ class TrainingDispatcher:
             del trainer.strategy.training_step
             if trainer.strategy.training_step != dispatcher.step:  # somebody had set it on the instance
                 trainer.strategy.training_step = dispatcher.step  # type: ignore[method-assign]
-            dispatcher.perturbations.close()  # last, because a perturbation may have to complain
+            # by an exception, so that a perturbation only undoes what it did, and does not complain of something else
+            dispatcher.perturbations.__exit__(RuntimeError, RuntimeError("the run has ended"), None)
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        self._updating = 0
         self.perturbations.close()  # an update that is tried again after an exception does not come to the end of the first
         with ExitStack() as self._entered:
+            self._is_within, self._updating, self._updated = True, [], []
+            self._entered.callback(setattr, self, "_is_within", False)
             batch = self._fetching_from(batch) if self.takes_iterator else self._perturbed(batch)
             output = self.step(batch, *args, **kwargs)
             if output is not None and self.trainer.lightning_module.automatic_optimization:
                 self.perturbations = self._entered = self._entered.pop_all()  # until the backward pass is over
         return output
 
-    def pause(self, optimizer: Optimizer) -> None:
-        """Restores the parameters of the optimizer."""
+    def pause(self, *optimizers: Optimizer) -> None:
+        """Restores the parameters of the optimizers."""
         for callback in reversed(perturbing(self.trainer)):  # each restores what it was given
-            callback.pause(optimizer)
+            callback.pause(_parameters_of(optimizers))
 
-    def _resume(self, optimizer: Optimizer, *, updated: bool) -> None:
+    def _resume(self, *optimizers: Optimizer, updated: bool) -> None:
         for callback in perturbing(self.trainer):
-            callback.resume(optimizer, updated=updated)
+            callback.resume(_parameters_of(optimizers), updated=updated)
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._is_ours(optimizer):
             return None
-        self._updating += 1
+        if optimizer in self._updating:  # its last update ended in an exception
+            del self._updating[self._updating.index(optimizer) :]
+        self._updating.append(optimizer)
+        self.pause(optimizer)
         if callable(closure := kwargs.get("closure")):
             return args, kwargs | {"closure": self._with_noise(closure, optimizer)}
         if len(args) > 1 and callable(args[1]):
             return (args[0], self._with_noise(args[1], optimizer), *args[2:]), kwargs
-        self.pause(optimizer)
         return None
 
     def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._is_ours(optimizer):
-            self._updating -= 1
-            if self._updating == 0:
-                self._resume(optimizer, updated=True)
+            self._updating.pop()
+            self._updated.append(optimizer)
+            if not self._updating:
+                done, self._updated = self._updated, []
+                self._resume(*done, updated=True)
 
     def _with_noise(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
-        def evaluated() -> Any:  # between two evaluations the optimizer moves the parameters
+        def evaluated() -> Any:  # before the first evaluation and between two the optimizer may move the parameters
+            outer, self._updating, self._updated = (self._updating, self._updated), [], []
             self._resume(optimizer, updated=False)
             loss = closure()
             self.pause(optimizer)
+            self._updating, self._updated = outer
             return loss
 
         return evaluated
 
     def _is_ours(self, optimizer: Optimizer) -> bool:
-        """Whether it updates a parameter of the module."""
-        ours = set(self.trainer.lightning_module.parameters())
-        return any(parameter in ours for group in optimizer.param_groups for parameter in group["params"])
+        """Whether it updates a parameter of the module, in a step."""
+        ours = set(self.trainer.lightning_module.parameters()) if self._is_within else set()
+        return any(parameter in ours for parameter in _parameters_of([optimizer]))
 
     def _perturbed(self, batch: Any) -> Any:
         # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise
@@ -167,6 +178,12 @@ class TrainingDispatcher:
             # the count of the iterator begins at 0 also where a run is resumed within an epoch
             self._fetching = _Fetching(iterator, self.trainer.fit_loop.epoch_loop.batch_idx, self._fetched)
         return self._fetching
+
+
+def _parameters_of(optimizers: Iterable[Optimizer]) -> list[Parameter]:
+    """The parameters, each once."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return list(dict.fromkeys(parameter for group in groups for parameter in group["params"]))
 
 
 class _Fetching(Iterator[Any]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter, is_lazy
 
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.names import plain_name
@@ -85,7 +86,7 @@ class GradientNoise(NoiseCallback):
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         if isinstance(self.noise, Noise):  # a function may count its calls
             for parameter in pl_module.parameters():
-                if parameter.requires_grad:
+                if parameter.requires_grad and not is_lazy(parameter):
                     Key(("trial",)).apply(self.noise, torch.zeros_like(local(parameter)), 0.01)
 
     def perturbation(
@@ -106,7 +107,7 @@ class GradientNoise(NoiseCallback):
             key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
             self._perturb(_gradients(pl_module, optimizer), key, _scale(trainer, optimizer))
 
-    def resume(self, optimizer: Optimizer, *, updated: bool) -> None:
+    def resume(self, parameters: list[Parameter], *, updated: bool) -> None:
         if updated and not self._reached and self.level_in_force != 0:
             raise ValueError(
                 f"an optimizer has stepped past Lightning, so {self.name!r} did nothing to its gradients; "

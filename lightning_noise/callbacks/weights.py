@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.nn import Parameter
 
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.noise import Noise
@@ -53,7 +53,8 @@ class WeightNoise(NoiseCallback):
     ``on_before_backward`` and, of callbacks that are listed before this one, ``on_after_backward`` see noisy weights; in
     manual optimization also their ``on_before_optimizer_step``, and with scaled gradients that of all. What the training step
     itself reads is noisy, such as the weights for a teacher that it averages: do that in ``on_train_batch_end``, and there,
-    too, clip weights or load others, because what the step writes to noisy weights is refused. The running statistics of
+    too, clip weights or load others. What the step writes to noisy weights would be lost, and is refused where torch takes
+    note of it, which it does not of what is written to ``.data``. The running statistics of
     batch normalisation are those of the noisy passes, as with dropout.
 
     Each micro-batch of an accumulation and each process has a draw of its own, and each evaluation of a closure in one update
@@ -140,21 +141,22 @@ class WeightNoise(NoiseCallback):
             if self._measured is not None and trainer.training:
                 self._measured["ratio"] = self._measure(self._noisy.norms())
             yield batch
-            self._noisy.check_untouched(self._noisy.names)
+            if trainer.training:
+                self._noisy.check_untouched(self._noisy.names)
         finally:
             self._noisy.exit()
             self._noisy = None
 
-    def pause(self, optimizer: Optimizer) -> None:
+    def pause(self, parameters: list[Parameter]) -> None:
         if self._noisy is not None:
-            self._noisy.check_untouched(_parameters_of(optimizer))
-            self._noisy.restore(_parameters_of(optimizer))
+            self._noisy.check_untouched(parameters)
+            self._noisy.restore(parameters)
 
-    def resume(self, optimizer: Optimizer, *, updated: bool) -> None:
+    def resume(self, parameters: list[Parameter], *, updated: bool) -> None:
         if self._noisy is not None:
             if updated:
-                self._noisy.updated(_parameters_of(optimizer))
-            self._noisy.perturb(_parameters_of(optimizer))
+                self._noisy.updated(parameters)
+            self._noisy.perturb(parameters)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -199,7 +201,3 @@ class WeightNoise(NoiseCallback):
                     "noise is a smaller share of the weights; relative='std' keeps the share, and weight decay the weights",
                     stacklevel=2,
                 )
-
-
-def _parameters_of(optimizer: Optimizer) -> list[Any]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
