@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lightning_noise.metrics import CrossEntropy, ExpectedCalibrationError, bin_indices, expected_calibration_error, retention
+from lightning_noise.metrics import (
+    CalibrationBins,
+    CrossEntropy,
+    ExpectedCalibrationError,
+    bin_indices,
+    calibration_floor,
+    calibration_z,
+    debiased_calibration_error,
+    expected_calibration_error,
+    retention,
+)
+
+# the metrics whose sums are whole numbers, for laws that all of them keep
+EXACT = [ExpectedCalibrationError, CalibrationBins]
+# predictions at the edges: one sample, all right, all wrong, certain and right, certain and wrong, undecided
+EDGES = {
+    "one": (torch.tensor([[0.3, 0.1, -0.2]]), torch.tensor([1])),
+    "right": (torch.eye(3), torch.arange(3)),
+    "wrong": (torch.eye(3), torch.tensor([1, 2, 0])),
+    "certain": (200 * torch.eye(3), torch.arange(3)),
+    "certain and wrong": (200 * torch.eye(3), torch.tensor([1, 2, 0])),
+    "undecided": (torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])),
+}
 
 
 def predictions(n: int, n_classes: int = 5, sharpness: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +72,11 @@ def test_ece_equals_that_of_torchmetrics_away_from_confidence_one():
     torch.testing.assert_close(metric.compute(), reference, rtol=0, atol=1e-6)  # float32 means
 
 
-@pytest.mark.parametrize("metric", [CrossEntropy, ExpectedCalibrationError])
+def assert_same(metric, reference, atol: float = 0) -> None:
+    torch.testing.assert_close(metric.compute(), reference.compute(), rtol=0, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("metric", [CrossEntropy, *EXACT])
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_a_metric_does_not_depend_on_the_batches(metric, size):
     logits, target = predictions(200)
@@ -58,10 +86,32 @@ def test_a_metric_does_not_depend_on_the_batches(metric, size):
         parts.update(*part)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
     shuffled.update(logits[order], target[order])
-    # the sums of ECE are whole numbers, those of the loss are float32
-    atol = 0 if metric is ExpectedCalibrationError else 1e-6
-    torch.testing.assert_close(parts.compute(), whole.compute(), rtol=0, atol=atol)
-    torch.testing.assert_close(shuffled.compute(), whole.compute(), rtol=0, atol=atol)
+    # all sums are whole numbers but those of the loss, which are float32
+    atol = 1e-6 if metric is CrossEntropy else 0
+    assert_same(parts, whole, atol)
+    assert_same(shuffled, whole, atol)
+
+
+@pytest.mark.parametrize("metric", EXACT)
+def test_two_halves_merge_into_the_whole(metric):
+    logits, target = predictions(200)
+    whole, first, second = metric(), metric(), metric()
+    whole.update(logits, target)
+    first.update(logits[:77], target[:77])
+    second.update(logits[77:], target[77:])
+    for state in whole.metric_state:  # as the reduction over processes does
+        setattr(first, state, getattr(first, state) + getattr(second, state))
+    assert_same(first, whole)
+
+
+@pytest.mark.parametrize("metric", EXACT)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_in_half_precision_are_those_numbers(metric, dtype):
+    logits, target = predictions(50)
+    half, full = metric(), metric()
+    half.update(logits.to(dtype), target)
+    full.update(logits.to(dtype).float(), target)
+    assert_same(half, full)
 
 
 def test_memory_does_not_grow_with_the_data():
@@ -98,6 +148,20 @@ def test_a_prediction_that_is_no_number_makes_the_error_none_and_not_the_bins():
     assert bin_indices(torch.tensor([math.nan]), 10).item() in range(10)
 
 
+@pytest.mark.parametrize("metric", [CalibrationBins])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_prediction_that_is_no_number_is_an_error(metric, broken):
+    logits, target = predictions(20)
+    logits[3, 1] = broken
+    values = metric()
+    values.update(logits, target)
+    with pytest.raises(ValueError, match="reads finite logits, but 1 predictions were not a number"):
+        values.compute()
+    values.reset()
+    values.update(*predictions(20))
+    values.compute()
+
+
 def test_ece_of_p_against_a_coin_of_p_squared_is_one_sixth():
     n, n_bins = 400_000, 100
     generator = torch.Generator().manual_seed(0)
@@ -125,11 +189,11 @@ def test_metrics_take_a_class_for_each_pixel():
     logits = torch.randn(3, 4, 5, 6, generator=generator)
     target = torch.randint(0, 4, (3, 5, 6), generator=generator)
     flat = logits.movedim(1, -1).reshape(-1, 4), target.flatten()
-    for kind in (CrossEntropy, ExpectedCalibrationError):
+    for kind in (CrossEntropy, *EXACT):
         pixels, rows = kind(), kind()
         pixels.update(logits, target)
         rows.update(*flat)
-        torch.testing.assert_close(pixels.compute(), rows.compute(), rtol=0, atol=1e-6)
+        assert_same(pixels, rows, atol=1e-6)  # the softmax of another memory layout may round otherwise
 
 
 def test_retention_is_undefined_without_skill():
@@ -139,5 +203,104 @@ def test_retention_is_undefined_without_skill():
 
 
 def test_bins_are_at_least_one():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        ExpectedCalibrationError(0)
+    for metric in (ExpectedCalibrationError, CalibrationBins):
+        with pytest.raises(ValueError, match="at least 1, got 0"):
+            metric(0)
+
+
+def plain_calibration(logits: torch.Tensor, target: torch.Tensor, n_bins: int) -> dict[str, float]:
+    """The definitions, in a loop over bins."""
+    probabilities = logits.double().softmax(1).numpy()
+    confidence, hit = probabilities.max(1), probabilities.argmax(1) == target.numpy()
+    bins, n = np.minimum((confidence * n_bins).astype(int), n_bins - 1), len(hit)
+    floor = debiased = 0.0
+    for b in np.unique(bins):
+        c, a = confidence[bins == b], hit[bins == b]
+        floor += math.sqrt(2 / math.pi * (c * (1 - c)).sum()) / n
+        if len(a) > 1:
+            debiased += len(a) / n * ((a.mean() - c.mean()) ** 2 - a.var(ddof=1) / len(a))
+    error = plain_ece(logits, target, n_bins)
+    deviation = math.sqrt((1 - 2 / math.pi) * (confidence * (1 - confidence)).sum()) / n
+    z = (error - floor) / deviation
+    values = {"ece": error, "ece_floor": floor, "ece_z": z, "ece_p": norm.sf(z)}
+    return values | {"debiased_squared_error": debiased, "signed_gap": confidence.mean() - hit.mean()}
+
+
+@pytest.mark.parametrize("n_bins", [1, 15])
+@pytest.mark.parametrize("data", [predictions(2), predictions(1001), *(EDGES[key] for key in EDGES if "certain" not in key)])
+def test_calibration_equals_its_definitions(data, n_bins):
+    metric = CalibrationBins(n_bins)
+    metric.update(*data)
+    values, reference = metric.compute(), plain_calibration(*data, n_bins=n_bins)
+    assert values.keys() == reference.keys()
+    for key, value in values.items():
+        # confidences are computed in float32; the standard error that z is divided by is as small as 0.01
+        assert value.item() == pytest.approx(reference[key], abs=1e-6, rel=1e-5 if key == "ece_z" else 1e-6), key
+
+
+def test_the_ece_beside_its_floor_is_the_ece():
+    error, bins = ExpectedCalibrationError(), CalibrationBins()
+    for metric in (error, bins):
+        metric.update(*predictions(500))
+    assert bins.compute()["ece"] == error.compute()
+
+
+def test_a_certain_model_is_calibrated_where_it_is_right_and_impossible_where_it_is_wrong():
+    right, wrong = CalibrationBins(), CalibrationBins()
+    right.update(*EDGES["certain"])
+    wrong.update(*EDGES["certain and wrong"])
+    assert {key: right.compute()[key].item() for key in ("ece", "ece_floor", "signed_gap")} == dict.fromkeys(
+        ("ece", "ece_floor", "signed_gap"), 0
+    )
+    assert right.compute()["ece_z"].isnan()
+    assert right.compute()["ece_p"].isnan()
+    values = {key: value.item() for key, value in wrong.compute().items()}
+    assert values == {
+        "ece": 1,
+        "ece_floor": 0,
+        "ece_z": math.inf,
+        "ece_p": 0,
+        "debiased_squared_error": 1,
+        "signed_gap": 1,
+    }
+
+
+def calibrated(confidence: torch.Tensor, n_runs: int, n_bins: int = 15) -> tuple[torch.Tensor, ...]:
+    """Returns the sums in bins, and the hits of each run in rows, of a model that is right as often as it says."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(n_runs, len(confidence), generator=generator, dtype=torch.float64)
+    bins = bin_indices(confidence, n_bins)
+    zeros = confidence.new_zeros(n_bins)
+    sums = [
+        zeros.index_add(0, bins, values) for values in (confidence, torch.ones_like(confidence), confidence * (1 - confidence))
+    ]
+    hits = confidence.new_zeros(n_runs, n_bins).index_add_(1, bins, (draws < confidence).double())
+    return *sums, hits
+
+
+def of_each(formula, *sums: torch.Tensor) -> torch.Tensor:
+    return torch.stack([formula(*sums[:1], hits, *sums[1:-1]) for hits in sums[-1]])
+
+
+@pytest.mark.parametrize("n", [500, 5000])
+@pytest.mark.parametrize("sharpness", [1.0, 2.0, 3.0])
+def test_the_floor_is_the_ece_of_a_calibrated_model(n, sharpness):
+    confidence = predictions(n, sharpness=sharpness)[0].double().softmax(1).max(1).values
+    conf, count, variance, hits = calibrated(confidence, n_runs=1000)
+    errors = of_each(expected_calibration_error, conf, count, hits)
+    # the closed form takes bins as normal: within 5 % from 500 predictions on
+    assert calibration_floor(variance, count).item() == pytest.approx(errors.mean().item(), rel=0.05)
+    z = of_each(calibration_z, conf, count, variance, hits)
+    # five standard errors, and what a floor that is a few percent off means in units of the spread
+    assert abs(z.mean()) < 0.1 + 5 / math.sqrt(1000)
+    assert abs(z.std() - 1) < 5 / math.sqrt(2 * 1000) + 0.02  # the spread of bins that are not quite normal
+
+
+@pytest.mark.parametrize("n", [20, 500])
+def test_the_debiased_error_of_a_calibrated_model_has_mean_zero(n):
+    # one confidence in each bin, where the estimate has no bias; some bins are empty and some hold one prediction
+    generator = torch.Generator().manual_seed(0)
+    confidence = (torch.randint(0, 15, (n,), generator=generator).double() + 0.5) / 15
+    conf, count, _, hits = calibrated(confidence, n_runs=4000)
+    errors = of_each(debiased_calibration_error, conf, count, hits)
+    assert abs(errors.mean()) < 5 * errors.std() / math.sqrt(len(errors))

@@ -1,13 +1,27 @@
 """Metrics of robustness and calibration."""
 
-from lightning_noise.metrics.classification import CrossEntropy, ExpectedCalibrationError
-from lightning_noise.metrics.functional import bin_indices, expected_calibration_error, retention, robustness_summary
+from lightning_noise.metrics.classification import CalibrationBins, CrossEntropy, ExpectedCalibrationError
+from lightning_noise.metrics.functional import (
+    bin_indices,
+    calibration_floor,
+    calibration_z,
+    debiased_calibration_error,
+    expected_calibration_error,
+    retention,
+    robustness_summary,
+    signed_gap,
+)
 
 __all__ = [
+    "CalibrationBins",
     "CrossEntropy",
     "ExpectedCalibrationError",
     "bin_indices",
+    "calibration_floor",
+    "calibration_z",
+    "debiased_calibration_error",
     "expected_calibration_error",
     "retention",
     "robustness_summary",
+    "signed_gap",
 ]

@@ -11,11 +11,25 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise.batch import described
-from lightning_noise.metrics.functional import bin_indices, expected_calibration_error
+from lightning_noise.metrics.functional import (
+    bin_indices,
+    calibration_floor,
+    calibration_z,
+    debiased_calibration_error,
+    expected_calibration_error,
+    signed_gap,
+)
 
-__all__ = ["CrossEntropy", "ExpectedCalibrationError", "check_classes", "checked_logits", "classifier_metrics"]
+__all__ = [
+    "CalibrationBins",
+    "CrossEntropy",
+    "ExpectedCalibrationError",
+    "check_classes",
+    "checked_logits",
+    "classifier_metrics",
+]
 
-# confidences are summed as whole multiples of 2^-24, the resolution of float32 below 1: exact, in any order and on any device
+# what is summed becomes whole multiples of 2^-24, the resolution of float32 below 1: exact, in any order and on any device
 _RESOLUTION = 2**24
 
 
@@ -50,7 +64,59 @@ class CrossEntropy(Metric):
         return self.loss_sum / self.count
 
 
-class ExpectedCalibrationError(Metric):
+class _Sums(Metric):
+    """A metric of sums that are whole numbers, and so exact in any order; it counts the predictions that are none."""
+
+    is_differentiable = False
+    full_state_update = False
+
+    undefined: Tensor
+
+    def __init__(self, **shapes: int | tuple[int, ...]):
+        super().__init__()
+        for state, shape in {**shapes, "undefined": ()}.items():
+            self.add_state(state, torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
+
+    def _raise_if_undefined(self) -> None:
+        # in compute, not in update, where the question would wait for the device in each step
+        if self.undefined:
+            raise ValueError(
+                f"{type(self).__name__} reads finite logits, but {self.undefined.item()} predictions were not a number; "
+                "look for NaN and infinity in what the module returns"
+            )
+
+
+class _Binned(_Sums):
+    """Sums over the predictions in bins of equal width of the confidence."""
+
+    confidence_sum: Tensor
+    correct: Tensor
+    count: Tensor
+
+    def __init__(self, n_bins: int, *states: str):
+        if n_bins < 1:
+            raise ValueError(f"n_bins must be at least 1, got {n_bins}")
+        super().__init__(**dict.fromkeys(states, n_bins))
+        self.n_bins = n_bins
+        self.states = states
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`."""
+        confidence, label = (values.flatten() for values in _probabilities(preds).max(1))
+        self.undefined += confidence.isnan().sum()
+        confidence = confidence.nan_to_num(0.0)
+        bins = bin_indices(confidence, self.n_bins)
+        sums = {
+            "confidence_sum": _whole(confidence),
+            "correct": (label == target.flatten()).long(),
+            "count": torch.ones_like(bins),
+            "variance_sum": _whole(confidence * (1 - confidence)),
+        }
+        for state in self.states:
+            getattr(self, state).index_add_(0, bins, sums[state])
+
+
+class ExpectedCalibrationError(_Binned):
     r"""The expected calibration error with bins of equal width, without keeping the predictions.
 
     It is the same for any split into batches, any order and any number of processes, and not a number where a prediction was
@@ -66,37 +132,68 @@ class ExpectedCalibrationError(Metric):
         tensor(0.4500)
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
-
-    confidence_sum: Tensor
-    correct: Tensor
-    count: Tensor
-    undefined: Tensor
 
     def __init__(self, n_bins: int = 15):
-        super().__init__()
-        if n_bins < 1:
-            raise ValueError(f"n_bins must be at least 1, got {n_bins}")
-        self.n_bins = n_bins
-        for state in ("confidence_sum", "correct", "count"):
-            self.add_state(state, torch.zeros(n_bins, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("undefined", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`."""
-        confidence, label = (values.flatten() for values in preds.softmax(1).max(1))
-        self.undefined += confidence.isnan().sum()
-        confidence = confidence.nan_to_num(0.0)
-        bins = bin_indices(confidence, self.n_bins)
-        self.confidence_sum.index_add_(0, bins, (confidence * _RESOLUTION).round().long())
-        self.correct.index_add_(0, bins, (label == target.flatten()).long())
-        self.count.index_add_(0, bins, torch.ones_like(bins))
+        super().__init__(n_bins, "confidence_sum", "correct", "count")
 
     def compute(self) -> Tensor:
         error = expected_calibration_error(self.confidence_sum / _RESOLUTION, self.correct, self.count)
         return error.where(self.undefined == 0, torch.nan)
+
+
+class CalibrationBins(_Binned):
+    r"""The calibration of a classifier beside what chance alone would show, from sums in bins of equal width.
+
+    ==========================  ================================================================================
+    ``ece``                     the expected calibration error
+    ``ece_floor``               what it would be for a perfectly calibrated model of these confidences
+    ``ece_z``, ``ece_p``        standard errors above that floor, and the one-sided p value
+    ``debiased_squared_error``  the squared error without the scatter of the bins, of either sign
+    ``signed_gap``              mean confidence minus accuracy: positive where the model is too sure of itself
+    ==========================  ================================================================================
+
+    The error of a model on clean and on noisy data is not comparable, as the floor rises where the accuracy falls; what lies
+    above the floor is. The sums of each bin are the states ``correct`` and ``count``, and in units of :math:`2^{-24}`
+    ``confidence_sum`` and ``variance_sum``. The values are the same for any split into batches, any order and any number of
+    processes.
+
+    Args:
+        n_bins: The number of bins, :math:`M`.
+
+    Raises:
+        ValueError: At ``compute``, if a prediction was not a number.
+
+    References:
+        Increasing the Reliability of Reliability Diagrams (Bröcker and Smith, 2007), https://doi.org/10.1175/WAF993.1, for
+        what a calibrated model would show, by resampling; here in closed form.
+
+    Example:
+        >>> metric = CalibrationBins()
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
+        >>> values = metric.compute()
+        >>> values["ece"], values["signed_gap"]  # (0.1 + 0.8) / 2, 0.85 - 0.5
+        (tensor(0.4500), tensor(0.3500))
+    """
+
+    variance_sum: Tensor
+
+    def __init__(self, n_bins: int = 15):
+        super().__init__(n_bins, "confidence_sum", "correct", "count", "variance_sum")
+
+    def compute(self) -> dict[str, Tensor]:
+        self._raise_if_undefined()
+        sums = self.confidence_sum / _RESOLUTION, self.correct, self.count
+        variance_sum = self.variance_sum / _RESOLUTION
+        z = calibration_z(*sums, variance_sum)
+        return {
+            "ece": expected_calibration_error(*sums),
+            "ece_floor": calibration_floor(variance_sum, self.count),
+            "ece_z": z,
+            "ece_p": torch.special.ndtr(-z),
+            "debiased_squared_error": debiased_calibration_error(*sums),
+            "signed_gap": signed_gap(*sums),
+        }
 
 
 def classifier_metrics(num_classes: int) -> MetricCollection:
@@ -139,3 +236,13 @@ def check_classes(target: Tensor, num_classes: int) -> None:
             f"the target must hold class indices in [0, {num_classes}), got {described(target)} "
             f"from {target.min().item()} to {target.max().item()}"
         )
+
+
+def _probabilities(preds: Tensor) -> Tensor:
+    """Returns the softmax over the classes in at least float32: in half precision the sums would overflow."""
+    return preds.to(torch.promote_types(preds.dtype, torch.float32)).softmax(1)
+
+
+def _whole(values: Tensor) -> Tensor:
+    """Returns the values as whole multiples of the resolution."""
+    return (values * _RESOLUTION).round().long()

@@ -8,7 +8,16 @@ from statistics import fmean
 
 from torch import Tensor
 
-__all__ = ["bin_indices", "expected_calibration_error", "retention", "robustness_summary"]
+__all__ = [
+    "bin_indices",
+    "calibration_floor",
+    "calibration_z",
+    "debiased_calibration_error",
+    "expected_calibration_error",
+    "retention",
+    "robustness_summary",
+    "signed_gap",
+]
 
 
 def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
@@ -31,7 +40,7 @@ def expected_calibration_error(confidence_sum: Tensor, correct: Tensor, count: T
         = \frac{1}{n} \sum_b \left| \sum_{i \in b} a_i - \sum_{i \in b} c_i \right|
 
     A perfectly calibrated model does not reach 0: with few samples or low accuracy the bins scatter, so values at different
-    accuracies are not comparable.
+    accuracies are not comparable. What it reaches is :func:`calibration_floor`.
 
     Args:
         confidence_sum: The sum of the confidences in each bin, of shape :math:`(M,)`.
@@ -48,6 +57,96 @@ def expected_calibration_error(confidence_sum: Tensor, correct: Tensor, count: T
         tensor(0.2000)
     """
     return (correct - confidence_sum).abs().sum() / count.sum()
+
+
+def debiased_calibration_error(confidence_sum: Tensor, correct: Tensor, count: Tensor) -> Tensor:
+    r"""Returns the squared calibration error of binned predictions without the part that is the scatter of the bins.
+
+    .. math:: \sum_b \frac{n_b}{n} \left[ (\text{acc}_b - \text{conf}_b)^2
+        - \frac{\text{acc}_b (1 - \text{acc}_b)}{n_b - 1} \right]
+
+    It is a square, in units of probability squared, and negative about as often as positive where the model is calibrated. The
+    spread of the confidences within a bin counts as scatter too, which lowers the mean by less than :math:`1 / (4 M n)`. A bin
+    of one prediction, whose scatter is unknown, adds nothing.
+
+    Args:
+        confidence_sum: The sum of the confidences in each bin, of shape :math:`(M,)`.
+        correct: The number of right predictions in each bin.
+        count: The number of predictions in each bin.
+
+    References:
+        Verified Uncertainty Calibration (Kumar et al., 2019), https://arxiv.org/abs/1909.10155
+
+    Example:
+        >>> import torch
+        >>> sums = torch.tensor([1.0]), torch.tensor([1]), torch.tensor([2])  # as calibrated as two predictions can be
+        >>> debiased_calibration_error(*sums)  # 0 - (1/2)(1/2) / (2 - 1)
+        tensor(-0.2500)
+    """
+    accuracy = correct / count
+    scatter = accuracy * (1 - accuracy) / (count - 1)
+    gap = (correct - confidence_sum) / count
+    return (count * (gap**2 - scatter)).where(count > 1, 0).sum() / count.sum()
+
+
+def calibration_floor(variance_sum: Tensor, count: Tensor) -> Tensor:
+    r"""Returns the expected calibration error that a perfectly calibrated model of these confidences would show.
+
+    .. math:: \frac{1}{n} \sum_b \sqrt{\frac{2}{\pi} S_b}, \quad S_b = \sum_{i \in b} c_i (1 - c_i)
+
+    It takes the hits in a bin as normal, which is within 5 % from 500 predictions on and a tenth too low with 50.
+
+    Args:
+        variance_sum: The sum :math:`S_b` in each bin, of shape :math:`(M,)`.
+        count: The number of predictions in each bin.
+
+    Example:
+        >>> import torch
+        >>> calibration_floor(torch.tensor([25.0]), torch.tensor([100]))  # 100 predictions of confidence 1/2
+        tensor(0.0399)
+    """
+    return (2 / math.pi * variance_sum).sqrt().sum() / count.sum()
+
+
+def calibration_z(confidence_sum: Tensor, correct: Tensor, count: Tensor, variance_sum: Tensor) -> Tensor:
+    r"""Returns how many standard errors the expected calibration error lies above that of a perfectly calibrated model.
+
+    .. math:: z = \frac{n \, (\text{ECE} - \text{floor})}{\sqrt{(1 - 2 / \pi) \sum_b S_b}}
+
+    The one-sided p value is :math:`1 - \Phi(z)`; as the scatter of few bins is skewed, 5 to 8 % of calibrated models fall below
+    a p of 0.05. :math:`z` is infinite where all confidences are 0 or 1 and one of them is wrong, and not a number where
+    none is: nothing is left to chance.
+
+    Args:
+        confidence_sum: The sum of the confidences in each bin, of shape :math:`(M,)`.
+        correct: The number of right predictions in each bin.
+        count: The number of predictions in each bin.
+        variance_sum: The sum :math:`S_b` of :math:`c (1 - c)` in each bin; see :func:`calibration_floor`.
+
+    Example:
+        >>> import torch
+        >>> sums = torch.tensor([50.0]), torch.tensor([60]), torch.tensor([100]), torch.tensor([25.0])
+        >>> calibration_z(*sums)  # 100 (0.1 - 0.0399) / sqrt(0.3634 * 25)
+        tensor(1.9942)
+    """
+    excess = expected_calibration_error(confidence_sum, correct, count) - calibration_floor(variance_sum, count)
+    return count.sum() * excess / ((1 - 2 / math.pi) * variance_sum.sum()).sqrt()
+
+
+def signed_gap(confidence_sum: Tensor, correct: Tensor, count: Tensor) -> Tensor:
+    r"""Returns the mean confidence minus the accuracy: positive where the model is too sure of itself.
+
+    Args:
+        confidence_sum: The sum of the confidences in each bin, of shape :math:`(M,)`.
+        correct: The number of right predictions in each bin.
+        count: The number of predictions in each bin.
+
+    Example:
+        >>> import torch
+        >>> signed_gap(torch.tensor([1.8]), torch.tensor([1]), torch.tensor([2]))  # 0.9 - 0.5
+        tensor(0.4000)
+    """
+    return (confidence_sum.sum() - correct.sum()) / count.sum()
 
 
 def retention(noisy: float, clean: float, chance: float) -> float:
