@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -15,6 +18,7 @@ from lightning_noise.metrics import (
     CalibrationBins,
     CrossEntropy,
     ExpectedCalibrationError,
+    TemperatureScaling,
     bin_indices,
     calibration_floor,
     calibration_z,
@@ -24,7 +28,7 @@ from lightning_noise.metrics import (
 )
 
 # the metrics whose sums are whole numbers, for laws that all of them keep
-EXACT = [ExpectedCalibrationError, CalibrationBins]
+EXACT = [ExpectedCalibrationError, CalibrationBins, TemperatureScaling]
 # predictions at the edges: one sample, all right, all wrong, certain and right, certain and wrong, undecided
 EDGES = {
     "one": (torch.tensor([[0.3, 0.1, -0.2]]), torch.tensor([1])),
@@ -148,7 +152,7 @@ def test_a_prediction_that_is_no_number_makes_the_error_none_and_not_the_bins():
     assert bin_indices(torch.tensor([math.nan]), 10).item() in range(10)
 
 
-@pytest.mark.parametrize("metric", [CalibrationBins])
+@pytest.mark.parametrize("metric", [CalibrationBins, TemperatureScaling])
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_prediction_that_is_no_number_is_an_error(metric, broken):
     logits, target = predictions(20)
@@ -203,7 +207,7 @@ def test_retention_is_undefined_without_skill():
 
 
 def test_bins_are_at_least_one():
-    for metric in (ExpectedCalibrationError, CalibrationBins):
+    for metric in (ExpectedCalibrationError, CalibrationBins, TemperatureScaling):
         with pytest.raises(ValueError, match="at least 1, got 0"):
             metric(0)
 
@@ -304,3 +308,55 @@ def test_the_debiased_error_of_a_calibrated_model_has_mean_zero(n):
     conf, count, _, hits = calibrated(confidence, n_runs=4000)
     errors = of_each(debiased_calibration_error, conf, count, hits)
     assert abs(errors.mean()) < 5 * errors.std() / math.sqrt(len(errors))
+
+
+@pytest.mark.parametrize("data", [predictions(1), predictions(1000, sharpness=0.3), *EDGES.values()])
+def test_the_temperature_is_that_of_least_log_loss_on_the_grid(data):
+    logits, target = data
+    metric = TemperatureScaling()
+    metric.update(logits, target)
+    losses = {t: F.cross_entropy(logits.double() / t, target).item() for t in metric.temperatures}
+    values = metric.compute()
+    # losses are rounded to 2^-24 a sample; where several are as small, as where a certain model is right, the first is taken
+    assert losses[min(losses, key=lambda t: abs(t - values["temperature"].item()))] == pytest.approx(
+        min(losses.values()), abs=1e-6
+    )
+    scaled = ExpectedCalibrationError()
+    scaled.update(logits / values["temperature"], target)
+    assert values["scaled_ece"].item() == pytest.approx(scaled.compute().item(), abs=1e-6)  # float32
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
+def test_the_temperature_is_next_to_the_optimum_and_undoes_a_scale(scale):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 5, generator=generator)
+    target = logits.softmax(1).multinomial(1, generator=generator).flatten()  # calibrated, so the temperature is the scale
+    metric = TemperatureScaling()
+    metric.update(scale * logits, target)
+    values = metric.compute()
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(scale * logits.double() / math.exp(log_temperature), target).item()
+
+    found: Any = minimize_scalar(loss, bounds=(math.log(0.1), math.log(10)), method="bounded")
+    optimum = math.exp(found.x)
+    step = 10 ** (1 / 15)  # the loss is convex in 1 / T, so the best on the grid is a neighbour of the optimum
+    assert optimum / step < values["temperature"].item() < optimum * step
+    assert values["temperature"].item() == pytest.approx(scale, rel=step - 1 + 0.05)  # and 4000 samples tell T within 5 %
+    unscaled = ExpectedCalibrationError()
+    unscaled.update(scale * logits, target)
+    assert scale == 1 or values["scaled_ece"] < unscaled.compute() / 3
+
+
+def test_one_is_a_temperature_and_none_without_predictions():
+    assert TemperatureScaling.temperatures[15] == 1
+    assert (min(TemperatureScaling.temperatures), max(TemperatureScaling.temperatures)) == (0.1, 10)
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert TemperatureScaling().compute()["temperature"].isnan()
+
+
+def test_a_class_without_probability_has_no_temperature():
+    metric = TemperatureScaling()
+    metric.update(torch.tensor([[0.0, -math.inf]]), torch.tensor([1]))
+    with pytest.raises(ValueError, match="infinite loss"):
+        metric.compute()

@@ -1,6 +1,6 @@
 """Metrics of robustness and calibration."""
 
-from lightning_noise.metrics.classification import CalibrationBins, CrossEntropy, ExpectedCalibrationError
+from lightning_noise.metrics.classification import CalibrationBins, CrossEntropy, ExpectedCalibrationError, TemperatureScaling
 from lightning_noise.metrics.functional import (
     bin_indices,
     calibration_floor,
@@ -16,6 +16,7 @@ __all__ = [
     "CalibrationBins",
     "CrossEntropy",
     "ExpectedCalibrationError",
+    "TemperatureScaling",
     "bin_indices",
     "calibration_floor",
     "calibration_z",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ __all__ = [
     "CalibrationBins",
     "CrossEntropy",
     "ExpectedCalibrationError",
+    "TemperatureScaling",
     "check_classes",
     "checked_logits",
     "classifier_metrics",
@@ -81,8 +82,8 @@ class _Sums(Metric):
         # in compute, not in update, where the question would wait for the device in each step
         if self.undefined:
             raise ValueError(
-                f"{type(self).__name__} reads finite logits, but {self.undefined.item()} predictions were not a number; "
-                "look for NaN and infinity in what the module returns"
+                f"{type(self).__name__} reads finite logits, but {self.undefined.item()} predictions were not a number or "
+                "gave their class an infinite loss; look for NaN and infinity in what the module returns"
             )
 
 
@@ -94,21 +95,20 @@ class _Binned(_Sums):
     count: Tensor
 
     def __init__(self, n_bins: int, *states: str):
-        if n_bins < 1:
-            raise ValueError(f"n_bins must be at least 1, got {n_bins}")
-        super().__init__(**dict.fromkeys(states, n_bins))
+        super().__init__(**dict.fromkeys(states, _checked_bins(n_bins)))
         self.n_bins = n_bins
         self.states = states
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`."""
-        confidence, label = (values.flatten() for values in _probabilities(preds).max(1))
+        logits, target = _flat(preds, target)
+        confidence, label = logits.softmax(1).max(1)
         self.undefined += confidence.isnan().sum()
         confidence = confidence.nan_to_num(0.0)
         bins = bin_indices(confidence, self.n_bins)
         sums = {
             "confidence_sum": _whole(confidence),
-            "correct": (label == target.flatten()).long(),
+            "correct": (label == target).long(),
             "count": torch.ones_like(bins),
             "variance_sum": _whole(confidence * (1 - confidence)),
         }
@@ -196,6 +196,75 @@ class CalibrationBins(_Binned):
         }
 
 
+class TemperatureScaling(_Sums):
+    r"""The temperature that fits the logits best, and the expected calibration error that is left at it.
+
+    .. math:: T^* = \arg\min_T \sum_i -\log \text{softmax}(z_i / T)_{y_i}
+
+    What is left is miscalibration that no temperature mends. :math:`T^* > 1` says that the model is too sure of itself. It is
+    the best of 31 temperatures from 0.1 to 10, each 17 % above the one before, with 1 among them; at an end of the grid the
+    optimum lies beyond it, as where every prediction is right. Sums at each temperature replace the logits, so it is the same
+    for any split into batches, any order and any number of processes.
+
+    ===============  ================================================================
+    ``temperature``  :math:`T^*`, not a number without predictions
+    ``scaled_ece``   the expected calibration error of :math:`\text{softmax}(z / T^*)`
+    ===============  ================================================================
+
+    Args:
+        n_bins: The number of bins of the calibration error.
+
+    Raises:
+        ValueError: At ``compute``, if a prediction was not a number, or gave its class the probability 0.
+
+    References:
+        On Calibration of Modern Neural Networks (Guo et al., 2017), https://arxiv.org/abs/1706.04599
+
+    Example:
+        >>> logits = torch.tensor([2.0, -2.0]).repeat(100, 1) * 2.0  # twice the logits of a model that is right in 98 of 100
+        >>> metric = TemperatureScaling()
+        >>> metric.update(logits, (torch.arange(100) < 2).long())
+        >>> metric.compute()["temperature"]  # the one on the grid that is nearest to 2
+        tensor(2.1544)
+    """
+
+    temperatures: ClassVar[tuple[float, ...]] = tuple(10 ** (i / 15 - 1) for i in range(31))
+
+    loss_sum: Tensor
+    confidence_sum: Tensor
+    correct: Tensor
+    count: Tensor
+
+    def __init__(self, n_bins: int = 15):
+        n_temperatures = len(self.temperatures)
+        bins = (n_temperatures, _checked_bins(n_bins))
+        super().__init__(loss_sum=n_temperatures, confidence_sum=bins, correct=bins, count=bins)
+        self.n_bins = n_bins
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`."""
+        logits, target = _flat(preds, target)
+        hit = (logits.argmax(1) == target).long()  # no temperature changes which class is first
+        defined = F.cross_entropy(logits, target, reduction="none").isfinite()
+        self.undefined += (~defined).sum()
+        for i, temperature in enumerate(self.temperatures):  # not at once: that would hold the logits 31 times
+            log_probabilities = (logits / temperature).log_softmax(1)
+            loss = F.nll_loss(log_probabilities, target, reduction="none")
+            confidence = log_probabilities.amax(1).exp().nan_to_num(0.0)
+            bins = bin_indices(confidence, self.n_bins)
+            self.loss_sum[i] += _whole(loss.where(defined, 0)).sum()
+            self.confidence_sum[i].index_add_(0, bins, _whole(confidence))
+            self.correct[i].index_add_(0, bins, hit)
+            self.count[i].index_add_(0, bins, torch.ones_like(bins))
+
+    def compute(self) -> dict[str, Tensor]:
+        self._raise_if_undefined()
+        best = self.loss_sum.argmin()
+        error = expected_calibration_error(self.confidence_sum[best] / _RESOLUTION, self.correct[best], self.count[best])
+        temperature = error.new_tensor(self.temperatures)[best]
+        return {"temperature": temperature.where(~error.isnan(), torch.nan), "scaled_ece": error}
+
+
 def classifier_metrics(num_classes: int) -> MetricCollection:
     """Returns accuracy, cross-entropy (``loss``) and expected calibration error (``ece``) of logits.
 
@@ -238,9 +307,16 @@ def check_classes(target: Tensor, num_classes: int) -> None:
         )
 
 
-def _probabilities(preds: Tensor) -> Tensor:
-    """Returns the softmax over the classes in at least float32: in half precision the sums would overflow."""
-    return preds.to(torch.promote_types(preds.dtype, torch.float32)).softmax(1)
+def _checked_bins(n_bins: int) -> int:
+    if n_bins < 1:
+        raise ValueError(f"n_bins must be at least 1, got {n_bins}")
+    return n_bins
+
+
+def _flat(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns logits of shape (N, K) in at least float32, as the sums would overflow in half precision, and N classes."""
+    logits = preds.to(torch.promote_types(preds.dtype, torch.float32))
+    return logits.movedim(1, -1).flatten(0, -2), target.flatten()
 
 
 def _whole(values: Tensor) -> Tensor:
