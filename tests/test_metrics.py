@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,25 +11,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
+from scipy.stats import entropy as scipy_entropy
 from scipy.stats import norm
-from sklearn.metrics import log_loss
+from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_noise.metrics import (
+    BrierScore,
     CalibrationBins,
     CrossEntropy,
     ExpectedCalibrationError,
+    FlipRate,
+    PredictiveEntropy,
     TemperatureScaling,
     bin_indices,
     calibration_floor,
     calibration_z,
     debiased_calibration_error,
     expected_calibration_error,
+    flip_rate,
+    murphy_decomposition,
     retention,
 )
 
+
+def brier_score() -> BrierScore:
+    return BrierScore(num_classes=5)
+
+
 # the metrics whose sums are whole numbers, for laws that all of them keep
-EXACT = [ExpectedCalibrationError, CalibrationBins, TemperatureScaling]
+EXACT = [ExpectedCalibrationError, CalibrationBins, TemperatureScaling, brier_score, PredictiveEntropy]
 # predictions at the edges: one sample, all right, all wrong, certain and right, certain and wrong, undecided
 EDGES = {
     "one": (torch.tensor([[0.3, 0.1, -0.2]]), torch.tensor([1])),
@@ -152,7 +164,7 @@ def test_a_prediction_that_is_no_number_makes_the_error_none_and_not_the_bins():
     assert bin_indices(torch.tensor([math.nan]), 10).item() in range(10)
 
 
-@pytest.mark.parametrize("metric", [CalibrationBins, TemperatureScaling])
+@pytest.mark.parametrize("metric", EXACT[1:])
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_prediction_that_is_no_number_is_an_error(metric, broken):
     logits, target = predictions(20)
@@ -190,9 +202,9 @@ def test_cross_entropy_equals_that_of_scikit_learn(n):
 
 def test_metrics_take_a_class_for_each_pixel():
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 4, 5, 6, generator=generator)
-    target = torch.randint(0, 4, (3, 5, 6), generator=generator)
-    flat = logits.movedim(1, -1).reshape(-1, 4), target.flatten()
+    logits = torch.randn(3, 5, 4, 6, generator=generator)
+    target = torch.randint(0, 5, (3, 4, 6), generator=generator)
+    flat = logits.movedim(1, -1).reshape(-1, 5), target.flatten()
     for kind in (CrossEntropy, *EXACT):
         pixels, rows = kind(), kind()
         pixels.update(logits, target)
@@ -207,7 +219,7 @@ def test_retention_is_undefined_without_skill():
 
 
 def test_bins_are_at_least_one():
-    for metric in (ExpectedCalibrationError, CalibrationBins, TemperatureScaling):
+    for metric in (ExpectedCalibrationError, CalibrationBins, TemperatureScaling, partial(BrierScore, 5)):
         with pytest.raises(ValueError, match="at least 1, got 0"):
             metric(0)
 
@@ -359,4 +371,77 @@ def test_a_class_without_probability_has_no_temperature():
     metric = TemperatureScaling()
     metric.update(torch.tensor([[0.0, -math.inf]]), torch.tensor([1]))
     with pytest.raises(ValueError, match="infinite loss"):
+        metric.compute()
+
+
+def plain_murphy(probabilities: np.ndarray, target: np.ndarray, n_bins: int) -> list[float]:
+    """The definitions, in loops over classes and bins."""
+    reliability = resolution = uncertainty = 0.0
+    for k, p in enumerate(probabilities.T):
+        hit, bins = target == k, np.minimum((p * n_bins).astype(int), n_bins - 1)
+        uncertainty += hit.mean() * (1 - hit.mean())
+        for b in np.unique(bins):
+            inside = bins == b
+            reliability += inside.mean() * (p[inside].mean() - hit[inside].mean()) ** 2
+            resolution += inside.mean() * (hit[inside].mean() - hit.mean()) ** 2
+    return [reliability, resolution, uncertainty]
+
+
+@pytest.mark.parametrize("data", [predictions(1), predictions(501), *EDGES.values()])
+def test_the_brier_score_equals_that_of_scikit_learn_and_its_parts_their_definitions(data):
+    logits, target = data
+    n_classes = logits.shape[1]
+    metric = BrierScore(n_classes)
+    metric.update(logits, target)
+    probabilities = logits.softmax(1)
+    values = {key: value.item() for key, value in metric.compute().items()}
+    per_class = [
+        brier_score_loss(target.numpy() == k, probabilities[:, k].double().numpy(), pos_label=1) for k in range(n_classes)
+    ]
+    assert values["brier"] == pytest.approx(sum(per_class), abs=1e-6)  # float32, as all of these
+    parts = plain_murphy(probabilities.double().numpy(), target.numpy(), 15)
+    assert list(values.values())[1:] == pytest.approx(parts, abs=1e-6)
+    # p - o differs within a bin by the spread of p, at most w = 1/15: a variance of at most w^2 / 4 for each class, and twice a
+    # covariance of at most (w / 2)(1 / 2)
+    remainder = n_classes * ((1 / 15) ** 2 / 4 + 1 / 15 / 2)
+    assert abs(values["brier"] - (parts[0] - parts[1] + parts[2])) <= remainder
+
+
+def test_the_parts_add_up_to_the_brier_score_where_probabilities_in_a_bin_are_equal():
+    generator = torch.Generator().manual_seed(0)
+    p = (torch.randint(0, 10, (500,), generator=generator).double() + 0.5) / 10
+    hit = (torch.rand(500, generator=generator, dtype=torch.float64) < p).double()
+    zeros, bins = torch.zeros(12, dtype=torch.float64), (p * 10).long()  # two bins stay empty
+    reliability, resolution, uncertainty = murphy_decomposition(
+        *(zeros.index_add(0, bins, values) for values in (p, hit, torch.ones_like(p)))
+    )
+    torch.testing.assert_close(reliability - resolution + uncertainty, (p - hit).square().mean(), rtol=0, atol=1e-12)
+
+
+def test_the_brier_score_refuses_another_number_of_classes():
+    with pytest.raises(ValueError, match=r"BrierScore\(num_classes=4\) got logits of 5 classes"):
+        BrierScore(4).update(*predictions(3))
+
+
+@pytest.mark.parametrize("data", [predictions(1), predictions(501), *EDGES.values()])
+def test_the_entropy_equals_that_of_scipy(data):
+    metric = PredictiveEntropy()
+    metric.update(data[0])
+    reference = scipy_entropy(data[0].double().softmax(1).numpy(), axis=1).mean()
+    assert metric.compute().item() == pytest.approx(reference, abs=1e-6)  # float32
+
+
+def test_the_flip_rate_is_that_of_all_predictions_for_any_batches_and_none_without_noise():
+    clean, noisy = predictions(300)[0], predictions(300)[0] + predictions(301)[0][:300]
+    metric, same = FlipRate(), FlipRate()
+    for part in zip(clean.split(77), noisy.split(77), strict=True):
+        metric.update(*part)
+    same.update(clean, 2 * clean)
+    expected = np.mean(clean.numpy().argmax(1) != noisy.numpy().argmax(1))
+    assert 0 < expected < 1
+    assert metric.compute() == flip_rate(clean, noisy) == torch.tensor(expected).float()
+    assert same.compute() == 0
+    noisy[3, 1] = math.nan
+    metric.update(clean, noisy)
+    with pytest.raises(ValueError, match="FlipRate reads finite logits, but 1 predictions"):
         metric.compute()

@@ -1,27 +1,42 @@
 """Metrics of robustness and calibration."""
 
-from lightning_noise.metrics.classification import CalibrationBins, CrossEntropy, ExpectedCalibrationError, TemperatureScaling
+from lightning_noise.metrics.classification import (
+    BrierScore,
+    CalibrationBins,
+    CrossEntropy,
+    ExpectedCalibrationError,
+    FlipRate,
+    PredictiveEntropy,
+    TemperatureScaling,
+)
 from lightning_noise.metrics.functional import (
     bin_indices,
     calibration_floor,
     calibration_z,
     debiased_calibration_error,
     expected_calibration_error,
+    flip_rate,
+    murphy_decomposition,
     retention,
     robustness_summary,
     signed_gap,
 )
 
 __all__ = [
+    "BrierScore",
     "CalibrationBins",
     "CrossEntropy",
     "ExpectedCalibrationError",
+    "FlipRate",
+    "PredictiveEntropy",
     "TemperatureScaling",
     "bin_indices",
     "calibration_floor",
     "calibration_z",
     "debiased_calibration_error",
     "expected_calibration_error",
+    "flip_rate",
+    "murphy_decomposition",
     "retention",
     "robustness_summary",
     "signed_gap",

@@ -17,13 +17,17 @@ from lightning_noise.metrics.functional import (
     calibration_z,
     debiased_calibration_error,
     expected_calibration_error,
+    murphy_decomposition,
     signed_gap,
 )
 
 __all__ = [
+    "BrierScore",
     "CalibrationBins",
     "CrossEntropy",
     "ExpectedCalibrationError",
+    "FlipRate",
+    "PredictiveEntropy",
     "TemperatureScaling",
     "check_classes",
     "checked_logits",
@@ -101,7 +105,7 @@ class _Binned(_Sums):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`."""
-        logits, target = _flat(preds, target)
+        logits, target = _flat(preds), target.flatten()
         confidence, label = logits.softmax(1).max(1)
         self.undefined += confidence.isnan().sum()
         confidence = confidence.nan_to_num(0.0)
@@ -243,7 +247,7 @@ class TemperatureScaling(_Sums):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`."""
-        logits, target = _flat(preds, target)
+        logits, target = _flat(preds), target.flatten()
         hit = (logits.argmax(1) == target).long()  # no temperature changes which class is first
         defined = F.cross_entropy(logits, target, reduction="none").isfinite()
         self.undefined += (~defined).sum()
@@ -263,6 +267,140 @@ class TemperatureScaling(_Sums):
         error = expected_calibration_error(self.confidence_sum[best] / _RESOLUTION, self.correct[best], self.count[best])
         temperature = error.new_tensor(self.temperatures)[best]
         return {"temperature": temperature.where(~error.isnan(), torch.nan), "scaled_ece": error}
+
+
+class BrierScore(_Sums):
+    r"""The Brier score of all classes and its parts, from sums in bins of equal width for each class.
+
+    .. math:: \frac{1}{n} \sum_{i, k} (p_{ik} - [y_i = k])^2 \approx \text{reliability} - \text{resolution} + \text{uncertainty}
+
+    It lies in [0, 2]. The parts leave a remainder, from probabilities that differ within a bin of width :math:`1 / M`.
+
+    ===============  ======================================================================
+    ``brier``        the score; lower is better
+    ``reliability``  how far probabilities are from frequencies: miscalibration, squared
+    ``resolution``   how far the predictions tell the samples apart; higher is better
+    ``uncertainty``  the score of predicting the frequency of each class, a fact of the data
+    ===============  ======================================================================
+
+    Args:
+        num_classes: The number of classes, :math:`K`.
+        n_bins: The number of bins, :math:`M`.
+
+    Raises:
+        ValueError: If the logits are of another number of classes; at ``compute``, if a prediction was not a number.
+
+    References:
+        Verification of Forecasts Expressed in Terms of Probability (Brier, 1950), and the decomposition of
+        :func:`~lightning_noise.metrics.functional.murphy_decomposition`.
+
+    Example:
+        >>> metric = BrierScore(num_classes=2)
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
+        >>> metric.compute()["brier"]  # (0.1^2 + 0.1^2 + 0.8^2 + 0.8^2) / 2
+        tensor(0.6500)
+    """
+
+    score_sum: Tensor
+    probability_sum: Tensor
+    correct: Tensor
+    count: Tensor
+
+    def __init__(self, num_classes: int, n_bins: int = 15):
+        bins = num_classes * _checked_bins(n_bins)
+        super().__init__(score_sum=(), probability_sum=bins, correct=bins, count=bins)
+        self.num_classes = num_classes
+        self.n_bins = n_bins
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`."""
+        logits, target = _flat(preds), target.flatten()
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(f"BrierScore(num_classes={self.num_classes}) got logits of {logits.shape[1]} classes")
+        classes = torch.arange(self.num_classes, device=logits.device)
+        probabilities, hot = logits.softmax(1), target[:, None] == classes
+        self.undefined += probabilities.isnan().any(1).sum()
+        probabilities = probabilities.nan_to_num(0.0)
+        self.score_sum += _whole((probabilities - hot.to(probabilities.dtype)).square().sum(1)).sum()
+        bins = (bin_indices(probabilities, self.n_bins) + self.n_bins * classes).flatten()
+        self.probability_sum.index_add_(0, bins, _whole(probabilities.flatten()))
+        self.correct.index_add_(0, bins, hot.flatten().long())
+        self.count.index_add_(0, bins, torch.ones_like(bins))
+
+    def compute(self) -> dict[str, Tensor]:
+        self._raise_if_undefined()
+        sums = self.probability_sum / _RESOLUTION, self.correct, self.count
+        parts = murphy_decomposition(*(values.view(self.num_classes, self.n_bins) for values in sums))
+        score = self.score_sum / _RESOLUTION / (self.count.sum() / self.num_classes)
+        return {"brier": score, **dict(zip(("reliability", "resolution", "uncertainty"), parts, strict=True))}
+
+
+class PredictiveEntropy(_Sums):
+    r"""The mean entropy of the predicted distributions, in nats, which needs no labels.
+
+    .. math:: \frac{1}{n} \sum_i \sum_k -p_{ik} \log p_{ik}
+
+    It is 0 where each prediction is certain and :math:`\log K` where each is uniform.
+
+    Raises:
+        ValueError: At ``compute``, if a prediction was not a number.
+
+    Example:
+        >>> metric = PredictiveEntropy()
+        >>> metric.update(torch.zeros(3, 4))
+        >>> metric.compute()  # log 4
+        tensor(1.3863)
+    """
+
+    entropy_sum: Tensor
+    count: Tensor
+
+    def __init__(self):
+        super().__init__(entropy_sum=(), count=())
+
+    def update(self, preds: Tensor, target: Tensor | None = None) -> None:
+        """Adds logits of shape :math:`(B, K, *)`; the target is not read, and is taken from a ``MetricCollection``."""
+        entropy = torch.special.entr(_flat(preds).softmax(1)).sum(1)
+        self.undefined += entropy.isnan().sum()
+        self.entropy_sum += _whole(entropy.nan_to_num(0.0)).sum()
+        self.count += entropy.numel()
+
+    def compute(self) -> Tensor:
+        self._raise_if_undefined()
+        return self.entropy_sum / _RESOLUTION / self.count
+
+
+class FlipRate(_Sums):
+    """The share of the predictions that change under noise; see :func:`~lightning_noise.metrics.functional.flip_rate`.
+
+    Raises:
+        ValueError: At ``compute``, if a prediction was not a number.
+
+    Example:
+        >>> metric = FlipRate()
+        >>> metric.update(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
+        >>> metric.compute()
+        tensor(0.5000)
+    """
+
+    higher_is_better = False
+
+    flips: Tensor
+    count: Tensor
+
+    def __init__(self):
+        super().__init__(flips=(), count=())
+
+    def update(self, preds: Tensor, noisy_preds: Tensor) -> None:
+        """Adds logits of shape :math:`(B, K, *)`, without and under noise."""
+        flips = preds.argmax(1) != noisy_preds.argmax(1)
+        self.undefined += (preds.isnan() | noisy_preds.isnan()).any(1).sum()
+        self.flips += flips.sum()
+        self.count += flips.numel()
+
+    def compute(self) -> Tensor:
+        self._raise_if_undefined()
+        return self.flips / self.count
 
 
 def classifier_metrics(num_classes: int) -> MetricCollection:
@@ -313,10 +451,10 @@ def _checked_bins(n_bins: int) -> int:
     return n_bins
 
 
-def _flat(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns logits of shape (N, K) in at least float32, as the sums would overflow in half precision, and N classes."""
+def _flat(preds: Tensor) -> Tensor:
+    """Returns logits of shape (B, K, *) as (N, K) in at least float32: in half precision the sums would overflow."""
     logits = preds.to(torch.promote_types(preds.dtype, torch.float32))
-    return logits.movedim(1, -1).flatten(0, -2), target.flatten()
+    return logits.movedim(1, -1).flatten(0, -2)
 
 
 def _whole(values: Tensor) -> Tensor:

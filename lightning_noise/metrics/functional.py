@@ -14,6 +14,8 @@ __all__ = [
     "calibration_z",
     "debiased_calibration_error",
     "expected_calibration_error",
+    "flip_rate",
+    "murphy_decomposition",
     "retention",
     "robustness_summary",
     "signed_gap",
@@ -147,6 +149,58 @@ def signed_gap(confidence_sum: Tensor, correct: Tensor, count: Tensor) -> Tensor
         tensor(0.4000)
     """
     return (confidence_sum.sum() - correct.sum()) / count.sum()
+
+
+def murphy_decomposition(probability_sum: Tensor, correct: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Returns reliability, resolution and uncertainty, the parts of a Brier score in bins.
+
+    .. math:: \underbrace{\sum_{k, b} \frac{n_{kb}}{n} (\bar p_{kb} - \bar o_{kb})^2}_\text{reliability}
+        - \underbrace{\sum_{k, b} \frac{n_{kb}}{n} (\bar o_{kb} - \bar o_k)^2}_\text{resolution}
+        + \underbrace{\sum_k \bar o_k (1 - \bar o_k)}_\text{uncertainty}
+
+    Here :math:`\bar p_{kb}` is the mean probability of class :math:`k` in a bin, :math:`\bar o_{kb}` the share there that is of
+    that class and :math:`\bar o_k` the share in all. The sum is the Brier score where the probabilities in a bin are equal.
+
+    Args:
+        probability_sum: The sum of the probabilities in each bin of each class, of shape :math:`(*, M)`.
+        correct: How often the sample was of the class.
+        count: The number of probabilities in each bin.
+
+    References:
+        A New Vector Partition of the Probability Score (Murphy, 1973),
+        https://doi.org/10.1175/1520-0450(1973)012%3C0595:ANVPOT%3E2.0.CO;2
+
+    Example:
+        >>> import torch
+        >>> sums = torch.tensor([0.5, 1.5]), torch.tensor([0, 2]), torch.tensor([2, 2])  # 1/4 for 0 and 0, 3/4 for 1 and 1
+        >>> murphy_decomposition(*sums)  # (1/4)^2, (1/2)^2, (1/2)(1/2)
+        (tensor(0.0625), tensor(0.2500), tensor(0.2500))
+    """
+    weight = count / count.sum(-1, keepdim=True)
+    rate, base = correct / count, correct.sum(-1, keepdim=True) / count.sum(-1, keepdim=True)
+    # an empty bin, whose means are not a number, weighs nothing
+    reliability = (weight * (probability_sum / count - rate) ** 2).where(count > 0, 0).sum()
+    resolution = (weight * (rate - base) ** 2).where(count > 0, 0).sum()
+    return reliability, resolution, (base * (1 - base)).sum()
+
+
+def flip_rate(preds: Tensor, noisy_preds: Tensor) -> Tensor:
+    r"""Returns the share of the predictions that change under noise, which needs no labels.
+
+    Args:
+        preds: Logits without noise, of shape :math:`(B, K, *)`.
+        noisy_preds: The logits of the same samples under noise.
+
+    References:
+        Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261, whose flip
+        rate for noise compares with the first frame as this one does with the clean sample.
+
+    Example:
+        >>> import torch
+        >>> flip_rate(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
+        tensor(0.5000)
+    """
+    return (preds.argmax(1) != noisy_preds.argmax(1)).float().mean()
 
 
 def retention(noisy: float, clean: float, chance: float) -> float:
