@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from scipy.stats import entropy as scipy_entropy
 from scipy.stats import norm
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_noise.metrics import (
@@ -23,11 +23,14 @@ from lightning_noise.metrics import (
     ExpectedCalibrationError,
     FlipRate,
     PredictiveEntropy,
+    SelectiveClassification,
     TemperatureScaling,
+    aurc,
     bin_indices,
     calibration_floor,
     calibration_z,
     debiased_calibration_error,
+    error_auroc,
     expected_calibration_error,
     flip_rate,
     murphy_decomposition,
@@ -40,7 +43,7 @@ def brier_score() -> BrierScore:
 
 
 # the metrics whose sums are whole numbers, for laws that all of them keep
-EXACT = [ExpectedCalibrationError, CalibrationBins, TemperatureScaling, brier_score, PredictiveEntropy]
+EXACT = [ExpectedCalibrationError, CalibrationBins, TemperatureScaling, brier_score, PredictiveEntropy, SelectiveClassification]
 # predictions at the edges: one sample, all right, all wrong, certain and right, certain and wrong, undecided
 EDGES = {
     "one": (torch.tensor([[0.3, 0.1, -0.2]]), torch.tensor([1])),
@@ -445,3 +448,64 @@ def test_the_flip_rate_is_that_of_all_predictions_for_any_batches_and_none_witho
     metric.update(clean, noisy)
     with pytest.raises(ValueError, match="FlipRate reads finite logits, but 1 predictions"):
         metric.compute()
+
+
+def plain_aurc(confidence: np.ndarray, hit: np.ndarray) -> float:
+    """The definition, in a loop over ranks, where an error is the mean of those that are as confident."""
+    error = np.array([1 - hit[confidence == c].mean() for c in confidence])[np.argsort(-confidence)]
+    return float(np.mean([error[:m].mean() for m in range(1, len(error) + 1)]))
+
+
+@pytest.mark.parametrize("n", [2, 300])
+@pytest.mark.parametrize("n_levels", [3, 1000])
+def test_selection_equals_its_definitions(n, n_levels):
+    # log-odds in the middle of bins, so that a tie is a tie in any precision; few levels make many
+    generator = torch.Generator().manual_seed(0)
+    level = torch.randint(0, n_levels, (n,), generator=generator)
+    log_odds = (level + 0.5) * 36 / 4096
+    target = (torch.rand(n, generator=generator) > log_odds.sigmoid()).long()
+    target[:2] = torch.tensor([0, 1])  # a right and a wrong one at least
+    metric = SelectiveClassification()
+    metric.update(torch.stack([log_odds, torch.zeros(n)], 1), target)
+    values = metric.compute()
+    hit = (target == 0).numpy()
+    assert values["aurc"].item() == pytest.approx(plain_aurc(level.numpy(), hit), abs=1e-6)  # returned in float32
+    assert values["error_auroc"].item() == pytest.approx(roc_auc_score(~hit, -level.numpy()), abs=1e-6)
+
+
+@pytest.mark.parametrize("n_wrong", [0, 1, 3000, 10_000])
+def test_aurc_is_the_error_rate_without_a_ranking_and_the_closed_form_with_the_best(n_wrong):
+    n, e = 10_000, n_wrong / 10_000
+    assert aurc(torch.tensor([n - n_wrong]), torch.tensor([n])).item() == pytest.approx(e, abs=1e-12)  # float64
+    best = aurc(torch.tensor([0, 0, n - n_wrong]), torch.tensor([n_wrong, 0, n - n_wrong])).item()
+    limit = e + (1 - e) * math.log1p(-e) if e < 1 else 1
+    assert best == pytest.approx(limit, abs=1 / n)  # a sum of n terms for an integral of a function that rises by at most 1
+
+
+@pytest.mark.parametrize("data", EDGES.values(), ids=EDGES)
+def test_selection_at_the_edges(data):
+    metric = SelectiveClassification()
+    metric.update(*data)
+    wrong = (data[0].argmax(1) != data[1]).float().mean().item()
+    values = metric.compute()
+    assert values["aurc"].item() == pytest.approx(wrong, abs=1e-6)  # all are as confident
+    assert values["error_auroc"].isnan() if wrong in (0, 1) else values["error_auroc"] == 0.5
+
+
+def test_selection_tells_confidences_near_one_apart():
+    # 1 - c from 1e-3 to 1e-6: all but one in the last of 4096 bins of equal width
+    log_odds = torch.tensor([3.0, 4.0, 5.0, 6.0]) * math.log(10)
+    metric = SelectiveClassification()
+    metric.update(torch.stack([log_odds, torch.zeros(4)], 1), torch.tensor([1, 1, 0, 0]))
+    assert metric.compute()["error_auroc"] == 1
+
+
+def test_a_random_ranking_has_half_of_the_roc_curve():
+    n = 20_000
+    generator = torch.Generator().manual_seed(0)
+    hit, bins = torch.rand(n, generator=generator) < 0.8, torch.randint(0, 4096, (n,), generator=generator)
+    correct, count = torch.bincount(bins[hit], minlength=4096), torch.bincount(bins, minlength=4096)
+    n_right = int(hit.sum())
+    # five standard errors of the Mann-Whitney statistic
+    tolerance = 5 * math.sqrt((n + 1) / (12 * n_right * (n - n_right)))
+    assert abs(error_auroc(correct, count).item() - 0.5) < tolerance

@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
 __all__ = [
+    "aurc",
     "bin_indices",
     "calibration_floor",
     "calibration_z",
     "debiased_calibration_error",
+    "error_auroc",
     "expected_calibration_error",
     "flip_rate",
     "murphy_decomposition",
@@ -20,6 +23,59 @@ __all__ = [
     "robustness_summary",
     "signed_gap",
 ]
+
+
+def aurc(correct: Tensor, count: Tensor) -> Tensor:
+    r"""Returns the area under the risk-coverage curve: the error rate among the most confident, averaged over coverages.
+
+    .. math:: \frac{1}{n} \sum_{m=1}^n \frac{1}{m} \sum_{i \leq m} (1 - a_i), \quad c_1 \geq c_2 \geq \ldots
+
+    Predictions in a bin are tied, and count as their mean over all orders. For the error rate :math:`e`, a confidence that says
+    nothing gives :math:`e` and one that ranks every error last :math:`e + (1 - e) \ln(1 - e)`.
+
+    Args:
+        correct: The number of right predictions in each bin, from the least confident to the most, of shape :math:`(M,)`.
+        count: The number of predictions in each bin.
+
+    References:
+        Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers (Geifman et al., 2019), https://arxiv.org/abs/1805.08206
+
+    Example:
+        >>> import torch
+        >>> aurc(torch.tensor([0, 1]), torch.tensor([1, 1]))  # the surer one is right: (0 + 1/2) / 2
+        tensor(0.2500, dtype=torch.float64)
+    """
+    count, wrong = count.double().flip(0), (count - correct).double().flip(0)
+    before, wrong_before = count.cumsum(0) - count, wrong.cumsum(0) - wrong
+    # sums of 1 / m over the ranks of a bin, and of the mean of (wrong_before + j wrong / count) / m over its j = m - before
+    harmonic = torch.digamma(before + count + 1) - torch.digamma(before + 1)
+    risks = wrong_before * harmonic + wrong / count * (count - before * harmonic)
+    return risks.where(count > 0, 0).sum() / count.sum()
+
+
+def error_auroc(correct: Tensor, count: Tensor) -> Tensor:
+    r"""Returns the chance that a wrong prediction is less confident than a right one.
+
+    .. math:: P(c_i < c_j) + \tfrac{1}{2} P(c_i = c_j), \quad a_i = 0, a_j = 1
+
+    Predictions in a bin are tied. It is not a number where all predictions are right, or all wrong.
+
+    Args:
+        correct: The number of right predictions in each bin, from the least confident to the most, of shape :math:`(M,)`.
+        count: The number of predictions in each bin.
+
+    References:
+        A Baseline for Detecting Misclassified and Out-of-Distribution Examples (Hendrycks and Gimpel, 2017),
+        https://arxiv.org/abs/1610.02136
+
+    Example:
+        >>> import torch
+        >>> error_auroc(torch.tensor([0, 1]), torch.tensor([1, 1]))  # the surer one is right
+        tensor(1., dtype=torch.float64)
+    """
+    correct, wrong = correct.double(), (count - correct).double()
+    surer = correct.sum() - correct.cumsum(0)
+    return (wrong * (surer + correct / 2)).sum() / (wrong.sum() * correct.sum())
 
 
 def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
