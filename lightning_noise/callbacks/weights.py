@@ -54,8 +54,8 @@ class WeightNoise(NoiseCallback):
     manual optimization also their ``on_before_optimizer_step``, and with scaled gradients that of all. What the training step
     itself reads is noisy, such as the weights for a teacher that it averages: do that in ``on_train_batch_end``, and there,
     too, clip weights or load others. What the step writes to noisy weights would be lost, and is refused where torch takes
-    note of it, which it does not of what is written to ``.data``. The running statistics of
-    batch normalisation are those of the noisy passes, as with dropout.
+    note of it, which it does not of what is written to ``.data``. The running statistics of batch normalisation are those of
+    the noisy passes, as with dropout.
 
     Each micro-batch of an accumulation and each process has a draw of its own, and each evaluation of a closure in one update
     the same. It takes as much memory as the parameters that are perturbed, and a few times the largest of them.
