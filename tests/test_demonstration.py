@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,13 +35,15 @@ class Demonstration(NamedTuple):
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Demonstration]:
     """Two epochs of each recipe, of 18 batches each."""
-    found = {}
-    for recipe in RECIPES:
-        folder = tmp_path_factory.mktemp(recipe) / "logs"
+
+    def demonstrated(recipe: str, folder: Path) -> Demonstration:
         which = [] if recipe == "input" else ["--recipe", recipe]  # which is the default
         settings = ("--epochs", "2", "--level", "0.4", "--seed", "1", "--root-dir", str(folder))
-        found[recipe] = Demonstration(run(*which, *settings), folder)
-    return found
+        return Demonstration(run(*which, *settings), folder)
+
+    folders = [tmp_path_factory.mktemp(recipe) / "logs" for recipe in RECIPES]
+    with ThreadPoolExecutor(2) as pool:  # each is a process of one thread
+        return dict(zip(RECIPES, pool.map(demonstrated, RECIPES, folders), strict=True))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
