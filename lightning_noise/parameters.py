@@ -15,15 +15,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_noise.hooks import prepended_hook, reserve_ids
 from lightning_noise.names import matching, plain_name
+from lightning_noise.noise import column
 from lightning_noise.rng import Key
 
 __all__ = [
     "GradientOf",
     "PerturbedParameters",
     "RelativeTo",
+    "check_dense",
     "find_parameters",
     "local",
     "parameter_key",
+    "unit_of",
     "weight_noise",
 ]
 
@@ -124,8 +127,9 @@ class PerturbedParameters:
         self.noise = noise
         self.level = level
         self.relative: RelativeTo | None = relative
-        # the gradient of what is added does not depend on the weights
-        self.reparametrized = gradient == "reparametrized" and not (relative is None and getattr(noise, "additive", False))
+        self.is_absolute: bool = relative is None and getattr(noise, "additive", False)
+        # what is absolute does not depend on the weights
+        self.reparametrized = gradient == "reparametrized" and not self.is_absolute
         self.clean: dict[nn.Parameter, Tensor] = {}
         self._versions: dict[nn.Parameter, int] = {}
         self._updates: Counter[nn.Parameter] = Counter()
@@ -135,6 +139,8 @@ class PerturbedParameters:
         self.key = key.everywhere if self._sharded else key
         if self._sharded and self.reparametrized:
             raise ValueError("gradient='reparametrized' needs whole parameters, but these are sharded over processes")
+        if relative == "filter":
+            _check_rows_are_whole(self.names)
 
     def enter(self) -> None:
         """Perturbs all parameters."""
@@ -192,8 +198,9 @@ class PerturbedParameters:
 
     def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns the norms of noise and weights for each parameter, on this process, scalars."""
+        norm = torch.linalg.vector_norm
         return {
-            self.names[parameter]: (_norm(local(parameter).detach().float() - w), _norm(w.float()))
+            self.names[parameter]: (norm(local(parameter).detach().float() - w), norm(w.float()))
             for parameter, w in self.clean.items()
         }
 
@@ -201,13 +208,10 @@ class PerturbedParameters:
         key = parameter_key(self.key / "parameter", self.names[parameter], parameter)
         if updates := self._updates[parameter]:
             key = key / updates
-        if not _is_sharded(parameter) or self.relative is None:
-            return weight_noise(w, self.noise, self.level, key, self.relative)
-        if self.relative == "filter":
-            _check_rows_are_whole(parameter, self.names[parameter])
-            return weight_noise(w, self.noise, self.level, key, self.relative)
-        whole = parameter.full_tensor().float()  # type: ignore[attr-defined]
-        return weight_noise(w, self.noise, self.level * unit_of(whole, self.relative), key)
+        if _is_sharded(parameter) and self.relative in ("std", "max"):  # which are those of the whole tensor
+            whole = parameter.full_tensor().float()  # type: ignore[attr-defined]
+            return weight_noise(w, self.noise, self.level * unit_of(whole, self.relative), key)
+        return weight_noise(w, self.noise, self.level, key, self.relative)
 
     def _is_changed(self, parameter: nn.Parameter) -> bool:
         noisy = self._noisy(parameter, self.clean[parameter])
@@ -219,7 +223,7 @@ class PerturbedParameters:
     def _gradient_of_clean(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
         if parameter not in self.clean:
             return None
-        _check_gradient(self.names[parameter], gradient)
+        check_dense(self.names[parameter], gradient)
         twice = torch.is_grad_enabled()  # the gradient will have a gradient
         with torch.enable_grad():
             w = self.clean[parameter].detach().requires_grad_()
@@ -277,7 +281,7 @@ def _own_writes(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def _version(parameter: nn.Parameter) -> int:
-    """How often anybody but a noise has written to the parameter."""
+    """How often anybody but a noise has written to the parameter; one that was made for inference does not count it."""
     return 0 if parameter.is_inference() else parameter._version - _WRITES.get(parameter, 0)
 
 
@@ -296,11 +300,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def _check_gradient(name: str, gradient: Tensor) -> None:
+def check_dense(name: str, gradient: Tensor) -> None:
+    """Raises a TypeError where the gradient of the parameter cannot take noise, with the way out."""
     if gradient.layout != torch.strided:
         raise TypeError(
-            f"gradient='reparametrized' needs dense gradients, but that of {name!r} is {gradient.layout}; "
-            "make its embedding with sparse=False"
+            f"noise needs dense gradients, but that of {name!r} is {gradient.layout}; make its embedding with sparse=False"
         )
 
 
@@ -337,14 +341,12 @@ def _gathers(kind: type[nn.Module]) -> bool:
     return any(base.__name__ == "FSDPModule" for base in kind.__mro__)
 
 
-def _check_rows_are_whole(parameter: Tensor, name: str) -> None:
-    if any(placement.is_shard() and placement.dim != 0 for placement in parameter.placements):  # type: ignore[attr-defined]
-        raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {parameter.placements}")  # type: ignore[attr-defined]
+def _check_rows_are_whole(names: dict[nn.Parameter, str]) -> None:
+    for parameter, name in names.items():
+        placements = getattr(parameter, "placements", ())
+        if any(placement.is_shard() and placement.dim != 0 for placement in placements):
+            raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {placements}")
 
 
 def _filter_norm(w: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(w.flatten(1), dim=1).view(-1, *[1] * (w.ndim - 1)) if w.ndim > 1 else w.abs()
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x)
+    return column(torch.linalg.vector_norm(w.flatten(1), dim=1), w) if w.ndim > 1 else w.abs()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Perturbing", "TrainingDispatcher", "perturbing"]
+__all__ = ["Perturbing", "TrainingDispatcher", "parameters_of", "perturbing"]
 
 
 class Perturbing(ABC):
@@ -117,11 +117,11 @@ class TrainingDispatcher:
     def pause(self, *optimizers: Optimizer) -> None:
         """Restores the parameters of the optimizers."""
         for callback in reversed(perturbing(self.trainer)):  # each restores what it was given
-            callback.pause(_parameters_of(optimizers))
+            callback.pause(parameters_of(*optimizers))
 
     def _resume(self, *optimizers: Optimizer, updated: bool) -> None:
         for callback in perturbing(self.trainer):
-            callback.resume(_parameters_of(optimizers), updated=updated)
+            callback.resume(parameters_of(*optimizers), updated=updated)
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._is_ours(optimizer):
@@ -158,7 +158,7 @@ class TrainingDispatcher:
     def _is_ours(self, optimizer: Optimizer) -> bool:
         """Whether it updates a parameter of the module, in a step."""
         ours = set(self.trainer.lightning_module.parameters()) if self._is_within else set()
-        return any(parameter in ours for parameter in _parameters_of([optimizer]))
+        return any(parameter in ours for parameter in parameters_of(optimizer))
 
     def _perturbed(self, batch: Any) -> Any:
         # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise
@@ -180,8 +180,8 @@ class TrainingDispatcher:
         return self._fetching
 
 
-def _parameters_of(optimizers: Iterable[Optimizer]) -> list[Parameter]:
-    """The parameters, each once."""
+def parameters_of(*optimizers: Optimizer) -> list[Parameter]:
+    """Returns the parameters of the optimizers, each once."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return list(dict.fromkeys(parameter for group in groups for parameter in group["params"]))
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
+from lightning_noise.callbacks.dispatch import parameters_of
 from lightning_noise.names import plain_name
 from lightning_noise.noise import Noise
-from lightning_noise.parameters import local, parameter_key
+from lightning_noise.parameters import check_dense, local, parameter_key
 from lightning_noise.perturb import NoiseFunction, check_options
 from lightning_noise.rng import Key
 from lightning_noise.schedules import InverseTime, Level
@@ -138,15 +139,11 @@ class GradientNoise(NoiseCallback):
 def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
     """The gradients that the optimizer will use, each once, by the name of the parameter."""
     names = {parameter: plain_name(name) for name, parameter in pl_module.named_parameters()}
-    parameters = dict.fromkeys(parameter for group in optimizer.param_groups for parameter in group["params"])
     # a parameter that no module has is known by its place in the optimizer
-    named = {names.get(parameter, str(i)): _whole(parameter) for i, parameter in enumerate(parameters)}
+    named = {names.get(parameter, str(i)): _whole(parameter) for i, parameter in enumerate(parameters_of(optimizer))}
     found = {name: gradient for name, gradient in named.items() if gradient is not None}
     for name, gradient in found.items():
-        if gradient.layout != torch.strided:
-            raise TypeError(
-                f"noise needs dense gradients, but that of {name!r} is {gradient.layout}; make its embedding with sparse=False"
-            )
+        check_dense(name, gradient)
     return found
 
 

@@ -186,8 +186,7 @@ class RobustnessMonitor(Callback):
         paths, target = self._located(batch)
         positions, counted = self._places.take(trainer, dataloader_idx, batch_idx, rows=len(get(batch, paths[0])))
         for tag, level, perturbation in self._perturbations(trainer, pl_module, batch, paths, positions):
-            with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
-                logits = checked_logits(self._predict(pl_module, noisy, paths), target)
+            noisy, logits = self._predicted(trainer, pl_module, perturbation, paths, target)
             if tag == CLEAN:
                 self._n_classes = logits.shape[1]
                 check_classes(target, self._n_classes)
@@ -216,9 +215,19 @@ class RobustnessMonitor(Callback):
                 continue
             # at the largest level, because at 0 nothing is done that could go wrong
             key, level = Key(("trial",), positions=positions), max(self.levels[tag])
-            perturbation = probe.perturbation(trainer, pl_module, batch, level, key)
-            with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
-                checked_logits(self._predict(pl_module, noisy, paths), target)
+            self._predicted(trainer, pl_module, probe.perturbation(trainer, pl_module, batch, level, key), paths, target)
+
+    def _predicted(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        perturbation: AbstractContextManager[Any],
+        paths: list[Path],
+        target: Tensor,
+    ) -> tuple[Any, Tensor]:
+        """The batch within the perturbation, and the logits that the module makes of it there."""
+        with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
+            return noisy, checked_logits(self._predict(pl_module, noisy, paths), target)
 
     def _perturbations(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range

@@ -139,7 +139,7 @@ class WeightNoise(NoiseCallback):
         try:
             self._noisy.enter()
             if self._measured is not None and trainer.training:
-                self._measured["ratio"] = self._measure(self._noisy.norms())
+                self._measured["ratio"] = self._measure(self._noisy)
             yield batch
             if trainer.training:
                 self._noisy.check_untouched(self._noisy.names)
@@ -178,10 +178,11 @@ class WeightNoise(NoiseCallback):
             pl_module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient
         )
 
-    def _measure(self, norms: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    def _measure(self, noisy: PerturbedParameters) -> Tensor:
         """The norm of all noise over that of all weights."""
+        norms = noisy.norms()
         noise, weights = (torch.stack(of_tensors).norm() for of_tensors in zip(*norms.values(), strict=True))
-        if self.relative is None and getattr(self.noise, "additive", False):  # else the noise grows with the weights
+        if noisy.is_absolute:  # else the noise grows with the weights
             self._norms = {name: weight for name, (_, weight) in norms.items()}
         return noise / weights
 
