@@ -118,7 +118,7 @@ def arguments(call: partial) -> dict[str, Any]:
 def kept(callback: pl.Callback) -> dict[str, Any]:
     """What a callback was made with; the monitor keeps its noises as a mapping, in whatever form they came."""
     names = inspect.signature(type(callback)).parameters
-    return {name: getattr(callback, "probes" if name == "noises" else name) for name in names}
+    return {name: getattr(callback, name) for name in names}
 
 
 def comparable(value: Any) -> Any:

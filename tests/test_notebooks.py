@@ -22,7 +22,7 @@ SHORTENINGS = {
         "EPOCHS = 12": "EPOCHS = 2",
         '"gaussian": [0.1, 0.2, 0.3, 0.4], "impulse": [0.05, 0.1, 0.2]': '"gaussian": [0.1], "impulse": [0.05]',
     },
-    "02_noises_and_schedules": {},  # trains nothing
+    "noises_and_schedules": {},  # trains nothing
 }
 
 

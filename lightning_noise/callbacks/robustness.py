@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,11 @@ from torchmetrics import MetricCollection
 from lightning_noise import figures
 from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
-from lightning_noise.callbacks.held_out import Places
+from lightning_noise.callbacks.held_out import CLEAN, Places, Probe, Probes
 from lightning_noise.metrics.classification import check_classes, checked_logits, classifier_metrics
 from lightning_noise.metrics.functional import robustness_summary
-from lightning_noise.noise import Noise, check_level
-from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch, try_noise
-from lightning_noise.rng import Key
+from lightning_noise.noise import Noise
+from lightning_noise.perturb import Clip, NoiseFunction
 
 try:
     from pytorch_lightning.utilities.seed import isolate_rng
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["RobustnessMonitor"]
-
-Probe = Noise | NoiseCallback | NoiseFunction
-CLEAN = "clean"
 
 
 class RobustnessMonitor(Callback):
@@ -85,8 +80,8 @@ class RobustnessMonitor(Callback):
     Example:
         >>> from lightning_noise import noise
         >>> monitor = RobustnessMonitor([noise.Gaussian(), noise.Impulse()], levels=[0.1, 0.2])
-        >>> list(monitor.probes)
-        ['gaussian', 'impulse']
+        >>> monitor.levels
+        {'gaussian': (0.1, 0.2), 'impulse': (0.1, 0.2)}
     """
 
     def __init__(
@@ -107,21 +102,18 @@ class RobustnessMonitor(Callback):
     ):
         if every_n_epochs < 1 or (max_batches is not None and max_batches < 1):
             raise ValueError(f"every_n_epochs and max_batches must be at least 1, got {every_n_epochs} and {max_batches}")
-        self.probes = _tagged(noises)
-        for tag, probe in self.probes.items():
-            _check_probe(tag, probe, relative, clip)
-        self.levels = {tag: _levels_of(tag, probe, levels) for tag, probe in self.probes.items()}
-        if isinstance(levels, Mapping) and (unknown := levels.keys() - self.probes.keys()):
-            raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(self.probes)}")
+        self.probes = Probes(noises, levels, clip=clip, relative=relative, seed=seed)
+        self.noises = self.probes.noises
+        self.levels = self.probes.levels
+        self.clip = self.probes.clip
+        self.relative = relative
+        self.seed = seed
         self.inputs = inputs
         self.targets = targets
         self.predict = predict
-        self.clip = checked_clip(clip)
-        self.relative = relative
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
         self.dataloader_idx = dataloader_idx
-        self.seed = seed
         self.name = name
         self._pictured = False
         self._reset()
@@ -185,7 +177,8 @@ class RobustnessMonitor(Callback):
             return
         paths, target = self._located(batch)
         positions, counted = self._places.take(trainer, dataloader_idx, batch_idx, rows=len(get(batch, paths[0])))
-        for tag, level, perturbation in self._perturbations(trainer, pl_module, batch, paths, positions):
+        clean = (CLEAN, 0.0), nullcontext(batch)
+        for (tag, level), perturbation in [clean, *self.probes.perturbations(trainer, pl_module, batch, paths, positions)]:
             noisy, logits = self._predicted(trainer, pl_module, perturbation, paths, target)
             if tag == CLEAN:
                 self._n_classes = logits.shape[1]
@@ -201,21 +194,14 @@ class RobustnessMonitor(Callback):
     def _located(self, batch: Any) -> tuple[list[Path], Tensor]:
         """The paths of the inputs, and the target."""
         paths = find_inputs(batch, self.inputs)
-        for probe in self.probes.values():
-            if not isinstance(probe, NoiseCallback):
-                check_floating(batch, paths, probe)
+        self.probes.check(batch, paths)
         return paths, get(batch, find_target(batch, self.targets))
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         paths, target = self._located(batch)
         positions = range(len(get(batch, paths[0])))
-        for tag, probe in self.probes.items():
-            if not isinstance(probe, NoiseCallback):
-                try_noise(batch, paths, probe, relative=self.relative, clip=self.clip)
-                continue
-            # at the largest level, because at 0 nothing is done that could go wrong
-            key, level = Key(("trial",), positions=positions), max(self.levels[tag])
-            self._predicted(trainer, pl_module, probe.perturbation(trainer, pl_module, batch, level, key), paths, target)
+        for perturbation in self.probes.trials(trainer, pl_module, batch, paths, positions):
+            self._predicted(trainer, pl_module, perturbation, paths, target)
 
     def _predicted(
         self,
@@ -228,19 +214,6 @@ class RobustnessMonitor(Callback):
         """The batch within the perturbation, and the logits that the module makes of it there."""
         with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
             return noisy, checked_logits(self._predict(pl_module, noisy, paths), target)
-
-    def _perturbations(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
-    ) -> Iterator[tuple[str, float, AbstractContextManager[Any]]]:
-        yield CLEAN, 0.0, nullcontext(batch)
-        for tag, probe in self.probes.items():
-            key = Key((self.seed, "probe", tag), positions=positions)  # of no level: they share one draw
-            for level in self.levels[tag]:
-                if isinstance(probe, NoiseCallback):
-                    yield tag, level, probe.perturbation(trainer, pl_module, batch, level, key)
-                else:
-                    noisy = perturbed_batch(batch, paths, probe, level, key, relative=self.relative, clip=self.clip)
-                    yield tag, level, nullcontext(noisy)
 
     def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:
         if self.predict is not None:
@@ -296,50 +269,3 @@ def _boards(trainer: Trainer) -> list[Any]:
     """What draws figures, on the process that logs."""
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers] if trainer.is_global_zero else []
     return [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
-
-
-def _tagged(noises: Probe | Sequence[Probe] | Mapping[str, Probe]) -> dict[str, Probe]:
-    if isinstance(noises, Mapping):
-        tagged = dict(noises)
-    else:
-        probes = [noises] if callable(noises) or isinstance(noises, NoiseCallback) else list(noises)
-        tagged = {_tag(probe): probe for probe in probes}
-        if len(tagged) < len(probes):
-            raise ValueError(f"several noises have one tag among {[_tag(probe) for probe in probes]}; give a mapping from tag")
-    if not tagged or CLEAN in tagged:
-        raise ValueError(f"noises must be at least one, and none may have the tag {CLEAN!r}, got {list(tagged)}")
-    return tagged
-
-
-def _tag(probe: Probe) -> str:
-    if isinstance(probe, NoiseCallback):
-        return probe.name
-    name = getattr(probe, "__name__", type(probe).__name__)
-    if not name.isidentifier():
-        raise ValueError(f"{name} is no name for a noise; give a mapping from tag to noise")
-    return name.lower()
-
-
-def _check_probe(tag: str, probe: Probe, relative: bool, clip: Clip | None) -> None:
-    if not isinstance(probe, NoiseCallback):
-        check_options(probe, relative)
-    elif relative or clip is not None:
-        raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
-    if not getattr(probe, "is_probe", True):
-        raise ValueError(f"{tag!r} cannot be a probe: {type(probe).__name__} mixes samples, or changes labels or gradients")
-    if getattr(getattr(probe, "noise", probe), "mixes_rows", False):
-        raise ValueError(f"{tag!r} cannot be a probe: it mixes rows, so the noise of a sample would depend on its batch")
-
-
-def _levels_of(tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None) -> tuple[float, ...]:
-    noise = getattr(probe, "noise", probe)
-    given = levels.get(tag) if isinstance(levels, Mapping) else levels
-    if given is not None and not hasattr(given, "__iter__"):
-        raise TypeError(f"levels must be a list, or a mapping from tag to lists, got {levels!r}")
-    max_level = getattr(noise, "max_level", math.inf)
-    chosen = tuple(check_level(level, max_level) for level in (getattr(noise, "severities", ()) if given is None else given))
-    if not chosen:
-        raise ValueError(f"{tag!r} needs levels: give levels=…, a list or a mapping from tag")
-    if len({f"{level:g}" for level in chosen}) < len(chosen):
-        raise ValueError(f"the levels of {tag!r} must differ in their first six digits, got {chosen}")
-    return chosen
