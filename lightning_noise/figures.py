@@ -6,16 +6,19 @@ A notebook shows them after ``%matplotlib inline``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lightning_noise.metrics.functional import calibration_floor, expected_calibration_error
 from lightning_noise.schedules import Level, level_at, moments
 
-__all__ = ["robustness_curve", "samples", "schedule_preview"]
+__all__ = ["reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
 
 
 def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int = 1) -> Figure:
@@ -65,6 +68,48 @@ def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str
     return figure
 
 
+def reliability_diagram(panels: Mapping[str, Sequence[Tensor]]) -> Figure:
+    r"""Draws the accuracy against the mean confidence of binned predictions, a panel for each title.
+
+    A perfectly calibrated model lies on the diagonal but for chance: its accuracy in a bin is within the grey bar,
+    :math:`\text{conf}_b \pm 2 \sqrt{S_b} / n_b`, about 95 times in 100. What is outside is red: below the diagonal the model is
+    too sure of itself, above it not sure enough. The strip beneath is the share of the predictions in each bin, and the title
+    has the expected calibration error with what chance alone would show of it,
+    :func:`~lightning_noise.metrics.functional.calibration_floor`.
+
+    Args:
+        panels: For each title the sums over the predictions in bins of equal width: of the confidence, of the right ones, of
+            all, and of :math:`c (1 - c)`, each of shape :math:`(M,)`.
+
+    Example:
+        >>> confidence, correct, count = torch.tensor([0.0, 80.0]), torch.tensor([0, 60]), torch.tensor([0, 100])
+        >>> figure = reliability_diagram({"clean": (confidence, correct, count, torch.tensor([0.0, 16.0]))})
+        >>> figure.axes[0].get_title(loc="left")
+        'clean\nECE 0.200, by chance 0.032'
+    """
+    rows = math.ceil(len(panels) / 4)
+    columns = math.ceil(len(panels) / rows)
+    width, height = 2.2 * columns + 0.4, 2.6 * rows + 0.3
+    figure = Figure(figsize=(width, height))
+    # by hand: to have it constrained takes as long as the drawing
+    figure.subplots_adjust(0.6 / width, 0.55 / height, 1 - 0.15 / width, 1 - 0.45 / height, wspace=0.25, hspace=0.4)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, sums) in zip(grid, panels.items(), strict=False):
+        confidence_sum, correct, count, variance_sum = (x.double().cpu() for x in sums)
+        error, floor = expected_calibration_error(confidence_sum, correct, count), calibration_floor(variance_sum, count)
+        axes.set_title(f"{title}\nECE {error:.3f}, by chance {floor:.3f}", loc="left", fontsize=9)
+        _reliability(axes, confidence_sum, correct, count, variance_sum)
+        _shares(axes, count)
+        axes.set(xlim=(0, 1), ylim=(-0.3, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    figure.supxlabel("confidence", fontsize=9, y=0.08 / height, va="bottom")
+    figure.supylabel("accuracy", fontsize=9, x=0.1 / width, ha="left")
+    return figure
+
+
 def samples(columns: Mapping[str, Tensor], *, n_samples: int = 4) -> Figure | None:
     """Draws samples as images or signals, a row for each sample and a column for each tensor.
 
@@ -84,6 +129,28 @@ def samples(columns: Mapping[str, Tensor], *, n_samples: int = 4) -> Figure | No
     if _is_signal(first):
         return _signals(tensors)
     return _images(tensors) if _is_image(first) else None
+
+
+def _reliability(axes: Axes, confidence_sum: Tensor, correct: Tensor, count: Tensor, variance_sum: Tensor) -> None:
+    confidence, accuracy, chance = confidence_sum / count, correct / count, 2 * variance_sum.sqrt() / count  # nan in empty bins
+    low, high = (confidence - chance).clamp_min(0), (confidence + chance).clamp_max(1)
+    axes.stairs(high.numpy(), _edges(count), baseline=low.numpy(), fill=True, color="0.85")
+    axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
+    full, outside = count > 0, (accuracy - confidence).abs() > chance
+    for some, colour in (full & ~outside, "tab:blue"), (outside, "tab:red"):
+        x, y = confidence[some].numpy(), accuracy[some].numpy()
+        axes.vlines(x, x, y, colors=colour, linewidth=1)
+        axes.plot(x, y, "o", color=colour, markersize=4)
+
+
+def _shares(axes: Axes, count: Tensor) -> None:
+    """The share of the predictions in each bin, in a strip beneath the accuracies."""
+    axes.stairs((0.22 * count / count.max() - 0.3).numpy(), _edges(count), baseline=-0.3, fill=True, color="0.6")
+    axes.axhline(0, color="black", linewidth=0.8)
+
+
+def _edges(count: Tensor) -> np.ndarray:
+    return np.linspace(0, 1, len(count) + 1)
 
 
 def _is_signal(x: Tensor) -> bool:
