@@ -13,7 +13,7 @@ import torch
 
 from lightning_noise.metrics.functional import jackknife_error
 
-__all__ = ["corruption", "differences", "make", "markdown", "read", "write"]
+__all__ = ["corruption", "corruption_errors", "differences", "make", "markdown", "read", "values_of", "write"]
 
 Report = dict[str, Any]
 Figure = dict[str, Any]
@@ -139,32 +139,41 @@ def differences(report: Report, baseline: Report) -> dict[str, Figure]:
 
 
 def corruption(report: Report, baseline: Report) -> dict[str, Figure]:
-    """Returns how many errors the model makes under noise for each that the baseline makes.
+    """Returns what :func:`corruption_errors` does, of all noises that are in both reports, with errors and intervals.
+
+    The errors are as in :func:`differences`, but do not hold the spread over draws.
+    """
+    noises = {tag: noise["levels"] for tag, noise in report["noises"].items() if baseline["noises"].get(tag) == noise}
+    return _compared(lambda new, old: corruption_errors(new, old, noises), report, baseline)
+
+
+def corruption_errors(
+    values: Mapping[str, float], baseline: Mapping[str, float], levels: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
+    """Returns how many errors a model makes under noise for each that a baseline makes.
 
     Args:
-        report: A report with accuracies.
-        baseline: The report of the model it is compared with.
+        values: Figures, with ``<tag>/<level>/accuracy`` among them.
+        baseline: Those of the baseline.
+        levels: The levels of each tag.
 
     Returns:
-        ``<tag>/corruption_error``, the errors summed over the levels divided by those of the baseline, for each noise that is
-        in both at the same levels, and ``mce``, their mean, with errors and intervals as in :func:`differences`, which do not
-        hold the spread over draws.
+        ``<tag>/corruption_error``, the errors summed over the levels divided by those of the baseline, for each tag of which
+        both have accuracies at all levels, and ``mce``, their mean.
 
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261, where the
         baseline is AlexNet.
+
+    Example:
+        >>> corruption_errors({"gaussian/0.1/accuracy": 0.75}, {"gaussian/0.1/accuracy": 0.5}, {"gaussian": [0.1]})
+        {'gaussian/corruption_error': 0.5, 'mce': 0.5}
     """
-    tags = [tag for tag, noise in report["noises"].items() if baseline["noises"].get(tag) == noise]
-    keys = {tag: [f"{tag}/{level:g}/accuracy" for level in report["noises"][tag]["levels"]] for tag in tags}
-    held = {tag: names for tag, names in keys.items() if names[0] in report["figures"] and names[0] in baseline["figures"]}
-
-    def errors(new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, float]:
-        ratios = {tag: _ratio([1 - new[key] for key in names], [1 - old[key] for key in names]) for tag, names in held.items()}
-        return {f"{tag}/corruption_error": value for tag, value in ratios.items()} | {
-            "mce": math.fsum(ratios.values()) / len(held)
-        }
-
-    return _compared(errors, report, baseline) if held else {}
+    keys = {tag: [f"{tag}/{level:g}/accuracy" for level in of_tag] for tag, of_tag in levels.items()}
+    held = {tag: names for tag, names in keys.items() if names and values.keys() & baseline.keys() >= set(names)}
+    ratios = {tag: _ratio([1 - values[key] for key in names], [1 - baseline[key] for key in names]) for tag, names in held.items()}
+    errors = {f"{tag}/corruption_error": ratio for tag, ratio in ratios.items()}
+    return errors | ({"mce": math.fsum(ratios.values()) / len(ratios)} if ratios else {})
 
 
 def _ratio(errors: Sequence[float], baseline: Sequence[float]) -> float:
@@ -180,7 +189,7 @@ def _compared(
     baseline: Report,
 ) -> dict[str, Figure]:
     """Figures of two reports, whose error is paired where the groups are the same."""
-    new, old = _values(report), _values(baseline)
+    new, old = values_of(report), values_of(baseline)
     total = function(new, old)
     if report["sizes"] == baseline["sizes"]:
         pairs = zip(_without(report), _without(baseline), strict=True)
@@ -233,7 +242,8 @@ def _degrees(sizes: Sequence[int]) -> int:
     return sum(size > 0 for size in sizes) - 1
 
 
-def _values(report: Report) -> dict[str, float]:
+def values_of(report: Report) -> dict[str, float]:
+    """Returns the figures of a report alone."""
     return {key: figure["value"] for key, figure in report["figures"].items()}
 
 

@@ -16,12 +16,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.callbacks.dispatch import Perturbing
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["Charting", "configuration", "lay_out", "lay_out_all", "show", "show_histogram", "show_text", "takes_figures"]
+__all__ = [
+    "Charting",
+    "as_text",
+    "configuration",
+    "folder",
+    "lay_out",
+    "lay_out_all",
+    "show",
+    "show_histogram",
+    "show_text",
+    "takes_figures",
+]
 
 Charts = Mapping[str, Sequence[str]]
 
@@ -37,7 +48,7 @@ class Charting(Protocol):
 
 def takes_figures(trainer: Trainer) -> bool:
     """Returns whether :func:`show` shows anything, so that nothing is drawn for nobody."""
-    return trainer.is_global_zero and bool(trainer.loggers)
+    return trainer.is_global_zero and bool(trainer.loggers) and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def show(trainer: Trainer, key: str, figure: Figure, step: int) -> None:
@@ -55,7 +66,7 @@ def show(trainer: Trainer, key: str, figure: Figure, step: int) -> None:
         return
     taken = [_hand_over(logger, key, figure, step) for logger in trainer.loggers]
     if not any(taken):
-        path = _folder(trainer) / f"{key}-{step}.png"
+        path = folder(trainer) / f"{key}-{step}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
 
@@ -66,7 +77,7 @@ def show_text(trainer: Trainer, key: str, text: str) -> None:
         experiment.add_text(key, text)
 
 
-def show_histogram(trainer: Trainer, key: str, edges: Tensor, counts: Tensor, step: int) -> None:
+def show_histogram(trainer: Trainer, key: str, edges: Sequence[float], counts: Sequence[int], step: int) -> None:
     """Hands a histogram to the loggers that take the counts of one.
 
     Args:
@@ -117,6 +128,16 @@ def lay_out_all(trainer: Trainer, monitor: Charting) -> bool:
     return all(charts)
 
 
+def folder(trainer: Trainer) -> Path:
+    """Returns where the first logger writes, or would write, on the process that logs."""
+    # not `trainer.log_dir`, which waits for the other processes
+    logger: Any = trainer.loggers[0]
+    if logger.log_dir is not None:
+        return Path(logger.log_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)  # as ModelCheckpoint does
+
+
 def configuration(callback: Any) -> str:
     """Returns the arguments that a callback was made with as a table in Markdown, read from its attributes of these names.
 
@@ -131,8 +152,18 @@ def configuration(callback: Any) -> str:
         | level | `0.1` |
         ...
     """
-    rows = [f"| {name} | `{_text(value)}` |" for name, value in _arguments(callback).items()]
+    rows = [f"| {name} | `{as_text(value)}` |" for name, value in _arguments(callback).items()]
     return "\n".join([f"**{type(callback).__name__}**", "", "| argument | value |", "|---|---|", *rows])
+
+
+def as_text(value: Any) -> str:
+    """Returns the value in a line, without the address of an object, which differs from run to run."""
+    if isinstance(value, Perturbing):
+        arguments = ", ".join(f"{name}={as_text(argument)}" for name, argument in _arguments(value).items())
+        return f"{type(value).__name__}({arguments})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {as_text(item)}" for key, item in value.items()) + "}"
+    return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
 
 
 def _hand_over(logger: Any, key: str, figure: Figure, step: int) -> bool:
@@ -153,12 +184,6 @@ def _pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _folder(trainer: Trainer) -> Path:
-    # not `trainer.log_dir`, which waits for the other processes
-    logger: Any = trainer.loggers[0]
-    return Path(logger.log_dir or logger.save_dir or trainer.default_root_dir)
-
-
 def _experiments(trainer: Trainer, method: str) -> Iterator[Any]:
     """What has the method among the experiments of the loggers, on the process that logs."""
     for logger in trainer.loggers if trainer.is_global_zero else []:
@@ -168,7 +193,7 @@ def _experiments(trainer: Trainer, method: str) -> Iterator[Any]:
 
 def _levels(trainer: Trainer) -> dict[str, list[str]]:
     """The chart of the levels in force, where any are."""
-    noisy = any(isinstance(callback, NoiseCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    noisy = any(isinstance(callback, Perturbing) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return {"noise": ["noise/.*/level$"]} if noisy else {}
 
 
@@ -184,13 +209,3 @@ def _merged(charts: Sequence[Charts]) -> dict[str, list[str]]:
 def _arguments(callback: Any) -> dict[str, Any]:
     names = inspect.signature(type(callback)).parameters
     return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
-
-
-def _text(value: Any) -> str:
-    """The value in a line, and without the address of an object, which differs from run to run."""
-    if isinstance(value, NoiseCallback):
-        arguments = ", ".join(f"{name}={_text(argument)}" for name, argument in _arguments(value).items())
-        return f"{type(value).__name__}({arguments})"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_text(item)}" for key, item in value.items()) + "}"
-    return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
