@@ -84,6 +84,17 @@ def test_the_quantile_is_that_of_scipy(degrees):
     assert _t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-4 if degrees < 2 else 1e-6)
 
 
+def test_the_interval_has_the_degrees_of_freedom_of_its_errors():
+    samples, groups = {"clean/loss": stream().normal(size=300)}, stream(1).integers(0, N_GROUPS, 300)
+    alone = means(samples, groups)["figures"]["clean/loss"]
+    error = alone["standard_error"]
+    assert alone["high"] - alone["value"] == pytest.approx(stats.t.ppf(0.975, N_GROUPS - 1) * error, rel=1e-6)
+    both = means(samples, groups, draws=5, spread={"clean/loss": 2 * error})["figures"]["clean/loss"]
+    degrees = (1 + 4) ** 2 / (1 / (N_GROUPS - 1) + 4**2 / (5 - 1))
+    assert both["standard_error"] == pytest.approx(math.sqrt(5) * error, rel=1e-12)
+    assert both["value"] - both["low"] == pytest.approx(stats.t.ppf(0.975, degrees) * math.sqrt(5) * error, rel=1e-6)
+
+
 def accuracy(share: float) -> Callable[[np.random.Generator, int], dict[str, Array]]:
     return lambda generator, n: {"clean/accuracy": generator.random(n) < share}
 
@@ -317,28 +328,32 @@ def test_a_row_for_each_noise_and_level_with_as_many_digits_as_are_known():
 
 def test_a_change_is_bold_where_its_interval_leaves_out_0():
     generator, n = stream(), 400
-    groups, hardness = generator.integers(0, N_GROUPS, n), generator.random(n)
+    groups, hardness = generator.integers(0, N_GROUPS, n), np.sort(generator.random(n))
 
-    def of_model(clean: float, noisy: float) -> report.Report:
-        rates = {"clean": clean, "gaussian/0.1": noisy, "gaussian/0.2": noisy}
-        return means({f"{place}/accuracy": hardness < rate for place, rate in rates.items()}, groups)
+    def of_model(*right: int) -> report.Report:
+        places = ("clean", "gaussian/0.1", "gaussian/0.2")
+        return means({f"{place}/accuracy": hardness < hardness[k] for place, k in zip(places, right, strict=True)}, groups)
 
-    new, old = of_model(0.9, 0.8), of_model(0.9, 0.6)
-    markdown, ratio = report.markdown(new, old), report.corruption(new, old)["mce"]
-    clean, *noisy = cells(markdown, "Against")[1:]
-    assert clean[2] == "0"
-    half = (
-        report.differences(new, old)["gaussian/0.1/accuracy"]["high"] * 100
-        - 100 * (hardness < 0.8).mean()
-        + 100 * (hardness < 0.6).mean()
-    )
-    assert [row[2] for row in noisy[:2]] == [
-        f"**{100 * ((hardness < 0.8).mean() - (hardness < 0.6).mean()):+.1f} ± {half:.1f}**"
-    ] * 2
+    new, old = of_model(380, 320, 302), of_model(380, 240, 300)
+    markdown, changes, ratio = report.markdown(new, old), report.differences(new, old), report.corruption(new, old)["mce"]
+    lots, few = (changes[f"gaussian/{level}/accuracy"] for level in LEVELS["gaussian"])
+    assert [row[2] for row in cells(markdown, "Against")[1:4]] == [
+        "0",
+        f"**+20.0 ± {50 * (lots['high'] - lots['low']):.1f}**",
+        f"+0.50 ± {50 * (few['high'] - few['low']):.2f}",
+    ]
     assert f"this model makes **{ratio['value']:.3f}** ({ratio['low']:.3f} to" in markdown
     assert "not paired" not in markdown
-    other = means({"clean/accuracy": hardness[:300] < 0.9}, groups[:300])
-    assert "not paired" in report.markdown(new, other)
+    assert "not paired" in report.markdown(new, means({"clean/accuracy": hardness[:300] < 0.9}, groups[:300]))
+
+
+def test_summaries_are_in_units_that_grow_with_the_damage():
+    made = full(NOISES, LEVELS)
+    made["figures"] |= {"gaussian/accuracy_drop": figure(0.1, 0.02), "gaussian/loss_drop": figure(-0.3, 0.1)}
+    assert cells(report.markdown(made), "Averaged") == [
+        ["noise", "accuracy lost, points", "loss gained"],
+        ["gaussian", "10.0 (8.0 to 12.0)", "0.30 (0.20 to 0.40)"],
+    ]
 
 
 def test_the_outcome_names_the_worst():
@@ -347,8 +362,7 @@ def test_the_outcome_names_the_worst():
     outcome = report.markdown(made).splitlines()[2]
     assert outcome.startswith("Accuracy is **")
     assert outcome.endswith("**30.0 %** (28.0 to 32.0) at worst, under a at 0.2.")
-    for key, each in made["figures"].copy().items():  # of a regression, where more is worse
-        made["figures"][key.replace("accuracy", "loss")] = made["figures"].pop(key)
+    made["figures"] = {key.replace("accuracy", "loss"): each for key, each in made["figures"].items()}  # where more is worse
     made["figures"]["b/0.5/loss"] = figure(3.0, 0.2)
     assert report.markdown(made).splitlines()[2].endswith("**3.00** (2.80 to 3.20) at worst, under b at 0.5.")
 
