@@ -6,7 +6,7 @@ A notebook shows them after ``%matplotlib inline``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from lightning_noise.metrics.functional import calibration_floor, expected_calib
 from lightning_noise.schedules import Level, level_at, moments
 
 __all__ = ["reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
+
+_DPI = 130  # small in inches, so that the text is read in a card of TensorBoard, and yet large when the card is opened
 
 
 def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int = 1) -> Figure:
@@ -57,14 +59,14 @@ def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str
         >>> figure.axes[0].lines[0].get_xydata().tolist()
         [[0.0, 0.95], [0.1, 0.9], [0.2, 0.8]]
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(4.8, 3.2), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     for label, curve in curves.items():
         axes.plot(sorted(curve), [curve[level] for level in sorted(curve)], marker="o", markersize=4, label=label)
     axes.set(xlabel="level of the noise", ylabel=ylabel, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=min(4, len(curves)), frameon=False, fontsize=9)  # inside it would cover lines
+    figure.legend(loc="outside upper left", ncols=min(3, len(curves)), frameon=False, fontsize=9)  # inside it would cover lines
     return figure
 
 
@@ -89,33 +91,43 @@ def reliability_diagram(panels: Mapping[str, Sequence[Tensor]]) -> Figure:
     """
     rows = math.ceil(len(panels) / 4)
     columns = math.ceil(len(panels) / rows)
-    width, height = 2.2 * columns + 0.4, 2.6 * rows + 0.3
-    figure = Figure(figsize=(width, height))
+    width, height = 1.8 * columns + 0.3, 1.9 * rows + 0.3
+    figure = Figure(figsize=(width, height), dpi=_DPI)
     # by hand: to have it constrained takes as long as the drawing
-    figure.subplots_adjust(0.6 / width, 0.55 / height, 1 - 0.15 / width, 1 - 0.45 / height, wspace=0.25, hspace=0.4)
+    figure.subplots_adjust(0.5 / width, 0.45 / height, 1 - 0.1 / width, 1 - 0.4 / height, wspace=0.25, hspace=0.45)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, sums) in zip(grid, panels.items(), strict=False):
         confidence_sum, correct, count, variance_sum = (x.double().cpu() for x in sums)
         error, floor = expected_calibration_error(confidence_sum, correct, count), calibration_floor(variance_sum, count)
-        axes.set_title(f"{title}\nECE {error:.3f}, by chance {floor:.3f}", loc="left", fontsize=9)
+        axes.set_title(f"{title}\nECE {error:.3f}, by chance {floor:.3f}", loc="left", fontsize=8)
         _reliability(axes, confidence_sum, correct, count, variance_sum)
         _shares(axes, count)
-        axes.set(xlim=(0, 1), ylim=(-0.3, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        axes.tick_params(labelsize=8)
+        axes.set(xlim=(0, 1), ylim=(-0.3, 1.03))
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.tick_params(labelsize=8, length=2, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(panels) :]:
         axes.remove()
-    figure.supxlabel("confidence", fontsize=9, y=0.08 / height, va="bottom")
-    figure.supylabel("accuracy", fontsize=9, x=0.1 / width, ha="left")
+    figure.supxlabel("confidence", fontsize=8, y=0.04 / height, va="bottom")
+    figure.supylabel("accuracy", fontsize=8, x=0.04 / width, ha="left")
     return figure
 
 
-def samples(columns: Mapping[str, Tensor], *, n_samples: int = 4) -> Figure | None:
+def samples(
+    columns: Mapping[str, Tensor], *, n_samples: int = 4, captions: Mapping[str, Sequence[str]] | None = None
+) -> Figure | None:
     """Draws samples as images or signals, a row for each sample and a column for each tensor.
 
     An image is of shape (B, C, H, W) with one or three channels, or (B, H, W) with more than eight rows; a signal is of shape
     (B, C, T) with up to eight channels, or (B, T) with at least 64 points. What is neither is no picture: ``None``. An image is
     shown in the range of its first column.
+
+    Args:
+        columns: The tensors by their titles, each of the same samples.
+        n_samples: How many samples to draw.
+        captions: For each title a short text for each sample, as the class that is predicted; red where it is not that of the
+            first column.
 
     Example:
         >>> figure = samples({"clean": torch.zeros(2, 1, 8, 8), "noisy": torch.ones(2, 1, 8, 8)})
@@ -125,10 +137,11 @@ def samples(columns: Mapping[str, Tensor], *, n_samples: int = 4) -> Figure | No
         True
     """
     tensors = {label: x[:n_samples].detach().float().cpu() for label, x in columns.items()}
+    texts = [captions[label] for label in columns] if captions else []
     first = next(iter(tensors.values()))
     if _is_signal(first):
-        return _signals(tensors)
-    return _images(tensors) if _is_image(first) else None
+        return _signals(tensors, texts)
+    return _images(tensors, texts) if _is_image(first) else None
 
 
 def _reliability(axes: Axes, confidence_sum: Tensor, correct: Tensor, count: Tensor, variance_sum: Tensor) -> None:
@@ -140,7 +153,7 @@ def _reliability(axes: Axes, confidence_sum: Tensor, correct: Tensor, count: Ten
     for some, colour in (full & ~outside, "tab:blue"), (outside, "tab:red"):
         x, y = confidence[some].numpy(), accuracy[some].numpy()
         axes.vlines(x, x, y, colors=colour, linewidth=1)
-        axes.plot(x, y, "o", color=colour, markersize=4)
+        axes.plot(x, y, "o", color=colour, markersize=3)
 
 
 def _shares(axes: Axes, count: Tensor) -> None:
@@ -161,31 +174,50 @@ def _is_image(x: Tensor) -> bool:
     return x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
 
 
-def _signals(columns: Mapping[str, Tensor]) -> Figure:
+def _signals(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> Figure:
     rows = len(next(iter(columns.values())))
-    figure = Figure(figsize=(1.8 * len(columns), 1.2 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(1.6 * len(columns), 1.1 * rows + 0.4), dpi=_DPI, layout="constrained")
     grid = figure.subplots(rows, len(columns), squeeze=False, sharex=True, sharey="row")
     for column, (label, x) in zip(grid.T, columns.items(), strict=True):
         column[0].set_title(label, fontsize=9)
         for axes, signal in zip(column, x, strict=True):
             axes.plot(signal.view(-1, signal.shape[-1]).T.numpy(), linewidth=0.8)
-            axes.tick_params(labelsize=6)
+            axes.tick_params(labelsize=7)
+    for row, column, text, colour in _captions(texts, rows):
+        _write(grid[row, column], (0, 1), "axes fraction", text, colour)
     return figure
 
 
-def _images(columns: Mapping[str, Tensor]) -> Figure:
+def _images(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> Figure:
     """All in one array, because a figure of many axes takes long to draw."""
     tiles = [_tiles(x, next(iter(columns.values()))) for x in columns.values()]
     rows, height, width, channels = tiles[0].shape
     board = torch.stack(tiles).permute(1, 2, 0, 3, 4).reshape(rows * height, len(tiles) * width, channels)
-    figure = Figure(figsize=(1.2 * len(tiles), 1.2 * rows * height / width + 0.3), layout="constrained")
+    figure = Figure(figsize=(len(tiles), rows * height / width + 0.4), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     axes.imshow(board.numpy(), cmap="gray", vmin=0, vmax=1)
-    axes.set_xticks([(i + 0.5) * width - 0.5 for i in range(len(tiles))], list(columns))
+    # a title and a level stand in two lines, because in one they would touch the next
+    axes.set_xticks([(i + 0.5) * width - 0.5 for i in range(len(tiles))], [label.replace(" ", "\n") for label in columns])
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=8)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
+    for row, column, text, colour in _captions(texts, rows):
+        _write(axes, (column * width, row * height), "data", text, colour)
     return figure
+
+
+def _captions(texts: Sequence[Sequence[str]], rows: int) -> Iterator[tuple[int, int, str, str]]:
+    """Row, column, text and colour of each caption."""
+    for column, captions in enumerate(texts):
+        for row, text in enumerate(captions[:rows]):
+            yield row, column, text, "black" if text == texts[0][row] else "tab:red"
+
+
+def _write(axes: Axes, corner: tuple[float, float], coordinates: str, text: str, colour: str) -> None:
+    box = {"facecolor": "white", "alpha": 0.9, "linewidth": 0, "pad": 1}
+    axes.annotate(
+        text, corner, (6, -6), xycoords=coordinates, textcoords="offset points", color=colour, fontsize=7, va="top", bbox=box
+    )
 
 
 def _tiles(images: Tensor, reference: Tensor) -> Tensor:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import math
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import StepPatch
+from matplotlib.text import Text
+from torch import Tensor
 
 from lightning_noise import figures, schedules
+from lightning_noise.metrics.functional import bin_indices
 
 
 def points(line: Line2D) -> list[list[float]]:
@@ -32,6 +41,70 @@ def test_a_robustness_curve_goes_up_in_level():
     assert points(axes.lines[1]) == [[0.05, 0.7]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gaussian", "impulse"]
     assert axes.get_ylabel() == "skill"
+
+
+def calibrated(n: int, n_bins: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The sums in bins of predictions that are right as often as they are sure, none of them below a half."""
+    confidence = 0.5 + 0.5 * torch.rand(n, generator=generator, dtype=torch.float64)
+    right = (torch.rand(n, generator=generator, dtype=torch.float64) < confidence).double()
+    bins, zeros = bin_indices(confidence, n_bins), torch.zeros(n_bins, dtype=torch.float64)
+    sums = confidence, right, torch.ones_like(right), confidence * (1 - confidence)
+    return tuple(zeros.index_add(0, bins, x) for x in sums)
+
+
+def points_within_and_outside(axes: Axes) -> tuple[list[list[float]], list[list[float]]]:
+    by_colour = {line.get_color(): points(line) for line in axes.lines if line.get_marker() == "o"}
+    return by_colour["tab:blue"], by_colour["tab:red"]
+
+
+def test_a_reliability_diagram_shows_what_chance_explains_and_what_not():
+    confidence_sum, correct = torch.tensor([0.0, 30.0, 60.0, 90.0]), torch.tensor([0, 31, 45, 99])
+    count, variance_sum = torch.tensor([0, 100, 100, 100]), torch.tensor([0.0, 21.0, 24.0, 9.0])
+    figure = figures.reliability_diagram({"clean": (confidence_sum, correct, count, variance_sum)})
+    axes = figure.axes[0]
+    within, outside = points_within_and_outside(axes)
+    # exact up to the rounding of a quotient
+    assert within == [pytest.approx([0.3, 0.31])]
+    assert outside == [pytest.approx([0.6, 0.45]), pytest.approx([0.9, 0.99])]
+    # (1 + 15 + 9) / 300, and sqrt(2 / pi) (sqrt(21) + sqrt(24) + 3) / 300
+    assert axes.get_title(loc="left") == "clean\nECE 0.083, by chance 0.033"
+    drawn: list[Any] = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
+    band, shares = drawn
+    low, high = (
+        [0.3 - 0.02 * 21**0.5, 0.6 - 0.02 * 24**0.5, 0.9 - 0.06],
+        [0.3 + 0.02 * 21**0.5, 0.6 + 0.02 * 24**0.5, 0.9 + 0.06],
+    )
+    tops, edges, bottoms = band.get_data()
+    assert np.isnan(tops[0])
+    assert tops[1:] == pytest.approx(high)
+    assert bottoms[1:] == pytest.approx(low)
+    assert edges.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    strip = shares.get_data().values
+    assert np.ptp(strip[1:]) == 0
+    assert strip[0] < strip[1] < 0, "the strip lies beneath the accuracies"
+
+
+def test_a_calibrated_model_is_within_the_band_of_chance_but_for_one_bin_in_twenty(generator):
+    panels = {str(i): calibrated(60_000, 150, generator) for i in range(4)}
+    found = [points_within_and_outside(axes) for axes in figures.reliability_diagram(panels).axes]
+    within, outside = (sum(map(len, which)) for which in zip(*found, strict=True))
+    assert within + outside == 4 * 75, "bins below a half are empty"
+    share = math.erfc(2**0.5)  # of a normal beyond two standard deviations: 0.0455
+    # five standard errors, and a hundredth for bins of about 800 that are only nearly normal
+    assert outside / (within + outside) == pytest.approx(share, abs=5 * (share * (1 - share) / 300) ** 0.5 + 0.01)
+
+
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 2), (4, 4), (5, 3), (6, 3), (11, 4)])
+def test_panels_of_reliability_stand_in_rows_of_at_most_four(n, columns, generator):
+    titles = [f"gaussian {i}" for i in range(n)]
+    figure = figures.reliability_diagram({title: calibrated(50, 15, generator) for title in titles})
+    figure.savefig(io.BytesIO())  # empty bins are drawn without a warning
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == titles
+    assert len({round(axes.get_position().x0, 6) for axes in figure.axes}) == columns
+    texts = [text for axes in figure.axes for text in axes.get_children() if isinstance(text, Text)]
+    boxes = [text.get_window_extent() for text in texts if text.get_text().startswith("gaussian")]
+    assert len(boxes) == n
+    assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 3, 20, 30), (6, 28, 28)], ids=str)
@@ -68,6 +141,19 @@ def test_signals_are_drawn_as_lines(shape, lines):
 @pytest.mark.parametrize("shape", [(4, 10), (4, 2, 8, 8), (4,), (4, 3, 8, 8, 8)], ids=str)
 def test_what_is_neither_image_nor_signal_is_no_picture(shape):
     assert figures.samples({"clean": torch.zeros(shape)}) is None
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 1, 100)], ids=["images", "signals"])
+def test_captions_are_red_where_they_differ_from_the_first_column(shape):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    captions = {"clean": list("012345"), "noisy": list("092945")}
+    figure = figures.samples({"clean": x, "noisy": x}, n_samples=2, captions=captions)
+    assert figure is not None
+    figure.draw_without_rendering()
+    found = [(text.get_text(), text.get_color(), text.get_window_extent()) for axes in figure.axes for text in axes.texts]
+    by_row = sorted(found, key=lambda each: (-round(each[2].y0), each[2].x0))
+    expected = [("0", "black"), ("0", "black"), ("1", "black"), ("9", "tab:red")]
+    assert [(text, colour) for text, colour, _ in by_row] == expected
 
 
 def test_a_constant_image_and_half_precision_are_drawn():
