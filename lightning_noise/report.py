@@ -1,4 +1,4 @@
-"""The report of a monitor: every figure with its error, and what it is compared with an earlier report."""
+"""The report of a monitor: figures with their errors, and their differences to an earlier report."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def make(
 
     The interval of a figure is the value :math:`\pm \, t_{0.975} \sqrt{\text{SE}^2 + \text{spread}^2}` with the error of
     :func:`~lightning_noise.metrics.jackknife_error`. That of an accuracy, a flip rate and their means is Wilson's with the
-    number of samples that this error stands for, so that a model without a mistake is not certain to make none. In 95 of 100
-    samples from the same population it holds what the figure is on average over samples of this size, in somewhat fewer where
-    it rests on fewer than ten samples, such as a drop of one point of 500, and in more for an ECE.
+    number of samples that this error stands for, so that a model without a mistake is not certain to make none. 95 of 100
+    intervals hold what the figure is on average over data of this size; it is fewer where few samples make it (86 for a drop
+    that 2 of 100 samples make, 92 for 8 of 400) and more for an ECE near its floor.
 
     Args:
         values: The figures: ``clean/<metric>``, ``<tag>/<level>/<metric>``, and what summarises them.
@@ -171,7 +171,9 @@ def corruption_errors(
     """
     keys = {tag: [f"{tag}/{level:g}/accuracy" for level in of_tag] for tag, of_tag in levels.items()}
     held = {tag: names for tag, names in keys.items() if names and values.keys() & baseline.keys() >= set(names)}
-    ratios = {tag: _ratio([1 - values[key] for key in names], [1 - baseline[key] for key in names]) for tag, names in held.items()}
+    ratios = {
+        tag: _ratio([1 - values[key] for key in names], [1 - baseline[key] for key in names]) for tag, names in held.items()
+    }
     errors = {f"{tag}/corruption_error": ratio for tag, ratio in ratios.items()}
     return errors | ({"mce": math.fsum(ratios.values()) / len(ratios)} if ratios else {})
 
