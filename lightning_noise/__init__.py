@@ -1,6 +1,6 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
-from lightning_noise import figures, labels, metrics, noise, schedules, testing
+from lightning_noise import figures, labels, metrics, noise, report, schedules, testing
 from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
@@ -28,6 +28,7 @@ __all__ = [
     "labels",
     "metrics",
     "noise",
+    "report",
     "schedules",
     "testing",
 ]
