@@ -234,7 +234,7 @@ def test_it_measures_in_fit_validate_and_test():
     trainer.test(module, loader(HELD_OUT), verbose=False)
     in_test = keys_of(trainer)
     measured = {key: value for key, value in in_fit.items() if key.startswith("robustness/")}
-    assert len(measured) == 3 * 4 + 4 + 3 + 1
+    assert len(measured) == 3 * 4 + 5 + 3 + 1
     assert {key: value for key, value in in_validate.items() if key.startswith("robustness/")} == measured
     assert {key: value for key, value in in_test.items() if "robustness/" in key} == {
         f"test/{key}": value for key, value in measured.items()

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from lightning_noise import figures
 from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
 from lightning_noise.callbacks.held_out import CLEAN, Places, Probe, Probes
-from lightning_noise.metrics.classification import check_classes, checked_logits, classifier_metrics
 from lightning_noise.metrics.functional import robustness_summary
+from lightning_noise.metrics.monitored import MonitorMetrics, as_classes, check_classes, monitor_metrics
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction
 
@@ -50,6 +50,7 @@ class RobustnessMonitor(Callback):
     ``robustness/<noise>/<level>/<metric>``       the same under noise
     ``robustness/<noise>/<metric>_drop``          clean minus noisy, averaged over the levels
     ``robustness/<noise>/accuracy_retention``     share of the skill above chance that is left, averaged over the levels
+    ``robustness/<noise>/accuracy_area``          the mean of the accuracy over the level, from level 0, which is clean
     ``robustness/<metric>_mean``                  averaged over noises and levels
     ``robustness/score``                          half the clean and half the mean noisy accuracy
     ============================================  ===================================================================
@@ -163,7 +164,8 @@ class RobustnessMonitor(Callback):
     # --- measuring
 
     def _reset(self) -> None:
-        self._metrics: dict[tuple[str, float], MetricCollection] = {}
+        self._metrics: dict[tuple[str, float], MonitorMetrics] = {}
+        self._clean = torch.empty(0)
         self._n_classes = 0
         self._places = Places()
         self._shown: dict[str, dict[str, Tensor]] = {}
@@ -181,13 +183,14 @@ class RobustnessMonitor(Callback):
         for (tag, level), perturbation in [clean, *self.probes.perturbations(trainer, pl_module, batch, paths, positions)]:
             noisy, logits = self._predicted(trainer, pl_module, perturbation, paths, target)
             if tag == CLEAN:
-                self._n_classes = logits.shape[1]
+                self._clean, self._n_classes = logits, logits.shape[1]
                 check_classes(target, self._n_classes)
             if (tag, level) not in self._metrics:
                 # new ones for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
-                self._metrics[tag, level] = classifier_metrics(self._n_classes).to(logits.device)
+                self._metrics[tag, level] = monitor_metrics("multiclass", self._n_classes).to(logits.device)
             if counted:  # the last batch of a process may be all padding
-                self._metrics[tag, level].update(logits[:counted], target[:counted])
+                clean_preds = self._clean[:counted]
+                self._metrics[tag, level].update(preds=logits[:counted], target=target[:counted], clean_preds=clean_preds)
             if batch_idx == 0 and not self._pictured and _boards(trainer):
                 self._show(tag, level, get(noisy, paths[0]))
 
@@ -213,7 +216,7 @@ class RobustnessMonitor(Callback):
     ) -> tuple[Any, Tensor]:
         """The batch within the perturbation, and the logits that the module makes of it there."""
         with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
-            return noisy, checked_logits(self._predict(pl_module, noisy, paths), target)
+            return noisy, as_classes(self._predict(pl_module, noisy, paths), target, "multiclass")[0]
 
     def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:
         if self.predict is not None:
@@ -227,8 +230,8 @@ class RobustnessMonitor(Callback):
     def _report(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         if not self._metrics:
             raise ValueError(f"RobustnessMonitor saw no batch of dataloader_idx={self.dataloader_idx}")
-        computed = {probe: metrics.compute() for probe, metrics in self._metrics.items()}
-        values = {probe: {key: value.item() for key, value in metrics.items()} for probe, metrics in computed.items()}
+        computed = {probe: metrics.estimates()[0] for probe, metrics in self._metrics.items()}
+        values = {probe: {key: metrics[key] for key in ("accuracy", "loss", "ece")} for probe, metrics in computed.items()}
         clean = values.pop((CLEAN, 0.0))
         summary = {f"{CLEAN}/{key}": value for key, value in clean.items()}
         summary |= {f"{tag}/{level:g}/{key}": value for (tag, level), noisy in values.items() for key, value in noisy.items()}

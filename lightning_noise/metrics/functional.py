@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "area_under_curve",
     "aurc",
     "bin_indices",
     "calibration_floor",
     "calibration_z",
+    "corruption_error",
     "debiased_calibration_error",
     "error_auroc",
     "expected_calibration_error",
     "flip_rate",
     "jackknife_error",
+    "mean_corruption_error",
     "murphy_decomposition",
+    "noise_detected",
     "retention",
     "robustness_summary",
     "signed_gap",
@@ -77,6 +82,29 @@ def error_auroc(correct: Tensor, count: Tensor) -> Tensor:
     correct, wrong = correct.double(), (count - correct).double()
     surer = correct.sum() - correct.cumsum(0)
     return (wrong * (surer + correct / 2)).sum() / (wrong.sum() * correct.sum())
+
+
+def noise_detected(noisy: Tensor, clean: Tensor) -> Tensor:
+    r"""Returns the share of the noisy predictions below the confidence that 95 % of the clean ones reach.
+
+    .. math:: P(c_\text{noisy} < t), \quad t = \max \{ t : P(c_\text{clean} < t) \leq 0.05 \}
+
+    The threshold is the lower edge of a bin, and what lies in its bin is as confident as it and counts as not detected: at most
+    5 % of the clean predictions are taken for noisy ones, fewer where many are tied, and then fewer of the noisy are found.
+
+    Args:
+        noisy: The number of noisy predictions in each bin, from the least confident to the most, of shape :math:`(M,)`.
+        clean: The number of clean predictions in each bin.
+
+    Example:
+        >>> import torch
+        >>> noise_detected(torch.tensor([3, 0, 1]), torch.tensor([1, 0, 19]))  # one clean prediction in 20 may lie below
+        tensor(0.7500, dtype=torch.float64)
+    """
+    noisy, clean = noisy.double(), clean.double()
+    below = clean.cumsum(0) - clean
+    told = 20 * below <= clean.sum()  # the bins up to that of the threshold
+    return noisy[:-1].where(told[1:], 0).sum() / noisy.sum()
 
 
 def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
@@ -274,34 +302,123 @@ def retention(noisy: float, clean: float, chance: float) -> float:
     return (noisy - chance) / (clean - chance) if clean > chance else math.nan
 
 
-def robustness_summary(
-    clean: Mapping[str, float], noisy: Mapping[tuple[str, float], Mapping[str, float]], chance: float
-) -> dict[str, float]:
-    """Returns the drops, the retention, the means and the score of a classifier.
+def area_under_curve(curve: Mapping[float, float]) -> float:
+    r"""Returns the mean of a curve over its levels: the area under straight lines between the points, over their range.
+
+    .. math:: \frac{1}{l_m - l_1} \sum_{i=2}^m (l_i - l_{i-1}) \frac{A_i + A_{i-1}}{2}
+
+    It is a mean over levels in their own units, so a gap between two levels weighs as much as it is wide; a curve of one point
+    is its own mean. Compare areas of the same levels only.
 
     Args:
-        clean: Metrics without noise by name, ``"accuracy"`` among them.
-        noisy: The same metrics for each tag and level of a noise.
-        chance: The accuracy of a guess.
+        curve: The value at each level, in any order.
 
-    Returns:
-        ``<tag>/<metric>_drop``, clean minus noisy, and ``<tag>/accuracy_retention``, each averaged over the levels;
-        ``<metric>_mean`` over tags and levels; and ``score``, half the clean and half the mean noisy accuracy.
+    Example:
+        >>> area_under_curve({0.0: 1.0, 0.1: 1.0, 0.5: 0.5})  # (0.1 * 1 + 0.4 * 0.75) / 0.5
+        0.8
+    """
+    points = sorted(curve.items())
+    (first, value), (last, _) = points[0], points[-1]
+    area = sum((right - left) * (low + high) / 2 for (left, low), (right, high) in pairwise(points))
+    return area / (last - first) if last > first else value
+
+
+def corruption_error(errors: Sequence[float], baseline: Sequence[float]) -> float:
+    r"""Returns the errors under a noise in units of those of a baseline: below 1 where the model is the more robust.
+
+    .. math:: \text{CE} = \sum_s E_s \Big/ \sum_s E_s^\text{baseline}
+
+    It is not a number where the baseline makes no error.
+
+    Args:
+        errors: The error rate at each level.
+        baseline: The error rates of another model, at the same levels.
+
+    Raises:
+        ValueError: If the two are not of the same length.
+
+    References:
+        Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261, whose
+        baseline is AlexNet; here it is a run of your own.
+
+    Example:
+        >>> corruption_error([0.1, 0.2], baseline=[0.2, 0.4])
+        0.5
+    """
+    if len(errors) != len(baseline):
+        raise ValueError(f"errors must be of the levels of the baseline, got {len(errors)} and {len(baseline)}")
+    return sum(errors) / sum(baseline) if sum(baseline) else math.nan
+
+
+def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]]) -> float:
+    """Returns the mean over noises of :func:`corruption_error`, the mCE.
+
+    Args:
+        errors: The error rates of each noise at its levels, by tag.
+        baseline: Those of another model.
+
+    Raises:
+        ValueError: If the two are not of the same noises and levels.
+
+    Example:
+        >>> mean_corruption_error({"gaussian": [0.1], "shot": [0.3]}, baseline={"gaussian": [0.2], "shot": [0.3]})
+        0.75
+    """
+    if errors.keys() != baseline.keys():
+        raise ValueError(f"errors must be of the noises of the baseline, got {sorted(errors)} and {sorted(baseline)}")
+    return fmean(corruption_error(of_levels, baseline[tag]) for tag, of_levels in errors.items())
+
+
+def robustness_summary(
+    clean: Mapping[str, float],
+    noisy: Mapping[tuple[str, float], Mapping[str, float]],
+    chance: float | None,
+    weights: Collection[str] = (),
+) -> dict[str, float]:
+    """Returns what each noise costs, and the means over all of them.
+
+    =============================  ================================================================================
+    ``<tag>/<metric>_drop``        clean minus noisy, averaged over the levels
+    ``<tag>/accuracy_retention``   the share of the skill above chance that is left, averaged over the levels
+    ``<tag>/accuracy_area``        :func:`area_under_curve` of the accuracy from level 0, which is clean
+    ``<tag>/sensitivity``          of noise in weights, the rise of the loss averaged over the levels: the sharpness
+    ``<metric>_mean``              averaged over tags and levels
+    ``score``                      half the clean and half the mean noisy accuracy
+    =============================  ================================================================================
+
+    Retention, area and score are those of an ``"accuracy"`` and the sensitivity is that of a ``"loss"``, where there is one
+    among the metrics.
+
+    Args:
+        clean: Metrics without noise by name.
+        noisy: The same metrics for each tag and level of a noise.
+        chance: The accuracy of a guess; None where it is not known, and then there is no retention.
+        weights: The tags of noise in weights.
 
     Example:
         >>> noisy = {("gaussian", 0.1): {"accuracy": 0.75}, ("gaussian", 0.2): {"accuracy": 0.5}}
         >>> robustness_summary({"accuracy": 1.0}, noisy, chance=0.5)["score"]
         0.8125
     """
+    curves: dict[str, dict[float, Mapping[str, float]]] = {}
+    for (tag, level), metrics in noisy.items():
+        curves.setdefault(tag, {})[level] = metrics
     summary = {}
-    for tag in dict.fromkeys(tag for tag, _ in noisy):
-        levels = [metrics for (owner, _), metrics in noisy.items() if owner == tag]
-        for key, value in clean.items():
-            summary[f"{tag}/{key}_drop"] = fmean(value - metrics[key] for metrics in levels)
-        kept = (retention(metrics["accuracy"], clean["accuracy"], chance) for metrics in levels)
-        summary[f"{tag}/accuracy_retention"] = fmean(kept)
-    means = {f"{key}_mean": fmean(metrics[key] for metrics in noisy.values()) for key in clean}
-    return summary | means | {"score": (clean["accuracy"] + means["accuracy_mean"]) / 2}
+    for tag, curve in curves.items():
+        drops = {key: fmean(value - metrics[key] for metrics in curve.values()) for key, value in clean.items()}
+        summary |= {f"{tag}/{key}_drop": drop for key, drop in drops.items()}
+        if tag in weights and "loss" in clean:
+            summary[f"{tag}/sensitivity"] = -drops["loss"]
+        if "accuracy" in clean:
+            accuracies = {level: metrics["accuracy"] for level, metrics in curve.items()}
+            summary[f"{tag}/accuracy_area"] = area_under_curve({0.0: clean["accuracy"]} | accuracies)
+            if chance is not None:
+                kept = (retention(accuracy, clean["accuracy"], chance) for accuracy in accuracies.values())
+                summary[f"{tag}/accuracy_retention"] = fmean(kept)
+    summary |= {f"{key}_mean": fmean(metrics[key] for metrics in noisy.values()) for key in clean}
+    if "accuracy" in clean:
+        summary["score"] = (clean["accuracy"] + summary["accuracy_mean"]) / 2
+    return summary
 
 
 def jackknife_error(total: float, without: Sequence[float], sizes: Sequence[int]) -> float:

@@ -1,0 +1,209 @@
+"""Losses: how far predictions are from the targets, of classifiers and in regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, checked_bins, whole
+from lightning_noise.metrics.functional import bin_indices, murphy_decomposition
+
+__all__ = ["BrierDecomposition", "BrierScore", "CrossEntropy", "MeanSquaredError"]
+
+
+class CrossEntropy(Sums[Tensor]):
+    r"""The mean cross-entropy, :math:`-\log p_y` averaged over all predictions, in nats.
+
+    It is the same for any split into batches, any order and any number of processes.
+
+    Args:
+        n_groups: The number of groups of samples for :meth:`estimates`.
+
+    Raises:
+        ValueError: At ``compute``, if a loss was not a number or above :math:`2^{40}`, as where a class has the probability 0.
+
+    Example:
+        >>> metric = CrossEntropy()
+        >>> metric.update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+        >>> metric.compute()  # log 4
+        tensor(1.3863)
+    """
+
+    higher_is_better = False
+    key = "loss"
+    limit = 2.0**40  # the sum of 2^23 such losses is a whole number of 64 bits
+
+    loss_whole: Tensor
+    loss_fraction: Tensor
+
+    def __init__(self, n_groups: int = 1):
+        super().__init__(n_groups, loss_whole=(), loss_fraction=(), count=())
+
+    def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
+        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
+        loss = -Predictions.of(preds).log_probability(target)
+        defined = loss <= self.limit
+        loss = loss.where(defined, 0.0)
+        floor = loss.floor()
+        sums = {"loss_whole": floor.long(), "loss_fraction": whole(loss - floor), "count": torch.ones_like(target)}
+        self._add(groups, **sums, undefined=~defined)
+
+    def _value(self, sums: dict[str, Tensor]) -> Tensor:
+        return (sums["loss_whole"] + sums["loss_fraction"] / RESOLUTION) / sums["count"]
+
+
+class BrierScore(Sums[Tensor]):
+    r"""The Brier score of all classes, the mean squared distance of the probabilities from the truth.
+
+    .. math:: \frac{1}{n} \sum_{i, k} (p_{ik} - [y_i = k])^2
+
+    It lies in [0, 2], and lower is better. :class:`BrierDecomposition` tells its parts apart.
+
+    Args:
+        n_groups: The number of groups of samples for :meth:`estimates`.
+
+    Raises:
+        ValueError: At ``compute``, if a prediction was not a number.
+
+    References:
+        Verification of Forecasts Expressed in Terms of Probability (Brier, 1950),
+        https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2
+
+    Example:
+        >>> metric = BrierScore()
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
+        >>> metric.compute()  # (0.1^2 + 0.1^2 + 0.8^2 + 0.8^2) / 2
+        tensor(0.6500)
+    """
+
+    higher_is_better = False
+    key = "brier"
+
+    score_sum: Tensor
+
+    def __init__(self, n_groups: int = 1):
+        super().__init__(n_groups, score_sum=(), count=())
+
+    def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
+        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
+        preds = Predictions.of(preds)
+        self._add(groups, score_sum=_brier(preds, target), count=torch.ones_like(target), undefined=preds.undefined)
+
+    def _value(self, sums: dict[str, Tensor]) -> Tensor:
+        return sums["score_sum"] / RESOLUTION / sums["count"]
+
+
+class BrierDecomposition(Sums[dict[str, Tensor]]):
+    r"""The Brier score of all classes and its parts, from sums in bins of equal width for each class.
+
+    .. math:: \frac{1}{n} \sum_{i, k} (p_{ik} - [y_i = k])^2 \approx \text{reliability} - \text{resolution} + \text{uncertainty}
+
+    The parts leave a remainder, from probabilities that differ within a bin of width :math:`1 / M`.
+
+    ===============  ======================================================================
+    ``brier``        the score; lower is better
+    ``reliability``  how far probabilities are from frequencies: miscalibration, squared
+    ``resolution``   how far the predictions tell the samples apart; higher is better
+    ``uncertainty``  the score of predicting the frequency of each class, a fact of the data
+    ===============  ======================================================================
+
+    Args:
+        num_classes: The number of classes, :math:`K`.
+        n_bins: The number of bins, :math:`M`.
+        n_groups: The number of groups of samples for :meth:`estimates`.
+
+    Raises:
+        ValueError: If the logits are of another number of classes; at ``compute``, if a prediction was not a number.
+
+    References:
+        Those of :class:`BrierScore` and :func:`~lightning_noise.metrics.functional.murphy_decomposition`.
+
+    Example:
+        >>> metric = BrierDecomposition(num_classes=2)
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
+        >>> metric.compute()["uncertainty"]  # two classes of frequency 1/2
+        tensor(0.5000)
+    """
+
+    score_sum: Tensor
+    probability_sum: Tensor
+    correct: Tensor
+
+    def __init__(self, num_classes: int, n_bins: int = 15, n_groups: int = 1):
+        bins = (num_classes, checked_bins(n_bins))
+        super().__init__(n_groups, score_sum=(), probability_sum=bins, correct=bins, count=bins)
+        self.num_classes = num_classes
+        self.n_bins = n_bins
+
+    def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
+        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
+        preds = Predictions.of(preds)
+        preds.check_classes(self, self.num_classes)
+        self._add(groups, score_sum=_brier(preds, target), undefined=preds.undefined)
+        classes = torch.arange(self.num_classes, device=target.device).view(-1, *[1] * (target.ndim - 1))
+        probabilities, hot = preds.probabilities.nan_to_num(0.0), target[:, None] == classes
+        bins = bin_indices(probabilities, self.n_bins) + self.n_bins * classes
+        sums = {"probability_sum": whole(probabilities), "correct": hot, "count": torch.ones_like(bins)}
+        self._add_binned(groups, bins, **sums)
+
+    def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        parts = murphy_decomposition(sums["probability_sum"] / RESOLUTION, sums["correct"], sums["count"])
+        score = sums["score_sum"] / RESOLUTION / (sums["count"].sum() / self.num_classes)
+        return {"brier": score, **dict(zip(("reliability", "resolution", "uncertainty"), parts, strict=True))}
+
+
+class MeanSquaredError(Sums[Tensor]):
+    r"""The mean squared error of a regression, in units of the target squared.
+
+    .. math:: \frac{1}{n} \sum_i (\hat y_i - y_i)^2
+
+    It is summed in float64, or in float32 where the device has no float64, and so the same for any order but for rounding.
+
+    Args:
+        n_groups: The number of groups of samples for :meth:`estimates`.
+
+    Raises:
+        ValueError: At ``compute``, if an error was not finite.
+
+    Example:
+        >>> metric = MeanSquaredError()
+        >>> metric.update(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0]))
+        >>> metric.compute()  # (0 + 4) / 2
+        tensor(2.)
+    """
+
+    higher_is_better = False
+    key = "loss"
+
+    error_sum: Tensor
+
+    def __init__(self, n_groups: int = 1):
+        super().__init__(n_groups, count=())
+        self.add_state("error_sum", torch.zeros(n_groups, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor, groups: Tensor | None = None) -> None:
+        """Adds predictions and targets of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
+        dtype = self.error_sum.dtype
+        error = (preds.to(dtype) - target.to(dtype)).square()
+        defined = error.isfinite()
+        self._add(groups, error_sum=error.where(defined, 0.0), count=torch.ones_like(defined).long(), undefined=~defined)
+
+    def _value(self, sums: dict[str, Tensor]) -> Tensor:
+        return sums["error_sum"] / sums["count"]
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if fn(torch.zeros(())).device.type in _WITHOUT_FLOAT64:
+            self._defaults["error_sum"] = self._defaults["error_sum"].float()  # type: ignore[union-attr]
+            self.error_sum = self.error_sum.float()
+        return super()._apply(fn, *args, **kwargs)
+
+
+_WITHOUT_FLOAT64 = {"mps"}
+
+
+def _brier(preds: Predictions, target: Tensor) -> Tensor:
+    """The score of each prediction; with sum p^2 - 2 p_y + 1 no tensor of all classes is made for the truth."""
+    score = preds.probabilities.square().sum(1) - 2 * preds.log_probability(target).exp() + 1
+    return whole(score.nan_to_num(0.0).clamp_min(0))
