@@ -29,6 +29,7 @@ def make(
     without: Sequence[Mapping[str, float]],
     sizes: Sequence[int],
     *,
+    n: int | None = None,
     noises: Mapping[str, str],
     levels: Mapping[str, Sequence[float]],
     spread: Mapping[str, float] | None = None,
@@ -48,7 +49,8 @@ def make(
     Args:
         values: The figures: ``clean/<metric>``, ``<tag>/<level>/<metric>``, and what summarises them.
         without: The same figures without each group of samples in turn.
-        sizes: The number of samples in each group.
+        sizes: The number of samples in each group; of no groups there are no intervals.
+        n: The number of samples; left out, that in the groups.
         noises: What each tag stands for, in words that are the same for equal noises.
         levels: The levels of each tag.
         spread: Standard errors over the draws of figures whose draw all samples share, as noise in weights. That of
@@ -79,7 +81,7 @@ def make(
     return {
         "version": __version__,
         "task": task,
-        "n": sum(sizes),
+        "n": sum(sizes) if n is None else n,
         "draws": draws,
         "seed": seed,
         "noises": {tag: {"noise": noise, "levels": list(levels[tag])} for tag, noise in noises.items()},

@@ -474,7 +474,7 @@ def test_other_loggers_and_none_work(kind, tmp_path):
             r"levels for \['gauss'\], but the noises are \['gaussian'\]",
         ),
         (lambda: RobustnessMonitor(noise.Gaussian(), every_n_epochs=0), "at least 1, got 0"),
-        (lambda: RobustnessMonitor(noise.Gaussian(), max_batches=0), "at least 1, got 1 and 0"),
+        (lambda: RobustnessMonitor(noise.Gaussian(), max_batches=0), "max_batches must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_argument_is_refused_when_the_monitor_is_made(build, message):

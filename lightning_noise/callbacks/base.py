@@ -57,9 +57,11 @@ class NoiseCallback(Callback, Perturbing):
 
     Attributes:
         is_probe: Whether it may perturb held-out data, as what mixes samples, or changes labels or gradients, may not.
+        shares_draw: Whether all samples share one draw, as in weights.
     """
 
     is_probe: ClassVar[bool] = True
+    shares_draw: ClassVar[bool] = False
 
     def __init__(self, level: Level, *, seed: int | None, name: str, max_level: float = math.inf):
         if isinstance(level, Noise):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lightning_noise.callbacks.dispatch import Perturbing
 
@@ -87,18 +86,18 @@ def show_histogram(trainer: Trainer, key: str, edges: Sequence[float], counts: S
         counts: How many values each bin has, of shape :math:`(M,)`.
         step: Its place on the x axis of the logs.
     """
-    edges, counts = edges.double().cpu(), counts.double().cpu()
-    middle = (edges[1:] + edges[:-1]) / 2
+    limits, n = np.asarray(edges), np.asarray(counts)
+    middle = (limits[1:] + limits[:-1]) / 2
     for experiment in _experiments(trainer, "add_histogram_raw"):
         experiment.add_histogram_raw(
             key,
-            min=edges[0].item(),
-            max=edges[-1].item(),
-            num=counts.sum().item(),
-            sum=(counts @ middle).item(),
-            sum_squares=(counts @ middle.square()).item(),
-            bucket_limits=edges[1:].tolist(),
-            bucket_counts=counts.tolist(),
+            min=edges[0],
+            max=edges[-1],
+            num=n.sum(),
+            sum=n @ middle,
+            sum_squares=n @ middle**2,
+            bucket_limits=list(edges[1:]),
+            bucket_counts=list(counts),
             global_step=step,
         )
 

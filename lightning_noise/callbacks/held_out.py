@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
 from lightning_noise.batch import Path
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.metrics.measurement import CLEAN, Probed
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch, try_noise
 from lightning_noise.rng import Key
@@ -18,11 +22,12 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["CLEAN", "Places", "Probe", "Probes"]
+__all__ = ["N_GROUPS", "Places", "Probe", "Probes", "check_validation", "groups_of"]
 
 Probe = Noise | NoiseCallback | NoiseFunction
-CLEAN = "clean"  # the tag of what is measured without noise
+_GROUPS = Key(("groups of samples",))
 _BATCH = 2**32  # more rows than a batch has
+N_GROUPS = 20  # of which intervals are computed
 
 
 class Probes:
@@ -34,6 +39,7 @@ class Probes:
         clip: Bounds of the noisy input.
         relative: Levels are in units of the standard deviation of each sample.
         seed: The seed of the draws.
+        n_draws: The number of draws at each level.
 
     Attributes:
         noises: The noise or callback of each tag.
@@ -48,6 +54,7 @@ class Probes:
         clip: Clip | None,
         relative: bool,
         seed: int,
+        n_draws: int = 1,
     ):
         self.noises = _tagged(noises)
         for tag, probe in self.noises.items():
@@ -58,6 +65,7 @@ class Probes:
         self.clip = checked_clip(clip)
         self.relative = relative
         self.seed = seed
+        self.n_draws = n_draws
 
     def check(self, batch: Any, paths: list[Path]) -> None:
         """Raises an error where the leaves at the paths cannot take the noises."""
@@ -67,16 +75,17 @@ class Probes:
 
     def perturbations(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
-    ) -> Iterator[tuple[tuple[str, float], AbstractContextManager[Any]]]:
-        """Yields, for each tag and level, the perturbation that yields the noisy batch; the levels of a tag share a draw."""
-        for tag, probe in self.noises.items():
+    ) -> Iterator[tuple[Probed, AbstractContextManager[Any]]]:
+        """Yields, for each noise, draw and level, the perturbation that yields the noisy batch; levels share a draw."""
+        for (tag, probe), draw in product(self.noises.items(), range(self.n_draws)):
             key = Key((self.seed, "probe", tag), positions=positions)
+            key = key / draw if draw else key  # of no level: they share one draw
             for level in self.levels[tag]:
                 if isinstance(probe, NoiseCallback):
-                    yield (tag, level), probe.perturbation(trainer, pl_module, batch, level, key)
+                    yield Probed(tag, level, draw), probe.perturbation(trainer, pl_module, batch, level, key)
                 else:
                     noisy = perturbed_batch(batch, paths, probe, level, key, relative=self.relative, clip=self.clip)
-                    yield (tag, level), nullcontext(noisy)
+                    yield Probed(tag, level, draw), nullcontext(noisy)
 
     def trials(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
@@ -119,6 +128,20 @@ class Places:
             counted = len(range(first, min(positions.stop, len(sampler.dataset)), replicas))  # type: ignore[arg-type]
         self.seen += rows
         return positions, counted
+
+
+def check_validation(trainer: Trainer, monitor: str, every_n_epochs: int) -> None:
+    """Raises a ValueError where a fit has no validation in which the monitor could measure."""
+    if not trainer.enable_validation:
+        raise ValueError(f"{monitor} needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0")
+    if 0 < (trainer.max_epochs or 0) < every_n_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise ValueError(f"every_n_epochs={every_n_epochs} never comes in a run of {trainer.max_epochs} epochs")
+
+
+def groups_of(positions: range, device: torch.device) -> Tensor:
+    """Returns the group of each sample, which depends on its place in the data set alone."""
+    places = torch.arange(positions.start, positions.stop, positions.step, device=device)
+    return (_GROUPS.uniform(places, (len(places),)) * N_GROUPS).long()
 
 
 def _distributed_sampler(loader: Any) -> DistributedSampler | None:

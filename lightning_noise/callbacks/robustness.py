@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-import torch
+from matplotlib.figure import Figure
 from torch import Tensor
+from torchmetrics import MetricCollection
 
-from lightning_noise import figures
+from lightning_noise import figures, report
 from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
+from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
-from lightning_noise.callbacks.held_out import CLEAN, Places, Probe, Probes
-from lightning_noise.metrics.functional import robustness_summary
-from lightning_noise.metrics.monitored import MonitorMetrics, as_classes, check_classes, monitor_metrics
+from lightning_noise.callbacks.held_out import N_GROUPS, Places, Probe, Probes, check_validation, groups_of
+from lightning_noise.metrics.measurement import CLEAN, Estimates, Measurement, Probed
+from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_classes, monitor_metrics
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction
 
@@ -28,55 +33,80 @@ if TYPE_CHECKING:
 
 __all__ = ["RobustnessMonitor"]
 
+_CHARTED = ("accuracy", "loss", "ece")
+
 
 class RobustnessMonitor(Callback):
-    r"""Measures a classifier on held-out data under noise, beside the same data without.
+    r"""Measures a model on held-out data under noise, beside the same data without.
 
     After each validation or test batch the module predicts the batch again, clean and under each noise and level, without
     gradients and with the precision of the trainer. This costs a forward pass of the batch and a draw for each of its samples,
     so two noises of five levels cost eleven times the forward passes of the validation; ``max_batches`` and ``every_n_epochs``
-    bound it. Weights, the user's metrics and the global random streams are as without the monitor, unless the forward pass
-    itself changes the module in evaluation, which is not undone.
+    bound it. Memory does not grow with the data. Weights, the user's metrics and the global random streams are as without the
+    monitor, unless the forward pass itself changes the module in evaluation, which is not undone. For the user's own metrics
+    under noise there is :class:`~lightning_noise.ReplayMonitor`.
 
     The noise of a sample is one draw that depends on its place in the order of the loader, so with a loader that does not
     shuffle and gives a row for each sample it is the same in each epoch and for any batch size and number of processes, and
-    the levels of a noise share one draw: what changes in a curve is the model. Rows that a distributed sampler repeats to fill
-    up the last batch are not counted.
+    the levels of a noise share one draw: what changes in a curve is the model. Noise in weights is one draw for all samples.
+    Rows that a distributed sampler repeats to fill up the last batch are not counted.
 
     ============================================  ===================================================================
     key                                           what
     ============================================  ===================================================================
-    ``robustness/clean/<metric>``                 ``accuracy``, ``loss`` (cross-entropy) and ``ece`` without noise
-    ``robustness/<noise>/<level>/<metric>``       the same under noise
+    ``robustness/clean/<metric>``                 a metric without noise
+    ``robustness/<noise>/<level>/<metric>``       the same under noise; ``…_se`` its standard error over several draws
     ``robustness/<noise>/<metric>_drop``          clean minus noisy, averaged over the levels
     ``robustness/<noise>/accuracy_retention``     share of the skill above chance that is left, averaged over the levels
-    ``robustness/<noise>/accuracy_area``          the mean of the accuracy over the level, from level 0, which is clean
+    ``robustness/<noise>/accuracy_area``          area under the accuracy over the level, from clean on, over its width
+    ``robustness/<noise>/sensitivity``            the rise of the loss under noise in weights, averaged over the levels
     ``robustness/<metric>_mean``                  averaged over noises and levels
     ``robustness/score``                          half the clean and half the mean noisy accuracy
+    ``robustness/<noise>/corruption_error``       errors for each of the baseline's; ``robustness/mce`` is their mean
     ============================================  ===================================================================
+
+    The metrics of a classifier are ``accuracy``, ``loss`` (cross-entropy), ``brier``, ``ece`` beside ``ece_floor``, what a
+    perfectly calibrated model would show, ``signed_gap`` (confidence minus accuracy), ``flip_rate`` (predictions that are not
+    the clean ones), ``entropy`` and ``error_auroc``; see :mod:`lightning_noise.metrics`. Binary and multi-label predictions are
+    taken as those of two classes for each label, so that a Brier score is the sum over both. Of a regression there is ``loss``,
+    the mean squared error. What is not a number is logged as such, and ends no run.
 
     In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor them. With
     ``every_n_epochs`` a key keeps its old value in between, so give ModelCheckpoint the same interval, and EarlyStopping
-    ``strict=False``, because there is no value before the first. TensorBoard also gets the curve of the
-    accuracy over the level, and clean beside noisy samples where the input is an image or a signal.
+    ``strict=False``, because there is no value before the first.
+
+    TensorBoard also gets the curve over the level and histograms of the entropy in each validation, a chart of clean and noisy
+    values for each metric under *Custom scalars*, and clean beside noisy samples with their predicted classes where the input
+    is an image or a signal; at the end of a fit, a validation or a test also reliability diagrams. A logger of Weights & Biases
+    gets the figures as images, and beside the logs of others they are PNG files. At the end ``robustness/report.json`` and
+    ``report.md`` are written beside the logs of the first logger, with a 95 % interval of each figure, and of each difference
+    to the baseline. The report is also the attribute ``report``.
 
     Args:
         noises: A noise, a list of noises, whose tags are their class names in lower case, or a mapping from tag to noise. A
             noise callback may stand for a noise.
         levels: The levels of all noises, or a mapping from tag to levels; left out, the ``severities`` of each noise.
         inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
-        targets: Which leaf holds the class indices; left out, the second element of a sequence.
-        predict: A callable from module and batch to logits of shape :math:`(B, K, *)`; left out, ``module(input)``.
+        targets: Which leaf holds the target; left out, the second element of a sequence.
+        predict: A callable from module and batch to predictions; left out, ``module(input)``.
+        metrics: ``"multiclass"`` for logits of shape :math:`(B, K, *)` with class indices of shape :math:`(B, *)`, a class for
+            each pixel included; ``"binary"`` and ``"multilabel"`` for a logit for each target of 0 or 1; ``"regression"`` for
+            predictions of the shape of the target; or a ``MetricCollection`` of one's own, which is given what the module
+            returns, ``clean_preds=`` where a metric takes them, and the target. Of one's own there are drops and means alone.
+        n_draws: How many draws of each noise are measured; the values are their means.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
         relative: Levels are in units of the standard deviation of each sample.
         every_n_epochs: How often to measure during a fit.
         max_batches: How many batches to measure; left out, all.
         dataloader_idx: Which of several loaders.
+        baseline: The ``report.json`` of an earlier run, or its folder, to be compared with. Differences are paired where both
+            measured the same samples.
         seed: The seed of the draws. It is not that of the run, so that runs are compared on the same noise.
         name: The first part of the keys, of which a trainer can have one.
 
     Raises:
-        ValueError: A level, tag or path is wrong, the run has no validation, or the module does not return logits.
+        ValueError: A level, tag or path is wrong, the run has no validation, the module does not return predictions of the
+            target, or there is no such report.
 
     Example:
         >>> from lightning_noise import noise
@@ -93,30 +123,40 @@ class RobustnessMonitor(Callback):
         inputs: Selector | None = None,
         targets: int | str | None = None,
         predict: Callable[[Any, Any], Any] | None = None,
+        metrics: Task | MetricCollection = "multiclass",
+        n_draws: int = 1,
         clip: Clip | None = None,
         relative: bool = False,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
         dataloader_idx: int = 0,
+        baseline: str | os.PathLike[str] | None = None,
         seed: int = 0,
         name: str = "robustness",
     ):
-        if every_n_epochs < 1 or (max_batches is not None and max_batches < 1):
-            raise ValueError(f"every_n_epochs and max_batches must be at least 1, got {every_n_epochs} and {max_batches}")
-        self.probes = Probes(noises, levels, clip=clip, relative=relative, seed=seed)
+        counts = {"n_draws": n_draws, "every_n_epochs": every_n_epochs, "max_batches": max_batches}
+        for argument, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{argument} must be at least 1, got {count}")
+        if not isinstance(metrics, MetricCollection) and metrics not in get_args(Task):
+            raise ValueError(f"metrics must be one of {list(get_args(Task))} or a MetricCollection, got {metrics!r}")
+        self.probes = Probes(noises, levels, clip=clip, relative=relative, seed=seed, n_draws=n_draws)
         self.noises = self.probes.noises
         self.levels = self.probes.levels
-        self.clip = self.probes.clip
-        self.relative = relative
-        self.seed = seed
         self.inputs = inputs
         self.targets = targets
         self.predict = predict
+        self.metrics: Task | MetricCollection = metrics
+        self.n_draws = n_draws
+        self.clip = self.probes.clip
+        self.relative = relative
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
         self.dataloader_idx = dataloader_idx
+        self.baseline = baseline
+        self.seed = seed
         self.name = name
-        self._pictured = False
+        self.report: dict[str, Any] | None = None
         self._reset()
 
     # --- hooks
@@ -125,18 +165,19 @@ class RobustnessMonitor(Callback):
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, RobustnessMonitor)]  # type: ignore[attr-defined]
         if sum(monitor.name == self.name for monitor in monitors) > 1:
             raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
-        self._pictured = False
+        self._baseline = None if self.baseline is None else report.read(os.fspath(self.baseline))
+        self._pictured = self._laid_out = False
+        self._reset()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.enable_validation:
-            raise ValueError(
-                "RobustnessMonitor needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0"
-            )
-        if 0 < (trainer.max_epochs or 0) < self.every_n_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError(f"every_n_epochs={self.every_n_epochs} never comes in a run of {trainer.max_epochs} epochs")
+        check_validation(trainer, "RobustnessMonitor", self.every_n_epochs)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        boards.show_text(trainer, f"{self.name}/configuration", boards.configuration(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reset()
+        if self._is_due(trainer):
+            self._reset()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -148,7 +189,17 @@ class RobustnessMonitor(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
-            self._report(trainer, pl_module, self.name)
+            self._log(trainer, pl_module, self.name)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._conclude(trainer, self.name)
+        elif self._is_due(trainer) and not self._laid_out:
+            self._laid_out = boards.lay_out_all(trainer, self)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._measurement is not None:
+            self._conclude(trainer, self.name)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._reset()
@@ -159,16 +210,27 @@ class RobustnessMonitor(Callback):
         self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, pl_module, f"test/{self.name}")
+        self._log(trainer, pl_module, f"test/{self.name}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._conclude(trainer, f"test/{self.name}")
+
+    def charts(self) -> dict[str, list[str]]:
+        """The tags that TensorBoard draws into one chart: clean and noisy values of a metric."""
+        charted = [metric for metric in self._measured if self.metrics not in get_args(Task) or metric in _CHARTED]
+        return {
+            f"{metric} under {tag}": [f"{self.name}/{CLEAN}/{metric}$", f"{self.name}/{re.escape(tag)}/[^/]*/{metric}$"]
+            for metric in charted
+            for tag in self.levels
+        }
 
     # --- measuring
 
     def _reset(self) -> None:
-        self._metrics: dict[tuple[str, float], MonitorMetrics] = {}
-        self._clean = torch.empty(0)
-        self._n_classes = 0
+        self._measurement: Measurement | None = None
         self._places = Places()
-        self._shown: dict[str, dict[str, Tensor]] = {}
+        self._shown: dict[Probed, _Shown] = {}
+        self._measured: list[str] = []  # the names of the metrics
 
     def _is_due(self, trainer: Trainer) -> bool:
         skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
@@ -178,32 +240,47 @@ class RobustnessMonitor(Callback):
         if dataloader_idx != self.dataloader_idx or (self.max_batches is not None and batch_idx >= self.max_batches):
             return
         paths, target = self._located(batch)
-        positions, counted = self._places.take(trainer, dataloader_idx, batch_idx, rows=len(get(batch, paths[0])))
-        clean = (CLEAN, 0.0), nullcontext(batch)
-        for (tag, level), perturbation in [clean, *self.probes.perturbations(trainer, pl_module, batch, paths, positions)]:
-            noisy, logits = self._predicted(trainer, pl_module, perturbation, paths, target)
-            if tag == CLEAN:
-                self._clean, self._n_classes = logits, logits.shape[1]
-                check_classes(target, self._n_classes)
-            if (tag, level) not in self._metrics:
-                # new ones for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
-                self._metrics[tag, level] = monitor_metrics("multiclass", self._n_classes).to(logits.device)
-            if counted:  # the last batch of a process may be all padding
-                clean_preds = self._clean[:counted]
-                self._metrics[tag, level].update(preds=logits[:counted], target=target[:counted], clean_preds=clean_preds)
-            if batch_idx == 0 and not self._pictured and _boards(trainer):
-                self._show(tag, level, get(noisy, paths[0]))
+        positions, counted = self._places.take(trainer, dataloader_idx, batch_idx, rows=len(target))
+        groups = groups_of(positions, target.device)
+        clean: Any = None
+        perturbations = self.probes.perturbations(trainer, pl_module, batch, paths, positions)
+        for probed, perturbation in chain([(Probed(CLEAN), nullcontext(batch))], perturbations):
+            noisy, preds, labels = self._predicted(trainer, pl_module, perturbation, paths, target)
+            clean = preds if clean is None else clean
+            if probed.tag == CLEAN and isinstance(self.metrics, str):
+                check_classes(target, preds.shape[1], self.metrics)
+            if self._measurement is None:
+                # a new one for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
+                self._measurement = self._begun(preds)
+            # the last batch of a process may be all padding
+            rows = (values[:counted] for values in (preds, labels, clean, groups))
+            self._measurement.update(probed, *rows)
+            if batch_idx == 0 and paths and probed.draw == 0 and boards.takes_figures(trainer):
+                self._shown[probed] = _Shown.of(get(noisy, paths[0]), preds)
+
+    def _begun(self, preds: Tensor) -> Measurement:
+        metrics = self.metrics
+        if isinstance(metrics, MetricCollection):
+            return Measurement(metrics.clone, N_GROUPS)
+        n_classes = 0 if metrics == "regression" else preds.shape[1]
+        return Measurement(
+            lambda: monitor_metrics(metrics, n_classes, N_GROUPS),
+            N_GROUPS,
+            logged=LOGGED,
+            chance=1 / n_classes if n_classes else None,
+            weights=[tag for tag, probe in self.noises.items() if getattr(probe, "shares_draw", False)],
+        )
 
     def _located(self, batch: Any) -> tuple[list[Path], Tensor]:
-        """The paths of the inputs, and the target."""
-        paths = find_inputs(batch, self.inputs)
+        """The paths of the inputs, if they are needed, and the target."""
+        needed = self.predict is None or not all(isinstance(probe, NoiseCallback) for probe in self.noises.values())
+        paths = find_inputs(batch, self.inputs) if needed or self.inputs is not None else []
         self.probes.check(batch, paths)
         return paths, get(batch, find_target(batch, self.targets))
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         paths, target = self._located(batch)
-        positions = range(len(get(batch, paths[0])))
-        for perturbation in self.probes.trials(trainer, pl_module, batch, paths, positions):
+        for perturbation in self.probes.trials(trainer, pl_module, batch, paths, range(len(target))):
             self._predicted(trainer, pl_module, perturbation, paths, target)
 
     def _predicted(
@@ -213,62 +290,112 @@ class RobustnessMonitor(Callback):
         perturbation: AbstractContextManager[Any],
         paths: list[Path],
         target: Tensor,
-    ) -> tuple[Any, Tensor]:
-        """The batch within the perturbation, and the logits that the module makes of it there."""
+    ) -> tuple[Any, Tensor, Tensor]:
+        """The batch within the perturbation, and the predictions that the module makes of it there, and their target."""
         with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
-            return noisy, as_classes(self._predict(pl_module, noisy, paths), target, "multiclass")[0]
+            output = self._predict(pl_module, noisy, paths)
+        if isinstance(self.metrics, MetricCollection):
+            return noisy, output, target
+        return noisy, *as_classes(output, target, self.metrics)
 
     def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:
         if self.predict is not None:
             return self.predict(pl_module, batch)
         if getattr(pl_module.forward, "__qualname__", "") == "LightningModule.forward":
-            raise ValueError("the module has no forward; give predict=… to return its logits")
+            raise ValueError("the module has no forward; give predict=… to return its logits, or use ReplayMonitor")
         return pl_module(*(get(batch, path) for path in paths))
 
     # --- what is reported
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
-        if not self._metrics:
+    def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
+        if self._measurement is None:
             raise ValueError(f"RobustnessMonitor saw no batch of dataloader_idx={self.dataloader_idx}")
-        computed = {probe: metrics.estimates()[0] for probe, metrics in self._metrics.items()}
-        values = {probe: {key: metrics[key] for key in ("accuracy", "loss", "ece")} for probe, metrics in computed.items()}
-        clean = values.pop((CLEAN, 0.0))
-        summary = {f"{CLEAN}/{key}": value for key, value in clean.items()}
-        summary |= {f"{tag}/{level:g}/{key}": value for (tag, level), noisy in values.items() for key, value in noisy.items()}
-        summary |= robustness_summary(clean, values, chance=1 / self._n_classes)
+        found = self._measurement.figures()
+        if self._baseline is not None:
+            found |= report.corruption_errors(found, report.values_of(self._baseline), self.levels)
+        self._measured = [key.removeprefix(f"{CLEAN}/") for key in found if key.startswith(f"{CLEAN}/")]
         # the values are those of all processes already; on each of them, so that callbacks can monitor them
-        pl_module.log_dict({f"{prefix}/{key}": value for key, value in summary.items()}, sync_dist=True, rank_zero_only=True)
-        if boards := _boards(trainer):
-            self._draw(boards, prefix, clean["accuracy"], values, logging_step(trainer))
-        self._reset()
+        pl_module.log_dict({f"{prefix}/{key}": value for key, value in found.items()}, sync_dist=True, rank_zero_only=True)
+        step, entropies = logging_step(trainer), self._measurement.entropies()
+        if boards.takes_figures(trainer):
+            for probed, (edges, counts) in entropies.items():
+                boards.show_histogram(trainer, f"{prefix}/{_place(probed)}/entropies", edges, counts, step)
+            if "accuracy" in self._measured or "loss" in self._measured:
+                boards.show(trainer, f"{prefix}/curve", self._curve(found), step)
+            if not self._pictured:  # the noise is the same in each epoch
+                self._show_samples(trainer, prefix)
 
-    def _show(self, tag: str, level: float, x: Tensor) -> None:
-        title = tag if tag == CLEAN else f"{tag} {level:g}"
-        self._shown.setdefault(tag, {})[title] = x.detach()[:4].cpu()
+    def _conclude(self, trainer: Trainer, prefix: str) -> None:
+        """Writes the report, and shows what is looked at once."""
+        assert self._measurement is not None
+        calibration = self._measurement.calibration()
+        self.report = self._reported(trainer, self._measurement.estimates())
+        if not boards.takes_figures(trainer):
+            return
+        if folder := boards.folder(trainer):
+            report.write(folder / prefix, self.report, self._baseline)
+        step = logging_step(trainer)
+        for tag in self.levels if calibration else ():
+            panels = {_title(probed): bins for probed, bins in calibration.items() if probed.tag in (CLEAN, tag)}
+            boards.show(trainer, f"{prefix}/{tag}/reliability", figures.reliability_diagram(panels), step)
+        self._show_samples(trainer, prefix)
 
-    def _draw(
-        self,
-        boards: list[Any],
-        prefix: str,
-        clean: float,
-        values: Mapping[tuple[str, float], Mapping[str, float]],
-        step: int,
-    ) -> None:
+    def _reported(self, trainer: Trainer, estimates: Estimates) -> dict[str, Any]:
+        assert self._measurement is not None
+        sizes = trainer.strategy.reduce(self._measurement.sizes, reduce_op="sum").tolist()
+        options = "".join(f", {key}={value}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value)
+        return report.make(
+            estimates.values,
+            estimates.without,
+            sizes if estimates.without else [],
+            n=sum(sizes),
+            noises={tag: boards.as_text(probe) + options for tag, probe in self.noises.items()},
+            levels=self.levels,
+            spread=_of_shared_draws(estimates.spread, self._measurement.weights),
+            weights=self._measurement.weights,
+            draws=self.n_draws,
+            task=self.metrics if isinstance(self.metrics, str) else "own metrics",
+            seed=self.seed,
+        )
+
+    def _curve(self, found: Mapping[str, float]) -> Figure:
+        metric = "accuracy" if "accuracy" in self._measured else "loss"
         curves = {
-            tag: {0.0: clean} | {level: values[tag, level]["accuracy"] for level in levels}
+            tag: {0.0: found[f"{CLEAN}/{metric}"]} | {level: found[f"{tag}/{level:g}/{metric}"] for level in levels}
             for tag, levels in self.levels.items()
         }
-        drawn = {"curve": figures.robustness_curve(curves)}
-        untouched = self._shown.pop(CLEAN, {})
-        drawn |= {f"{tag}/samples": figures.samples(untouched | noisy) for tag, noisy in self._shown.items()}
-        self._pictured = True  # the samples are the same in each epoch
-        for board in boards:
-            for key, figure in drawn.items():
-                if figure is not None:
-                    board.add_figure(f"{prefix}/{key}", figure, global_step=step)
+        return figures.robustness_curve(curves, ylabel=metric)
+
+    def _show_samples(self, trainer: Trainer, prefix: str) -> None:
+        for tag in self.levels:
+            columns = {_title(probed): shown for probed, shown in self._shown.items() if probed.tag in (CLEAN, tag)}
+            inputs = {title: shown.inputs for title, shown in columns.items()}
+            captions = {title: shown.captions for title, shown in columns.items()}
+            if columns and (figure := figures.samples(inputs, captions=captions)) is not None:
+                boards.show(trainer, f"{prefix}/{tag}/samples", figure, logging_step(trainer))
+        self._pictured = True
 
 
-def _boards(trainer: Trainer) -> list[Any]:
-    """What draws figures, on the process that logs."""
-    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers] if trainer.is_global_zero else []
-    return [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
+class _Shown(NamedTuple):
+    """The first samples of the first batch as the module saw them, and what it took them for."""
+
+    inputs: Tensor
+    captions: list[str]
+
+    @classmethod
+    def of(cls, inputs: Tensor, preds: Tensor) -> _Shown:
+        classes = preds[:4].argmax(1).tolist() if preds.ndim == 2 and preds.shape[1] > 1 else []
+        return cls(inputs[:4].detach().cpu(), [str(label) for label in classes])
+
+
+def _of_shared_draws(spread: Mapping[str, float], weights: Collection[str]) -> dict[str, float]:
+    """The errors over draws of what the scatter of the samples does not show, because they share the draws."""
+    return {key: error for key, error in spread.items() if weights and key.partition("/")[0] in {*weights, key}}
+
+
+def _place(probed: Probed) -> str:
+    return probed.tag if probed.tag == CLEAN else f"{probed.tag}/{probed.level:g}"
+
+
+def _title(probed: Probed) -> str:
+    return _place(probed).replace("/", " ")

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -97,6 +97,8 @@ class WeightNoise(NoiseCallback):
         >>> callback.name
         'weight'
     """
+
+    shares_draw: ClassVar[bool] = True
 
     def __init__(
         self,

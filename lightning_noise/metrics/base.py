@@ -58,6 +58,10 @@ class Sums(Metric, Generic[Value]):
             )
         return self._single(self._value_of(sums))
 
+    def totals(self) -> dict[str, float]:
+        """Returns the values of all data, over all processes, by the keys of ``compute``; NaN where a prediction was none."""
+        return self._floats({state: values.sum(0) for state, values in self._synchronised().items()})
+
     def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
         """Returns the values of all data, and those without each group in turn, over all processes.
 

@@ -117,6 +117,12 @@ class CalibrationBins(_Binned[dict[str, Tensor]]):
     def __init__(self, n_bins: int = 15, n_groups: int = 1):
         super().__init__(n_bins, n_groups, "confidence_sum", "correct", "count", "variance_sum")
 
+    def bins(self) -> list[Tensor]:
+        """Returns the sums in each bin, of all groups and processes: of confidences, right ones, all, and c (1 - c)."""
+        states = self._synchronised()
+        sums = [states[state].sum(0) for state in self.states]
+        return [sums[0] / RESOLUTION, sums[1], sums[2], sums[3] / RESOLUTION]
+
     def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         binned = sums["confidence_sum"] / RESOLUTION, sums["correct"], sums["count"]
         variance_sum = sums["variance_sum"] / RESOLUTION

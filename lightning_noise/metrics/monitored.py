@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,15 +42,17 @@ class MonitorMetrics(MetricCollection):
             preds, clean_preds = Predictions.of(preds), Predictions.of(clean_preds)
         super().update(preds=preds, clean_preds=clean_preds, **kwargs)
 
+    def totals(self) -> dict[str, float]:
+        """Returns the values of all data; see ``Sums.totals``."""
+        return _merged([metric.totals() for metric in self._sums()])
+
     def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
         """Returns the values of all data, and those without each group in turn; see ``Sums.estimates``."""
-        of_each = [metric.estimates() for metric in self.values(copy_state=False) if isinstance(metric, Sums)]
-        totals, rests = zip(*of_each, strict=True)
+        totals, rests = zip(*(metric.estimates() for metric in self._sums()), strict=True)
         return _merged(totals), [_merged(parts) for parts in zip(*rests, strict=True)]
 
-    def sizes(self) -> list[int]:
-        """Returns how many predictions each group holds, in all processes."""
-        return self["loss"]._synchronised()["count"].tolist()  # type: ignore[operator]
+    def _sums(self) -> list[Sums]:
+        return [metric for metric in self.values(copy_state=False) if isinstance(metric, Sums)]
 
 
 def monitor_metrics(task: Task, num_classes: int = 2, n_groups: int = 1) -> MonitorMetrics:
@@ -150,5 +153,5 @@ def _range(target: Tensor) -> str:
     return f"{described(target)} from {target.min().item()} to {target.max().item()}"
 
 
-def _merged(parts: tuple[dict[str, float], ...]) -> dict[str, float]:
+def _merged(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return {key: value for part in parts for key, value in part.items()}

@@ -1,0 +1,165 @@
+"""What a pass over held-out data measures: metrics without noise and under each noise, level and draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from lightning_noise.metrics.calibration import CalibrationBins
+from lightning_noise.metrics.confidence import PredictiveEntropy
+from lightning_noise.metrics.functional import robustness_summary
+from lightning_noise.metrics.monitored import MonitorMetrics
+
+__all__ = ["CLEAN", "Estimates", "Measurement", "Probed"]
+
+CLEAN = "clean"  # the tag of what is measured without noise
+
+
+class Probed(NamedTuple):
+    """The noise that the data were seen through, its level, and which of its draws."""
+
+    tag: str
+    level: float = 0.0
+    draw: int = 0
+
+
+Values = Mapping[Probed, Mapping[str, float]]
+
+
+class Estimates(NamedTuple):
+    """Figures, and what tells how sure they are.
+
+    Attributes:
+        values: The figures.
+        spread: The standard error of each over the draws, where there are several.
+        without: The figures without each group of samples in turn, where the metrics keep groups apart.
+    """
+
+    values: dict[str, float]
+    spread: dict[str, float]
+    without: list[dict[str, float]]
+
+
+class Measurement:
+    """Metrics without noise and under each noise, level and draw, of groups of samples.
+
+    Args:
+        metrics: Makes the metrics, which are updated with ``preds``, ``target``, ``clean_preds`` and ``groups``.
+        n_groups: The number of groups.
+        logged: The names of the metrics that are logged and summarized; left out, all.
+        chance: The accuracy of a guess, where there is one.
+        weights: The tags of noises in weights.
+    """
+
+    def __init__(
+        self,
+        metrics: Callable[[], MetricCollection],
+        n_groups: int,
+        *,
+        logged: Collection[str] | None = None,
+        chance: float | None = None,
+        weights: Collection[str] = (),
+    ):
+        self.metrics: dict[Probed, MetricCollection] = {}
+        self.sizes = torch.zeros(n_groups, dtype=torch.long)
+        self.weights = weights
+        self._make = metrics
+        self._logged = logged
+        self._chance = chance
+
+    def update(self, probed: Probed, preds: Any, target: Tensor, clean_preds: Any, groups: Tensor) -> None:
+        """Adds predictions of samples of these groups."""
+        if probed not in self.metrics:
+            self.metrics[probed] = self._make().to(target.device)
+        if len(target):
+            self.metrics[probed].update(preds=preds, target=target, clean_preds=clean_preds, groups=groups)
+        if probed.tag == CLEAN:
+            self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
+
+    def figures(self) -> dict[str, float]:
+        """Returns what is logged: the metrics, averaged over the draws, with the errors of these means, and their summary."""
+        values = {probed: self._brief(_values_of(metrics)) for probed, metrics in self.metrics.items()}
+        return self._summarized(values) | _errors_of_means(values)
+
+    def estimates(self) -> Estimates:
+        """Returns all that was measured and its summary, and what tells how sure it is."""
+        found = {probed: _estimates_of(metrics) for probed, metrics in self.metrics.items()}
+        values = {probed: total for probed, (total, _) in found.items()}
+        n_parts = min(len(without) for _, without in found.values())
+        parts = [{probed: without[group] for probed, (_, without) in found.items()} for group in range(n_parts)]
+        return Estimates(self._summarized(values), self._spread(values), [self._summarized(part) for part in parts])
+
+    def calibration(self) -> dict[Probed, list[Tensor]]:
+        """Returns the sums in bins of the confidence, for reliability diagrams, of the first draw of each level."""
+        return {probed: bins.bins() for probed, bins in self._first("calibration") if isinstance(bins, CalibrationBins)}
+
+    def entropies(self) -> dict[Probed, tuple[list[float], list[int]]]:
+        """Returns the edges and the counts of a histogram of the entropy, of the first draw of each level."""
+        return {
+            probed: entropy.histogram() for probed, entropy in self._first("entropy") if isinstance(entropy, PredictiveEntropy)
+        }
+
+    def _first(self, name: str) -> Iterator[tuple[Probed, Metric]]:
+        """The metric of that name, where there is one, of the first draw of each level."""
+        for probed, metrics in self.metrics.items():
+            if probed.draw == 0 and name in metrics:
+                yield probed, metrics[name]
+
+    def _summarized(self, values: Values) -> dict[str, float]:
+        averaged = {place: {key: fmean(found[key] for found in draws) for key in draws[0]} for place, draws in _drawn(values)}
+        clean = averaged.pop((CLEAN, 0.0))
+        flat = {f"{CLEAN}/{key}": value for key, value in clean.items()}
+        flat |= {f"{tag}/{level:g}/{key}": value for (tag, level), noisy in averaged.items() for key, value in noisy.items()}
+        noisy = {place: self._brief(found) for place, found in averaged.items()}
+        return flat | robustness_summary(self._brief(clean), noisy, self._chance, weights=self.weights)
+
+    def _brief(self, found: Mapping[str, float]) -> dict[str, float]:
+        """What is logged and summarized."""
+        return {key: value for key, value in found.items() if self._logged is None or key in self._logged}
+
+    def _spread(self, values: Values) -> dict[str, float]:
+        """The standard error of each figure over the draws."""
+        n_draws = 1 + max(probed.draw for probed in values)
+        if n_draws == 1:
+            return {}
+        of_draws = [
+            self._summarized({probed: found for probed, found in values.items() if probed.tag == CLEAN or probed.draw == draw})
+            for draw in range(n_draws)
+        ]
+        return {key: stdev(figures[key] for figures in of_draws) / n_draws**0.5 for key in of_draws[0]}
+
+
+def _values_of(metrics: MetricCollection) -> dict[str, float]:
+    return metrics.totals() if isinstance(metrics, MonitorMetrics) else _floats(metrics.compute())
+
+
+def _estimates_of(metrics: MetricCollection) -> tuple[dict[str, float], list[dict[str, float]]]:
+    return metrics.estimates() if isinstance(metrics, MonitorMetrics) else (_floats(metrics.compute()), [])
+
+
+def _floats(computed: Mapping[str, Any]) -> dict[str, float]:
+    for key, value in computed.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(f"a metric must be one number to be logged, but {key!r} is {value!r}; choose an average for it")
+    return {key: value.item() for key, value in computed.items()}
+
+
+def _drawn(values: Values) -> Iterator[tuple[tuple[str, float], list[Mapping[str, float]]]]:
+    """Each noise and level with the values of its draws."""
+    for place in dict.fromkeys((probed.tag, probed.level) for probed in values):
+        yield place, [found for probed, found in values.items() if probed[:2] == place]
+
+
+def _errors_of_means(values: Values) -> dict[str, float]:
+    """The standard error over the draws of each mean, where there are several draws."""
+    return {
+        f"{tag}/{level:g}/{key}_se": stdev(found[key] for found in draws) / len(draws) ** 0.5
+        for (tag, level), draws in _drawn(values)
+        if len(draws) > 1
+        for key in draws[0]
+    }
