@@ -1,0 +1,302 @@
+"""What is shown arrives: in TensorBoard, in a logger of images, or in a file."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import fit
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import DummyLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from test_callbacks import CALLBACKS
+
+from lightning_noise import InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise
+from lightning_noise.callbacks import boards
+from lightning_noise.schedules import Linear
+
+
+class Album(CSVLogger):
+    """Takes images as the logger of Weights & Biases does."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.pages: list[tuple[str, list[np.ndarray], int]] = []
+
+    def log_image(self, key: str, images: list[np.ndarray], step: int) -> None:
+        self.pages.append((key, images, step))
+
+
+class Charted(pl.Callback):
+    """A callback with charts, known from the second validation on where it learns them late."""
+
+    def __init__(self, name: str, late: bool = False):
+        self.name = name
+        self.validations_to_wait = 2 if late else 1
+        self.answers: list[bool] = []
+
+    def charts(self) -> dict[str, list[str]]:
+        known = len(self.answers) + 1 >= self.validations_to_wait
+        return {"val": [f"{self.name}/.*"], f"{self.name} alone": [f"{self.name}/x$"]} if known else {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if True not in self.answers:
+            self.answers.append(boards.lay_out_all(trainer, self))
+
+
+def trainer_with(logger: Any, **kwargs: Any) -> pl.Trainer:
+    return pl.Trainer(
+        logger=logger,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+def red() -> Figure:
+    return Figure(figsize=(0.3, 0.2), dpi=100, facecolor="red")
+
+
+# --- figures
+
+
+def test_a_figure_goes_to_each_logger_that_takes_it(tmp_path):
+    tensorboard, album = TensorBoardLogger(tmp_path / "one"), Album(tmp_path / "two")
+    boards.show(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red(), step=7)
+    tensorboard.finalize("success")
+    event = EventAccumulator(tensorboard.log_dir).Reload().Images("a/b")[0]
+    assert (event.step, event.width, event.height) == (7, 30, 20)
+    (page,) = album.pages
+    assert (page[0], page[2]) == ("a/b", 7)
+    assert page[1][0].dtype == np.uint8
+    assert page[1][0].shape == (20, 30, 3)
+    assert (page[1][0] == [255, 0, 0]).all()
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_where_no_logger_takes_figures_they_are_files(tmp_path):
+    logger = CSVLogger(tmp_path)
+    boards.show(trainer_with(logger), "robustness/curve", red(), step=7)
+    image = imread(Path(logger.log_dir) / "robustness" / "curve-7.png")
+    assert image.shape[:2] == (20, 30)
+    assert (image[..., :3] == [1, 0, 0]).all()
+
+
+@pytest.mark.parametrize("logger", [False, DummyLogger()], ids=["none", "dummy"])
+def test_without_a_logger_nothing_is_written(logger, tmp_path):
+    trainer = trainer_with(logger, default_root_dir=tmp_path)
+    boards.show(trainer, "a", red(), step=0)
+    boards.show_text(trainer, "b", "text")
+    boards.lay_out(trainer, {"c": ["d"]})
+    assert boards.takes_figures(trainer) is bool(logger)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_processes_show_nothing_and_wait_for_nobody(tmp_path, monkeypatch):
+    trainer = trainer_with([CSVLogger(tmp_path), album := Album(tmp_path)])
+    monkeypatch.setattr(type(trainer), "is_global_zero", False)
+    assert not boards.takes_figures(trainer)
+    boards.show(trainer, "a", red(), step=0)
+    boards.show_text(trainer, "b", "text")
+    assert album.pages == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_process_that_logs_does_not_wait_for_the_others_either(tmp_path, monkeypatch):
+    trainer = trainer_with(CSVLogger(tmp_path))
+    monkeypatch.setattr(trainer.strategy, "broadcast", pytest.fail)
+    boards.show(trainer, "a", red(), step=0)
+    assert list(tmp_path.rglob("a-0.png"))
+
+
+def test_a_histogram_keeps_its_counts_and_moments(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    boards.show_histogram(trainer_with(logger), "h", torch.tensor([0.0, 1.0, 2.0, 4.0]), torch.tensor([2, 0, 3]), step=5)
+    logger.finalize("success")
+    event = EventAccumulator(logger.log_dir).Reload().Histograms("h")[0]
+    value = event.histogram_value
+    assert event.step == 5
+    assert (value.min, value.max, value.num) == (0, 4, 5)
+    assert (value.sum, value.sum_squares) == (2 * 0.5 + 3 * 3, 2 * 0.25 + 3 * 9)
+    assert list(value.bucket_limit) == [1, 2, 4]
+    assert list(value.bucket) == [2, 0, 3]
+
+
+# --- charts
+
+
+def layouts(folder: str) -> list[dict[str, dict[str, list[str]]]]:
+    """The layouts of a run, read by TensorBoard's own message."""
+    messages: Any = layout_pb2  # its classes are made when it is imported
+    found = EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
+    if "custom_scalars__config__" not in found.Tags()["tensors"]:
+        return []
+    parsed = [messages.Layout.FromString(each.tensor_proto.string_val[0]) for each in found.Tensors("custom_scalars__config__")]
+    return [
+        {category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart} for category in layout.category}
+        for layout in parsed
+    ]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "when the last is known"])
+def test_the_charts_of_all_callbacks_are_laid_out_once(late, tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    one, two = Charted("one"), Charted("two", late=late)
+    fit([one, InputNoise(noise.Gaussian(), 0.1), two], logger=logger, max_epochs=4, num_sanity_val_steps=0)
+    assert one.answers[-1]
+    charts = {"noise": ["noise/.*/level$"], "val": ["one/.*", "two/.*"], "one alone": ["one/x$"], "two alone": ["two/x$"]}
+    assert layouts(logger.log_dir) == [{"lightning_noise": charts}]
+
+
+def test_without_noise_in_the_training_there_is_no_chart_of_it(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    fit([Charted("one")], logger=logger, max_epochs=1)
+    (layout,) = layouts(logger.log_dir)
+    assert list(layout["lightning_noise"]) == ["val", "one alone"]
+
+
+# --- configuration
+
+
+class Other:
+    """Has no text of its own but its address."""
+
+
+def test_a_configuration_has_each_argument_in_a_row():
+    callback = Mixup(Linear(0.0, 0.2), seed=3)
+    head, *rows = boards.configuration(callback).splitlines()
+    assert head == "**Mixup**"
+    assert rows[1:3] == ["| argument | value |", "|---|---|"]
+    assert f"| level | `{callback.level!r}` |" in rows
+    assert "| seed | `3` |" in rows
+
+
+@pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
+def test_a_configuration_leaves_no_argument_out(make):
+    callback = make(0.3)
+    rows = boards.configuration(callback).splitlines()[4:]
+    assert [row.split(" ")[1] for row in rows] == list(inspect.signature(type(callback)).parameters)
+
+
+def test_a_configuration_is_the_same_in_each_run():
+    probe = WeightNoise(noise.Gaussian(), 0.1)
+    text = boards.configuration(RobustnessMonitor({"w": probe, "x": noise.Impulse()}, [0.1], predict=Other()))  # type: ignore[arg-type]
+    assert "{'w': WeightNoise(noise=Gaussian(), level=0.1," in text
+    assert "'x': Impulse(low=None, high=None)}" in text
+    assert " at 0x" not in text
+    assert len(text.splitlines()) == 4 + text.count("\n| ") - 1, "each value is in one line"
+
+
+# --- TensorBoard itself
+
+
+class Showing(RobustnessMonitor):
+    """Shows all that can be shown."""
+
+    def charts(self) -> dict[str, list[str]]:
+        return {"accuracy": [f"{self.name}/clean/accuracy$", f"{self.name}/gaussian/[^/]*/accuracy$"]}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        boards.lay_out_all(trainer, self)
+        boards.show(trainer, "figure", red(), step=3)
+        boards.show_text(trainer, "configuration", boards.configuration(self))
+        boards.show_histogram(trainer, "histogram", torch.tensor([0.0, 1.0, 3.0]), torch.tensor([1, 2]), step=3)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a TensorBoard that shows a fit."""
+    folder = tmp_path_factory.mktemp("served")
+    callbacks = [InputNoise(noise.Gaussian(), 0.2), Showing(noise.Gaussian(), {"gaussian": [0.1, 0.5]})]
+    fit(
+        callbacks,
+        logger=TensorBoardLogger(folder, name="", version="run"),
+        max_epochs=1,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(folder),
+        "--port",
+        str(port),
+        "--host",
+        "localhost",
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://localhost:{port}/data"
+    try:
+        _wait_for_run(address)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_for_run(address: str) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if ask(address, "plugin/custom_scalars/layout"):
+                return
+        except (URLError, ConnectionError):
+            pass
+        time.sleep(0.2)
+    pytest.fail("TensorBoard does not show the run")
+
+
+def ask(address: str, path: str, **parameters: str) -> Any:
+    with urlopen(f"{address}/{path}?{urlencode(parameters)}", timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_tensorboard_puts_the_tags_into_the_charts(served):
+    (category,) = ask(served, "plugin/custom_scalars/layout")["category"]
+    charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+    shown = {
+        title: {
+            tag for each in tags for tag in ask(served, "plugin/custom_scalars/scalars", run="run", tag=each)["tag_to_events"]
+        }
+        for title, tags in charts.items()
+    }
+    accuracies = {f"robustness/{probe}/accuracy" for probe in ("clean", "gaussian/0.1", "gaussian/0.5")}
+    assert shown == {"noise": {"noise/input/level"}, "accuracy": accuracies}
+
+
+def test_tensorboard_shows_the_figure_the_text_and_the_histogram(served):
+    (image,) = ask(served, "plugin/images/images", run="run", tag="figure", sample="0")
+    assert image["step"] == 3
+    with urlopen(f"{served}/plugin/images/individualImage?{image['query']}", timeout=30) as answer:
+        assert imread(io.BytesIO(answer.read()), format="png").shape[:2] == (20, 30)
+    (text,) = ask(served, "plugin/text/text", run="run", tag="configuration/text_summary")
+    assert "<td>levels</td>\n<td><code>{'gaussian': (0.1, 0.5)}</code></td>" in text["text"]
+    ((_, step, bins),) = ask(served, "plugin/histograms/histograms", run="run", tag="histogram")
+    assert (step, bins) == (3, [[0, 1, 1], [1, 3, 2]])
