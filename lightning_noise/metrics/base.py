@@ -99,11 +99,12 @@ class Sums(Metric, Generic[Value]):
     def _add(self, groups: Tensor | None, **values: Tensor) -> None:
         """Adds values of shape (B, *), sample by sample, to the states of their names."""
         for state, value in values.items():
-            of_samples = value[:, None].flatten(1).sum(1)
+            sums = getattr(self, state)
             if groups is None:
-                getattr(self, state)[0] += of_samples.sum()
+                sums[0] += value.sum()
             else:
-                getattr(self, state).index_add_(0, groups, of_samples)
+                of_samples = value if value.ndim == 1 else value.flatten(1).sum(1)
+                sums.index_add_(0, groups, of_samples.to(sums.dtype))
 
     def _add_binned(self, groups: Tensor | None, bins: Tensor, **values: Tensor) -> None:
         """Adds values of shape (B, *) to the bins of the states of their names."""
@@ -126,6 +127,7 @@ class Predictions:
 
     def __init__(self, logits: Tensor):
         self.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in half precision the sums would overflow
+        self._scored: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, preds: Tensor | Predictions) -> Predictions:
@@ -145,12 +147,16 @@ class Predictions:
 
     @cached_property
     def log_confidence(self) -> Tensor:
-        return self._of_class(self.log_probabilities, self.label)
+        return self.log_probabilities.amax(1)
 
     @cached_property
     def undefined(self) -> Tensor:
-        """Where the prediction is not a number."""
-        return self.log_confidence.isnan()
+        """One where the prediction is not a number, else zero."""
+        return self.log_confidence.isnan().long()
+
+    @cached_property
+    def ones(self) -> Tensor:
+        return torch.ones_like(self.label)
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -164,16 +170,14 @@ class Predictions:
         return bin_indices((log_odds / self.limit + 1) / 2, self.n_odds)
 
     def log_probability(self, target: Tensor) -> Tensor:
-        return self._of_class(self.log_probabilities, target)
+        if self._scored is None or self._scored[0] is not target:
+            self._scored = target, self.log_probabilities.gather(1, target[:, None]).squeeze(1)
+        return self._scored[1]
 
     def check_classes(self, metric: Sums, num_classes: int) -> None:
         if self.logits.shape[1] != num_classes:
             name = type(metric).__name__
             raise ValueError(f"{name}(num_classes={num_classes}) got logits of {self.logits.shape[1]} classes")
-
-    @staticmethod
-    def _of_class(values: Tensor, classes: Tensor) -> Tensor:
-        return values.gather(1, classes[:, None]).squeeze(1)
 
 
 def whole(values: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class _Binned(Sums[Value]):
         sums = {
             "confidence_sum": whole(confidence),
             "correct": preds.label == target,
-            "count": torch.ones_like(target),
+            "count": preds.ones,
             "variance_sum": whole(confidence * (1 - confidence)),
         }
         self._add_binned(groups, bin_indices(confidence, self.n_bins), **{state: sums[state] for state in self.states})
@@ -186,7 +186,7 @@ class TemperatureScaling(Sums[dict[str, Tensor]]):
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
         """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
         preds = Predictions.of(preds)
-        hit, ones = preds.label == target, torch.ones_like(target)  # no temperature changes which class is first
+        hit, ones = preds.label == target, preds.ones  # no temperature changes which class is first
         defined = preds.log_probability(target).isfinite()
         self._add(groups, undefined=~defined)
         for i, temperature in enumerate(self.temperatures):  # not at once: that would hold the logits 31 times

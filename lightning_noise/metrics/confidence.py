@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, whole
@@ -32,6 +31,7 @@ class SelectiveClassification(Sums[dict[str, Tensor]]):
         ValueError: At ``compute``, if a prediction was not a number.
 
     Example:
+        >>> import torch
         >>> metric = SelectiveClassification()
         >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
         >>> metric.compute()["error_auroc"]  # the surer one is right
@@ -46,7 +46,7 @@ class SelectiveClassification(Sums[dict[str, Tensor]]):
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
         """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
         preds = Predictions.of(preds)
-        self._add_binned(groups, preds.odds_bins, correct=preds.label == target, count=torch.ones_like(target))
+        self._add_binned(groups, preds.odds_bins, correct=preds.label == target, count=preds.ones)
         self._add(groups, undefined=preds.undefined)
 
     def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,6 +78,7 @@ class NoiseDetection(Sums[dict[str, Tensor]]):
         https://arxiv.org/abs/1610.02136
 
     Example:
+        >>> import torch
         >>> metric = NoiseDetection()
         >>> metric.update(torch.tensor([[0.6, 0.4], [0.8, 0.2]]).log(), torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log())
         >>> metric.compute()["noise_auroc"]  # three of four pairs
@@ -93,8 +94,8 @@ class NoiseDetection(Sums[dict[str, Tensor]]):
     def update(self, preds: Tensor | Predictions, clean_preds: Tensor | Predictions, groups: Tensor | None = None) -> None:
         """Adds logits of shape :math:`(B, K, *)`, under and without noise, in groups of shape :math:`(B,)`."""
         noisy, clean = Predictions.of(preds), Predictions.of(clean_preds)
-        self._add_binned(groups, noisy.odds_bins, noisy=torch.ones_like(noisy.label))
-        self._add_binned(groups, clean.odds_bins, clean=torch.ones_like(clean.label))
+        self._add_binned(groups, noisy.odds_bins, noisy=noisy.ones)
+        self._add_binned(groups, clean.odds_bins, clean=clean.ones)
         self._add(groups, undefined=noisy.undefined | clean.undefined)
 
     def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,6 +118,7 @@ class PredictiveEntropy(Sums[Tensor]):
         ValueError: If the logits are of another number of classes; at ``compute``, if a prediction was not a number.
 
     Example:
+        >>> import torch
         >>> metric = PredictiveEntropy(num_classes=4)
         >>> metric.update(torch.zeros(3, 4))
         >>> metric.compute()  # log 4
@@ -139,11 +141,11 @@ class PredictiveEntropy(Sums[Tensor]):
         """
         preds = Predictions.of(preds)
         preds.check_classes(self, self.num_classes)
-        # a probability of 0 adds nothing: below the bound it is 0 in float32
-        entropy = -(preds.probabilities * preds.log_probabilities.clamp_min(-1000.0)).sum(1).nan_to_num(0.0)
+        # a probability of 0, as all below the bound are, adds nothing; in place, as a second tensor of all classes costs more time
+        entropy = -preds.log_probabilities.clamp_min(-1000.0).mul_(preds.probabilities).sum(1).nan_to_num(0.0)
         self._add(groups, entropy_sum=whole(entropy), undefined=preds.undefined)
         bins = bin_indices(entropy / math.log(self.num_classes), self.n_bins)
-        self._add_binned(groups, bins, count=torch.ones_like(bins))
+        self._add_binned(groups, bins, count=preds.ones)
 
     def histogram(self) -> tuple[list[float], list[int]]:
         r"""Returns the limits of 64 bins from 0 to :math:`\log K`, in nats, and the predictions in each, of all processes."""
@@ -164,6 +166,7 @@ class FlipRate(Sums[Tensor]):
         ValueError: At ``compute``, if a prediction was not a number.
 
     Example:
+        >>> import torch
         >>> metric = FlipRate()
         >>> metric.update(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
         >>> metric.compute()
@@ -182,7 +185,7 @@ class FlipRate(Sums[Tensor]):
         """Adds logits of shape :math:`(B, K, *)`, under and without noise, in groups of shape :math:`(B,)`."""
         noisy, clean = Predictions.of(preds), Predictions.of(clean_preds)
         undefined = noisy.undefined | clean.undefined
-        self._add(groups, flips=noisy.label != clean.label, count=torch.ones_like(noisy.label), undefined=undefined)
+        self._add(groups, flips=noisy.label != clean.label, count=noisy.ones, undefined=undefined)
 
     def _value(self, sums: dict[str, Tensor]) -> Tensor:
         return sums["flips"] / sums["count"]

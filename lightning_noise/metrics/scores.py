@@ -43,11 +43,12 @@ class CrossEntropy(Sums[Tensor]):
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
         """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
-        loss = -Predictions.of(preds).log_probability(target)
+        preds = Predictions.of(preds)
+        loss = -preds.log_probability(target)
         defined = loss <= self.limit
         loss = loss.where(defined, 0.0)
         floor = loss.floor()
-        sums = {"loss_whole": floor.long(), "loss_fraction": whole(loss - floor), "count": torch.ones_like(target)}
+        sums = {"loss_whole": floor.long(), "loss_fraction": whole(loss - floor), "count": preds.ones}
         self._add(groups, **sums, undefined=~defined)
 
     def _value(self, sums: dict[str, Tensor]) -> Tensor:
@@ -89,7 +90,7 @@ class BrierScore(Sums[Tensor]):
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
         """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
         preds = Predictions.of(preds)
-        self._add(groups, score_sum=_brier(preds, target), count=torch.ones_like(target), undefined=preds.undefined)
+        self._add(groups, score_sum=_brier(preds, target), count=preds.ones, undefined=preds.undefined)
 
     def _value(self, sums: dict[str, Tensor]) -> Tensor:
         return sums["score_sum"] / RESOLUTION / sums["count"]
