@@ -19,7 +19,6 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import pytorch_lightning as pl
-import torch
 from conftest import fit
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -131,7 +130,7 @@ def test_the_process_that_logs_does_not_wait_for_the_others_either(tmp_path, mon
 
 def test_a_histogram_keeps_its_counts_and_moments(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    boards.show_histogram(trainer_with(logger), "h", torch.tensor([0.0, 1.0, 2.0, 4.0]), torch.tensor([2, 0, 3]), step=5)
+    boards.show_histogram(trainer_with(logger), "h", [0.0, 1.0, 2.0, 4.0], [2, 0, 3], step=5)
     logger.finalize("success")
     event = EventAccumulator(logger.log_dir).Reload().Histograms("h")[0]
     value = event.histogram_value
@@ -220,7 +219,7 @@ class Showing(RobustnessMonitor):
         boards.lay_out_all(trainer, self)
         boards.show(trainer, "figure", red(), step=3)
         boards.show_text(trainer, "configuration", boards.configuration(self))
-        boards.show_histogram(trainer, "histogram", torch.tensor([0.0, 1.0, 3.0]), torch.tensor([1, 2]), step=3)
+        boards.show_histogram(trainer, "histogram", [0.0, 1.0, 3.0], [1, 2], step=3)
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,8 @@ def test_the_noise_of_a_sample_is_the_same_for_any_batch_size(probe):
 def test_the_noise_is_the_same_in_each_epoch_and_scales_with_the_level():
     recorder = Recorder()
     fit([RobustnessMonitor(noise.Gaussian(), [0.5, 1.0], predict=recorder)], max_epochs=3)
-    clean, half, full = (recorder.inputs[i::3] for i in range(3))
+    measured = recorder.inputs[2:]  # after the two of the sanity check
+    clean, half, full = (measured[i::3] for i in range(3))
     assert_same(half[:2], half[2:4])
     assert_same(half[:2], half[4:])
     for x, small, large in zip(clean, half, full, strict=True):
@@ -250,8 +251,8 @@ def test_it_measures_every_n_epochs_and_not_in_the_sanity_check():
 
     calls: list[int] = []
     fit([RobustnessMonitor(noise.Gaussian(), [0.5], predict=recorder, every_n_epochs=2), Watch()], max_epochs=5)
-    # two batches, clean and noisy, in the second and the fourth epoch
-    assert calls == [0, 0, 4, 4, 8, 8]
+    # the sanity check tries two batches; then two, clean and noisy, in the second and the fourth epoch
+    assert calls == [2, 2, 6, 6, 10, 10]
 
 
 def test_max_batches_bounds_what_is_measured():
@@ -407,11 +408,15 @@ def test_tensorboard_holds_the_tags_and_the_pictures(features, pictured, tmp_pat
     assert [(event.step, event.value) for event in levels] == [(1, 0.5), (3, 0.5), (5, 0.5)]
     assert [event.step for event in events.Scalars("robustness/score")] == [1, 3, 5]
     curves = {"robustness/curve", "test/robustness/curve"}
-    samples = {f"{prefix}robustness/{tag}/samples" for prefix in ("", "test/") for tag in ("gaussian", "impulse")}
-    assert images(events) == curves | (samples if pictured else set())
+    places = [f"{prefix}robustness/{tag}" for prefix in ("", "test/") for tag in ("gaussian", "impulse")]
+    samples = {f"{place}/samples" for place in places if pictured}
+    assert images(events) == curves | samples | {f"{place}/reliability" for place in places}
     assert len(events.Images("robustness/curve")) == 3
+    assert len(events.Images("robustness/gaussian/reliability")) == 1
     if pictured:
-        assert len(events.Images("robustness/gaussian/samples")) == 1, "they are the same in each epoch"
+        assert len(events.Images("robustness/gaussian/samples")) == 2, (
+            "the noise is the same in each epoch, the predictions not"
+        )
 
 
 def test_the_logged_signal_to_noise_ratio_is_that_of_the_batch(tmp_path):

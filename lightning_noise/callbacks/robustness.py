@@ -19,7 +19,7 @@ from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
 from lightning_noise.callbacks.held_out import N_GROUPS, Places, Probe, Probes, check_validation, groups_of
 from lightning_noise.metrics.measurement import CLEAN, Estimates, Measurement, Probed
-from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_classes, monitor_metrics
+from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_target, checked_rows, monitor_metrics
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction
 
@@ -242,19 +242,16 @@ class RobustnessMonitor(Callback):
         paths, target = self._located(batch)
         positions, counted = self._places.take(trainer, dataloader_idx, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)
-        clean: Any = None
         perturbations = self.probes.perturbations(trainer, pl_module, batch, paths, positions)
         for probed, perturbation in chain([(Probed(CLEAN), nullcontext(batch))], perturbations):
             noisy, preds, labels = self._predicted(trainer, pl_module, perturbation, paths, target)
-            clean = preds if clean is None else clean
             if probed.tag == CLEAN and isinstance(self.metrics, str):
-                check_classes(target, preds.shape[1], self.metrics)
+                check_target(target, preds, self.metrics)
             if self._measurement is None:
                 # a new one for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
                 self._measurement = self._begun(preds)
             # the last batch of a process may be all padding
-            rows = (values[:counted] for values in (preds, labels, clean, groups))
-            self._measurement.update(probed, *rows)
+            self._measurement.update(probed, preds[:counted], labels[:counted], groups[:counted])
             if batch_idx == 0 and paths and probed.draw == 0 and boards.takes_figures(trainer):
                 self._shown[probed] = _Shown.of(get(noisy, paths[0]), preds)
 
@@ -280,8 +277,11 @@ class RobustnessMonitor(Callback):
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         paths, target = self._located(batch)
-        for perturbation in self.probes.trials(trainer, pl_module, batch, paths, range(len(target))):
-            self._predicted(trainer, pl_module, perturbation, paths, target)
+        trials = self.probes.trials(trainer, pl_module, batch, paths, range(len(target)))
+        for perturbation in chain([nullcontext(batch)], trials):
+            _, preds, _ = self._predicted(trainer, pl_module, perturbation, paths, target)
+            if isinstance(self.metrics, str):
+                check_target(target, preds, self.metrics)
 
     def _predicted(
         self,
@@ -295,7 +295,7 @@ class RobustnessMonitor(Callback):
         with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
             output = self._predict(pl_module, noisy, paths)
         if isinstance(self.metrics, MetricCollection):
-            return noisy, output, target
+            return noisy, checked_rows(output, target), target
         return noisy, *as_classes(output, target, self.metrics)
 
     def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:

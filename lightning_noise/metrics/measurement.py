@@ -69,17 +69,20 @@ class Measurement:
         self.sizes = torch.zeros(n_groups, dtype=torch.long)
         self.weights = weights
         self._make = metrics
+        self._clean: Any = None  # the predictions of the batch without noise
         self._logged = logged
         self._chance = chance
 
-    def update(self, probed: Probed, preds: Any, target: Tensor, clean_preds: Any, groups: Tensor) -> None:
-        """Adds predictions of samples of these groups."""
+    def update(self, probed: Probed, preds: Any, target: Tensor, groups: Tensor) -> None:
+        """Adds predictions of samples of these groups; of each batch those without noise come first."""
         if probed not in self.metrics:
             self.metrics[probed] = self._make().to(target.device)
-        if len(target):
-            self.metrics[probed].update(preds=preds, target=target, clean_preds=clean_preds, groups=groups)
+        metrics = self.metrics[probed]
         if probed.tag == CLEAN:
+            self._clean = metrics.read(preds) if isinstance(metrics, MonitorMetrics) else preds
             self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
+        if len(target):
+            metrics.update(preds=preds, target=target, clean_preds=self._clean, groups=groups)
 
     def figures(self) -> dict[str, float]:
         """Returns what is logged: the metrics, averaged over the draws, with the errors of these means, and their summary."""

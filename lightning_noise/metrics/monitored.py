@@ -15,7 +15,7 @@ from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
 from lightning_noise.metrics.scores import BrierScore, CrossEntropy, MeanSquaredError
 
-__all__ = ["LOGGED", "MonitorMetrics", "Task", "as_classes", "check_classes", "monitor_metrics"]
+__all__ = ["LOGGED", "MonitorMetrics", "Task", "as_classes", "check_target", "checked_rows", "monitor_metrics"]
 
 Task = Literal["multiclass", "binary", "multilabel", "regression"]
 
@@ -33,14 +33,13 @@ _READS = {
 class MonitorMetrics(MetricCollection):
     """Metrics of one task that share what they read of the logits; a value keeps the name that its metric gives it."""
 
-    def update(self, *, preds: Any, clean_preds: Any, **kwargs: Any) -> None:
-        """Adds ``preds``, ``target``, ``clean_preds`` and ``groups``.
+    def read(self, preds: Any) -> Any:
+        """Returns what several collections can be given, to read it once."""
+        return Predictions.of(preds) if isinstance(self["loss"], CrossEntropy) else preds
 
-        Collections that are given the same ``Predictions`` instead of clean logits read them once.
-        """
-        if isinstance(self["loss"], CrossEntropy):
-            preds, clean_preds = Predictions.of(preds), Predictions.of(clean_preds)
-        super().update(preds=preds, clean_preds=clean_preds, **kwargs)
+    def update(self, *, preds: Any, clean_preds: Any, **kwargs: Any) -> None:
+        """Adds ``preds``, ``target``, ``clean_preds`` and ``groups``."""
+        super().update(preds=self.read(preds), clean_preds=self.read(clean_preds), **kwargs)
 
     def totals(self) -> dict[str, float]:
         """Returns the values of all data; see ``Sums.totals``."""
@@ -91,7 +90,7 @@ def as_classes(preds: Any, target: Tensor, task: Task) -> tuple[Tensor, Tensor]:
 
     A binary logit :math:`z` becomes the logits :math:`(0, z)` of two classes, whose softmax is
     :math:`(1 - \sigma(z), \sigma(z))` and whose cross-entropy is the binary one. Each label of a multi-label prediction is a
-    binary one of its own. What the target holds is not looked at, as that would wait for the device: :func:`check_classes`
+    binary one of its own. What the target holds is not looked at, as that would wait for the device: :func:`check_target`
     does, once for each batch.
 
     Args:
@@ -129,7 +128,7 @@ def as_classes(preds: Any, target: Tensor, task: Task) -> tuple[Tensor, Tensor]:
     )
 
 
-def check_classes(target: Tensor, num_classes: int, task: Task = "multiclass") -> None:
+def check_target(target: Tensor, preds: Tensor, task: Task) -> None:
     """Raises a ValueError where the target is not made of what the task says: class indices, or zeros and ones."""
     if task == "regression" or not target.numel():
         return
@@ -138,11 +137,22 @@ def check_classes(target: Tensor, num_classes: int, task: Task = "multiclass") -
             raise ValueError(
                 f"metrics={task!r} reads targets of 0 and 1, got {_range(target)}; for class indices give metrics='multiclass'"
             )
-    elif target.is_floating_point() or target.dtype == torch.bool or target.min() < 0 or target.max() >= num_classes:
+    elif target.is_floating_point() or target.dtype == torch.bool or target.min() < 0 or target.max() >= preds.shape[1]:
         raise ValueError(
-            f"the target must hold class indices in [0, {num_classes}), got {_range(target)}; "
-            "for targets of 0 and 1 give metrics='binary' or 'multilabel', for numbers metrics='regression'"
+            f"the target must hold class indices in [0, {preds.shape[1]}), got {_range(target)}; for targets of 0 and 1 give "
+            "metrics='binary' or 'multilabel', for numbers metrics='regression', and where some are to be ignored a "
+            "MetricCollection of metrics that do so"
         )
+
+
+def checked_rows(preds: Any, target: Tensor) -> Tensor:
+    """Returns predictions for metrics of one's own, or raises a ValueError where there is not a row for each of the target."""
+    if isinstance(preds, Tensor) and preds.shape[:1] == target.shape[:1]:
+        return preds
+    raise ValueError(
+        f"the module returned {described(preds)} for a target of {described(target)}, but metrics are given a tensor with a "
+        "row for each of the target; give predict=… or targets=…"
+    )
 
 
 def _without_classes(preds: Tensor) -> tuple[int, ...]:
