@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.integrate import trapezoid
 from scipy.optimize import minimize_scalar
 from scipy.stats import entropy as scipy_entropy
 from scipy.stats import norm
-from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+from sklearn.metrics import brier_score_loss, log_loss, mean_squared_error, roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_noise.metrics import (
@@ -23,20 +26,30 @@ from lightning_noise.metrics import (
     CrossEntropy,
     ExpectedCalibrationError,
     FlipRate,
+    MeanSquaredError,
+    NoiseDetection,
     PredictiveEntropy,
     SelectiveClassification,
     TemperatureScaling,
+    area_under_curve,
     aurc,
     bin_indices,
     calibration_floor,
     calibration_z,
+    corruption_error,
     debiased_calibration_error,
     error_auroc,
     expected_calibration_error,
     flip_rate,
+    mean_corruption_error,
     murphy_decomposition,
+    noise_detected,
     retention,
+    robustness_summary,
+    scores,
 )
+from lightning_noise.metrics.base import Predictions
+from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_classes, monitor_metrics
 
 
 def brier_decomposition(n_groups: int = 1) -> BrierDecomposition:
@@ -123,16 +136,92 @@ def test_a_metric_does_not_depend_on_the_batches(metric, size):
     assert_same(shuffled, whole)
 
 
-@pytest.mark.parametrize("metric", EXACT)
+# all metrics, with what some of them compare: predictions without noise
+ALL: list[Any] = [*EXACT, FlipRate, NoiseDetection, MeanSquaredError]
+
+
+def batch_of(metric: Any, n: int = 200, places: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    shape = (n, *places)
+    values = {
+        "preds": 2 * torch.randn(n, 5, *places, generator=generator),
+        "clean_preds": 2 * torch.randn(n, 5, *places, generator=generator),
+        "target": torch.randint(0, 5, shape, generator=generator),
+        "groups": torch.randint(0, 4, (n,), generator=generator),
+    }
+    if isinstance(metric, MeanSquaredError):  # eighths, whose squares and their sums are exact
+        values["preds"] = torch.randint(-99, 99, shape, generator=generator) / 8
+        values["target"] = values["target"].float()
+    return metric._filter_kwargs(**values)
+
+
+def only(batch: dict[str, torch.Tensor], rows: Any) -> dict[str, torch.Tensor]:
+    return {key: value[rows] for key, value in batch.items()}
+
+
+@pytest.mark.parametrize("metric", ALL)
 def test_two_halves_merge_into_the_whole(metric):
-    logits, target = predictions(200)
-    whole, first, second = metric(), metric(), metric()
-    whole.update(logits, target)
-    first.update(logits[:77], target[:77])
-    second.update(logits[77:], target[77:])
-    for state in whole.metric_state:  # as the reduction over processes does
-        setattr(first, state, getattr(first, state) + getattr(second, state))
+    whole, first, second = metric(n_groups=4), metric(n_groups=4), metric(n_groups=4)
+    batch = batch_of(whole)
+    whole.update(**batch)
+    first.update(**only(batch, slice(77)))
+    second.update(**only(batch, slice(77, None)))
+    # as two processes, of which the first gathers the states of both
+    others = itertools.cycle(second.metric_state.values())
+    first.distributed_available_fn = lambda: True
+    first.dist_sync_fn = lambda state, group: [state, next(others)]
+    local = {state: value.clone() for state, value in first.metric_state.items()}
     assert_same(first, whole)
+    assert same_values(first.estimates(), whole.estimates())
+    for state, value in first.metric_state.items():
+        assert torch.equal(value, local[state])
+
+
+def same_values(*estimates: Any) -> bool:
+    first, second = ([total, *rest] for total, rest in estimates)
+    return repr(first) == repr(second)  # not a number is as itself
+
+
+@pytest.mark.parametrize("places", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("metric", ALL)
+def test_the_estimates_are_those_of_all_data_and_of_the_data_without_each_group(metric, places):
+    grouped, whole = metric(n_groups=5), metric()
+    batch = batch_of(whole, 60, places)
+    for rows in torch.arange(60).split(25):
+        grouped.update(**only(batch, rows))
+    without_groups = {key: value for key, value in batch.items() if key != "groups"}
+    whole.update(**without_groups)
+    assert_same(grouped, whole)
+    total, rest = grouped.estimates()
+    assert same_values((total, []), (whole.estimates()[0], []))
+    for group in range(5):  # the last is empty, and so without it are all data
+        others = metric()
+        others.update(**only(without_groups, batch["groups"] != group))
+        assert same_values((rest[group], []), (others.estimates()[0], []))
+    assert same_values((rest[4], []), (total, []))
+    assert not same_values((rest[0], []), (total, []))
+    computed = grouped.compute()
+    computed = computed if isinstance(computed, dict) else {grouped.key: computed}
+    rounded = {key: torch.tensor(value).float() for key, value in total.items()}
+    torch.testing.assert_close(computed, rounded, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_estimates_are_no_numbers_where_a_prediction_is_none(metric):
+    broken = metric(n_groups=4)
+    batch = batch_of(broken)
+    batch["preds"] = batch["preds"].clone()
+    batch["preds"][3] = math.nan
+    broken.update(**batch)
+    total, rest = broken.estimates()
+    assert all(math.isnan(value) for value in total.values())
+    bad = batch["groups"][3].item()
+    assert [any(math.isnan(value) for value in each.values()) for each in rest] == [group != bad for group in range(4)]
+
+
+def test_groups_are_at_least_one():
+    with pytest.raises(ValueError, match="n_groups must be at least 1, got 0"):
+        CrossEntropy(0)
 
 
 @pytest.mark.parametrize("metric", EXACT)
@@ -213,6 +302,19 @@ def test_cross_entropy_equals_that_of_scikit_learn(n):
     metric.update(logits, target)
     reference = log_loss(target.numpy(), logits.double().softmax(1).numpy(), labels=range(5))
     assert metric.compute().item() == pytest.approx(reference, rel=1e-6)
+
+
+def test_losses_of_any_size_add_up_and_those_without_bound_are_none():
+    losses = torch.tensor([2.0**40, 2.0**39, 1e9, 2.0**20 + 0.125])  # beyond a few, the loss of (-z, 0) is z
+    metric = CrossEntropy()
+    for _ in range(100):  # 2^24 times the sum would not fit 64 bits
+        metric.update(torch.stack([-losses, torch.zeros(4)], 1), torch.zeros(4, dtype=torch.long))
+    assert metric.estimates()[0]["loss"] == losses.double().mean().item()
+    for loss in (2.0**41, math.inf):
+        metric.reset()
+        metric.update(torch.tensor([[-loss, 0.0]]), torch.zeros(1, dtype=torch.long))
+        with pytest.raises(ValueError, match="CrossEntropy reads finite predictions, but 1 predictions"):
+            metric.compute()
 
 
 def test_metrics_take_a_class_for_each_pixel():
@@ -414,7 +516,10 @@ def test_the_brier_score_equals_that_of_scikit_learn_and_its_parts_their_definit
     per_class = [
         brier_score_loss(target.numpy() == k, probabilities[:, k].double().numpy(), pos_label=1) for k in range(n_classes)
     ]
-    assert values["brier"] == pytest.approx(sum(per_class), abs=1e-6)  # float32, as all of these
+    score = BrierScore()
+    score.update(logits, target)
+    for value in (values["brier"], score.compute().item()):
+        assert value == pytest.approx(sum(per_class), abs=1e-6)  # float32, as all of these
     parts = plain_murphy(probabilities.double().numpy(), target.numpy(), 15)
     assert list(values.values())[1:] == pytest.approx(parts, abs=1e-6)
     # p - o differs within a bin by the spread of p, at most w = 1/15: a variance of at most w^2 / 4 for each class, and twice a
@@ -522,3 +627,215 @@ def test_a_random_ranking_has_half_of_the_roc_curve():
     # five standard errors of the Mann-Whitney statistic
     tolerance = 5 * math.sqrt((n + 1) / (12 * n_right * (n - n_right)))
     assert abs(error_auroc(correct, count).item() - 0.5) < tolerance
+
+
+def plain_detected(noisy: list[int], clean: list[int]) -> float:
+    """The definition, in a loop over thresholds."""
+    threshold = max(t for t in range(max(noisy + clean) + 1) if np.mean([c < t for c in clean]) <= 0.05)
+    return float(np.mean([c < threshold for c in noisy]))
+
+
+@pytest.mark.parametrize("n_levels", [2, 9, 1000])
+@pytest.mark.parametrize("n", [1, 20, 400])
+def test_detection_equals_its_definitions(n, n_levels):
+    # log-odds in the middle of bins, so that a tie is a tie in any precision
+    generator = torch.Generator().manual_seed(n_levels)
+    noisy = torch.randint(0, n_levels, (n,), generator=generator)
+    clean = (torch.randint(0, n_levels, (n,), generator=generator) + n_levels // 4).clamp(max=n_levels - 1)
+    logits = [torch.stack([(level + 0.5) * 36 / 4096, torch.zeros(n)], 1) for level in (noisy, clean)]
+    metric = NoiseDetection()
+    metric.update(*logits)
+    values = metric.estimates()[0]
+    is_noisy = np.repeat([1, 0], n)
+    assert values["noise_auroc"] == pytest.approx(roc_auc_score(is_noisy, -torch.cat([noisy, clean]).numpy()), abs=1e-12)
+    assert values["noise_detected"] == plain_detected(noisy.tolist(), clean.tolist())
+
+
+def test_noise_that_is_not_there_is_not_detected_and_ties_are_told_for_none():
+    clean = predictions(1000)[0]
+    metric = NoiseDetection()
+    metric.update(clean, clean)
+    assert metric.compute()["noise_auroc"] == 0.5
+    assert 0 < metric.compute()["noise_detected"] <= 0.05
+    assert noise_detected(torch.tensor([0, 7]), torch.tensor([0, 5])) == 0
+    assert noise_detected(torch.tensor([7, 0]), torch.tensor([0, 5])) == 1
+    assert noise_detected(torch.tensor([7, 0]), torch.tensor([2, 38])) == 1  # exactly 5 %
+    assert noise_detected(torch.tensor([7, 0]), torch.tensor([3, 37])) == 0
+
+
+def test_the_histogram_of_the_entropy_is_that_of_numpy():
+    logits = torch.cat([predictions(1000)[0], torch.zeros(1, 5), 200 * torch.eye(5)])  # and both ends
+    metric = PredictiveEntropy(5)
+    metric.update(logits)
+    limits, counts = metric.histogram()
+    assert (limits[0], limits[-1], len(limits)) == (0, math.log(5), 65)
+    entropy = np.minimum(scipy_entropy(logits.double().softmax(1).numpy(), axis=1), math.log(5))
+    assert counts == np.histogram(entropy, limits)[0].tolist()
+    with pytest.raises(ValueError, match=r"PredictiveEntropy\(num_classes=4\) got logits of 5 classes"):
+        PredictiveEntropy(4).update(logits)
+
+
+def test_the_squared_error_equals_that_of_scikit_learn_and_is_float32_where_there_is_no_other(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    preds, target = torch.randn(2, 50, 3, generator=generator)
+    metric = MeanSquaredError()
+    metric.update(preds, target)
+    assert metric.compute().item() == pytest.approx(mean_squared_error(target.numpy(), preds.numpy()), rel=1e-6)  # float32
+    monkeypatch.setattr(scores, "_WITHOUT_FLOAT64", {"meta"})
+    assert metric.to("cpu").error_sum.dtype == torch.float64
+    metric.to("meta")
+    assert metric.error_sum.dtype == torch.float32
+    metric.reset()
+    assert metric.error_sum.dtype == torch.float32
+
+
+def of_task(task: Task, n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    if task == "multiclass":
+        return predictions(n)
+    shape = (n, 3) if task == "multilabel" else (n,)
+    preds = 2 * torch.randn(shape, generator=generator)
+    return preds, torch.randn(shape, generator=generator) if task == "regression" else (torch.randn(shape) > 0).float()
+
+
+@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel", "regression"])
+def test_a_monitor_measures_what_each_metric_does(task):
+    preds, target = as_classes(*of_task(task), task)
+    clean, groups = preds + 1, torch.arange(64) % 20
+    metrics = monitor_metrics(task, 5, n_groups=20)
+    for clean_preds in (clean, Predictions(clean)):
+        metrics.reset()
+        for rows in torch.arange(64).split(23):
+            part = Predictions(clean[rows]) if isinstance(clean_preds, Predictions) else clean[rows]
+            metrics.update(preds=preds[rows], target=target[rows], clean_preds=part, groups=groups[rows])
+        total, rest = metrics.estimates()
+        assert metrics.sizes() == (torch.bincount(groups) * (target.numel() // 64)).tolist()
+        assert metrics.compute().keys() == total.keys() == rest[0].keys()
+        assert task == "regression" or set(LOGGED) <= total.keys()
+        for metric in metrics.values():
+            alone: Any = copy.deepcopy(metric)
+            alone.reset()
+            alone.update(**alone._filter_kwargs(preds=preds, target=target, clean_preds=clean, groups=groups))
+            values, without = alone.estimates()
+            assert repr(values) == repr({key: total[key] for key in values})
+            assert repr(without[7]) == repr({key: rest[7][key] for key in values})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8, torch.long])
+@pytest.mark.parametrize("shape", [(40,), (40, 1), (40, 3), (8, 1, 4, 5)])
+def test_a_binary_logit_becomes_two_of_the_same_probability_and_loss(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    z = 3 * torch.randn(shape, generator=generator)
+    target = torch.randint(0, 2, shape, generator=generator).to(dtype)
+    check_classes(target, 2, "binary")
+    for task in ("binary", "multilabel"):
+        logits, classes = as_classes(z.double(), target, task)
+        assert logits.shape == (shape[0], 2, *shape[1:])
+        assert classes.dtype == torch.long
+        assert torch.equal(classes, target.long())
+        torch.testing.assert_close(logits.softmax(1)[:, 1], z.double().sigmoid())
+        loss = CrossEntropy()
+        loss.update(logits, classes)
+        reference = F.binary_cross_entropy_with_logits(z.double(), target.double()).item()
+        assert loss.estimates()[0]["loss"] == pytest.approx(reference, abs=2**-24)  # the resolution of the sums
+    squeezed, classes = as_classes(z[:, None], target, "binary")
+    assert torch.equal(squeezed, logits.float())
+    assert classes.shape == shape
+
+
+def test_half_precision_is_read_in_float32():
+    for task in ("multiclass", "binary", "regression"):
+        preds, target = of_task(task)
+        assert as_classes(preds.half(), target, task)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("task", "preds", "target"),
+    [
+        ("multiclass", torch.zeros(4), torch.zeros(4).long()),
+        ("multiclass", torch.zeros(4, 1), torch.zeros(4).long()),
+        ("multiclass", torch.zeros(4, 3), torch.zeros(4, 1).long()),
+        ("multiclass", torch.zeros(4, 3).long(), torch.zeros(4).long()),
+        ("multiclass", None, torch.zeros(4).long()),
+        ("binary", torch.zeros(4, 2), torch.zeros(4)),
+        ("binary", torch.zeros(4), torch.zeros(4, 1)),
+        ("binary", torch.zeros(4).bool(), torch.zeros(4)),
+        ("multilabel", torch.zeros(4, 3), torch.zeros(4)),
+        ("multilabel", torch.zeros(4, 1), torch.zeros(4)),
+        ("regression", torch.zeros(4, 1), torch.zeros(4)),
+        ("regression", torch.zeros(4), torch.zeros(4).long()),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(task, preds, target):
+    with pytest.raises(ValueError, match=f"the module returned .* but metrics='{task}' reads .*; give predict=…, targets=…"):
+        as_classes(preds, target, task)
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "message"),
+    [
+        ("multiclass", torch.tensor([0, 3]), r"class indices in \[0, 3\), got int64 \(2,\) from 0 to 3"),
+        ("multiclass", torch.tensor([0, -1]), "from -1 to 0"),
+        ("multiclass", torch.tensor([0.0, 1.0]), "got float32 .* give metrics='binary'"),
+        ("multiclass", torch.tensor([True, False]), "got bool"),
+        ("binary", torch.tensor([0.0, 0.3]), "metrics='binary' reads targets of 0 and 1, got float32"),
+        ("multilabel", torch.tensor([[0, 2]]), "metrics='multilabel' reads targets of 0 and 1, got int64 .* from 0 to 2"),
+    ],
+)
+def test_targets_that_are_not_of_the_task_are_refused(task, target, message):
+    with pytest.raises(ValueError, match=message):
+        check_classes(target, 3, task)
+
+
+def test_what_targets_can_be_is_taken():
+    check_classes(torch.tensor([0, 2]), 3)
+    check_classes(torch.zeros(0), 3)
+    check_classes(torch.tensor([0.5, -7.0]), 3, "regression")
+
+
+def test_the_area_is_that_of_numpy_in_units_of_the_level():
+    curve = {0.5: 0.2, 0.0: 1.0, 0.1: 0.9, 2.0: 0.1}
+    levels = sorted(curve)
+    expected = trapezoid([curve[level] for level in levels], levels) / 2
+    assert area_under_curve(curve) == pytest.approx(expected, rel=1e-15)
+    assert area_under_curve({3.0: 0.7}) == 0.7
+
+
+def test_corruption_errors_are_ratios_of_sums_and_their_mean():
+    assert corruption_error([0.5, 0.25], [1.0, 0.5]) == 0.5
+    assert math.isnan(corruption_error([0.1], [0.0]))
+    assert mean_corruption_error({"a": [0.5, 0.5], "b": [0.3]}, {"b": [0.2], "a": [1.0, 1.0]}) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="of the levels of the baseline, got 1 and 2"):
+        corruption_error([0.1], [0.1, 0.2])
+    with pytest.raises(ValueError, match=r"of the noises of the baseline, got \['a'\] and \['b'\]"):
+        mean_corruption_error({"a": [0.1]}, {"b": [0.1]})
+
+
+def test_the_summary_of_a_classifier_and_of_anything_else():
+    clean = {"accuracy": 0.9, "loss": 0.3}
+    noisy = {
+        ("gaussian", 1.0): {"accuracy": 0.7, "loss": 0.5},
+        ("gaussian", 0.5): {"accuracy": 0.8, "loss": 0.4},
+        ("weight", 0.2): {"accuracy": 0.5, "loss": 1.3},
+    }
+    summary = robustness_summary(clean, noisy, chance=0.1, weights=["weight"])
+    expected = {
+        "gaussian/accuracy_drop": 0.15,
+        "gaussian/loss_drop": -0.15,
+        "gaussian/accuracy_area": 0.8,  # a straight line from 0.9 to 0.7
+        "gaussian/accuracy_retention": 0.65 / 0.8,
+        "weight/accuracy_drop": 0.4,
+        "weight/loss_drop": -1.0,
+        "weight/sensitivity": 1.0,
+        "weight/accuracy_area": 0.7,
+        "weight/accuracy_retention": 0.5,
+        "accuracy_mean": 2 / 3,
+        "loss_mean": 2.2 / 3,
+        "score": (0.9 + 2 / 3) / 2,
+    }
+    assert summary == pytest.approx(expected)
+    unknown = robustness_summary(clean, noisy, chance=None, weights=["weight"])
+    assert unknown == {key: value for key, value in summary.items() if not key.endswith("retention")}
+    losses = {probe: {"loss": metrics["loss"]} for probe, metrics in noisy.items()}
+    own = robustness_summary({"loss": 0.3}, losses, chance=None)
+    assert own.keys() == {"gaussian/loss_drop", "weight/loss_drop", "loss_mean"}
