@@ -743,6 +743,15 @@ def test_a_binary_logit_becomes_two_of_the_same_probability_and_loss(shape, dtyp
     assert classes.shape == shape
 
 
+def test_predictions_that_are_read_once_can_meet_several_targets():
+    logits, target = predictions(50)
+    shared, first, second = Predictions(logits), CrossEntropy(), CrossEntropy()
+    for labels in (target, target.roll(1)):
+        first.update(shared, labels)
+        second.update(logits, labels)
+    assert_same(first, second)
+
+
 def test_half_precision_is_read_in_float32():
     for task in ("multiclass", "binary", "regression"):
         preds, target = of_task(task)

@@ -141,7 +141,7 @@ class PredictiveEntropy(Sums[Tensor]):
         """
         preds = Predictions.of(preds)
         preds.check_classes(self, self.num_classes)
-        # a probability of 0 adds nothing, and below the bound all are; in place, as a third tensor of all classes would cost more
+        # a probability of 0 adds nothing, and below the bound all are; in place, as a third such tensor would cost more
         entropy = -preds.log_probabilities.clamp_min(-1000.0).mul_(preds.probabilities).sum(1).nan_to_num(0.0)
         self._add(groups, entropy_sum=whole(entropy), undefined=preds.undefined)
         bins = bin_indices(entropy / math.log(self.num_classes), self.n_bins)
