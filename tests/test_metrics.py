@@ -49,7 +49,7 @@ from lightning_noise.metrics import (
     scores,
 )
 from lightning_noise.metrics.base import Predictions
-from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_classes, monitor_metrics
+from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_target, monitor_metrics
 
 
 def brier_decomposition(n_groups: int = 1) -> BrierDecomposition:
@@ -727,7 +727,7 @@ def test_a_binary_logit_becomes_two_of_the_same_probability_and_loss(shape, dtyp
     generator = torch.Generator().manual_seed(0)
     z = 3 * torch.randn(shape, generator=generator)
     target = torch.randint(0, 2, shape, generator=generator).to(dtype)
-    check_classes(target, 2, "binary")
+    check_target(target, torch.zeros(1, 2), "binary")
     for task in ("binary", "multilabel"):
         logits, classes = as_classes(z.double(), target, task)
         assert logits.shape == (shape[0], 2, *shape[1:])
@@ -793,13 +793,13 @@ def test_predictions_that_do_not_fit_are_refused(task, preds, target):
 )
 def test_targets_that_are_not_of_the_task_are_refused(task, target, message):
     with pytest.raises(ValueError, match=message):
-        check_classes(target, 3, task)
+        check_target(target, torch.zeros(1, 3), task)
 
 
 def test_what_targets_can_be_is_taken():
-    check_classes(torch.tensor([0, 2]), 3)
-    check_classes(torch.zeros(0), 3)
-    check_classes(torch.tensor([0.5, -7.0]), 3, "regression")
+    check_target(torch.tensor([0, 2]), torch.zeros(2, 3), "multiclass")
+    check_target(torch.zeros(0), torch.zeros(0, 3), "multiclass")
+    check_target(torch.tensor([0.5, -7.0]), torch.zeros(2), "regression")
 
 
 def test_the_area_is_that_of_numpy_in_units_of_the_level():
