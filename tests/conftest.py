@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -123,3 +126,15 @@ def assert_same(one: Sequence[Tensor], two: Sequence[Tensor]) -> None:
 def _no_seed_left_behind(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _packages_are_searched_once():
+    """Each trainer asks every installed package for callbacks, which takes longer than the rest of making it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_fabric.utilities.registry.entry_points", cache(entry_points))
+        yield
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays; the search for a batch size has garbage collected a dozen times

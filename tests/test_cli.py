@@ -243,7 +243,7 @@ def test_noise_in_the_model_reads_back(call, tmp_path: Path):
     assert_reads_back(call, tmp_path)
 
 
-@pytest.mark.parametrize("member", LABELS, ids=repr)
+@pytest.mark.parametrize("member", LABELS, ids=lambda member: getattr(member, "__name__", repr(member)))
 def test_a_label_noise_reads_back(member, tmp_path: Path):
     assert_reads_back(partial(TargetNoise, member, 0.1), tmp_path)
 
