@@ -1,4 +1,4 @@
-"""The one place where a batch of the training loop is exchanged for a noisy one.
+"""The one place where a batch of the loop is exchanged for a noisy one.
 
 No Lightning hook lets a callback return a new batch, and the ways around that are each wrong somewhere: writing into the batch
 does nothing for tuples and corrupts the data set for tensors, wrapping a transfer hook misses data modules that override it,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Perturbing", "TrainingDispatcher", "parameters_of", "perturbing"]
+__all__ = ["EvaluationDispatcher", "Perturbing", "Replaying", "TrainingDispatcher", "parameters_of", "perturbing"]
 
 
 class Perturbing(ABC):
@@ -97,9 +97,7 @@ class TrainingDispatcher:
         if dispatcher := TrainingDispatcher.of(trainer):
             for handle in dispatcher._handles:
                 handle.remove()
-            del trainer.strategy.training_step
-            if trainer.strategy.training_step != dispatcher.step:  # somebody had set it on the instance
-                trainer.strategy.training_step = dispatcher.step  # type: ignore[method-assign]
+            _put_back(trainer, "training_step", dispatcher.step)
             # by an exception, so that a perturbation only undoes what it did, and does not complain of something else
             dispatcher.perturbations.__exit__(RuntimeError, RuntimeError("the run has ended"), None)
 
@@ -180,10 +178,54 @@ class TrainingDispatcher:
         return self._fetching
 
 
+class Replaying(ABC):
+    """What the dispatcher of validation and test asks of a callback."""
+
+    @abstractmethod
+    def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
+        """Runs the step on noisy copies of the batch, and leaves everything as it was."""
+
+
+class EvaluationDispatcher:
+    """Stands in for ``strategy.validation_step`` or ``test_step``, and has the batch replayed before the user's own step.
+
+    It comes before the user's step and not after, so that it has batch and random streams as the user's step is to find them.
+    """
+
+    def __init__(self, trainer: Trainer, name: str):
+        self.trainer = trainer
+        self.step = getattr(trainer.strategy, name)
+
+    @staticmethod
+    def attach(trainer: Trainer, name: str) -> None:
+        """Attaches a dispatcher to the step of this name, unless there is one."""
+        if not isinstance(vars(trainer.strategy).get(name), EvaluationDispatcher):
+            setattr(trainer.strategy, name, EvaluationDispatcher(trainer, name))
+
+    @staticmethod
+    def detach(trainer: Trainer) -> None:
+        """Leaves the strategy as it was."""
+        for name in ("validation_step", "test_step"):
+            if isinstance(dispatcher := vars(trainer.strategy).get(name), EvaluationDispatcher):
+                _put_back(trainer, name, dispatcher.step)
+
+    def __call__(self, batch: Any, *indices: int) -> Any:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Replaying):
+                callback.replay(self.trainer, self.step, batch, *indices)
+        return self.step(batch, *indices)
+
+
 def parameters_of(*optimizers: Optimizer) -> list[Parameter]:
     """Returns the parameters of the optimizers, each once."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     return list(dict.fromkeys(parameter for group in groups for parameter in group["params"]))
+
+
+def _put_back(trainer: Trainer, name: str, step: Callable[..., Any]) -> None:
+    delattr(trainer.strategy, name)
+    if getattr(trainer.strategy, name) != step:  # somebody had set it on the instance
+        setattr(trainer.strategy, name, step)
 
 
 class _Fetching(Iterator[Any]):

@@ -1,0 +1,227 @@
+"""A module run in a state of its own, after which the module and the trainer are as they were.
+
+What a step leaves behind lies in attributes, containers, buffers and metrics of the module. Of these only the contents are
+exchanged and never the objects, because a module may hold one object in several places: the same metric as an attribute and in
+a dict. Each state has tensors of its own, so that what is written in place never reaches those of the user.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from lightning_noise.batch import leaves, replace
+from lightning_noise.perturb import like
+
+try:
+    from pytorch_lightning import LightningModule
+    from pytorch_lightning.utilities.seed import isolate_rng
+except ImportError:  # the other Lightning alone is installed
+    from lightning.pytorch import LightningModule  # type: ignore[import-not-found, no-redef]
+    from lightning.pytorch.utilities.seed import isolate_rng  # type: ignore[import-not-found, no-redef]
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+__all__ = ["Silent", "State", "own_copy", "same_streams", "unchanged"]
+
+Contents = list[tuple[Any, Any]]  # containers, each with what it holds
+
+# generators and arrays are changed in place, too
+_COPIED = (Tensor, np.ndarray, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+# of modules the parameters and hooks, of Lightning which hook is running, and of metrics the constants that they begin with
+_NOT_STATE = frozenset(name for name in vars(LightningModule()) if name.startswith("_")) - {"_buffers", "_modules"} | {
+    "_defaults"
+}
+# objects of such classes are no state of a module, and through them one would come to the trainer and the data
+_FOREIGN = {"torch", "pytorch_lightning", "lightning", "lightning_fabric"} | (
+    sys.stdlib_module_names - {"abc", "builtins", "collections", "typing"}
+)
+
+
+class State:
+    """What a module holds beside its parameters, at first a copy of what it holds now.
+
+    It is reached through attributes, registered modules, lists, dicts, sets and objects of classes of the user. Learning rates
+    and their schedulers belong to it, too.
+
+    Args:
+        trainer: The trainer of the module.
+    """
+
+    def __init__(self, trainer: Trainer):
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        groups = [optimizer.param_groups for optimizer in trainer.optimizers]
+        self._roots = [trainer.lightning_module, *schedulers, *groups]
+        self._contents = _copied(_contents(self._roots))
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Puts the state into the module within, keeps what becomes of it there, and puts back what the module held."""
+        before = _contents(self._roots)
+        try:
+            _put(self._contents)
+            yield
+        finally:
+            self._contents = _contents(self._roots)
+            _put(before)
+
+
+@contextmanager
+def unchanged(trainer: Trainer) -> Iterator[None]:
+    """Restores random streams, gradients and what the trainer and the parts of it that log hold, after what is done within.
+
+    Raises:
+        RuntimeError: An optimizer of the trainer would update the weights.
+    """
+    parameters = list(trainer.lightning_module.parameters())
+    gradients = [parameter.grad for parameter in parameters]
+    kept = [(vars(part), dict(vars(part))) for part in (trainer, trainer._evaluation_loop, trainer._logger_connector)]
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: _refuse(trainer, optimizer))
+    with ExitStack() as stack:
+        stack.callback(handle.remove)
+        stack.callback(_put, kept)
+        stack.enter_context(same_streams())
+        stack.callback(_set_gradients, parameters, gradients)
+        _set_gradients(parameters, [None] * len(parameters))
+        yield
+
+
+@contextmanager
+def same_streams() -> Iterator[None]:
+    """Restores the global random streams of torch, numpy and Python, also after an exception."""
+    streams = isolate_rng()
+    streams.__enter__()
+    try:
+        yield
+    finally:
+        streams.__exit__(None, None, None)  # an exception, it would not restore anything after
+
+
+def own_copy(batch: Any) -> Any:
+    """Returns the batch with tensors and containers of its own, so that a step may write to them.
+
+    They are no inference tensors, because a step may differentiate with respect to them.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        for path, leaf in leaves(batch):
+            batch = replace(batch, path, _clone(leaf))
+    return batch
+
+
+class Silent:
+    """Stands for a logger, or for a part of one: numbers and texts are those of the logger, and no call does anything."""
+
+    def __init__(self, logger: Any):
+        self._silenced = logger
+
+    @property  # a module may ask which logger it is
+    def __class__(self) -> type:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self._silenced)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._silenced, name, None)
+        return value if isinstance(value, str | int | float | None) else Silent(value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Silent:
+        return Silent(None)
+
+    __getitem__ = __setitem__ = __call__
+
+
+def _container(value: Any) -> Any:
+    """The container in which a value keeps its state, if it is one of those that have one."""
+    if isinstance(value, list | dict | set | deque):
+        return value
+    if isinstance(value, nn.Module | LRScheduler):
+        return vars(value)
+    if not hasattr(value, "__dict__") or isinstance(value, (type, FunctionType, ModuleType, *_COPIED)):
+        return None
+    roots = {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
+    return vars(value) if roots.isdisjoint(_FOREIGN) else None
+
+
+def _contents(values: list[Any]) -> Contents:
+    """All containers that are reached from the values, each with what it holds."""
+    found: dict[int, tuple[Any, Any]] = {}
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if isinstance(value, tuple):
+            stack.extend(value)
+        container = _container(value)
+        if container is None or id(container) in found:
+            continue
+        if isinstance(container, dict):
+            held = {key: value for key, value in container.items() if key not in _NOT_STATE}
+            stack.extend(held.values())
+        else:
+            held = list(container)
+            stack.extend(held)
+        found[id(container)] = container, held
+    return list(found.values())
+
+
+def _copied(contents: Contents) -> Contents:
+    """The same with tensors of their own; what was one tensor in two places is one tensor again."""
+    memo: dict[int, Any] = {}
+
+    def own(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(own, value))
+        if not isinstance(value, _COPIED) or isinstance(value, Parameter):
+            return value
+        if id(value) not in memo:
+            memo[id(value)] = _clone(value) if isinstance(value, Tensor) else copy.deepcopy(value)
+        return memo[id(value)]
+
+    with torch.inference_mode(False), torch.no_grad():
+        return [
+            (container, {k: own(v) for k, v in held.items()} if isinstance(held, dict) else [own(v) for v in held])
+            for container, held in contents
+        ]
+
+
+def _put(contents: Contents) -> None:
+    for container, held in contents:
+        if isinstance(container, dict):
+            present = [key for key in container if key not in _NOT_STATE]
+            in_order = list(map(id, present)) == list(map(id, held))
+            for key in [] if in_order else present:
+                del container[key]
+            for key, value in held.items():
+                if key not in container or container[key] is not value:
+                    container[key] = value
+        elif isinstance(container, list):
+            container[:] = held
+        else:
+            container.clear()
+            container.extend(held) if isinstance(container, deque) else container.update(held)
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    return like(tensor, tensor.detach().as_subclass(Tensor).clone())
+
+
+def _set_gradients(parameters: list[Parameter], gradients: list[Any]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+
+
+def _refuse(trainer: Trainer, optimizer: Optimizer) -> None:
+    if optimizer in trainer.optimizers:
+        raise RuntimeError("a step that updates the weights in validation or test cannot be replayed by a ReplayMonitor")

@@ -1,0 +1,302 @@
+"""The user's own validation under noise."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lightning_noise.batch import Path, Selector, find_inputs, get, leaves
+from lightning_noise.callbacks.base import Callback, NoiseCallback
+from lightning_noise.callbacks.dispatch import EvaluationDispatcher, Replaying
+from lightning_noise.callbacks.held_out import CLEAN, Places, Probe, Probes
+from lightning_noise.callbacks.isolation import Silent, State, own_copy, same_streams, unchanged
+from lightning_noise.noise import Noise
+from lightning_noise.perturb import Clip, NoiseFunction
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+__all__ = ["ReplayMonitor"]
+
+Tagged = tuple[str, float]  # the tag of a noise, and a level
+
+
+class ReplayMonitor(Callback, Replaying):
+    r"""Runs the user's own validation once more under each noise and level, and logs every metric that it logs.
+
+    Before each validation or test batch the module's step is run on noisy copies of it, as are the hooks around it, with the
+    weights, the precision and the random streams that the step itself is going to have, and at the end of the epoch the
+    module's ``on_validation_epoch_end``. Metrics of torchmetrics, values of ``self.log`` with any reduction, lists that
+    are filled for the end of the epoch: nothing has to be said of them. Each noise and level has a state of its own, which
+    begins with what the module holds after ``on_validation_epoch_start``.
+
+    ===========================================  =====================================================================
+    key                                          what
+    ===========================================  =====================================================================
+    ``replay/clean/<key>``                       each key that the module logs for the epoch, from a replay without noise
+    ``replay/<noise>/<level>/<key>``             the same under noise
+    ===========================================  =====================================================================
+
+    In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor them, with the advice on
+    ``every_n_epochs`` of :class:`~lightning_noise.RobustnessMonitor`. They are those of all processes, whether or not the
+    module says ``sync_dist``. Rows that a distributed sampler repeats count as they do in the module's own metrics. The noise
+    of a sample is the same in each epoch, for any batch size and number of processes, as there.
+
+    Two noises of five levels cost eleven validations and eleven copies of buffers and of what the metrics hold;
+    ``max_batches`` and ``every_n_epochs`` bound the time.
+
+    The user's run is as without the monitor: attributes, containers, buffers, metrics and objects of the user's classes that
+    the module holds, weights, gradients, random streams, learning rates, the trainer's attributes and metrics, and what the
+    loggers write. Not undone is what leaves the process: files, what is printed, calls of a logger that is not the trainer's.
+    Not seen are slots of objects, what closures and the globals of a module of Python hold, and other callbacks.
+
+    Args:
+        noises: A noise, a list of noises, whose tags are their class names in lower case, or a mapping from tag to noise. A
+            noise callback may stand for a noise.
+        levels: The levels of all noises, or a mapping from tag to levels; left out, the ``severities`` of each noise.
+        inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
+        clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
+        relative: Levels are in units of the standard deviation of each sample.
+        every_n_epochs: How often to replay during a fit.
+        max_batches: How many batches of each loader to replay; left out, all.
+        seed: The seed of the draws. It is not that of the run, so that runs are compared on the same noise.
+        name: The first part of the keys, of which a trainer can have one.
+
+    Raises:
+        RuntimeError: The step updates the weights.
+        ValueError: A level, tag or path is wrong, the run has no validation, the step takes an iterator instead of a batch, or
+            the processes log different keys.
+
+    Example:
+        >>> from lightning_noise import noise
+        >>> monitor = ReplayMonitor([noise.Gaussian(), noise.Impulse()], levels=[0.1, 0.2])
+        >>> monitor.levels
+        {'gaussian': (0.1, 0.2), 'impulse': (0.1, 0.2)}
+    """
+
+    def __init__(
+        self,
+        noises: Noise | NoiseCallback | Sequence[Probe] | Mapping[str, Probe] | NoiseFunction,
+        levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        *,
+        inputs: Selector | None = None,
+        clip: Clip | None = None,
+        relative: bool = False,
+        every_n_epochs: int = 1,
+        max_batches: int | None = None,
+        seed: int = 0,
+        name: str = "replay",
+    ):
+        if every_n_epochs < 1 or (max_batches is not None and max_batches < 1):
+            raise ValueError(f"every_n_epochs and max_batches must be at least 1, got {every_n_epochs} and {max_batches}")
+        self.probes = Probes(noises, levels, clip=clip, relative=relative, seed=seed)
+        self.noises = self.probes.noises
+        self.levels = self.probes.levels
+        self.inputs = inputs
+        self.clip = self.probes.clip
+        self.relative = relative
+        self.every_n_epochs = every_n_epochs
+        self.max_batches = max_batches
+        self.seed = seed
+        self.name = name
+        self._end()
+
+    # --- hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, ReplayMonitor)]  # type: ignore[attr-defined]
+        if sum(monitor.name == self.name for monitor in monitors) > 1:
+            raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:
+            raise ValueError(
+                "ReplayMonitor needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0"
+            )
+        if 0 < (trainer.max_epochs or 0) < self.every_n_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(f"every_n_epochs={self.every_n_epochs} never comes in a run of {trainer.max_epochs} epochs")
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._start_batch(trainer, batch_idx, dataloader_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._start_batch(trainer, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer, pl_module, self.name)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer, pl_module, f"test/{self.name}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end()
+        EvaluationDispatcher.detach(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end()
+        EvaluationDispatcher.detach(trainer)
+
+    # --- replaying
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end()
+        step = f"{_stage(trainer)}_step"
+        if "dataloader_iter" in inspect.signature(getattr(pl_module, step)).parameters:
+            raise ValueError(f"ReplayMonitor cannot replay a {step}(dataloader_iter), which fetches each batch only once")
+        EvaluationDispatcher.attach(trainer, step)
+
+    def _end(self) -> None:
+        self._replays: dict[Tagged, _Replay] = {}
+        self._places: dict[int, Places] = {}
+        self._batch_idx = self._dataloader_idx = 0
+
+    def _start_batch(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
+        self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
+        skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
+        if not self._replays and (trainer.sanity_checking or not skipped):
+            # at the first batch and before the module's own hook: all begin with what the module holds now
+            self._replays = {tagged: _Replay(trainer) for tagged in [(CLEAN, 0.0), *self._tagged(trainer)]}
+
+    def _tagged(self, trainer: Trainer) -> list[Tagged]:
+        if trainer.sanity_checking:  # what does not fit is said before the training
+            return [(tag, max(self.levels[tag])) for tag, probe in self.noises.items() if isinstance(probe, NoiseCallback)]
+        return [(tag, level) for tag, levels in self.levels.items() for level in levels]
+
+    def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
+        if not self._replays or (self.max_batches is not None and self._batch_idx >= self.max_batches):
+            return
+        loader = trainer._results.dataloader_idx  # type: ignore[union-attr]  # None where there is one alone
+        for tagged, perturbation in self._perturbations(trainer, batch):
+            replay = self._replays[tagged]
+            with replay.entered(), perturbation as noisy:
+                replay.run(step, own_copy(noisy), indices, self._batch_idx, loader)
+
+    def _perturbations(self, trainer: Trainer, batch: Any) -> Iterator[tuple[Tagged, AbstractContextManager[Any]]]:
+        paths, rows = self._located(batch)
+        places = self._places.setdefault(self._dataloader_idx, Places())
+        positions, _ = places.take(trainer, self._dataloader_idx, self._batch_idx, rows)
+        yield (CLEAN, 0.0), nullcontext(batch)
+        arguments = trainer, trainer.lightning_module, batch, paths, positions
+        if trainer.sanity_checking:
+            # the trials first, because there are some of noises that yield nothing
+            for perturbation, tagged in zip(self.probes.trials(*arguments), self._tagged(trainer), strict=False):
+                yield tagged, perturbation
+        else:
+            yield from self.probes.perturbations(*arguments)
+
+    def _located(self, batch: Any) -> tuple[list[Path], int]:
+        """The paths of the inputs, and the number of rows of the batch."""
+        if self.inputs is None and all(isinstance(probe, NoiseCallback) for probe in self.noises.values()):
+            return [], next((len(leaf) for _, leaf in leaves(batch) if leaf.ndim), 0)  # they know their inputs themselves
+        paths = find_inputs(batch, self.inputs, absent=True)
+        self.probes.check(batch, paths)
+        return paths, len(get(batch, paths[0])) if paths else 0
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
+        EvaluationDispatcher.detach(trainer)
+        values = {tagged: replay.finished() for tagged, replay in self._replays.items()}
+        self._end()
+        if not trainer.sanity_checking:
+            logged = {f"{prefix}/{_named(*tagged)}/{key}": x for tagged, found in values.items() for key, x in found.items()}
+            # the values are those of all processes already; on each of them, so that callbacks can monitor them
+            pl_module.log_dict(logged, sync_dist=True, rank_zero_only=True, add_dataloader_idx=False)
+
+
+class _Replay:
+    """A validation at one noise and level, in a state of its own.
+
+    What the module logs is taken by another of Lightning's own collections of results, so that reductions, batch sizes and the
+    suffixes of several loaders are those of the user's metrics.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.state = State(trainer)
+        self.results: Any = type(trainer._results)(training=False)  # type: ignore[call-arg, misc]
+        # what `trainer.callback_metrics` and the like have read so far
+        self._read = {key: dict(read) for key, read in vars(trainer._logger_connector).items() if isinstance(read, dict)}
+        self._collected: set[str] = set()
+        self._values: dict[str, Tensor] = {}
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Puts state, results and silent loggers in the place of the user's within."""
+        trainer = self.trainer
+        with unchanged(trainer), self.state.entered():
+            trainer.loggers = [Silent(logger) for logger in trainer.loggers]  # type: ignore[assignment, misc]
+            trainer._evaluation_loop._results = self.results
+            vars(trainer._logger_connector).update(self._read)
+            yield
+
+    def run(self, step: Callable[..., Any], batch: Any, indices: tuple[int, ...], batch_idx: int, loader: int | None) -> None:
+        """Runs the step on the batch, and the module's hooks before and after it; to be entered."""
+        if loader != self.results.dataloader_idx:
+            self._collect()  # as Lightning does between two loaders, which may share a metric
+        self.results.dataloader_idx, self.results.batch, self.results.batch_size = loader, batch, None
+        arguments = (batch, batch_idx) if loader is None else (batch, batch_idx, loader)
+        with same_streams():  # the step is to find what the user's step will
+            self._call("batch_start", *arguments)
+        self._call("batch_end", step(batch, *indices), *arguments)
+
+    def finished(self) -> dict[str, Tensor]:
+        """Ends the epoch of the module in this state, and returns what it logged for the epoch."""
+        with self.entered():
+            self._collect()
+            self.results.dataloader_idx = self.results.batch = self.results.batch_size = None
+            self._call("epoch_end")
+            self._collect()
+        return self._values
+
+    def _call(self, event: str, *arguments: Any) -> None:
+        """Calls a hook of the module, in which it may log."""
+        module = self.trainer.lightning_module
+        before, name = module._current_fx_name, f"on_{_stage(self.trainer)}_{event}"
+        module._current_fx_name = name
+        getattr(module, name)(*arguments)
+        module._current_fx_name = before
+
+    def _collect(self) -> None:
+        """Computes, over all processes, what was logged since it was called last."""
+        new = {key: metric for key, metric in self.results.valid_items() if key not in self._collected and metric.meta.on_epoch}
+        if self.trainer.world_size > 1:  # what one process alone logs has no value on the others
+            new = {key: metric for key, metric in new.items() if not metric.meta.sync.rank_zero_only}
+        strategy = self.trainer.strategy
+        if not strategy.reduce_boolean_decision(strategy.broadcast([*new]) == [*new]):
+            raise ValueError(f"the processes log different keys, so that they cannot be reduced; this one logs {[*new]}")
+        for metric in new.values():
+            self._reduce(metric)
+        read = self.results.metrics(on_step=False)["callback"]
+        self._read["_callback_metrics"].update(read)
+        self._values |= {name: read[name] for metric in new.values() for name, _ in [self.results._forked_name(metric, False)]}
+        self._collected |= new.keys()
+
+    def _reduce(self, metric: Any) -> None:
+        """Makes the value of a key that of all processes, whether or not the user does; metrics do so themselves."""
+        if metric.is_tensor:
+            operation = "sum" if metric.meta.is_mean_reduction else metric.meta.reduce_fx.__name__
+            metric.value = self.trainer.strategy.reduce(metric.value, reduce_op=operation)
+            if metric.meta.is_mean_reduction:
+                metric.cumulated_batch_size = self.trainer.strategy.reduce(metric.cumulated_batch_size, reduce_op="sum")
+            metric._computed, metric.meta.sync.fn, metric.meta.sync.should = None, None, True
+
+
+def _stage(trainer: Trainer) -> str:
+    return "test" if trainer.testing else "validation"
+
+
+def _named(tag: str, level: float) -> str:
+    return tag if tag == CLEAN else f"{tag}/{level:g}"
