@@ -43,6 +43,7 @@ Contents = list[tuple[Any, Any]]  # containers, each with what it holds
 
 # generators and arrays are changed in place, too
 _COPIED = (Tensor, np.ndarray, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+_ATOMS = {int, float, bool, str, type(None), Tensor, Parameter}  # what most attributes and lists hold
 # of modules the parameters and hooks, of Lightning which hook is running, and of metrics the constants that they begin with
 _NOT_STATE = frozenset(name for name in vars(LightningModule()) if name.startswith("_")) - {"_buffers", "_modules"} | {
     "_defaults"
@@ -158,7 +159,7 @@ def _container(value: Any) -> Any:
 def _contents(values: list[Any]) -> Contents:
     """All containers that are reached from the values, each with what it holds."""
     found: dict[int, tuple[Any, Any]] = {}
-    stack = list(values)
+    stack = list(values)  # and what is found on the way, but for what fills long lists
     while stack:
         value = stack.pop()
         if isinstance(value, tuple):
@@ -167,11 +168,11 @@ def _contents(values: list[Any]) -> Contents:
         if container is None or id(container) in found:
             continue
         if isinstance(container, dict):
-            held = {key: value for key, value in container.items() if key not in _NOT_STATE}
-            stack.extend(held.values())
+            held: Any = {key: value for key, value in container.items() if key not in _NOT_STATE}
         else:
             held = list(container)
-            stack.extend(held)
+        parts = held.values() if isinstance(held, dict) else held
+        stack.extend(part for part in parts if type(part) not in _ATOMS)
         found[id(container)] = container, held
     return list(found.values())
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lightning_noise.batch import Path, Selector, find_inputs, get, leaves
@@ -211,9 +212,12 @@ class ReplayMonitor(Callback, Replaying):
         values = {tagged: replay.finished() for tagged, replay in self._replays.items()}
         self._end()
         if not trainer.sanity_checking:
-            logged = {f"{prefix}/{_named(*tagged)}/{key}": x for tagged, found in values.items() for key, x in found.items()}
-            # the values are those of all processes already; on each of them, so that callbacks can monitor them
-            pl_module.log_dict(logged, sync_dist=True, rank_zero_only=True, add_dataloader_idx=False)
+            results: Any = trainer._results
+            for tagged, found in values.items():
+                for key, value in found.items():
+                    # not `self.log`, which refuses the suffixes of loaders; the values are those of all processes already, and
+                    # are given to each of them, so that callbacks can monitor them
+                    results.log(prefix, f"{prefix}/{_named(*tagged)}/{key}", value, sync_dist=True)
 
 
 class _Replay:
@@ -281,7 +285,8 @@ class _Replay:
             self._reduce(metric)
         read = self.results.metrics(on_step=False)["callback"]
         self._read["_callback_metrics"].update(read)
-        self._values |= {name: read[name] for metric in new.values() for name, _ in [self.results._forked_name(metric, False)]}
+        names = [self.results._forked_name(metric, on_step=False)[0] for metric in new.values()]
+        self._values |= {name: read[name].squeeze().to(torch.promote_types(read[name].dtype, torch.float32)) for name in names}
         self._collected |= new.keys()
 
     def _reduce(self, metric: Any) -> None:
