@@ -5,6 +5,7 @@ from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNois
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.mixing import CutMix, Mixup
+from lightning_noise.callbacks.replay import ReplayMonitor
 from lightning_noise.callbacks.robustness import RobustnessMonitor
 from lightning_noise.callbacks.targets import LabelSmoothing, TargetNoise
 from lightning_noise.callbacks.weights import WeightNoise
@@ -21,6 +22,7 @@ __all__ = [
     "Key",
     "LabelSmoothing",
     "Mixup",
+    "ReplayMonitor",
     "RobustnessMonitor",
     "TargetNoise",
     "WeightNoise",

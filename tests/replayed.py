@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_noise import noise
-from lightning_noise.callbacks.replay import ReplayMonitor
+from lightning_noise import ReplayMonitor, noise
 
 
 class Logs(Classifier):

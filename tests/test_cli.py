@@ -33,6 +33,7 @@ from lightning_noise import (
     InputNoise,
     LabelSmoothing,
     Mixup,
+    ReplayMonitor,
     RobustnessMonitor,
     TargetNoise,
     WeightNoise,
@@ -148,7 +149,11 @@ def write(folder: Path, callbacks: list[Any], **trainer: Any) -> Path:
 def found(cli: LightningCLI) -> list[Any]:
     """Our callbacks, to be compared."""
     callbacks: list[pl.Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
-    return [comparable(callback) for callback in callbacks if isinstance(callback, NoiseCallback | RobustnessMonitor)]
+    return [
+        comparable(callback)
+        for callback in callbacks
+        if isinstance(callback, NoiseCallback | RobustnessMonitor | ReplayMonitor)
+    ]
 
 
 def saved(cli: LightningCLI) -> Path:
@@ -223,6 +228,21 @@ IN_THE_MODEL = [
     partial(ActivationNoise, noise.Uniform(), RAMP, ["net.1", "net.4"], relative=True, seed=3, name="hidden"),
     partial(EmbeddingNoise, RAMP, modules="words", mask="attention_mask", seed=3, name="tokens"),
 ]
+REPLAYS = [
+    partial(ReplayMonitor, [noise.Gaussian(), shifted], {"gaussian": [0.1], "shifted": [1.0]}),
+    partial(
+        ReplayMonitor,
+        {"small": noise.Uniform(), "mine": shifted},
+        {"small": [0.1, 0.2], "mine": [0.3]},
+        inputs=["x.*", 1],
+        clip=(None, 2.0),
+        relative=True,
+        every_n_epochs=2,
+        max_batches=1,
+        seed=4,
+        name="again",
+    ),
+]
 LABELS = [
     labels.SmoothLabels(),
     labels.SmoothLabels(n_classes=4),
@@ -240,6 +260,11 @@ def test_noise_in_targets_reads_back_with_all_arguments(call, tmp_path: Path):
 
 @pytest.mark.parametrize("call", IN_THE_MODEL, ids=lambda call: str(spec(call)["init_args"]))
 def test_noise_in_the_model_reads_back(call, tmp_path: Path):
+    assert_reads_back(call, tmp_path)
+
+
+@pytest.mark.parametrize("call", REPLAYS, ids=lambda call: str(spec(call)["init_args"]))
+def test_a_replay_reads_back(call, tmp_path: Path):
     assert_reads_back(call, tmp_path)
 
 
@@ -326,7 +351,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("call", [*CALLBACKS, *ON_TARGETS, *IN_THE_MODEL[1:]], ids=lambda call: call.func.__name__)
+@pytest.mark.parametrize(
+    "call", [*CALLBACKS, *ON_TARGETS, *IN_THE_MODEL[1:], *REPLAYS[1:]], ids=lambda call: call.func.__name__
+)
 def test_no_argument_is_left_at_its_default(call):
     given = arguments(call)
     for name, parameter in inspect.signature(call.func).parameters.items():

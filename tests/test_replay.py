@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassPrecision, MulticlassRecall
 
-from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, Key, WeightNoise, noise
+from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, Key, ReplayMonitor, WeightNoise, noise
 from lightning_noise.callbacks.dispatch import EvaluationDispatcher
-from lightning_noise.callbacks.replay import ReplayMonitor
 from lightning_noise.testing import global_streams
 
 HELD_OUT = Rows(13, seed=1)
