@@ -87,6 +87,7 @@ class Everything(Classifier):
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.calls.append(f"before {batch_idx}")
         self.log("val_before", float(batch_idx))
+        torch.rand(())  # which the step must not find drawn twice
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         x, y = batch
