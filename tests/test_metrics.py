@@ -709,7 +709,6 @@ def test_a_monitor_measures_what_each_metric_does(task):
             part = Predictions(clean[rows]) if isinstance(clean_preds, Predictions) else clean[rows]
             metrics.update(preds=preds[rows], target=target[rows], clean_preds=part, groups=groups[rows])
         total, rest = metrics.estimates()
-        assert metrics.sizes() == (torch.bincount(groups) * (target.numel() // 64)).tolist()
         assert metrics.compute().keys() == total.keys() == rest[0].keys()
         assert task == "regression" or set(LOGGED) <= total.keys()
         for metric in metrics.values():

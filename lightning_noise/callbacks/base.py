@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_noise.batch import Selector
+from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.losses import SoftTargets
 from lightning_noise.noise import Noise, check_level
@@ -107,6 +108,7 @@ class NoiseCallback(Callback, Perturbing):
         self._check_run(trainer)
         self._checked = False
         TrainingDispatcher.attach(trainer)
+        boards.show_text(trainer, f"noise/{self.name}/configuration", boards.configuration(self))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._measured = None

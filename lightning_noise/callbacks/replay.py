@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_noise.batch import Path, Selector, find_inputs, get, leaves
+from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback
 from lightning_noise.callbacks.dispatch import EvaluationDispatcher, Replaying
-from lightning_noise.callbacks.held_out import CLEAN, Places, Probe, Probes
+from lightning_noise.callbacks.held_out import Places, Probe, Probes, check_validation
 from lightning_noise.callbacks.isolation import Silent, State, own_copy, same_streams, unchanged
+from lightning_noise.metrics.measurement import CLEAN, Probed
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction
 
@@ -22,8 +25,6 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["ReplayMonitor"]
-
-Tagged = tuple[str, float]  # the tag of a noise, and a level
 
 
 class ReplayMonitor(Callback, Replaying):
@@ -104,6 +105,7 @@ class ReplayMonitor(Callback, Replaying):
         self.max_batches = max_batches
         self.seed = seed
         self.name = name
+        self._keys: list[str] = []  # that the module logs
         self._end()
 
     # --- hooks
@@ -112,14 +114,13 @@ class ReplayMonitor(Callback, Replaying):
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, ReplayMonitor)]  # type: ignore[attr-defined]
         if sum(monitor.name == self.name for monitor in monitors) > 1:
             raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
+        self._laid_out = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.enable_validation:
-            raise ValueError(
-                "ReplayMonitor needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0"
-            )
-        if 0 < (trainer.max_epochs or 0) < self.every_n_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError(f"every_n_epochs={self.every_n_epochs} never comes in a run of {trainer.max_epochs} epochs")
+        check_validation(trainer, "ReplayMonitor", self.every_n_epochs)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        boards.show_text(trainer, f"{self.name}/configuration", boards.configuration(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
@@ -140,6 +141,10 @@ class ReplayMonitor(Callback, Replaying):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, pl_module, self.name)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and not self._laid_out:
+            self._laid_out = boards.lay_out_all(trainer, self)
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, pl_module, f"test/{self.name}")
 
@@ -151,6 +156,14 @@ class ReplayMonitor(Callback, Replaying):
         self._end()
         EvaluationDispatcher.detach(trainer)
 
+    def charts(self) -> dict[str, list[str]]:
+        """The tags that TensorBoard draws into one chart: clean and noisy values of a key of the module."""
+        return {
+            f"{key} under {tag}": [f"{self.name}/({CLEAN}|{re.escape(tag)}/[^/]*)/{re.escape(key)}$"]
+            for key in self._keys
+            for tag in self.levels
+        }
+
     # --- replaying
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,7 +174,7 @@ class ReplayMonitor(Callback, Replaying):
         EvaluationDispatcher.attach(trainer, step)
 
     def _end(self) -> None:
-        self._replays: dict[Tagged, _Replay] = {}
+        self._replays: dict[Probed, _Replay] = {}
         self._places: dict[int, Places] = {}
         self._batch_idx = self._dataloader_idx = 0
 
@@ -170,32 +183,34 @@ class ReplayMonitor(Callback, Replaying):
         skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
         if not self._replays and (trainer.sanity_checking or not skipped):
             # at the first batch and before the module's own hook: all begin with what the module holds now
-            self._replays = {tagged: _Replay(trainer) for tagged in [(CLEAN, 0.0), *self._tagged(trainer)]}
+            self._replays = {probed: _Replay(trainer) for probed in [Probed(CLEAN), *self._probed(trainer)]}
 
-    def _tagged(self, trainer: Trainer) -> list[Tagged]:
+    def _probed(self, trainer: Trainer) -> list[Probed]:
         if trainer.sanity_checking:  # what does not fit is said before the training
-            return [(tag, max(self.levels[tag])) for tag, probe in self.noises.items() if isinstance(probe, NoiseCallback)]
-        return [(tag, level) for tag, levels in self.levels.items() for level in levels]
+            return [
+                Probed(tag, max(self.levels[tag])) for tag, probe in self.noises.items() if isinstance(probe, NoiseCallback)
+            ]
+        return [Probed(tag, level) for tag, levels in self.levels.items() for level in levels]
 
     def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
         if not self._replays or (self.max_batches is not None and self._batch_idx >= self.max_batches):
             return
         loader = trainer._results.dataloader_idx  # type: ignore[union-attr]  # None where there is one alone
-        for tagged, perturbation in self._perturbations(trainer, batch):
-            replay = self._replays[tagged]
+        for probed, perturbation in self._perturbations(trainer, batch):
+            replay = self._replays[probed]
             with replay.entered(), perturbation as noisy:
                 replay.run(step, own_copy(noisy), indices, self._batch_idx, loader)
 
-    def _perturbations(self, trainer: Trainer, batch: Any) -> Iterator[tuple[Tagged, AbstractContextManager[Any]]]:
+    def _perturbations(self, trainer: Trainer, batch: Any) -> Iterator[tuple[Probed, AbstractContextManager[Any]]]:
         paths, rows = self._located(batch)
         places = self._places.setdefault(self._dataloader_idx, Places())
         positions, _ = places.take(trainer, self._dataloader_idx, self._batch_idx, rows)
-        yield (CLEAN, 0.0), nullcontext(batch)
+        yield Probed(CLEAN), nullcontext(batch)
         arguments = trainer, trainer.lightning_module, batch, paths, positions
         if trainer.sanity_checking:
             # the trials first, because there are some of noises that yield nothing
-            for perturbation, tagged in zip(self.probes.trials(*arguments), self._tagged(trainer), strict=False):
-                yield tagged, perturbation
+            for perturbation, probed in zip(self.probes.trials(*arguments), self._probed(trainer), strict=False):
+                yield probed, perturbation
         else:
             yield from self.probes.perturbations(*arguments)
 
@@ -209,15 +224,16 @@ class ReplayMonitor(Callback, Replaying):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         EvaluationDispatcher.detach(trainer)
-        values = {tagged: replay.finished() for tagged, replay in self._replays.items()}
+        values = {probed: replay.finished() for probed, replay in self._replays.items()}
         self._end()
         if not trainer.sanity_checking:
             results: Any = trainer._results
-            for tagged, found in values.items():
+            self._keys = list(values.get(Probed(CLEAN), self._keys))
+            for probed, found in values.items():
                 for key, value in found.items():
                     # not `self.log`, which refuses the suffixes of loaders; the values are those of all processes already, and
                     # are given to each of them, so that callbacks can monitor them
-                    results.log(prefix, f"{prefix}/{_named(*tagged)}/{key}", value, sync_dist=True)
+                    results.log(prefix, f"{prefix}/{probed.place}/{key}", value, sync_dist=True)
 
 
 class _Replay:
@@ -301,7 +317,3 @@ class _Replay:
 
 def _stage(trainer: Trainer) -> str:
     return "test" if trainer.testing else "validation"
-
-
-def _named(tag: str, level: float) -> str:
-    return tag if tag == CLEAN else f"{tag}/{level:g}"

@@ -319,7 +319,7 @@ class RobustnessMonitor(Callback):
         step, entropies = logging_step(trainer), self._measurement.entropies()
         if boards.takes_figures(trainer):
             for probed, (edges, counts) in entropies.items():
-                boards.show_histogram(trainer, f"{prefix}/{_place(probed)}/entropies", edges, counts, step)
+                boards.show_histogram(trainer, f"{prefix}/{probed.place}/entropies", edges, counts, step)
             if "accuracy" in self._measured or "loss" in self._measured:
                 boards.show(trainer, f"{prefix}/curve", self._curve(found), step)
             if not self._pictured:  # the noise is the same in each epoch
@@ -393,9 +393,5 @@ def _of_shared_draws(spread: Mapping[str, float], weights: Collection[str]) -> d
     return {key: error for key, error in spread.items() if weights and key.partition("/")[0] in {*weights, key}}
 
 
-def _place(probed: Probed) -> str:
-    return probed.tag if probed.tag == CLEAN else f"{probed.tag}/{probed.level:g}"
-
-
 def _title(probed: Probed) -> str:
-    return _place(probed).replace("/", " ")
+    return probed.place.replace("/", " ")

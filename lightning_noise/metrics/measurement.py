@@ -27,6 +27,11 @@ class Probed(NamedTuple):
     level: float = 0.0
     draw: int = 0
 
+    @property
+    def place(self) -> str:
+        """The part of a key that says so, of which the draw is none."""
+        return self.tag if self.tag == CLEAN else f"{self.tag}/{self.level:g}"
+
 
 Values = Mapping[Probed, Mapping[str, float]]
 
