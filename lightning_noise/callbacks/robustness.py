@@ -56,7 +56,7 @@ class RobustnessMonitor(Callback):
     ============================================  ===================================================================
     ``robustness/clean/<metric>``                 a metric without noise
     ``robustness/<noise>/<level>/<metric>``       the same under noise; ``…_se`` its standard error over several draws
-    ``robustness/<noise>/<metric>_drop``          clean minus noisy, averaged over the levels
+    ``robustness/<noise>/accuracy_drop``          clean minus noisy, averaged over the levels; ``loss_drop`` too
     ``robustness/<noise>/accuracy_retention``     share of the skill above chance that is left, averaged over the levels
     ``robustness/<noise>/accuracy_area``          area under the accuracy over the level, from clean on, over its width
     ``robustness/<noise>/sensitivity``            the rise of the loss under noise in weights, averaged over the levels

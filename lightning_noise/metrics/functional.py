@@ -390,8 +390,8 @@ def robustness_summary(
     among the metrics.
 
     Args:
-        clean: Metrics without noise by name.
-        noisy: The same metrics for each tag and level of a noise.
+        clean: Metrics without noise by name, of which drops are told.
+        noisy: These metrics, and others of which only means are wanted, for each tag and level of a noise.
         chance: The accuracy of a guess; None where it is not known, and then there is no retention.
         weights: The tags of noise in weights.
 
@@ -405,7 +405,7 @@ def robustness_summary(
         curves.setdefault(tag, {})[level] = metrics
     summary = {}
     for tag, curve in curves.items():
-        drops = {key: fmean(value - metrics[key] for metrics in curve.values()) for key, value in clean.items()}
+        drops = {key: fmean(clean[key] - metrics[key] for metrics in curve.values()) for key in clean}
         summary |= {f"{tag}/{key}_drop": drop for key, drop in drops.items()}
         if tag in weights and "loss" in clean:
             summary[f"{tag}/sensitivity"] = -drops["loss"]
@@ -415,7 +415,8 @@ def robustness_summary(
             if chance is not None:
                 kept = (retention(accuracy, clean["accuracy"], chance) for accuracy in accuracies.values())
                 summary[f"{tag}/accuracy_retention"] = fmean(kept)
-    summary |= {f"{key}_mean": fmean(metrics[key] for metrics in noisy.values()) for key in clean}
+    every = list(noisy.values())
+    summary |= {f"{key}_mean": fmean(metrics[key] for metrics in every) for key in every[0]}
     if "accuracy" in clean:
         summary["score"] = (clean["accuracy"] + summary["accuracy_mean"]) / 2
     return summary

@@ -18,6 +18,7 @@ from lightning_noise.metrics.monitored import MonitorMetrics
 __all__ = ["CLEAN", "Estimates", "Measurement", "Probed"]
 
 CLEAN = "clean"  # the tag of what is measured without noise
+_COMPARED = ("accuracy", "loss")  # of which drops are told: the others say more by themselves
 
 
 class Probed(NamedTuple):
@@ -124,7 +125,8 @@ class Measurement:
         flat = {f"{CLEAN}/{key}": value for key, value in clean.items()}
         flat |= {f"{tag}/{level:g}/{key}": value for (tag, level), noisy in averaged.items() for key, value in noisy.items()}
         noisy = {place: self._brief(found) for place, found in averaged.items()}
-        return flat | robustness_summary(self._brief(clean), noisy, self._chance, weights=self.weights)
+        compared = {key: value for key, value in clean.items() if self._logged is None or key in _COMPARED}
+        return flat | robustness_summary(compared, noisy, self._chance, weights=self.weights)
 
     def _brief(self, found: Mapping[str, float]) -> dict[str, float]:
         """What is logged and summarized."""
