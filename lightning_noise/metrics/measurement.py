@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -141,7 +142,7 @@ class Measurement:
             self._summarized({probed: found for probed, found in values.items() if probed.tag == CLEAN or probed.draw == draw})
             for draw in range(n_draws)
         ]
-        return {key: stdev(figures[key] for figures in of_draws) / n_draws**0.5 for key in of_draws[0]}
+        return {key: _error_of_mean([figures[key] for figures in of_draws]) for key in of_draws[0]}
 
 
 def _values_of(metrics: MetricCollection) -> dict[str, float]:
@@ -168,8 +169,13 @@ def _drawn(values: Values) -> Iterator[tuple[tuple[str, float], list[Mapping[str
 def _errors_of_means(values: Values) -> dict[str, float]:
     """The standard error over the draws of each mean, where there are several draws."""
     return {
-        f"{tag}/{level:g}/{key}_se": stdev(found[key] for found in draws) / len(draws) ** 0.5
+        f"{tag}/{level:g}/{key}_se": _error_of_mean([found[key] for found in draws])
         for (tag, level), draws in _drawn(values)
         if len(draws) > 1
         for key in draws[0]
     }
+
+
+def _error_of_mean(values: Sequence[float]) -> float:
+    """The standard error of the mean of several values; NaN where one is not finite, of which `stdev` makes an error."""
+    return stdev(values) / len(values) ** 0.5 if all(map(math.isfinite, values)) else math.nan
