@@ -56,7 +56,8 @@ class Measurement:
     """Metrics without noise and under each noise, level and draw, of groups of samples.
 
     Args:
-        metrics: Makes the metrics, which are updated with ``preds``, ``target``, ``clean_preds`` and ``groups``.
+        metrics: Makes the metrics, which are updated with ``preds``, ``target`` and ``clean_preds``, and ``MonitorMetrics``
+            with ``groups`` too.
         n_groups: The number of groups.
         logged: The names of the metrics that are logged and summarized; left out, all.
         chance: The accuracy of a guess, where there is one.
@@ -89,7 +90,9 @@ class Measurement:
             self._clean = metrics.read(preds) if isinstance(metrics, MonitorMetrics) else preds
             self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
         if len(target):
-            metrics.update(preds=preds, target=target, clean_preds=self._clean, groups=groups)
+            # of one's own a metric of the package may be made for no groups
+            grouped = {"groups": groups} if isinstance(metrics, MonitorMetrics) else {}
+            metrics.update(preds=preds, target=target, clean_preds=self._clean, **grouped)
 
     def figures(self) -> dict[str, float]:
         """Returns what is logged: the metrics, averaged over the draws, with the errors of these means, and their summary."""
