@@ -1,0 +1,704 @@
+"""What a monitor measures for each task, how sure it is of it, what it reports, and where that is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_boards import Album, layouts
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler, Subset
+from torchmetrics import MeanAbsoluteError, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from lightning_noise import InputNoise, Key, RobustnessMonitor, WeightNoise, noise, report
+from lightning_noise.callbacks.held_out import N_GROUPS, groups_of
+from lightning_noise.metrics import FlipRate
+from lightning_noise.metrics.functional import jackknife_error
+
+LEVELS = (0.3, 1.0)
+# of sums in float32 over other batches, and of values that are logged in float32
+FLOAT32 = 2e-6
+
+
+class Model(Classifier):
+    """The classifier with another net, which is trained for nothing."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net: Any = net
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seen.append(batch)
+        return self(batch[0]).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+def classifier(seed: int = 0, features: int = N_FEATURES) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(features=features).eval()
+
+
+def brighter(x: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
+    """The same for each sample wherever it stands."""
+    return x + level
+
+
+def validated(
+    monitor: RobustnessMonitor, module: pl.LightningModule, data: Any, batch_size: int = 8, **kwargs: Any
+) -> dict[str, float]:
+    """What the monitor logs, without its name."""
+    trainer = make_trainer([monitor], **kwargs)
+    trainer.validate(module, loader(data, batch_size=batch_size), verbose=False)
+    return logged(trainer)
+
+
+def logged(trainer: pl.Trainer, prefix: str = "robustness/") -> dict[str, float]:
+    found = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    return {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+
+
+def reported(monitor: RobustnessMonitor, *args: Any, **kwargs: Any) -> report.Report:
+    validated(monitor, *args, **kwargs)
+    assert monitor.report is not None
+    return monitor.report
+
+
+def draws_of(data: Rows, level: float, n_draws: int = 1, tag: str = "soft", seed: int = 5) -> list[Tensor]:
+    """The data under each draw of Gaussian noise, sample by sample."""
+    keys = [Key((seed, "probe", tag, *([draw] if draw else [])), positions=range(len(data))) for draw in range(n_draws)]
+    return [(key / "leaf" / "0").apply(noise.Gaussian(), data.x, level) for key in keys]
+
+
+@torch.no_grad()
+def predicted(module: nn.Module, x: Tensor) -> Tensor:
+    return module.eval()(x)
+
+
+# --- tasks
+
+
+def case(task: str) -> tuple[Model, Rows]:
+    torch.manual_seed(0)
+    data = Rows(29, features=(1, 3, 4) if task == "pixels" else (N_FEATURES,), seed=1)
+    nets = {
+        "multiclass": lambda: (nn.Linear(N_FEATURES, N_CLASSES), data.y),
+        "pixels": lambda: (nn.Conv2d(1, N_CLASSES, 1), (data.x[:, 0] > 0).long() + (data.x[:, 0] > 1).long()),
+        "binary": lambda: (nn.Linear(N_FEATURES, 1), (data.y > 0).float()),
+        "multilabel": lambda: (nn.Linear(N_FEATURES, 3), data.x[:, :3] > 0),
+        "regression": lambda: (nn.Linear(N_FEATURES, 2), data.x[:, :2].square()),
+    }
+    net, data.y = nets[task]()
+    return Model(net), data
+
+
+def probabilities(task: str, logits: Tensor) -> Tensor:
+    """Of shape (n, K), with a row for each label that is predicted."""
+    if task in ("binary", "multilabel"):
+        p = logits.double().sigmoid().flatten()
+        return torch.stack([1 - p, p], 1)
+    return logits.double().softmax(1).movedim(1, -1).flatten(0, -2)
+
+
+def truth(task: str, noisy: Tensor, clean: Tensor, target: Tensor) -> dict[str, float]:
+    """The metrics by other libraries."""
+    if task == "regression":
+        return {"loss": float(mean_squared_error(target, noisy))}
+    p, label = probabilities(task, noisy), target.long().flatten()
+    confidence, chosen = p.max(1)
+    n_classes = p.shape[1]
+    surest = (confidence.logit() / (2 * 18 / 4096)).floor()  # as the monitor bins them
+    return {
+        "accuracy": float(accuracy_score(label, chosen)),
+        "loss": float(log_loss(label, p, labels=range(n_classes))),
+        # the sum over the classes, of two as well
+        "brier": (p - nn.functional.one_hot(label, n_classes)).square().sum(1).mean().item(),
+        "ece": multiclass_calibration_error(p.float(), label, n_classes, n_bins=15, norm="l1").item(),
+        "signed_gap": (confidence.mean() - (chosen == label).double().mean()).item(),
+        "flip_rate": (chosen != probabilities(task, clean).argmax(1)).double().mean().item(),
+        "entropy": -(p * p.log()).sum(1).mean().item(),
+        "error_auroc": float(roc_auc_score(chosen != label, -surest)),
+    }
+
+
+@pytest.mark.parametrize("task", ["multiclass", "pixels", "binary", "multilabel", "regression"])
+def test_a_task_is_measured_as_other_libraries_do(task):
+    module, data = case(task)
+    metrics: Any = "multiclass" if task == "pixels" else task
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, metrics=metrics)
+    found = validated(monitor, module, data)
+    clean = predicted(module, data.x)
+    outputs = {"clean": clean, **{f"soft/{level:g}": predicted(module, draws_of(data, level)[0]) for level in LEVELS}}
+    for place, noisy in outputs.items():
+        for metric, value in truth(task, noisy, clean, data.y).items():
+            # a confidence at the limit of a bin may fall into the next and be tied there: half of over a hundred pairs
+            tolerance = 5e-3 if metric == "error_auroc" else FLOAT32
+            assert found[f"{place}/{metric}"] == pytest.approx(value, abs=tolerance, rel=FLOAT32), (place, metric)
+    assert found["soft/loss_drop"] == pytest.approx(
+        found["clean/loss"] - fmean(found[f"soft/{level:g}/loss"] for level in LEVELS), abs=FLOAT32
+    )
+    assert found["soft/1/loss"] != found["clean/loss"]
+    assert monitor.report is not None
+    assert (monitor.report["task"], monitor.report["n"]) == (metrics, 29)
+
+
+def test_of_a_regression_there_are_the_loss_its_drop_and_its_mean(tmp_path):
+    module, data = case("regression")
+    logger = CSVLogger(tmp_path)
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, metrics="regression", n_draws=2)
+    found = validated(monitor, module, data, logger=logger)
+    losses = {"clean/loss", "gaussian/0.3/loss", "gaussian/1/loss", "gaussian/loss_drop", "loss_mean"}
+    assert found.keys() == losses | {"gaussian/0.3/loss_se", "gaussian/1/loss_se"}
+    written = report.read(Path(logger.log_dir, "robustness"))
+    assert written["figures"].keys() == losses
+    clean = written["figures"]["clean/loss"]
+    errors = (predicted(module, data.x) - data.y).square().mean(1).double()
+    assert clean["low"] < errors.mean() < clean["high"]
+    pictures = {path.name for path in tmp_path.rglob("*.png")}
+    assert pictures == {"curve-0.png"}, "there is no confidence, and the input is no image"
+
+
+# --- metrics of one's own
+
+
+def own() -> MetricCollection:
+    accuracy = MulticlassAccuracy(N_CLASSES, average="micro")
+    return MetricCollection({"hits": accuracy, "f1": MulticlassF1Score(N_CLASSES), "flips": FlipRate()})
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 29])
+def test_metrics_of_ones_own_are_given_predictions_target_and_clean_predictions(batch_size):
+    module, data = classifier(), Rows(29, seed=1)
+    metrics = own()
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, metrics=metrics, n_draws=2, seed=5)
+    found = validated(monitor, module, data, batch_size)
+    clean = predicted(module, data.x)
+    expected = {f"clean/{key}": value.item() for key, value in own()(preds=clean, target=data.y, clean_preds=clean).items()}
+    for level in LEVELS:
+        values = [own()(preds=predicted(module, x), target=data.y, clean_preds=clean) for x in draws_of(data, level, n_draws=2)]
+        for key in values[0]:
+            of_draws = [value[key].item() for value in values]
+            expected[f"soft/{level:g}/{key}"] = fmean(of_draws)
+            expected[f"soft/{level:g}/{key}_se"] = stdev(of_draws) / math.sqrt(2)
+    for key in ("hits", "f1", "flips"):
+        expected[f"{key}_mean"] = fmean(expected[f"soft/{level:g}/{key}"] for level in LEVELS)
+        expected[f"soft/{key}_drop"] = expected[f"clean/{key}"] - expected[f"{key}_mean"]
+    assert found == pytest.approx(expected, abs=FLOAT32)
+    assert found["soft/1/flips"] > found["clean/flips"] == 0
+    assert not any(metric.update_called for metric in metrics.values()), "the user's own metrics stay as they are"
+
+
+def test_of_metrics_of_ones_own_no_interval_is_known(tmp_path):
+    logger = CSVLogger(tmp_path)
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, metrics=own(), n_draws=2)
+    written = reported(monitor, classifier(), Rows(29, seed=1), logger=logger)
+    assert (written["n"], written["sizes"], written["task"]) == (29, [], "own metrics")
+    for figure in written["figures"].values():
+        assert figure["without"] == []
+        assert all(math.isnan(figure[part]) for part in ("standard_error", "low", "high"))
+    assert "| gaussian | 0.3 |" in Path(logger.log_dir, "robustness", "report.md").read_text()
+
+
+def test_metrics_of_ones_own_take_any_predictions_with_a_row_for_each_target():
+    module, data = case("regression")
+    found = validated(RobustnessMonitor(brighter, [0.5], metrics=MetricCollection(MeanAbsoluteError())), module, data)
+    expected = (predicted(module, data.x + 0.5) - data.y).abs().mean().item()
+    assert found["brighter/0.5/MeanAbsoluteError"] == pytest.approx(expected, rel=FLOAT32)
+    monitor = RobustnessMonitor(brighter, [0.5], metrics=own(), predict=lambda module, batch: module(batch[0])[:3])
+    with pytest.raises(ValueError, match=r"returned float32 \(3, 3\) for a target of int64 \(8,\)"):
+        validated(monitor, classifier(), Rows(29, seed=1))
+
+
+def test_a_metric_that_is_more_than_a_number_is_refused():
+    metrics = MetricCollection({"each": MulticlassAccuracy(N_CLASSES, average=None)})
+    with pytest.raises(ValueError, match="must be one number to be logged, but 'each' is tensor"):
+        validated(RobustnessMonitor(noise.Gaussian(), metrics=metrics), classifier(), Rows(29, seed=1))
+
+
+# --- draws
+
+
+def test_values_are_means_over_the_draws_beside_their_standard_error():
+    module, data = classifier(), Rows(29, seed=1)
+    one, three = (
+        validated(RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, n_draws=n_draws), module, data)
+        for n_draws in (1, 3)
+    )
+    clean = predicted(module, data.x)
+    for level in LEVELS:
+        values = [truth("multiclass", predicted(module, x), clean, data.y) for x in draws_of(data, level, n_draws=3)]
+        for metric in ("accuracy", "loss", "brier", "flip_rate"):
+            key, of_draws = f"soft/{level:g}/{metric}", [value[metric] for value in values]
+            assert one[key] == pytest.approx(of_draws[0], abs=FLOAT32)
+            assert three[key] == pytest.approx(fmean(of_draws), abs=FLOAT32)
+            assert three[f"{key}_se"] == pytest.approx(stdev(of_draws) / math.sqrt(3), abs=FLOAT32)
+        assert three[f"soft/{level:g}/loss_se"] > 0
+    assert three["loss_mean"] == pytest.approx(fmean(three[f"soft/{level:g}/loss"] for level in LEVELS), abs=FLOAT32)
+    assert {key for key in three if key not in one} == {f"{key}_se" for key in one if re.match(r"soft/[\d.]+/", key)}
+
+
+def test_noise_in_weights_is_drawn_once_for_all_samples_and_its_draws_widen_the_intervals():
+    module, data = classifier(), Rows(60, seed=1)
+    probe = WeightNoise(noise.Gaussian(), 0.0, relative="filter")
+    monitor = RobustnessMonitor([probe, noise.Gaussian()], LEVELS, n_draws=3)
+    trainer = make_trainer([monitor])
+    trainer.validate(module, loader(data), verbose=False)
+    found = logged(trainer)
+    losses = {}
+    for level in LEVELS:
+        of_draws = []
+        for draw in range(3):
+            key = Key((0, "probe", "weight", *([draw] if draw else [])))
+            with probe.perturbation(trainer, module, data.x, level, key) as x:
+                of_draws.append(nn.functional.cross_entropy(predicted(module, x), data.y).item())
+        losses[level] = fmean(of_draws)
+        assert found[f"weight/{level:g}/loss"] == pytest.approx(losses[level], abs=FLOAT32)
+        figure = monitor.report["figures"][f"weight/{level:g}/loss"]  # type: ignore[index]
+        assert figure["spread"] == pytest.approx(stdev(of_draws) / math.sqrt(3), abs=FLOAT32)
+    assert found["weight/sensitivity"] == pytest.approx(fmean(losses.values()) - found["clean/loss"], abs=FLOAT32)
+    assert "gaussian/sensitivity" not in found
+    assert monitor.report is not None
+    sizes = monitor.report["sizes"]
+    for key, figure in monitor.report["figures"].items():
+        error = math.hypot(jackknife_error(figure["value"], figure["without"], sizes), figure["spread"])
+        assert figure["standard_error"] == pytest.approx(error, nan_ok=True), key
+        shared = key.startswith("weight/") or "/" not in key
+        assert shared or figure["spread"] == 0, "the scatter of the samples holds that of draws of their own"
+    assert monitor.report["figures"]["loss_mean"]["spread"] > 0
+
+
+# --- the report
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A fit and a test beside a logger of a table."""
+    folder = tmp_path_factory.mktemp("run")
+    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], [0.5], n_draws=2)
+    data, held_out, logger = Rows(13, features=(1, 8, 8)), Rows(29, features=(1, 8, 8), seed=1), CSVLogger(folder)
+    module, trainer = fit(
+        [monitor],
+        module=lambda: Classifier(features=64),
+        train=loader(data),
+        validation=loader(held_out),
+        logger=logger,
+        max_epochs=1,
+    )
+    in_fit, of_fit = logged(trainer), monitor.report
+    trainer.test(module, loader(Subset(held_out, range(20))), verbose=False)
+    in_test, of_test = logged(trainer, "test/robustness/"), monitor.report
+    return SimpleNamespace(
+        folder=Path(logger.log_dir),
+        monitor=monitor,
+        trainer=trainer,
+        module=module,
+        held_out=held_out,
+        robustness=(in_fit, of_fit, 29),
+        **{"test/robustness": (in_test, of_test, 20)},
+    )
+
+
+@pytest.mark.parametrize("place", ["robustness", "test/robustness"])
+def test_the_report_beside_the_logs_holds_what_is_logged(run, place):
+    values, kept, n = getattr(run, place)
+    written = report.read(run.folder / place)
+    assert repr(written) == repr(report._replaced(kept, lambda x: math.nan if x == math.inf else x))
+    assert (written["n"], written["draws"], written["seed"]) == (n, 2, 0)
+    assert written["sizes"] == groups_of(range(n), torch.device("cpu")).bincount(minlength=N_GROUPS).tolist()
+    assert written["noises"]["gaussian"] == {"noise": "Gaussian()", "levels": [0.5]}
+    assert written["weights"] == ["weight"]
+    figures = report.values_of(written)
+    for key, value in values.items():
+        assert key.endswith("_se") or figures[key] == pytest.approx(value, abs=FLOAT32, rel=FLOAT32, nan_ok=True), key
+    assert "clean/aurc" in figures
+    text = (run.folder / place / "report.md").read_text()
+    assert f"Measured on {n} samples with 2 draws" in text
+    assert f"{100 * values['clean/accuracy']:.0f}" in text
+
+
+def test_where_no_logger_takes_figures_they_are_files_beside_the_report(run):
+    pictures = {re.sub(r"-\d+\.png$", "", str(path.relative_to(run.folder))) for path in run.folder.rglob("*.png")}
+    names = ("curve", "gaussian/reliability", "weight/reliability", "gaussian/samples", "weight/samples")
+    assert pictures == {f"{place}/{name}" for place in ("robustness", "test/robustness") for name in names}
+
+
+def test_a_figure_without_a_group_is_that_of_data_without_its_samples():
+    module, data = classifier(), Rows(60, seed=1)
+    groups = groups_of(range(60), torch.device("cpu"))
+    whole = reported(RobustnessMonitor(brighter, [0.5]), module, data)
+    assert len(groups.unique()) > 10
+    for group in groups.unique().tolist()[:3]:
+        kept = (groups != group).nonzero().flatten().tolist()
+        alone = reported(RobustnessMonitor(brighter, [0.5]), module, Subset(data, kept))
+        without = {key: figure["without"][group] for key, figure in whole["figures"].items()}
+        # sums of what float32 rounds differently in other batches; z and p divide by them
+        assert without == pytest.approx(report.values_of(alone), abs=1e-5, rel=1e-5, nan_ok=True)
+
+
+def test_the_report_is_the_same_for_any_batch_size():
+    module, data = classifier(), Rows(29, seed=1)
+    reports = [reported(RobustnessMonitor(noise.Gaussian(), [0.5]), module, data, size) for size in (1, 7, 29)]
+    for other in reports[1:]:
+        assert other.keys() == reports[0].keys()
+        assert other["sizes"] == reports[0]["sizes"]
+        for key, figure in other["figures"].items():
+            # the logits of other batches are rounded differently
+            assert figure["value"] == pytest.approx(reports[0]["figures"][key]["value"], abs=1e-5, rel=1e-5, nan_ok=True)
+            expected = reports[0]["figures"][key]["standard_error"]
+            assert figure["standard_error"] == pytest.approx(expected, abs=1e-5, rel=1e-4, nan_ok=True)
+
+
+def test_the_report_counts_the_batches_that_were_measured():
+    found = reported(RobustnessMonitor(noise.Gaussian(), max_batches=2), classifier(), Rows(29, seed=1))
+    assert found["n"] == sum(found["sizes"]) == 16
+
+
+def test_each_monitor_writes_a_report_under_its_name(tmp_path):
+    logger = CSVLogger(tmp_path)
+    monitors = [
+        RobustnessMonitor(noise.Gaussian(), [level], metrics=own(), name=name) for level, name in ((0.1, "near"), (0.9, "far"))
+    ]
+    fit(monitors, logger=logger, max_epochs=1)
+    assert report.read(Path(logger.log_dir, "near"))["noises"]["gaussian"]["levels"] == [0.1]
+    assert report.read(Path(logger.log_dir, "far"))["noises"]["gaussian"]["levels"] == [0.9]
+
+
+# --- against a baseline
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report."""
+    folder = tmp_path_factory.mktemp("baseline")
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5)
+    report.write(folder, reported(monitor, classifier(), Rows(200, seed=1), 64))
+    return folder
+
+
+def test_a_model_does_not_differ_from_its_own_report(baseline, tmp_path):
+    logger = CSVLogger(tmp_path)
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, baseline=baseline)
+    found = validated(monitor, classifier(), Rows(200, seed=1), logger=logger)
+    assert found["mce"] == found["soft/corruption_error"] == 1
+    assert monitor.report is not None
+    changes = report.differences(monitor.report, report.read(baseline / "report.json"))
+    assert changes.keys() == monitor.report["figures"].keys()
+    for key, change in changes.items():
+        assert (change["value"], change["standard_error"], change["paired"]) == (0, 0, True), key
+    text = Path(logger.log_dir, "robustness", "report.md").read_text()
+    assert "For one error of the baseline under noise this model makes" in text
+    assert "Against the baseline" not in (baseline / "report.md").read_text()
+
+
+def test_the_difference_to_another_model_is_that_of_the_samples_in_pairs(baseline):
+    data, models = Rows(200, seed=1), [classifier(), classifier()]
+    with torch.no_grad():
+        for parameter in models[1].parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, baseline=baseline)
+    found = validated(monitor, models[1], data)
+    noisy = {level: draws_of(data, level)[0] for level in LEVELS}
+    right = np.array([[(predicted(model, noisy[level]).argmax(1) == data.y).tolist() for level in LEVELS] for model in models])
+    errors = (1 - right).sum((1, 2))
+    assert found["mce"] == pytest.approx(errors[1] / errors[0], rel=FLOAT32)
+    assert monitor.report is not None
+    old = report.read(baseline)
+    changes = report.differences(monitor.report, old)
+    groups = groups_of(range(200), torch.device("cpu")).numpy()
+    for i, level in enumerate(LEVELS):
+        change = changes[key := f"soft/{level:g}/accuracy"]
+        gained = right[1, i].astype(float) - right[0, i]
+        assert change["value"] == pytest.approx(gained.mean(), abs=1e-12)
+        # of a mean, the pseudo-values of the jackknife are the means of the groups
+        parts = [gained[groups == group] for group in np.unique(groups)]
+        squares = [(part.mean() - gained.mean()) ** 2 / (200 / len(part) - 1) for part in parts]
+        assert change["standard_error"] == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-9)
+        exact = gained.std(ddof=1) / math.sqrt(200)
+        # the error of an error with 19 degrees of freedom is one part in the root of 38
+        assert abs(change["standard_error"] / exact - 1) < 5 / math.sqrt(2 * 19)
+        unpaired = math.hypot(*(each["figures"][key]["standard_error"] for each in (monitor.report, old)))
+        assert exact < unpaired, "what makes a sample hard for both models cancels"
+    assert any(change["value"] != 0 for change in changes.values())
+
+
+def test_a_baseline_of_other_samples_is_not_paired(baseline):
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, baseline=baseline)
+    found = reported(monitor, classifier(), Rows(60, seed=2))
+    assert not any(change["paired"] for change in report.differences(found, report.read(baseline)).values())
+
+
+def test_a_baseline_that_cannot_be_read_is_found_before_the_training(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    for path, message in ((tmp_path / "nothing", "no report at"), (tmp_path, "is no report: it lacks")):
+        module = Classifier()
+        with pytest.raises(ValueError, match=message):
+            fit([RobustnessMonitor(noise.Gaussian(), baseline=path)], module=module)
+        assert not module.seen
+
+
+# --- loggers
+
+
+@pytest.mark.parametrize("mode", [{"logger": False}, {"logger": True, "fast_dev_run": True}], ids=str)
+def test_without_a_logger_nothing_is_written(mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS)
+    module, trainer = fit([monitor], max_epochs=1, **mode)
+    trainer.validate(module, loader(Rows(13, seed=1)), verbose=False)
+    trainer.test(module, loader(Rows(13, seed=1)), verbose=False)
+    assert monitor.report is not None
+    assert monitor.report["n"] == (8 if "fast_dev_run" in mode else 13)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_logger_of_images_gets_them_and_no_files(tmp_path):
+    album = Album(tmp_path)
+    data = Rows(13, features=(1, 8, 8))
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS)
+    fit(
+        [monitor],
+        module=lambda: Classifier(features=64),
+        train=loader(data),
+        validation=loader(data),
+        logger=album,
+        max_epochs=1,
+    )
+    keys = [key for key, _, _ in album.pages]
+    # once of the model in the making, and once of what it is in the end
+    assert sorted(keys) == sorted(
+        ["robustness/curve", "robustness/gaussian/reliability", *["robustness/gaussian/samples"] * 2],
+    )
+    for _, images, _ in album.pages:
+        (image,) = images
+        assert image.ndim == 3
+        assert image.std() > 0
+    assert not list(tmp_path.rglob("*.png"))
+    assert report.read(Path(album.log_dir, "robustness"))["n"] == 13
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    """What TensorBoard reads of a fit."""
+    logger = TensorBoardLogger(tmp_path_factory.mktemp("events"))
+    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], LEVELS, n_draws=2)
+    fit([InputNoise(noise.Gaussian(), 0.1), monitor], logger=logger, max_epochs=1, log_every_n_steps=1)
+    logger.finalize("success")
+    return EventAccumulator(logger.log_dir, size_guidance={"histograms": 0, "images": 0, "scalars": 0}).Reload()
+
+
+def test_tensorboard_has_the_configuration(events):
+    tag = "robustness/configuration/text_summary"
+    (text,) = events.Tensors(tag)
+    assert "| n_draws | `2` |" in text.tensor_proto.string_val[0].decode()
+
+
+def test_tensorboard_has_a_histogram_of_the_entropies_of_each_validation(events):
+    places = ["clean", *(f"{tag}/{level:g}" for tag in ("gaussian", "weight") for level in LEVELS)]
+    assert set(events.Tags()["histograms"]) == {f"robustness/{place}/entropies" for place in places}
+    for place in places:
+        of_epochs = events.Histograms(f"robustness/{place}/entropies")
+        means = events.Scalars(f"robustness/{place}/entropy")
+        assert [event.step for event in of_epochs] == [event.step for event in means] == [2]
+        for event, mean in zip(of_epochs, means, strict=True):
+            assert event.histogram_value.num == 13
+            if place == "clean":  # the others are of the first of two draws
+                # within a bin of 64
+                value = event.histogram_value.sum / 13
+                assert value == pytest.approx(mean.value, abs=math.log(N_CLASSES) / 64)
+
+
+def test_tensorboard_has_a_chart_of_clean_and_noisy_values_of_each_metric_and_noise(events):
+    (layout,) = layouts(events.path)
+    charts = layout["lightning_noise"]
+    assert charts.keys() == {"noise", *(f"{m} under {t}" for m in ("accuracy", "loss", "ece") for t in ("gaussian", "weight"))}
+    tags = events.Tags()["scalars"]
+    for metric in ("accuracy", "loss", "ece"):
+        shown = {tag for tag in tags for chart in charts[f"{metric} under weight"] if re.match(chart, tag)}
+        assert shown == {f"robustness/{place}/{metric}" for place in ("clean", "weight/0.3", "weight/1")}
+
+
+def test_tensorboard_has_reliability_diagrams_of_the_end(events):
+    images = set(events.Tags()["images"])
+    assert images == {"robustness/curve", "robustness/gaussian/reliability", "robustness/weight/reliability"}
+    assert len(events.Images("robustness/weight/reliability")) == 1
+
+
+# --- whatever happens
+
+
+def strict(path: Path) -> Any:
+    """The JSON in a file, of which NaN and infinity are no part."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "logger"),
+    [("multiclass", math.nan, TensorBoardLogger), ("multilabel", math.inf, CSVLogger), ("regression", math.inf, CSVLogger)],
+)
+def test_weights_that_are_no_numbers_end_no_run_and_are_null_in_the_report(task, value, logger, tmp_path):
+    module, data = case(task)
+    broken = logger(tmp_path)
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, value)
+    probe = WeightNoise(noise.Gaussian(), 0.0)
+    monitor = RobustnessMonitor(probe, [1.0], metrics=task, n_draws=2)
+    _, trainer = fit([monitor], module=module, train=loader(data), validation=loader(data), logger=broken, max_epochs=1)
+    assert math.isnan(logged(trainer)["weight/1/loss"])
+    assert strict(Path(broken.log_dir, "robustness", "report.json"))["figures"]["clean/loss"]["value"] is None
+    baseline = Path(broken.log_dir, "robustness")
+    again = RobustnessMonitor(probe, [1.0], metrics=task, n_draws=2, baseline=baseline)
+    found = reported(again, module, data)
+    report.write(tmp_path, found, report.read(baseline))
+    assert "Against the baseline" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("metrics", ["multiclass", own()], ids=["multiclass", "own"])
+def test_a_single_sample_is_measured(metrics: Any, tmp_path):
+    module, data = classifier(), Rows(1, seed=1)
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, metrics=metrics, n_draws=2, seed=5)
+    found = validated(monitor, module, data)
+    hit = (predicted(module, data.x).argmax(1) == data.y).double().mean().item()
+    assert found["clean/accuracy" if metrics == "multiclass" else "clean/hits"] == hit
+    assert monitor.report is not None
+    report.write(tmp_path, monitor.report)
+    assert report.read(tmp_path)["n"] == 1
+
+
+@pytest.mark.parametrize("metrics", ["multiclass", own()], ids=["multiclass", "own"])
+def test_a_last_batch_that_is_all_padding_does_not_count(metrics: Any):
+    module, data = classifier(), Rows(7, seed=1)
+    # the second of three processes, which sees samples 1 and 4, and then the first again
+    sampler = DistributedSampler(data, num_replicas=3, rank=1, shuffle=False)
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, metrics=metrics, seed=5)
+    trainer = make_trainer([monitor], use_distributed_sampler=False)
+    trainer.validate(module, loader(data, batch_size=1, sampler=sampler), verbose=False)
+    found, rows = logged(trainer), [1, 4]
+    assert len(sampler) == 3
+    clean, noisy = predicted(module, data.x[rows]), predicted(module, draws_of(data, 1.0)[0][rows])
+    if metrics == "multiclass":
+        loss = nn.functional.cross_entropy(noisy, data.y[rows]).item()
+        assert found["soft/1/loss"] == pytest.approx(loss, abs=FLOAT32)
+    else:
+        expected = own()(preds=noisy, target=data.y[rows], clean_preds=clean)
+        assert {key: found[f"soft/1/{key}"] for key in expected} == {key: value.item() for key, value in expected.items()}
+    assert monitor.report is not None
+    assert monitor.report["n"] == 2
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_predictions_in_half_precision_are_measured_in_float32(task):
+    module, data = case(task)
+    full, half = (
+        validated(RobustnessMonitor(noise.Gaussian(), [0.5], metrics=task, n_draws=2), module, data, precision=precision)
+        for precision in ("32-true", "bf16-mixed")
+    )
+    for key, value in full.items():
+        if key.endswith("/loss"):
+            # weights, inputs and outputs have 8 bits
+            assert half[key] == pytest.approx(value, rel=5 * 2**-8)
+    assert half != full
+
+
+def test_where_only_callbacks_are_probes_and_predict_is_given_no_input_is_looked_for():
+    def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        x, y = (torch.stack(column) for column in zip(*samples, strict=True))
+        return {"left": x[:, :4], "right": x[:, 4:], "y": y}
+
+    class Halves(Model):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    def joined(module: Any, batch: dict[str, Tensor]) -> Tensor:
+        return module(torch.cat([batch["left"], batch["right"]], 1))
+
+    module, data = Halves(classifier().net), Rows(29, seed=1)
+    batches = loader(data, collate_fn=collate)
+    monitor = RobustnessMonitor(WeightNoise(noise.Gaussian(), 0.0), LEVELS, targets="y", predict=joined)
+    trainer = make_trainer([monitor])
+    trainer.validate(module, batches, verbose=False)
+    plain = validated(RobustnessMonitor(WeightNoise(noise.Gaussian(), 0.0), LEVELS), module, data)
+    assert logged(trainer) == plain
+    with pytest.raises(ValueError, match="inputs"):
+        make_trainer([RobustnessMonitor(noise.Gaussian(), LEVELS, targets="y", predict=joined)]).test(module, batches)
+
+
+@pytest.mark.parametrize("metrics", [lambda: "multiclass", own], ids=["multiclass", "own"])
+def test_a_monitor_reports_each_run_afresh(metrics: Callable[[], Any]):
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5], metrics=metrics(), n_draws=2)
+    reports = []
+    validated(monitor, classifier(1), Rows(29, seed=1))
+    for _ in range(2):
+        _, trainer = fit([monitor], max_epochs=1)
+        reports.append((repr(monitor.report), repr(logged(trainer))))
+    fresh = RobustnessMonitor(noise.Gaussian(), [0.5], metrics=metrics(), n_draws=2)
+    _, trainer = fit([fresh], max_epochs=1)
+    assert reports == 2 * [(repr(fresh.report), repr(logged(trainer)))]
+
+
+def test_the_report_of_a_fit_is_that_of_the_last_validation_that_was_measured():
+    module = Classifier()
+    monitor = RobustnessMonitor(brighter, LEVELS, every_n_epochs=2)
+
+    class Watch(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                losses.append(nn.functional.cross_entropy(predicted(pl_module, held_out.x), held_out.y).item())
+
+    losses: list[float] = []
+    held_out = Rows(13, seed=1)
+    fit([monitor, Watch()], module=module, max_epochs=3)
+    assert monitor.report is not None
+    assert monitor.report["figures"]["clean/loss"]["value"] == pytest.approx(losses[1], abs=FLOAT32)
+    assert losses[1] != pytest.approx(losses[2], abs=10 * FLOAT32)
+
+
+def test_an_exception_in_a_fit_leaves_trainer_and_weights_as_they_are():
+    def first(module: Any) -> Tensor:
+        return module.net[1].weight.detach().clone()
+
+    class Failing(Classifier):
+        fails = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.fails and self.seen and not torch.is_grad_enabled() and not torch.equal(first(self), self.kept):
+                raise RuntimeError("stop")  # within the perturbation of the weights
+            return super().forward(x)
+
+        def on_validation_start(self) -> None:
+            self.kept = first(self)
+
+    module, data = Failing(), Rows(13, seed=1)
+    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], LEVELS)
+    trainer = make_trainer([monitor])
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.fit(module, loader(), loader(data))
+    assert torch.equal(first(module), module.kept)
+    module.fails = False
+    before = weights(module)
+    trainer.validate(module, loader(data), verbose=False)
+    found = logged(trainer)
+    fresh = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], LEVELS)
+    assert repr(found) == repr(validated(fresh, module, data))
+    assert repr(monitor.report) == repr(fresh.report)
+    assert_same(weights(module), before)
