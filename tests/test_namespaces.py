@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from conftest import N_CLASSES, N_FEATURES, Rows, assert_same, loader, weights
 from torch import nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import (
     ActivationNoise,
     GradientNoise,
     InputNoise,
     LabelSmoothing,
+    ReplayMonitor,
     RobustnessMonitor,
     WeightNoise,
     noise,
@@ -81,17 +84,30 @@ def watching() -> RobustnessMonitor:
     return RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.2, 0.5])
 
 
+def reporting() -> list[Any]:
+    """A monitor with all that it measures, one with metrics of the user, and a replay."""
+    probes = [noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)]
+    own = MetricCollection({"hits": MulticlassAccuracy(N_CLASSES, average="micro")})
+    return [
+        RobustnessMonitor(probes, [0.2], n_draws=2),
+        RobustnessMonitor(probes, [0.2], metrics=own, n_draws=2, name="own"),
+        ReplayMonitor(probes, [0.2]),
+    ]
+
+
 def test_weights_levels_and_measurements_are_bitwise_those_of_the_other_namespace(both, tmp_path):
     fits, logged = [], []
     for i, pl in enumerate(both):
         logger = pl.loggers.CSVLogger(tmp_path / str(i))
-        fits.append(fit(pl, [noisy(), watching()], logger=logger, log_every_n_steps=1))
-        logged.append((Path(logger.log_dir) / "metrics.csv").read_text())
+        fits.append(fit(pl, [noisy(), *reporting()], logger=logger, log_every_n_steps=1))
+        files = ("metrics.csv", "robustness/report.json", "robustness/report.md", "own/report.json")
+        logged.append([(Path(logger.log_dir) / file).read_text() for file in files])
     (one, one_trainer), (two, two_trainer) = fits
     assert_same(weights(one), weights(two))
     assert logged[0] == logged[1]
-    for tag in ("noise/input/level", "noise/input/snr_db", "robustness/gaussian/0.5/loss", "robustness/score"):
-        assert tag in logged[0]
+    keys = ("robustness/gaussian/0.2/loss_se", "own/weight/0.2/hits", "replay/weight/0.2/val_loss", "robustness/score")
+    for tag in ("noise/input/level", "noise/input/snr_db", *keys):
+        assert tag in logged[0][0]
     measured = {key: value.item() for key, value in one_trainer.callback_metrics.items()}
     assert measured == {key: value.item() for key, value in two_trainer.callback_metrics.items()}
     assert not torch.equal(weights(one)[0], weights(fit(both[0], [])[0])[0]), "the noise is in both"
@@ -119,7 +135,7 @@ def test_one_callback_serves_a_trainer_of_each_namespace(both):
 
 
 def test_a_callback_is_one_of_each_lightning_that_is_installed(pl):
-    for callback in (noisy(), watching()):
+    for callback in (noisy(), watching(), *reporting()):
         assert isinstance(callback, pl.Callback)
 
 
