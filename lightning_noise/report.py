@@ -334,7 +334,9 @@ def markdown(report: Report, baseline: Report | None = None) -> str:
         sections += ["## Against the baseline", *_comparison(report, baseline, columns)]
     sections += ["## Figures", _table(report, columns, report["figures"], _valued)]
     summaries = {
-        key: column for key, column in _SUMMARIES.items() if f"{next(iter(report['noises']), '')}/{key}" in report["figures"]
+        key: column
+        for key, column in _SUMMARIES.items()
+        if any(f"{tag}/{key}" in report["figures"] for tag in report["noises"])
     }
     if summaries:
         sections += ["## Averaged over the levels", _summary(report, summaries)]

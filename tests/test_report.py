@@ -356,6 +356,13 @@ def test_summaries_are_in_units_that_grow_with_the_damage():
     ]
 
 
+def test_a_summary_that_some_noises_have_is_shown():
+    made = full({"gaussian": "Gaussian()", "weight": "WeightNoise(Gaussian())"}, {"gaussian": (0.1,), "weight": (0.5,)})
+    made["figures"]["weight/sensitivity"] = figure(0.2)
+    heading, gaussian, weight = cells(report.markdown(made), "Averaged")
+    assert (heading[-1], gaussian[-1], weight[-1]) == ("sensitivity", "-", "0.2")
+
+
 def test_the_outcome_names_the_worst():
     made = full({"a": "Gaussian()", "b": "Impulse()"}, {"a": (0.1, 0.2), "b": (0.5,)})
     made["figures"]["a/0.2/accuracy"] = figure(0.3, 0.02)
