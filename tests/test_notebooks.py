@@ -22,6 +22,13 @@ SHORTENINGS = {
         "EPOCHS = 12": "EPOCHS = 2",
         '"gaussian": [0.1, 0.2, 0.3, 0.4], "impulse": [0.05, 0.1, 0.2]': '"gaussian": [0.1], "impulse": [0.05]',
     },
+    "02_monitors": {
+        "EPOCHS = 12": "EPOCHS = 2",
+        '"gaussian": [0.1, 0.2, 0.3, 0.4], "impulse": [0.05, 0.1, 0.2], "weight": [0.3, 0.6, 0.9]': (
+            '"gaussian": [0.4], "impulse": [0.2], "weight": [0.9]'
+        ),
+        "range(100)": "range(2)",
+    },
     "noises_and_schedules": {},  # trains nothing
 }
 
