@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_noise.metrics.functional import jackknife_error
+from lightning_noise.metrics.functional import corruption_error, jackknife_error
 
 __all__ = ["corruption", "corruption_errors", "differences", "make", "markdown", "read", "values_of", "write"]
 
@@ -173,15 +173,13 @@ def corruption_errors(
     """
     keys = {tag: [f"{tag}/{level:g}/accuracy" for level in of_tag] for tag, of_tag in levels.items()}
     held = {tag: names for tag, names in keys.items() if names and values.keys() & baseline.keys() >= set(names)}
-    ratios = {
-        tag: _ratio([1 - values[key] for key in names], [1 - baseline[key] for key in names]) for tag, names in held.items()
-    }
+    ratios = {tag: corruption_error(_errors(values, names), _errors(baseline, names)) for tag, names in held.items()}
     errors = {f"{tag}/corruption_error": ratio for tag, ratio in ratios.items()}
     return errors | ({"mce": math.fsum(ratios.values()) / len(ratios)} if ratios else {})
 
 
-def _ratio(errors: Sequence[float], baseline: Sequence[float]) -> float:
-    return math.fsum(errors) / math.fsum(baseline) if any(baseline) else math.nan
+def _errors(values: Mapping[str, float], keys: Iterable[str]) -> list[float]:
+    return [1 - values[key] for key in keys]
 
 
 # --- errors and intervals

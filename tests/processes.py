@@ -15,6 +15,8 @@ import torch
 from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, default_collate
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import (
     ActivationNoise,
@@ -28,6 +30,7 @@ from lightning_noise import (
     labels,
     noise,
 )
+from lightning_noise.metrics import FlipRate
 from lightning_noise.testing import global_streams
 
 
@@ -104,9 +107,17 @@ class Gradients(pl.Callback):
         self.kept.append(torch.cat([parameter.grad.flatten() for parameter in pl_module.parameters()]))
 
 
+class Before(pl.Callback):
+    """Keeps the global streams as they are before the monitors, which come after it."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.streams = global_streams()
+
+
 class Write(pl.Callback):
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, before: Before):
         self.folder = folder
+        self.before = before
         self.kept: dict[str, Any] = {}
 
     def on_validation_epoch_start(self, trainer, pl_module: Any):
@@ -114,10 +125,7 @@ class Write(pl.Callback):
         self.kept["untouched"] = True
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        self.streams = global_streams()
-
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.kept["untouched"] &= global_streams() == self.streams  # the monitors come before this callback
+        self.kept["untouched"] &= global_streams() == self.before.streams  # the monitors come before this callback
 
     def on_validation_end(self, trainer, pl_module):
         if trainer.state.fn == "validate":
@@ -141,7 +149,13 @@ def main(folder: Path, strategy: str, devices: int, level: float) -> None:
     distributed = {"devices": devices, "strategy": strategy}
     loaders = held_out()
     noises = [noise.Gaussian(), noise.Impulse()]
-    monitors = [RobustnessMonitor(noises, [0.5], dataloader_idx=i, name=name) for i, name in enumerate(loaders)]
+    # few keys: the process that starts the others is given all through one pipe
+    own = MetricCollection({"accuracy": MulticlassAccuracy(N_CLASSES, average="micro"), "flips": FlipRate()})
+    metrics = {"pairs": own, "batches": own}
+    monitors = [
+        RobustnessMonitor(noises, [0.5], dataloader_idx=i, name=name, metrics=metrics.get(name, "multiclass"))
+        for i, name in enumerate(loaders)
+    ]
     # no score rises by two, so that the patience of one epoch ends the fit on all processes at once
     stopper = EarlyStopping("robustness/score", mode="max", patience=1, min_delta=2.0)
     pl.seed_everything(0, verbose=False)
@@ -159,12 +173,13 @@ def main(folder: Path, strategy: str, devices: int, level: float) -> None:
         after := Gradients(),
         ActivationNoise(noise.Gaussian(), level, "net.1"),
     ]
-    write = Write(folder)
+    before_monitors = Before()
+    write = Write(folder, before_monitors)
     write.kept |= {"gradients": before.kept, "noisy gradients": after.kept}
-    trainer = make_trainer([*perturbed, monitors[0], stopper, write], max_epochs=5, **distributed)
+    trainer = make_trainer([*perturbed, before_monitors, monitors[0], stopper, write], max_epochs=5, **distributed)
     trainer.fit(module, loader(shuffle=True), loaders["robustness"])
     module.load_state_dict(start)
-    trainer = make_trainer([*monitors, Write(folder)], **distributed)
+    trainer = make_trainer([before_monitors, *monitors, Write(folder, before_monitors)], **distributed)
     trainer.validate(module, [*loaders.values()], verbose=False)
 
 

@@ -23,7 +23,8 @@ SHORTENINGS = {
         '"gaussian": [0.1, 0.2, 0.3, 0.4], "impulse": [0.05, 0.1, 0.2]': '"gaussian": [0.1], "impulse": [0.05]',
     },
     "02_monitors": {
-        "EPOCHS = 12": "EPOCHS = 2",
+        "EPOCHS = 12": "EPOCHS = 1",
+        "every_n_epochs=4": "every_n_epochs=1",
         '"gaussian": [0.1, 0.2, 0.3, 0.4], "impulse": [0.05, 0.1, 0.2], "weight": [0.3, 0.6, 0.9]': (
             '"gaussian": [0.4], "impulse": [0.2], "weight": [0.9]'
         ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -155,10 +155,12 @@ def configuration(callback: Any) -> str:
     return "\n".join([f"**{type(callback).__name__}**", "", "| argument | value |", "|---|---|", *rows])
 
 
-def as_text(value: Any) -> str:
+def as_text(value: Any, without: Collection[str] = ()) -> str:
     """Returns the value in a line, without the address of an object, which differs from run to run."""
     if isinstance(value, Perturbing):
-        arguments = ", ".join(f"{name}={as_text(argument)}" for name, argument in _arguments(value).items())
+        arguments = ", ".join(
+            f"{name}={as_text(argument)}" for name, argument in _arguments(value).items() if name not in without
+        )
         return f"{type(value).__name__}({arguments})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {as_text(item)}" for key, item in value.items()) + "}"

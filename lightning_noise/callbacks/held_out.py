@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sequ
 
 from lightning_noise.batch import Path
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.callbacks.boards import as_text
 from lightning_noise.metrics.measurement import CLEAN, Probed
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch, try_noise
@@ -22,11 +23,12 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["N_GROUPS", "Places", "Probe", "Probes", "check_validation", "groups_of"]
+__all__ = ["N_GROUPS", "Places", "Probe", "Probes", "check_pipe", "check_validation", "groups_of"]
 
 Probe = Noise | NoiseCallback | NoiseFunction
 _GROUPS = Key(("groups of samples",))
 _BATCH = 2**32  # more rows than a batch has
+_KEYS_IN_PIPE = 170
 N_GROUPS = 20  # of which intervals are computed
 
 
@@ -66,6 +68,13 @@ class Probes:
         self.relative = relative
         self.seed = seed
         self.n_draws = n_draws
+
+    def described(self) -> dict[str, str]:
+        """Returns the noise of each tag in words, which are the same for probes that do the same."""
+        options = "".join(f", {key}={value}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value)
+        # what has a meaning in training alone is left out
+        trained = ("level", "seed", "name", "probability", "per_sample")
+        return {tag: as_text(probe, without=trained) + options for tag, probe in self.noises.items()}
 
     def check(self, batch: Any, paths: list[Path]) -> None:
         """Raises an error where the leaves at the paths cannot take the noises."""
@@ -134,8 +143,26 @@ def check_validation(trainer: Trainer, monitor: str, every_n_epochs: int) -> Non
     """Raises a ValueError where a fit has no validation in which the monitor could measure."""
     if not trainer.enable_validation:
         raise ValueError(f"{monitor} needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0")
-    if 0 < (trainer.max_epochs or 0) < every_n_epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        raise ValueError(f"every_n_epochs={every_n_epochs} never comes in a run of {trainer.max_epochs} epochs")
+    every = math.lcm(every_n_epochs, trainer.check_val_every_n_epoch or 1)
+    if 0 < (trainer.max_epochs or 0) < every and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"every_n_epochs={every_n_epochs} never comes in a run of {trainer.max_epochs} epochs with "
+            f"check_val_every_n_epoch={trainer.check_val_every_n_epoch}"
+        )
+
+
+def check_pipe(trainer: Trainer, n_keys: int) -> None:
+    """Raises a ValueError where so many keys would block the end of a run for ever.
+
+    Processes that the main one starts as copies of itself hand it all keys through one pipe, which it empties after they have
+    ended; it holds 64 KiB, and Lightning needs up to 370 bytes for a key.
+    """
+    if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher" and n_keys > _KEYS_IN_PIPE:
+        raise ValueError(
+            f"with strategies that spawn or fork, Lightning hands keys to the main process through a pipe that holds about "
+            f"{_KEYS_IN_PIPE}, and waits for ever where there are more, but the monitors log {n_keys}; use strategy='ddp', or "
+            "fewer noises and levels"
+        )
 
 
 def groups_of(positions: range, device: torch.device) -> Tensor:
@@ -173,8 +200,8 @@ def _tagged(noises: Probe | Sequence[Probe] | Mapping[str, Probe]) -> dict[str, 
         tagged = {_tag(probe): probe for probe in probes}
         if len(tagged) < len(probes):
             raise ValueError(f"several noises have one tag among {[_tag(probe) for probe in probes]}; give a mapping from tag")
-    if not tagged or CLEAN in tagged:
-        raise ValueError(f"noises must be at least one, and none may have the tag {CLEAN!r}, got {list(tagged)}")
+    if not tagged or CLEAN in tagged or any("/" in tag for tag in tagged):
+        raise ValueError(f"noises must be at least one, and no tag may be {CLEAN!r} or have a slash, got {list(tagged)}")
     return tagged
 
 

@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -17,7 +19,7 @@ from lightning_noise import figures, report
 from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
 from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
-from lightning_noise.callbacks.held_out import N_GROUPS, Places, Probe, Probes, check_validation, groups_of
+from lightning_noise.callbacks.held_out import N_GROUPS, Places, Probe, Probes, check_pipe, check_validation, groups_of
 from lightning_noise.metrics.measurement import CLEAN, Estimates, Measurement, Probed
 from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_target, checked_rows, monitor_metrics
 from lightning_noise.noise import Noise
@@ -39,7 +41,7 @@ _CHARTED = ("accuracy", "loss", "ece")
 class RobustnessMonitor(Callback):
     r"""Measures a model on held-out data under noise, beside the same data without.
 
-    After each validation or test batch the module predicts the batch again, clean and under each noise and level, without
+    Before each validation or test step the module predicts the batch, clean and under each noise and level, without
     gradients and with the precision of the trainer. This costs a forward pass of the batch and a draw for each of its samples,
     so two noises of five levels cost eleven times the forward passes of the validation; ``max_batches`` and ``every_n_epochs``
     bound it. Memory does not grow with the data. Weights, the user's metrics and the global random streams are as without the
@@ -69,7 +71,7 @@ class RobustnessMonitor(Callback):
     perfectly calibrated model would show, ``signed_gap`` (confidence minus accuracy), ``flip_rate`` (predictions that are not
     the clean ones), ``entropy`` and ``error_auroc``; see :mod:`lightning_noise.metrics`. Binary and multi-label predictions are
     taken as those of two classes for each label, so that a Brier score is the sum over both. Of a regression there is ``loss``,
-    the mean squared error. What is not a number is logged as such, and ends no run.
+    the mean squared error. NaN is logged as NaN, and ends no run.
 
     In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor them. With
     ``every_n_epochs`` a key keeps its old value in between, so give ModelCheckpoint the same interval, and EarlyStopping
@@ -78,9 +80,10 @@ class RobustnessMonitor(Callback):
     TensorBoard also gets the curve over the level and histograms of the entropy in each validation, a chart of clean and noisy
     values for each metric under *Custom scalars*, and clean beside noisy samples with their predicted classes where the input
     is an image or a signal; at the end of a fit, a validation or a test also reliability diagrams. A logger of Weights & Biases
-    gets the figures as images, and beside the logs of others they are PNG files. At the end ``robustness/report.json`` and
-    ``report.md`` are written beside the logs of the first logger, with a 95 % interval of each figure, and of each difference
-    to the baseline. The report is also the attribute ``report``.
+    gets the figures as images, and beside the logs of others they are PNG files. At the end ``report.json`` and ``report.md``
+    are written beside the logs of the first logger, with a 95 % interval of each figure and of each difference to the baseline:
+    of a fit in ``robustness``, else in ``validate/robustness`` or ``test/robustness``. The report is also the attribute
+    ``report``, in the process that measured.
 
     Args:
         noises: A noise, a list of noises, whose tags are their class names in lower case, or a mapping from tag to noise. A
@@ -97,7 +100,7 @@ class RobustnessMonitor(Callback):
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
         relative: Levels are in units of the standard deviation of each sample.
         every_n_epochs: How often to measure during a fit.
-        max_batches: How many batches to measure; left out, all.
+        max_batches: How many batches of each process to measure; left out, all.
         dataloader_idx: Which of several loaders.
         baseline: The ``report.json`` of an earlier run, or its folder, to be compared with. Differences are paired where both
             measured the same samples.
@@ -165,7 +168,8 @@ class RobustnessMonitor(Callback):
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, RobustnessMonitor)]  # type: ignore[attr-defined]
         if sum(monitor.name == self.name for monitor in monitors) > 1:
             raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
-        self._baseline = None if self.baseline is None else report.read(os.fspath(self.baseline))
+        check_pipe(trainer, sum(monitor.n_keys for monitor in monitors))
+        self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
         self._pictured = self._laid_out = False
         self._reset()
 
@@ -179,13 +183,17 @@ class RobustnessMonitor(Callback):
         if self._is_due(trainer):
             self._reset()
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        # before the step, which may write to the batch
         if trainer.sanity_checking and dataloader_idx == self.dataloader_idx:
             self._try(trainer, pl_module, batch)  # what does not fit is said before the training
         if self._is_due(trainer):
             self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_loader(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
@@ -193,19 +201,19 @@ class RobustnessMonitor(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
-            self._conclude(trainer, self.name)
-        elif self._is_due(trainer) and not self._laid_out:
+            self._conclude(trainer, self.name, f"validate/{self.name}")
+        elif not trainer.sanity_checking and not self._laid_out:
             self._laid_out = boards.lay_out_all(trainer, self)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._measurement is not None:
-            self._conclude(trainer, self.name)
+            self._conclude(trainer, self.name, self.name)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._reset()
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
@@ -213,13 +221,21 @@ class RobustnessMonitor(Callback):
         self._log(trainer, pl_module, f"test/{self.name}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._conclude(trainer, f"test/{self.name}")
+        self._conclude(trainer, f"test/{self.name}", f"test/{self.name}")
+
+    @property
+    def n_keys(self) -> int:
+        """How many keys are logged."""
+        own = isinstance(self.metrics, MetricCollection)
+        n_metrics = len(self.metrics) if own else len(LOGGED)
+        n_levels = sum(map(len, self.levels.values())) * min(self.n_draws, 2)
+        return n_metrics * (2 + n_levels) + (n_metrics if own else 5) * len(self.levels) + 1
 
     def charts(self) -> dict[str, list[str]]:
         """The tags that TensorBoard draws into one chart: clean and noisy values of a metric."""
         charted = [metric for metric in self._measured if self.metrics not in get_args(Task) or metric in _CHARTED]
         return {
-            f"{metric} under {tag}": [f"{self.name}/{CLEAN}/{metric}$", f"{self.name}/{re.escape(tag)}/[^/]*/{metric}$"]
+            f"{metric} under {tag}": [f"{re.escape(self.name)}/({CLEAN}|{re.escape(tag)}/[^/]*)/{re.escape(metric)}$"]
             for metric in charted
             for tag in self.levels
         }
@@ -242,6 +258,7 @@ class RobustnessMonitor(Callback):
         paths, target = self._located(batch)
         positions, counted = self._places.take(trainer, dataloader_idx, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)
+        clean: Any = None
         perturbations = self.probes.perturbations(trainer, pl_module, batch, paths, positions)
         for probed, perturbation in chain([(Probed(CLEAN), nullcontext(batch))], perturbations):
             noisy, preds, labels = self._predicted(trainer, pl_module, perturbation, paths, target)
@@ -250,30 +267,39 @@ class RobustnessMonitor(Callback):
             if self._measurement is None:
                 # a new one for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
                 self._measurement = self._begun(preds)
-            # the last batch of a process may be all padding
-            self._measurement.update(probed, preds[:counted], labels[:counted], groups[:counted])
+            preds = preds[:counted]  # the last batch of a process may be all padding
+            if probed.tag == CLEAN:
+                clean = self._measurement.read(preds)
+            self._measurement.update(probed, preds, labels[:counted], clean, groups[:counted])
             if batch_idx == 0 and paths and probed.draw == 0 and boards.takes_figures(trainer):
-                self._shown[probed] = _Shown.of(get(noisy, paths[0]), preds)
+                self._shown[probed] = _Shown.of(get(noisy, paths[0]), preds, named=self._of_classes)
 
     def _begun(self, preds: Tensor) -> Measurement:
         metrics = self.metrics
         if isinstance(metrics, MetricCollection):
             return Measurement(metrics.clone, N_GROUPS)
-        n_classes = 0 if metrics == "regression" else preds.shape[1]
+        n_classes = preds.shape[1] if self._of_classes else 0
         return Measurement(
-            lambda: monitor_metrics(metrics, n_classes, N_GROUPS),
+            partial(monitor_metrics, metrics, n_classes, N_GROUPS),
             N_GROUPS,
             logged=LOGGED,
             chance=1 / n_classes if n_classes else None,
             weights=[tag for tag, probe in self.noises.items() if getattr(probe, "shares_draw", False)],
         )
 
+    @property
+    def _of_classes(self) -> bool:
+        return isinstance(self.metrics, str) and self.metrics != "regression"
+
     def _located(self, batch: Any) -> tuple[list[Path], Tensor]:
         """The paths of the inputs, if they are needed, and the target."""
         needed = self.predict is None or not all(isinstance(probe, NoiseCallback) for probe in self.noises.values())
         paths = find_inputs(batch, self.inputs) if needed or self.inputs is not None else []
         self.probes.check(batch, paths)
-        return paths, get(batch, find_target(batch, self.targets))
+        target = get(batch, find_target(batch, self.targets))
+        if target.ndim == 0:
+            raise ValueError("the target is one number, but must have a row for each sample; give the loader a batch size")
+        return paths, target
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         paths, target = self._located(batch)
@@ -305,14 +331,37 @@ class RobustnessMonitor(Callback):
             raise ValueError("the module has no forward; give predict=… to return its logits, or use ReplayMonitor")
         return pl_module(*(get(batch, path) for path in paths))
 
+    def _check_loader(self, trainer: Trainer) -> None:
+        if self.dataloader_idx >= trainer._evaluation_loop.num_dataloaders:
+            raise ValueError(f"RobustnessMonitor saw no batch of dataloader_idx={self.dataloader_idx}")
+
+    def _comparable(self, baseline: dict[str, Any]) -> dict[str, Any]:
+        """The baseline, or a ValueError where it has nothing to compare with."""
+        if baseline["task"] != self._task:
+            raise ValueError(f"the baseline {self.baseline} is of metrics={baseline['task']!r}, not {self._task!r}")
+        noises = self.probes.described()
+        own = {tag: {"noise": noises[tag], "levels": list(levels)} for tag, levels in self.levels.items()}
+        # the noises that are the same in both
+        self._shared = {tag: self.levels[tag] for tag, noise in own.items() if baseline["noises"].get(tag) == noise}
+        if not self._shared:
+            raise ValueError(f"the baseline {self.baseline} has none of the noises {own}, but {baseline['noises']}")
+        return baseline
+
+    @property
+    def _task(self) -> str:
+        return self.metrics if isinstance(self.metrics, str) else "own metrics"
+
     # --- what is reported
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
-        if self._measurement is None:
-            raise ValueError(f"RobustnessMonitor saw no batch of dataloader_idx={self.dataloader_idx}")
+        self._check_loader(trainer)
+        seen = torch.tensor(float(self._measurement is not None), device=pl_module.device)
+        # on all processes at once, for else some would wait for those that have raised
+        if self._measurement is None or trainer.strategy.reduce(seen, reduce_op="sum") < trainer.world_size:
+            raise ValueError("RobustnessMonitor measures on all processes, but one of them saw no batch")
         found = self._measurement.figures()
         if self._baseline is not None:
-            found |= report.corruption_errors(found, report.values_of(self._baseline), self.levels)
+            found |= report.corruption_errors(found, report.values_of(self._baseline), self._shared)
         self._measured = [key.removeprefix(f"{CLEAN}/") for key in found if key.startswith(f"{CLEAN}/")]
         # the values are those of all processes already; on each of them, so that callbacks can monitor them
         pl_module.log_dict({f"{prefix}/{key}": value for key, value in found.items()}, sync_dist=True, rank_zero_only=True)
@@ -325,15 +374,14 @@ class RobustnessMonitor(Callback):
             if not self._pictured:  # the noise is the same in each epoch
                 self._show_samples(trainer, prefix)
 
-    def _conclude(self, trainer: Trainer, prefix: str) -> None:
-        """Writes the report, and shows what is looked at once."""
+    def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
+        """Writes the report into a folder beside the logs, and shows what is looked at once."""
         assert self._measurement is not None
         calibration = self._measurement.calibration()
         self.report = self._reported(trainer, self._measurement.estimates())
         if not boards.takes_figures(trainer):
             return
-        if folder := boards.folder(trainer):
-            report.write(folder / prefix, self.report, self._baseline)
+        report.write(boards.folder(trainer) / folder, self.report, self._baseline)
         step = logging_step(trainer)
         for tag in self.levels if calibration else ():
             panels = {_title(probed): bins for probed, bins in calibration.items() if probed.tag in (CLEAN, tag)}
@@ -343,18 +391,17 @@ class RobustnessMonitor(Callback):
     def _reported(self, trainer: Trainer, estimates: Estimates) -> dict[str, Any]:
         assert self._measurement is not None
         sizes = trainer.strategy.reduce(self._measurement.sizes, reduce_op="sum").tolist()
-        options = "".join(f", {key}={value}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value)
         return report.make(
             estimates.values,
             estimates.without,
             sizes if estimates.without else [],
             n=sum(sizes),
-            noises={tag: boards.as_text(probe) + options for tag, probe in self.noises.items()},
+            noises=self.probes.described(),
             levels=self.levels,
             spread=_of_shared_draws(estimates.spread, self._measurement.weights),
             weights=self._measurement.weights,
             draws=self.n_draws,
-            task=self.metrics if isinstance(self.metrics, str) else "own metrics",
+            task=self._task,
             seed=self.seed,
         )
 
@@ -383,8 +430,8 @@ class _Shown(NamedTuple):
     captions: list[str]
 
     @classmethod
-    def of(cls, inputs: Tensor, preds: Tensor) -> _Shown:
-        classes = preds[:4].argmax(1).tolist() if preds.ndim == 2 and preds.shape[1] > 1 else []
+    def of(cls, inputs: Tensor, preds: Tensor, *, named: bool) -> _Shown:
+        classes = preds[:4].argmax(1).tolist() if named and preds.ndim == 2 else []
         return cls(inputs[:4].detach().cpu(), [str(label) for label in classes])
 
 

@@ -77,22 +77,27 @@ class Measurement:
         self.sizes = torch.zeros(n_groups, dtype=torch.long)
         self.weights = weights
         self._make = metrics
-        self._clean: Any = None  # the predictions of the batch without noise
         self._logged = logged
         self._chance = chance
 
-    def update(self, probed: Probed, preds: Any, target: Tensor, groups: Tensor) -> None:
-        """Adds predictions of samples of these groups; of each batch those without noise come first."""
-        if probed not in self.metrics:
-            self.metrics[probed] = self._make().to(target.device)
-        metrics = self.metrics[probed]
+    def read(self, preds: Tensor) -> Any:
+        """Returns predictions without noise as the metrics of all noises and levels can be given them, to read them once."""
+        metrics = self._of(Probed(CLEAN), preds)
+        return metrics.read(preds) if isinstance(metrics, MonitorMetrics) else preds
+
+    def update(self, probed: Probed, preds: Tensor, target: Tensor, clean_preds: Any, groups: Tensor) -> None:
+        """Adds predictions of samples of these groups."""
+        metrics = self._of(probed, preds)
         if probed.tag == CLEAN:
-            self._clean = metrics.read(preds) if isinstance(metrics, MonitorMetrics) else preds
             self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
         if len(target):
-            # of one's own a metric of the package may be made for no groups
-            grouped = {"groups": groups} if isinstance(metrics, MonitorMetrics) else {}
-            metrics.update(preds=preds, target=target, clean_preds=self._clean, **grouped)
+            more = {"groups": groups} if isinstance(metrics, MonitorMetrics) else {}
+            metrics.update(preds=preds, target=target, clean_preds=clean_preds, **more)
+
+    def _of(self, probed: Probed, preds: Tensor) -> MetricCollection:
+        if probed not in self.metrics:
+            self.metrics[probed] = self._make().to(preds.device)
+        return self.metrics[probed]
 
     def figures(self) -> dict[str, float]:
         """Returns what is logged: the metrics, averaged over the draws, with the errors of these means, and their summary."""

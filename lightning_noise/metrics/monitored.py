@@ -42,8 +42,8 @@ class MonitorMetrics(MetricCollection):
         super().update(preds=self.read(preds), clean_preds=self.read(clean_preds), **kwargs)
 
     def totals(self) -> dict[str, float]:
-        """Returns the values of all data; see ``Sums.totals``."""
-        return _merged([metric.totals() for metric in self._sums()])
+        """Returns the values of all data that are logged, and some more; see ``Sums.totals``."""
+        return _merged([metric.totals() for metric in self._sums() if not isinstance(metric, NoiseDetection)])
 
     def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
         """Returns the values of all data, and those without each group in turn; see ``Sums.estimates``."""
