@@ -24,6 +24,8 @@ from test_noise import NOISES
 from test_schedules import SCHEDULES
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import (
     ActivationNoise,
@@ -264,6 +266,18 @@ def test_noise_in_targets_reads_back_with_all_arguments(call, tmp_path: Path):
 @pytest.mark.parametrize("call", IN_THE_MODEL, ids=lambda call: str(spec(call)["init_args"]))
 def test_noise_in_the_model_reads_back(call, tmp_path: Path):
     assert_reads_back(call, tmp_path)
+
+
+def test_metrics_of_ones_own_read_back(tmp_path: Path):
+    hits: Any = partial(MulticlassAccuracy, 3, average="micro")
+    metrics: Any = partial(MetricCollection, {"hits": hits})
+    cli = read(write(tmp_path, [partial(RobustnessMonitor, noise.Gaussian(), metrics=metrics)]))
+    for each in (cli, read(saved(cli))):
+        callbacks: list[pl.Callback] = each.trainer.callbacks  # type: ignore[attr-defined]
+        (read_back,) = [callback.metrics for callback in callbacks if isinstance(callback, RobustnessMonitor)]
+        assert isinstance(read_back, MetricCollection)
+        assert isinstance(read_back["hits"], MulticlassAccuracy)
+        assert read_back["hits"].average == "micro"
 
 
 @pytest.mark.parametrize("call", REPLAYS, ids=lambda call: str(spec(call)["init_args"]))
