@@ -386,7 +386,8 @@ def fit(config: Path, *flags: str) -> LightningCLI:
 def test_a_run_repeats_itself_from_the_config_that_it_saves(way, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     figures = {f"small/{level}/accuracy": 0.5 for level in (0.1, 0.2)}
-    report.write("earlier", report.make(figures, [], [], noises={"small": "Gaussian()"}, levels={"small": [0.1, 0.2]}))
+    noises = {"small": "Gaussian(), relative=True, clip=(-2.0, 2.0)"}
+    report.write("earlier", report.make(figures, [], [], noises=noises, levels={"small": [0.1, 0.2]}, task="binary"))
     expected = [comparable(call()) for call in CALLBACKS]
     config = write(tmp_path, CALLBACKS if way == "file" else [], **SETTINGS)
     flags = [line.strip() for line in FLAGS.strip().splitlines()] if way == "command line" else []

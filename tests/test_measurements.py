@@ -166,7 +166,7 @@ def test_of_a_regression_there_are_the_loss_its_drop_and_its_mean(tmp_path):
     found = validated(monitor, module, data, logger=logger)
     losses = {"clean/loss", "gaussian/0.3/loss", "gaussian/1/loss", "gaussian/loss_drop", "loss_mean"}
     assert found.keys() == losses | {"gaussian/0.3/loss_se", "gaussian/1/loss_se"}
-    written = report.read(Path(logger.log_dir, "robustness"))
+    written = report.read(Path(logger.log_dir, "validate", "robustness"))
     assert written["figures"].keys() == losses
     clean = written["figures"]["clean/loss"]
     errors = (predicted(module, data.x) - data.y).square().mean(1).double()
@@ -213,7 +213,7 @@ def test_of_metrics_of_ones_own_no_interval_is_known(tmp_path):
     for figure in written["figures"].values():
         assert figure["without"] == []
         assert all(math.isnan(figure[part]) for part in ("standard_error", "low", "high"))
-    assert "| gaussian | 0.3 |" in Path(logger.log_dir, "robustness", "report.md").read_text()
+    assert "| gaussian | 0.3 |" in Path(logger.log_dir, "validate", "robustness", "report.md").read_text()
 
 
 def test_metrics_of_ones_own_take_any_predictions_with_a_row_for_each_target():
@@ -403,7 +403,7 @@ def test_a_model_does_not_differ_from_its_own_report(baseline, tmp_path):
     assert changes.keys() == monitor.report["figures"].keys()
     for key, change in changes.items():
         assert (change["value"], change["standard_error"], change["paired"]) == (0, 0, True), key
-    text = Path(logger.log_dir, "robustness", "report.md").read_text()
+    text = Path(logger.log_dir, "validate", "robustness", "report.md").read_text()
     assert "For one error of the baseline under noise this model makes" in text
     assert "Against the baseline" not in (baseline / "report.md").read_text()
 

@@ -95,7 +95,8 @@ class RobustnessMonitor(Callback):
         metrics: ``"multiclass"`` for logits of shape :math:`(B, K, *)` with class indices of shape :math:`(B, *)`, a class for
             each pixel included; ``"binary"`` and ``"multilabel"`` for a logit for each target of 0 or 1; ``"regression"`` for
             predictions of the shape of the target; or a ``MetricCollection`` of one's own, which is given what the module
-            returns, ``clean_preds=`` where a metric takes them, and the target. Of one's own there are drops and means alone.
+            returns, ``clean_preds=`` where a metric takes them, and the target. Of one's own there are drops and
+            means, of an ``accuracy`` area and score as well, and no intervals.
         n_draws: How many draws of each noise are measured; the values are their means.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
         relative: Levels are in units of the standard deviation of each sample.
