@@ -322,6 +322,9 @@ def test_all_is_as_before_also_after_an_exception(error, tmp_path):
                 raise error
             return super().validation_step(batch, batch_idx)
 
+        def on_validation_batch_start(self, batch, batch_idx, dataloader_idx=0):
+            pass  # it comes after Watch, and would draw
+
         breaks = False
 
     class Watch(pl.Callback):
@@ -341,7 +344,6 @@ def test_all_is_as_before_also_after_an_exception(error, tmp_path):
     assert not any(isinstance(value, EvaluationDispatcher) for value in vars(trainer.strategy).values())
     before, after = watch.held, held(module)
     for state in (before, after):
-        del state[""]["calls"]  # which the module's own hook has changed since
         del state[""]["_current_fx_name"], state[""]["_metric_attributes"]  # Lightning's own
     assert after == before
 
@@ -612,6 +614,7 @@ def test_a_step_may_differentiate_with_respect_to_its_input():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.slow
 def test_a_compiled_module_is_replayed():
     class Silent(Classifier):  # in compiled code Lightning cannot log with this torch
         def __init__(self):
