@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Path", "Selector", "described", "dotted", "find_inputs", "find_target", "get", "leaves", "replace"]
+__all__ = ["Path", "Selector", "described", "dotted", "find_inputs", "find_target", "get", "leaves", "renewed", "replace"]
 
 Path = tuple[Any, ...]
 Selector = int | str | Sequence[int | str]
@@ -53,17 +53,43 @@ def replace(batch: Any, path: Path, value: Any) -> Any:
     if not path:
         return value
     key, rest = path[0], path[1:]
-    value = replace(get(batch, (key,)), rest, value)
-    if _is_namedtuple(batch):
-        return batch._replace(**{key: value})
-    if isinstance(batch, tuple):
-        return type(batch)([*batch[:key], value, *batch[key + 1 :]])
-    result, before = copy.copy(batch), get(batch, (key,))
-    _set(result, key, value)
-    if get(batch, (key,)) is value:
-        _set(batch, key, before)
-        raise TypeError(f"a copy of {type(batch).__name__} shares its content with the original; let it define __copy__")
-    return result
+    return _with(batch, {key: replace(get(batch, (key,)), rest, value)})
+
+
+def renewed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Returns a batch with other tensors, in new containers; what is one object in two places is one again.
+
+    Lists, tuples, dicts and sets are new, and other objects where there is a tensor in them.
+
+    Args:
+        batch: The batch.
+        change: What makes the new tensor of one.
+
+    Raises:
+        TypeError: A copy of a container shares its content with the original.
+
+    Example:
+        >>> import torch
+        >>> batch = {"x": torch.ones(2), "names": ["a", "b"]}
+        >>> new = renewed(batch, torch.clone)
+        >>> new["names"] == batch["names"], new["names"] is batch["names"]
+        (True, False)
+    """
+    memo: dict[int, tuple[Any, Any]] = {}  # with the originals, whose ids would be given again
+
+    def new(value: Any) -> Any:
+        if id(value) not in memo:
+            memo[id(value)] = value, value  # objects may point back at their owner
+            memo[id(value)] = value, change(value) if isinstance(value, Tensor) else parts_of(value)
+        return memo[id(value)][1]
+
+    def parts_of(value: Any) -> Any:
+        if type(value) not in (list, tuple, dict, set) and next(leaves(value), None) is None:
+            return value
+        changed = {key: part for key, child in _children(value) if (part := new(child)) is not child}
+        return value if isinstance(value, tuple) and not changed else _with(value, changed)
+
+    return new(batch)
 
 
 def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = False) -> list[Path]:
@@ -133,6 +159,22 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
     elif id(value) not in ancestors:  # objects may point back at their owner
         for key, child in _children(value):
             yield from _walk(child, (*path, key), (*ancestors, id(value)))
+
+
+def _with(batch: Any, changed: dict[Any, Any]) -> Any:
+    """Returns a copy in which these children are others."""
+    if _is_namedtuple(batch):
+        return batch._replace(**changed)
+    if isinstance(batch, tuple):
+        return type(batch)([changed.get(index, child) for index, child in enumerate(batch)])
+    result, before = copy.copy(batch), dict(_children(batch)) if changed else {}
+    for key, value in changed.items():
+        _set(result, key, value)
+    if any(get(batch, (key,)) is value for key, value in changed.items()):
+        for key in changed:
+            _set(batch, key, before[key])
+        raise TypeError(f"a copy of {type(batch).__name__} shares its content with the original; let it define __copy__")
+    return result
 
 
 def _set(batch: Any, key: Any, value: Any) -> None:

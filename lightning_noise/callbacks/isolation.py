@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections import deque
+import tempfile
+from argparse import Namespace
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,20 +26,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lightning_noise.batch import leaves, replace
+from lightning_noise.batch import renewed
 from lightning_noise.perturb import like
 
 try:
+    from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
     from pytorch_lightning import LightningModule
-    from pytorch_lightning.utilities.seed import isolate_rng
 except ImportError:  # the other Lightning alone is installed
+    from lightning.fabric.utilities.seed import (  # type: ignore[import-not-found, no-redef]
+        _collect_rng_states,
+        _set_rng_states,
+    )
     from lightning.pytorch import LightningModule  # type: ignore[import-not-found, no-redef]
-    from lightning.pytorch.utilities.seed import isolate_rng  # type: ignore[import-not-found, no-redef]
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["Silent", "State", "own_copy", "same_streams", "unchanged"]
+__all__ = ["Contents", "Silent", "State", "kept_weights", "own_copy", "same_streams", "streams", "unchanged"]
 
 Contents = list[tuple[Any, Any]]  # containers, each with what it holds
 
@@ -45,9 +50,11 @@ Contents = list[tuple[Any, Any]]  # containers, each with what it holds
 _COPIED = (Tensor, np.ndarray, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 _ATOMS = {int, float, bool, str, type(None), Tensor, Parameter}  # what most attributes and lists hold
 # of modules the parameters and hooks, of Lightning which hook is running, and of metrics the constants that they begin with
-_NOT_STATE = frozenset(name for name in vars(LightningModule()) if name.startswith("_")) - {"_buffers", "_modules"} | {
-    "_defaults"
-}
+_NOT_STATE = frozenset(name for name in vars(LightningModule()) if name.startswith("_")) - {
+    "_buffers",
+    "_modules",
+    "_metric_attributes",  # which `self.log` gathers anew where it lacks a metric
+} | {"_defaults"}
 # objects of such classes are no state of a module, and through them one would come to the trainer and the data
 _FOREIGN = {"torch", "pytorch_lightning", "lightning", "lightning_fabric"} | (
     sys.stdlib_module_names - {"abc", "builtins", "collections", "typing"}
@@ -70,15 +77,22 @@ class State:
         self._roots = [trainer.lightning_module, *schedulers, *groups]
         self._contents = _copied(_contents(self._roots))
 
+    def held(self) -> Contents:
+        """What the module holds now, in its own objects."""
+        return _contents(self._roots)
+
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Puts the state into the module within, keeps what becomes of it there, and puts back what the module held."""
-        before = _contents(self._roots)
+    def entered(self, before: Contents) -> Iterator[None]:
+        """Puts the state into the module within, keeps what becomes of it there, and puts back what the module held.
+
+        Args:
+            before: What :meth:`held` returned; all replays of a batch share it.
+        """
         try:
             _put(self._contents)
             yield
         finally:
-            self._contents = _contents(self._roots)
+            self._contents = self.held()
             _put(before)
 
 
@@ -87,12 +101,12 @@ def unchanged(trainer: Trainer) -> Iterator[None]:
     """Restores random streams, gradients and what the trainer and the parts of it that log hold, after what is done within.
 
     Raises:
-        RuntimeError: An optimizer of the trainer would update the weights.
+        RuntimeError: An optimizer would update the weights.
     """
     parameters = list(trainer.lightning_module.parameters())
     gradients = [parameter.grad for parameter in parameters]
     kept = [(vars(part), dict(vars(part))) for part in (trainer, trainer._evaluation_loop, trainer._logger_connector)]
-    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: _refuse(trainer, optimizer))
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: _refuse(parameters, optimizer))
     with ExitStack() as stack:
         stack.callback(handle.remove)
         stack.callback(_put, kept)
@@ -103,14 +117,35 @@ def unchanged(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def same_streams() -> Iterator[None]:
-    """Restores the global random streams of torch, numpy and Python, also after an exception."""
-    streams = isolate_rng()
-    streams.__enter__()
+def kept_weights(kept: list[tuple[Parameter, Tensor, Tensor]]) -> Iterator[None]:
+    """Restores weights that the module exchanges within, be it their values or their tensors.
+
+    Args:
+        kept: The parameters, each with its ``data`` and a copy of that.
+    """
     try:
         yield
     finally:
-        streams.__exit__(None, None, None)  # an exception, it would not restore anything after
+        for parameter, data, values in kept:
+            data.copy_(values)
+            parameter.data = data
+
+
+def streams() -> dict[str, Any]:
+    """The states of the global random streams of torch, numpy and Python."""
+    return _collect_rng_states()
+
+
+@contextmanager
+def same_streams(begin: dict[str, Any] | None = None) -> Iterator[None]:
+    """Restores the global random streams of torch, numpy and Python, which may begin as they once were."""
+    before = streams()
+    try:
+        if begin is not None:
+            _set_rng_states(begin)
+        yield
+    finally:
+        _set_rng_states(before)
 
 
 def own_copy(batch: Any) -> Any:
@@ -119,9 +154,7 @@ def own_copy(batch: Any) -> Any:
     They are no inference tensors, because a step may differentiate with respect to them.
     """
     with torch.inference_mode(False), torch.no_grad():
-        for path, leaf in leaves(batch):
-            batch = replace(batch, path, _clone(leaf))
-    return batch
+        return renewed(batch, _clone)
 
 
 class Silent:
@@ -135,30 +168,51 @@ class Silent:
         return type(self._silenced)
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._silenced, name, None)
+        if self._silenced is None:
+            return Silent(None)
+        value = getattr(self._silenced, name)  # a module may ask for what not every logger has
         return value if isinstance(value, str | int | float | None) else Silent(value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Silent:
         return Silent(None)
 
-    __getitem__ = __setitem__ = __call__
+    __getitem__ = __setitem__ = __enter__ = __call__
+
+    def __exit__(self, *args: Any) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())  # Python would ask `__getitem__` for ever
+
+    def __fspath__(self) -> str:
+        return tempfile.gettempdir()  # a module may make a path of what a call returned, and write there
 
 
 def _container(value: Any) -> Any:
     """The container in which a value keeps its state, if it is one of those that have one."""
     if isinstance(value, list | dict | set | deque):
         return value
-    if isinstance(value, nn.Module | LRScheduler):
+    if isinstance(value, nn.Module | LRScheduler | SimpleNamespace | Namespace):
         return vars(value)
     if not hasattr(value, "__dict__") or isinstance(value, (type, FunctionType, ModuleType, *_COPIED)):
         return None
-    roots = {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
-    return vars(value) if roots.isdisjoint(_FOREIGN) else None
+    return None if any(map(_is_foreign, type(value).__mro__)) else vars(value)
+
+
+def _is_foreign(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _FOREIGN
+
+
+def _shared(kind: type) -> list[Any]:
+    """The containers that classes of the user hold for all objects."""
+    held = [item for base in kind.__mro__ if not _is_foreign(base) for item in vars(base).items()]
+    return [value for name, value in held if isinstance(value, list | dict | set | deque) and not name.startswith("__")]
 
 
 def _contents(values: list[Any]) -> Contents:
     """All containers that are reached from the values, each with what it holds."""
     found: dict[int, tuple[Any, Any]] = {}
+    kinds: set[type] = set()
     stack = list(values)  # and what is found on the way, but for what fills long lists
     while stack:
         value = stack.pop()
@@ -172,8 +226,14 @@ def _contents(values: list[Any]) -> Contents:
         else:
             held = list(container)
         parts = held.values() if isinstance(held, dict) else held
-        stack.extend(part for part in parts if type(part) not in _ATOMS)
+        parts = [part for part in parts if type(part) not in _ATOMS]
+        if isinstance(value, nn.Module) and _is_foreign(type(value)):  # a layer, to which nobody adds buffers or modules
+            parts = [part for part in parts if type(part) is not dict or part]
+        stack.extend(parts)
         found[id(container)] = container, held
+        if type(value) not in kinds:
+            kinds.add(type(value))
+            stack.extend(_shared(type(value)))
     return list(found.values())
 
 
@@ -184,8 +244,12 @@ def _copied(contents: Contents) -> Contents:
     def own(value: Any) -> Any:
         if type(value) is tuple:
             return tuple(map(own, value))
+        if isinstance(value, tuple) and hasattr(value, "_make"):
+            return value._make(map(own, value))  # type: ignore[attr-defined]
         if not isinstance(value, _COPIED) or isinstance(value, Parameter):
             return value
+        if isinstance(value, np.ndarray) and not value.flags.writeable:
+            return value  # as one that is mapped from a file
         if id(value) not in memo:
             memo[id(value)] = _clone(value) if isinstance(value, Tensor) else copy.deepcopy(value)
         return memo[id(value)]
@@ -202,11 +266,12 @@ def _put(contents: Contents) -> None:
         if isinstance(container, dict):
             present = [key for key in container if key not in _NOT_STATE]
             in_order = list(map(id, present)) == list(map(id, held))
+            kind: Any = OrderedDict if isinstance(container, OrderedDict) else dict  # the user's may refuse, or do more
             for key in [] if in_order else present:
-                del container[key]
+                kind.__delitem__(container, key)
             for key, value in held.items():
                 if key not in container or container[key] is not value:
-                    container[key] = value
+                    kind.__setitem__(container, key, value)
         elif isinstance(container, list):
             container[:] = held
         else:
@@ -223,6 +288,7 @@ def _set_gradients(parameters: list[Parameter], gradients: list[Any]) -> None:
         parameter.grad = gradient
 
 
-def _refuse(trainer: Trainer, optimizer: Optimizer) -> None:
-    if optimizer in trainer.optimizers:
+def _refuse(parameters: list[Parameter], optimizer: Optimizer) -> None:
+    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not updated.isdisjoint(map(id, parameters)):
         raise RuntimeError("a step that updates the weights in validation or test cannot be replayed by a ReplayMonitor")

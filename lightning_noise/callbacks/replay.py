@@ -16,7 +16,16 @@ from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback
 from lightning_noise.callbacks.dispatch import EvaluationDispatcher, Replaying
 from lightning_noise.callbacks.held_out import Places, Probe, Probes, check_validation
-from lightning_noise.callbacks.isolation import Silent, State, own_copy, same_streams, unchanged
+from lightning_noise.callbacks.isolation import (
+    Contents,
+    Silent,
+    State,
+    kept_weights,
+    own_copy,
+    same_streams,
+    streams,
+    unchanged,
+)
 from lightning_noise.metrics.measurement import CLEAN, Probed
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction
@@ -53,8 +62,9 @@ class ReplayMonitor(Callback, Replaying):
 
     The user's run is as without the monitor: attributes, containers, buffers, metrics and objects of the user's classes that
     the module holds, weights, gradients, random streams, learning rates, the trainer's attributes and metrics, and what the
-    loggers write. Not undone is what leaves the process: files, what is printed, calls of a logger that is not the trainer's.
-    Not seen are slots of objects, what closures and the globals of a module of Python hold, and other callbacks.
+    loggers write. Not undone is what leaves the process: files, what is printed, calls of a logger of the module's own.
+    Not seen are slots of objects, iterators and generators, what closures and the globals of a module of Python hold, the
+    datamodule, and other callbacks.
 
     Args:
         noises: A noise, a list of noises, whose tags are their class names in lower case, or a mapping from tag to noise. A
@@ -177,6 +187,7 @@ class ReplayMonitor(Callback, Replaying):
         self._replays: dict[Probed, _Replay] = {}
         self._places: dict[int, Places] = {}
         self._batch_idx = self._dataloader_idx = 0
+        self._streams: dict[str, Any] = {}  # that the module's hook before the step will find
 
     def _start_batch(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
         self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
@@ -184,6 +195,8 @@ class ReplayMonitor(Callback, Replaying):
         if not self._replays and (trainer.sanity_checking or not skipped):
             # at the first batch and before the module's own hook: all begin with what the module holds now
             self._replays = {probed: _Replay(trainer) for probed in [Probed(CLEAN), *self._probed(trainer)]}
+        if self._replays:
+            self._streams = streams()
 
     def _probed(self, trainer: Trainer) -> list[Probed]:
         if trainer.sanity_checking:  # what does not fit is said before the training
@@ -196,10 +209,11 @@ class ReplayMonitor(Callback, Replaying):
         if not self._replays or (self.max_batches is not None and self._batch_idx >= self.max_batches):
             return
         loader = trainer._results.dataloader_idx  # type: ignore[union-attr]  # None where there is one alone
+        before = self._replays[Probed(CLEAN)].state.held()
         for probed, perturbation in self._perturbations(trainer, batch):
             replay = self._replays[probed]
-            with replay.entered(), perturbation as noisy:
-                replay.run(step, own_copy(noisy), indices, self._batch_idx, loader)
+            with replay.entered(before), perturbation as noisy:
+                replay.run(step, own_copy(noisy), indices, self._batch_idx, loader, self._streams)
 
     def _perturbations(self, trainer: Trainer, batch: Any) -> Iterator[tuple[Probed, AbstractContextManager[Any]]]:
         paths, rows = self._located(batch)
@@ -224,7 +238,12 @@ class ReplayMonitor(Callback, Replaying):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         EvaluationDispatcher.detach(trainer)
-        values = {probed: replay.finished() for probed, replay in self._replays.items()}
+        # a module may exchange its weights at the end of an epoch, as for those of an average
+        kept = [(parameter, parameter.data, parameter.data.clone()) for parameter in pl_module.parameters() if self._replays]
+        values: dict[Probed, dict[str, Tensor]] = {}
+        for probed, replay in self._replays.items():
+            with kept_weights(kept):
+                values[probed] = replay.finished()
         self._end()
         if not trainer.sanity_checking:
             results: Any = trainer._results
@@ -253,28 +272,39 @@ class _Replay:
         self._values: dict[str, Tensor] = {}
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Puts state, results and silent loggers in the place of the user's within."""
+    def entered(self, before: Contents) -> Iterator[None]:
+        """Puts state, results and silent loggers in the place of the user's, whose state is ``before``, within."""
         trainer = self.trainer
-        with unchanged(trainer), self.state.entered():
+        with unchanged(trainer), self.state.entered(before):
             trainer.loggers = [Silent(logger) for logger in trainer.loggers]  # type: ignore[assignment, misc]
             trainer._evaluation_loop._results = self.results
             vars(trainer._logger_connector).update(self._read)
             yield
 
-    def run(self, step: Callable[..., Any], batch: Any, indices: tuple[int, ...], batch_idx: int, loader: int | None) -> None:
-        """Runs the step on the batch, and the module's hooks before and after it; to be entered."""
+    def run(
+        self,
+        step: Callable[..., Any],
+        batch: Any,
+        indices: tuple[int, ...],
+        batch_idx: int,
+        loader: int | None,
+        begin: dict[str, Any],
+    ) -> None:
+        """Runs the step on the batch, and the module's hooks before and after it; to be entered.
+
+        ``begin`` are the random streams that the hook before the step begins with.
+        """
         if loader != self.results.dataloader_idx:
             self._collect()  # as Lightning does between two loaders, which may share a metric
         self.results.dataloader_idx, self.results.batch, self.results.batch_size = loader, batch, None
         arguments = (batch, batch_idx) if loader is None else (batch, batch_idx, loader)
-        with same_streams():  # the step is to find what the user's step will
+        with same_streams(begin):  # the step is to find what the user's step will
             self._call("batch_start", *arguments)
         self._call("batch_end", step(batch, *indices), *arguments)
 
     def finished(self) -> dict[str, Tensor]:
         """Ends the epoch of the module in this state, and returns what it logged for the epoch."""
-        with self.entered():
+        with self.entered(self.state.held()):
             self._collect()
             self.results.dataloader_idx = self.results.batch = self.results.batch_size = None
             self._call("epoch_end")
@@ -286,8 +316,10 @@ class _Replay:
         module = self.trainer.lightning_module
         before, name = module._current_fx_name, f"on_{_stage(self.trainer)}_{event}"
         module._current_fx_name = name
-        getattr(module, name)(*arguments)
-        module._current_fx_name = before
+        try:
+            getattr(module, name)(*arguments)
+        finally:
+            module._current_fx_name = before
 
     def _collect(self) -> None:
         """Computes, over all processes, what was logged since it was called last."""
