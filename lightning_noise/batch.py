@@ -167,10 +167,11 @@ def _with(batch: Any, changed: dict[Any, Any]) -> Any:
         return batch._replace(**changed)
     if isinstance(batch, tuple):
         return type(batch)([changed.get(index, child) for index, child in enumerate(batch)])
-    result, before = copy.copy(batch), dict(_children(batch)) if changed else {}
+    result, before = copy.copy(batch), dict(_children(batch))
     for key, value in changed.items():
         _set(result, key, value)
-    if any(get(batch, (key,)) is value for key, value in changed.items()):
+    after = dict(_children(batch))
+    if any(after[key] is value for key, value in changed.items()):
         for key in changed:
             _set(batch, key, before[key])
         raise TypeError(f"a copy of {type(batch).__name__} shares its content with the original; let it define __copy__")

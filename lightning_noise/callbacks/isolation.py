@@ -15,6 +15,7 @@ from argparse import Namespace
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from operator import is_
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -221,10 +222,7 @@ def _contents(values: list[Any]) -> Contents:
         container = _container(value)
         if container is None or id(container) in found:
             continue
-        if isinstance(container, dict):
-            held: Any = {key: value for key, value in container.items() if key not in _NOT_STATE}
-        else:
-            held = list(container)
+        held = _held(container)
         parts = held.values() if isinstance(held, dict) else held
         parts = [part for part in parts if type(part) not in _ATOMS]
         if isinstance(value, nn.Module) and _is_foreign(type(value)):  # a layer, to which nobody adds buffers or modules
@@ -235,6 +233,14 @@ def _contents(values: list[Any]) -> Contents:
             kinds.add(type(value))
             stack.extend(_shared(type(value)))
     return list(found.values())
+
+
+def _held(container: Any) -> Any:
+    if not isinstance(container, dict):
+        return list(container)
+    if container.keys().isdisjoint(_NOT_STATE):  # the fast way for long ones
+        return dict(container)
+    return {key: value for key, value in container.items() if key not in _NOT_STATE}
 
 
 def _copied(contents: Contents) -> Contents:
@@ -264,14 +270,15 @@ def _copied(contents: Contents) -> Contents:
 def _put(contents: Contents) -> None:
     for container, held in contents:
         if isinstance(container, dict):
-            present = [key for key in container if key not in _NOT_STATE]
+            present = _held(container)
             in_order = list(map(id, present)) == list(map(id, held))
+            if in_order and all(map(is_, present.values(), held.values())):
+                continue
             kind: Any = OrderedDict if isinstance(container, OrderedDict) else dict  # the user's may refuse, or do more
             for key in [] if in_order else present:
                 kind.__delitem__(container, key)
             for key, value in held.items():
-                if key not in container or container[key] is not value:
-                    kind.__setitem__(container, key, value)
+                kind.__setitem__(container, key, value)
         elif isinstance(container, list):
             container[:] = held
         else:

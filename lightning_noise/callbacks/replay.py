@@ -241,9 +241,10 @@ class ReplayMonitor(Callback, Replaying):
         # a module may exchange its weights at the end of an epoch, as for those of an average
         kept = [(parameter, parameter.data, parameter.data.clone()) for parameter in pl_module.parameters() if self._replays]
         values: dict[Probed, dict[str, Tensor]] = {}
+        before = self._replays[Probed(CLEAN)].state.held() if self._replays else []
         for probed, replay in self._replays.items():
             with kept_weights(kept):
-                values[probed] = replay.finished()
+                values[probed] = replay.finished(before)
         self._end()
         if not trainer.sanity_checking:
             results: Any = trainer._results
@@ -302,9 +303,9 @@ class _Replay:
             self._call("batch_start", *arguments)
         self._call("batch_end", step(batch, *indices), *arguments)
 
-    def finished(self) -> dict[str, Tensor]:
+    def finished(self, before: Contents) -> dict[str, Tensor]:
         """Ends the epoch of the module in this state, and returns what it logged for the epoch."""
-        with self.entered(self.state.held()):
+        with self.entered(before):
             self._collect()
             self.results.dataloader_idx = self.results.batch = self.results.batch_size = None
             self._call("epoch_end")
