@@ -13,7 +13,7 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
-from lightning_noise.batch import dotted, find_inputs, find_target, get, leaves, replace
+from lightning_noise.batch import dotted, find_inputs, find_target, get, leaves, renewed, replace
 
 X, Y, IDS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
 Pair = namedtuple("Pair", ["image", "label"])
@@ -327,3 +327,29 @@ def test_a_batch_without_tensors_is_said_to_have_none():
 
 def test_a_path_is_written_as_a_user_writes_it():
     assert dotted(("data", 0, "x")) == "data.0.x"
+
+
+def test_a_renewed_batch_shares_nothing_that_a_step_writes_to():
+    class Plain:
+        names = ("a",)
+
+    twice, plain = torch.zeros(2), Plain()
+    image = Slots(twice, [1])
+    batch = {"x": twice, "image": image, "pair": (twice, {1}), "plain": plain, "size": torch.Size([2]), "own": image}
+    new = renewed(batch, torch.clone)
+    assert new["x"] is new["image"].image is new["pair"][0], "one tensor in three places"
+    assert new["x"] is not twice
+    assert new["own"] is new["image"] is not image
+    assert new["image"].label == [1]
+    assert new["image"].label is not image.label
+    assert new["pair"][1] is not batch["pair"][1]
+    assert new["plain"] is plain
+    assert new["size"] is batch["size"]
+    assert batch["image"] is image
+    assert image.image is twice
+
+
+def test_an_object_that_points_back_at_its_owner_is_renewed():
+    batch = {"x": torch.zeros(2)}
+    batch["back"] = batch  # type: ignore[assignment]
+    assert renewed(batch, torch.clone)["x"] is not batch["x"]

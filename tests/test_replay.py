@@ -6,9 +6,11 @@ import copy
 import logging
 import pickle
 import random
-from collections import defaultdict, deque, namedtuple
+from argparse import Namespace
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, Mul
 
 from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, Key, ReplayMonitor, WeightNoise, noise
 from lightning_noise.callbacks.dispatch import EvaluationDispatcher
+from lightning_noise.callbacks.isolation import Silent, State
 from lightning_noise.testing import global_streams
 
 HELD_OUT = Rows(13, seed=1)
@@ -149,6 +152,49 @@ class Everything(Classifier):
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+
+
+Pair = namedtuple("Pair", ["x", "y"])
+
+
+def as_dict(samples):
+    x, y = (torch.stack(column) for column in zip(*samples, strict=True))
+    return {"data": {"x": x}, "y": y}
+
+
+def as_namedtuple(samples):
+    return Pair(*(torch.stack(column) for column in zip(*samples, strict=True)))
+
+
+def as_tensor(samples):
+    return torch.stack([torch.cat([x, y[None].float()]) for x, y in samples])
+
+
+def as_tokens(samples):
+    x, y = (torch.stack(column) for column in zip(*samples, strict=True))
+    return {"y": y, "ids": (x > 0).long()}
+
+
+class Readers(Classifier):
+    """Takes what it needs out of any of the batches, as modules do that write to the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(2, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(self._pair(batch), batch_idx)
+
+    def validation_step(self, batch: Any) -> None:  # type: ignore[override]
+        super().validation_step(self._pair(batch), 0)
+
+    def _pair(self, batch: Any) -> Any:
+        if isinstance(batch, Tensor):
+            return batch[:, :-1], batch[:, -1].long().clamp(0, 2)
+        if isinstance(batch, dict):
+            y = batch.pop("y")
+            return (self.words(batch["ids"]).squeeze(-1) if "ids" in batch else batch["data"]["x"]), y
+        return batch.x, batch.y
 
 
 def keys_of(trainer: pl.Trainer) -> dict[str, float]:
@@ -348,6 +394,152 @@ def test_all_is_as_before_also_after_an_exception(error, tmp_path):
     assert after == before
 
 
+def assert_apart(kind: type[Classifier], **kwargs: Any) -> None:
+    """The fit is as without the monitor, and the metrics without noise are the module's own."""
+    without, plain_ = fit(module=kind, **kwargs)
+    with_, watched = fit([ReplayMonitor(noise.Gaussian(), LEVELS)], module=kind, **kwargs)
+    own, found = split(keys_of(watched))
+    assert own == keys_of(plain_)
+    assert_same(weights(with_), weights(without))
+    assert held(with_) == held(without)
+    assert under(found, "gaussian/0") == {key: value for key, value in own.items() if key.startswith("val_")}
+
+
+class Swaps(Classifier):
+    """Validates an average of its weights, by exchanging the two before and after."""
+
+    def __init__(self):
+        super().__init__()
+        self.average = [0.9 * parameter.detach() for parameter in self.parameters()]
+
+    def exchange(self) -> None:
+        for parameter, average in zip(self.parameters(), self.average, strict=True):
+            parameter.data, average.data = average.data, parameter.data
+
+    def on_validation_epoch_start(self) -> None:
+        self.exchange()
+
+    def on_validation_epoch_end(self) -> None:
+        self.exchange()
+
+
+class SwapsInPlace(Swaps):
+    def exchange(self) -> None:
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters(), self.average, strict=True):
+                before = parameter.clone()
+                parameter.copy_(average)
+                average.copy_(before)
+
+
+@pytest.mark.parametrize("kind", [Swaps, SwapsInPlace])
+def test_weights_that_are_swapped_at_the_end_of_the_epoch_are_the_users(kind):
+    assert_apart(kind)
+
+
+class Frozen(dict):
+    def __setitem__(self, *args):
+        raise TypeError("this dict is frozen")
+
+    __delitem__ = __setitem__
+
+
+class KeepsElsewhere(Classifier):
+    """Keeps something of its validation where few modules do."""
+
+    of_the_class: list[int] = []  # noqa: RUF012 (it is the case in question)
+
+    def __init__(self):
+        super().__init__()
+        self.of_the_class.clear()
+        self.space = SimpleNamespace(n=0)
+        self.parsed = Namespace(n=0)
+        self.pair = Pair(torch.zeros(()), [0])
+        self.frozen = Frozen(total=torch.zeros(()))
+        self.ordered = OrderedDict(a=0, b=0)
+        self.mapped = np.zeros(2)
+        self.mapped.flags.writeable = False
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.of_the_class.append(1)
+        self.space.n += 1
+        self.parsed.n += 1
+        self.pair.x.add_(1)
+        self.pair.y.append(1)
+        self.frozen["total"].add_(1)
+        self.ordered.move_to_end("a")
+        self.ordered["b"] += 1
+        if not hasattr(self, "accuracy"):
+            self.accuracy = MulticlassAccuracy(N_CLASSES)
+        self.accuracy(self(batch[0]), batch[1])
+        self.log("val_accuracy", self.accuracy)
+
+    def on_validation_epoch_end(self) -> None:
+        counts = len(self.of_the_class), self.space.n, self.parsed.n, self.pair.x, len(self.pair.y), self.ordered["b"]
+        self.log_dict({f"val_{index}": float(count) for index, count in enumerate(counts)})
+        self.log("val_frozen", self.frozen["total"].clone())
+
+
+def test_what_lies_in_unusual_places_is_the_users():
+    assert_apart(KeepsElsewhere)
+    assert len(KeepsElsewhere.of_the_class) == 6, "two batches, in two epochs and the sanity check"
+
+
+def test_arrays_that_nobody_can_write_to_are_not_copied():
+    module, trainer = fit(module=KeepsElsewhere)
+    state = State(trainer)
+    mapped = module.mapped
+    with state.entered(state.held()):
+        assert module.mapped is mapped
+
+
+class DrawsBefore(Classifier):
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.mask = torch.rand(len(batch[0]), 1) * np.random.rand() * random.random()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step((batch[0] * self.mask, batch[1]), batch_idx)
+
+
+def test_the_hook_before_a_step_draws_what_the_users_does():
+    assert_apart(DrawsBefore)
+
+
+class Pops(Readers):
+    """Takes what is no tensor out of the batch."""
+
+    def validation_step(self, batch: Any) -> None:  # type: ignore[override]
+        batch["names"].pop("all").pop()
+        super().validation_step(batch)
+
+
+def test_containers_without_tensors_are_the_steps_own():
+    data = loader(HELD_OUT, collate_fn=lambda samples: {**as_dict(samples), "names": {"all": ["a"]}})
+    assert_apart(Pops, train=data, validation=data)
+
+
+class Unlike:
+    """An experiment that can do what not every one can."""
+
+    def add_scalar(self) -> None:
+        raise AssertionError("a replay logged")
+
+    part = {"a": 1}  # noqa: RUF012
+
+
+def test_a_silent_logger_can_what_the_logger_can_and_does_nothing():
+    silent: Any = Silent(Unlike())
+    assert isinstance(Silent(Unlike()), Unlike)
+    assert not hasattr(silent, "add_figure"), "modules ask which logger it is"
+    silent.add_scalar("loss", 1.0)
+    with silent.add_scalar() as within:
+        within.anything.further()
+    assert list(silent.part) == []
+    assert "a" not in silent.part
+    assert Path(silent.add_scalar()).exists(), "modules write to a folder that they ask for"
+
+
 # --- it measures what it says
 
 
@@ -467,49 +659,6 @@ def test_processes_that_log_different_keys_are_told(monkeypatch):
 
 
 # --- batches and steps
-
-
-Pair = namedtuple("Pair", ["x", "y"])
-
-
-def as_dict(samples):
-    x, y = (torch.stack(column) for column in zip(*samples, strict=True))
-    return {"data": {"x": x}, "y": y}
-
-
-def as_namedtuple(samples):
-    return Pair(*(torch.stack(column) for column in zip(*samples, strict=True)))
-
-
-def as_tensor(samples):
-    return torch.stack([torch.cat([x, y[None].float()]) for x, y in samples])
-
-
-def as_tokens(samples):
-    x, y = (torch.stack(column) for column in zip(*samples, strict=True))
-    return {"y": y, "ids": (x > 0).long()}
-
-
-class Readers(Classifier):
-    """Takes what it needs out of any of the batches, as modules do that write to the batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.words = nn.Embedding(2, 1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return super().training_step(self._pair(batch), batch_idx)
-
-    def validation_step(self, batch: Any) -> None:  # type: ignore[override]
-        super().validation_step(self._pair(batch), 0)
-
-    def _pair(self, batch: Any) -> Any:
-        if isinstance(batch, Tensor):
-            return batch[:, :-1], batch[:, -1].long().clamp(0, 2)
-        if isinstance(batch, dict):
-            y = batch.pop("y")
-            return (self.words(batch["ids"]).squeeze(-1) if "ids" in batch else batch["data"]["x"]), y
-        return batch.x, batch.y
 
 
 @pytest.mark.parametrize("collate", [as_dict, as_namedtuple, as_tensor], ids=lambda collate: collate.__name__)
@@ -669,7 +818,15 @@ class Updates(Classifier):
     def validation_step(self, batch, batch_idx):
         with torch.enable_grad():
             F.cross_entropy(self(batch[0]), batch[1]).backward()
-        self.trainer.optimizers[0].step()
+        self.optimizer().step()
+
+    def optimizer(self) -> Any:
+        return self.trainer.optimizers[0]
+
+
+class Adapts(Updates):
+    def optimizer(self) -> Any:
+        return torch.optim.SGD(self.net[1].parameters(), 0.1)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -680,8 +837,9 @@ class Updates(Classifier):
         (ReplayMonitor(WeightNoise(noise.Gaussian(), 0.0, params="nett.*")), Classifier, ValueError, "no parameter matches"),
         (ReplayMonitor(noise.Gaussian()), Fetches, ValueError, r"cannot replay a validation_step\(dataloader_iter\)"),
         (ReplayMonitor(noise.Gaussian()), Updates, RuntimeError, "updates the weights in validation or test"),
+        (ReplayMonitor(noise.Gaussian()), Adapts, RuntimeError, "updates the weights in validation or test"),
     ],
-    ids=["no leaf", "no floats", "no parameter", "an iterator", "an update"],
+    ids=["no leaf", "no floats", "no parameter", "an iterator", "an update", "an optimizer of its own"],
 )
 @pytest.mark.filterwarnings("ignore:.*dataloader_iter")
 def test_what_does_not_fit_is_said_before_the_training(monitor, kind, error, message):
