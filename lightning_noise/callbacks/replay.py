@@ -57,8 +57,8 @@ class ReplayMonitor(Callback, Replaying):
     module says ``sync_dist``. Rows that a distributed sampler repeats count as they do in the module's own metrics. The noise
     of a sample is the same in each epoch, for any batch size and number of processes, as there.
 
-    Two noises of five levels cost eleven validations and eleven copies of buffers and of what the metrics hold;
-    ``max_batches`` and ``every_n_epochs`` bound the time.
+    Two noises of five levels cost eleven validations, eleven copies of buffers and of what the metrics hold, and one of the
+    weights at the end of the epoch; ``max_batches`` and ``every_n_epochs`` bound the time.
 
     The user's run is as without the monitor: attributes, containers, buffers, metrics and objects of the user's classes that
     the module holds, weights, gradients, random streams, learning rates, the trainer's attributes and metrics, and what the
@@ -79,7 +79,7 @@ class ReplayMonitor(Callback, Replaying):
         name: The first part of the keys, of which a trainer can have one.
 
     Raises:
-        RuntimeError: The step updates the weights.
+        RuntimeError: The step updates the weights, with an optimizer of the trainer or of its own.
         ValueError: A level, tag or path is wrong, the run has no validation, the step takes an iterator instead of a batch, or
             the processes log different keys.
 
