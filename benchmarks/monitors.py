@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_noise import ReplayMonitor, RobustnessMonitor, noise
 
-ROUNDS, SAMPLES, BATCH = 5, 1024, 64
+ROUNDS, SAMPLES, BATCH = 3, 512, 64
 NOISES, LEVELS = [noise.Gaussian(), noise.Impulse()], [0.05, 0.1, 0.2, 0.4]
 N_PASSES = len(NOISES) * len(LEVELS)
 FEW, MANY = 10_000, 1_000_000

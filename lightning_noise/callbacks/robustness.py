@@ -357,8 +357,8 @@ class RobustnessMonitor(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         self._check_loader(trainer)
         seen = torch.tensor(float(self._measurement is not None), device=pl_module.device)
-        # on all processes at once, for else some would wait for those that have raised
-        if self._measurement is None or trainer.strategy.reduce(seen, reduce_op="sum") < trainer.world_size:
+        seen = trainer.strategy.reduce(seen, reduce_op="sum")  # all raise, for else some would wait for those that have raised
+        if self._measurement is None or seen < trainer.world_size:
             raise ValueError("RobustnessMonitor measures on all processes, but one of them saw no batch")
         found = self._measurement.figures()
         if self._baseline is not None:
@@ -391,7 +391,9 @@ class RobustnessMonitor(Callback):
 
     def _reported(self, trainer: Trainer, estimates: Estimates) -> dict[str, Any]:
         assert self._measurement is not None
-        sizes = trainer.strategy.reduce(self._measurement.sizes, reduce_op="sum").tolist()
+        sizes = trainer.strategy.reduce(
+            self._measurement.sizes.clone(), reduce_op="sum"
+        ).tolist()  # it writes to what it is given
         return report.make(
             estimates.values,
             estimates.without,
