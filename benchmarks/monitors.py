@@ -107,14 +107,15 @@ def peak_bytes(samples: str, monitored: str) -> int:
 
 
 def main() -> None:
+    # first, while this process is small: a child's peak is never below that of the process that starts it
+    peaks = {n: [peak_bytes(str(n), monitored) / 2**20 for monitored in ("monitored", "alone")] for n in (FEW, MANY)}
+    print(f"peak memory of a validation with {N_PASSES} noises and levels")
+    for n, (with_, without) in peaks.items():
+        print(f"{n:>9} samples: {with_:7.1f} MiB with the monitor, {without:7.1f} MiB without")
     found = seconds()
-    print(f"ResNet-20, {SAMPLES} images of 3 x 32 x 32 in batches of {BATCH}, processor seconds of a validation")
+    print(f"\nResNet-20, {SAMPLES} images of 3 x 32 x 32 in batches of {BATCH}, processor seconds of a validation")
     for name, value in found.items():
         print(f"{name:45}{value:8.2f} s  {value / found['none']:6.2f}")
-    print(f"\npeak memory of a validation with {N_PASSES} noises and levels")
-    for n in (FEW, MANY):
-        with_, without = (peak_bytes(str(n), monitored) / 2**20 for monitored in ("monitored", "alone"))
-        print(f"{n:>9} samples: {with_:7.1f} MiB with the monitor, {without:7.1f} MiB without")
 
 
 if __name__ == "__main__":
