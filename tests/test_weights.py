@@ -1191,8 +1191,8 @@ def test_as_a_probe_the_noise_is_one_draw_for_all_batches_and_leaves_the_weights
         trainer.fit(module, loader(), loader(Rows(13, seed=1), batch_size=5))
     else:
         trainer.validate(module, loader(Rows(13, seed=1), batch_size=5), verbose=False)
-    noisy = used[-1]
+    noisy = used[-2]
     assert not torch.equal(noisy, clean[0])
-    for i, w in enumerate(used[-9:]):  # for each of three batches that of the module, the clean and the noisy one
-        assert torch.equal(w, noisy if i % 3 == 2 else clean[0])
+    for i, w in enumerate(used[-9:]):  # for each of three batches the clean one, the noisy one and that of the module
+        assert torch.equal(w, noisy if i % 3 == 1 else clean[0])
     assert_same(weights(module), clean)
