@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_noise.metrics.functional import corruption_error, jackknife_error
+from lightning_noise.metrics.functional import corruption_error, jackknife_error, mean_corruption_error
 
 __all__ = ["corruption", "corruption_errors", "differences", "make", "markdown", "read", "values_of", "write"]
 
@@ -173,13 +173,11 @@ def corruption_errors(
     """
     keys = {tag: [f"{tag}/{level:g}/accuracy" for level in of_tag] for tag, of_tag in levels.items()}
     held = {tag: names for tag, names in keys.items() if names and values.keys() & baseline.keys() >= set(names)}
-    ratios = {tag: corruption_error(_errors(values, names), _errors(baseline, names)) for tag, names in held.items()}
-    errors = {f"{tag}/corruption_error": ratio for tag, ratio in ratios.items()}
-    return errors | ({"mce": math.fsum(ratios.values()) / len(ratios)} if ratios else {})
-
-
-def _errors(values: Mapping[str, float], keys: Iterable[str]) -> list[float]:
-    return [1 - values[key] for key in keys]
+    if not held:
+        return {}
+    new, old = ({tag: [1 - found[key] for key in names] for tag, names in held.items()} for found in (values, baseline))
+    ratios = {f"{tag}/corruption_error": corruption_error(new[tag], old[tag]) for tag in held}
+    return ratios | {"mce": mean_corruption_error(new, old)}
 
 
 # --- errors and intervals

@@ -102,14 +102,14 @@ def show_histogram(trainer: Trainer, key: str, edges: Sequence[float], counts: S
         )
 
 
-def lay_out(trainer: Trainer, charts: Charts, category: str = "lightning_noise") -> None:
+def lay_out(trainer: Trainer, charts: Charts) -> None:
     """Gives TensorBoard's custom scalars a chart for each title, with the tags that its regular expressions match.
 
     TensorBoard reads one layout of a run, so that all charts of a run must come in one call, and matches a regular expression
     from the first character of a tag, but not to its last.
     """
     for experiment in _experiments(trainer, "add_custom_scalars"):
-        experiment.add_custom_scalars({category: {title: ["Multiline", list(tags)] for title, tags in charts.items()}})
+        experiment.add_custom_scalars({"lightning_noise": {title: ["Multiline", list(tags)] for title, tags in charts.items()}})
 
 
 def lay_out_all(trainer: Trainer, monitor: Charting) -> bool:

@@ -23,7 +23,18 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["N_GROUPS", "Places", "Probe", "Probes", "check_pipe", "check_validation", "groups_of"]
+__all__ = [
+    "N_GROUPS",
+    "Places",
+    "Probe",
+    "Probes",
+    "check_counts",
+    "check_name",
+    "check_pipe",
+    "check_validation",
+    "groups_of",
+    "is_due",
+]
 
 Probe = Noise | NoiseCallback | NoiseFunction
 _GROUPS = Key(("groups of samples",))
@@ -88,7 +99,7 @@ class Probes:
         """Yields, for each noise, draw and level, the perturbation that yields the noisy batch; levels share a draw."""
         for (tag, probe), draw in product(self.noises.items(), range(self.n_draws)):
             key = Key((self.seed, "probe", tag), positions=positions)
-            key = key / draw if draw else key  # of no level: they share one draw
+            key = key / draw if draw else key  # the first is that of a monitor with one draw
             for level in self.levels[tag]:
                 if isinstance(probe, NoiseCallback):
                     yield Probed(tag, level, draw), probe.perturbation(trainer, pl_module, batch, level, key)
@@ -137,6 +148,26 @@ class Places:
             counted = len(range(first, min(positions.stop, len(sampler.dataset)), replicas))  # type: ignore[arg-type]
         self.seen += rows
         return positions, counted
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raises a ValueError where a number of something is below 1."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def check_name(trainer: Trainer, monitor: Any) -> None:
+    """Raises a ValueError where another monitor of its kind has the name."""
+    names = [callback.name for callback in trainer.callbacks if isinstance(callback, type(monitor))]  # type: ignore[attr-defined]
+    if names.count(monitor.name) > 1:
+        raise ValueError(f"two monitors are named {monitor.name!r}, and their keys would mix; give one of them another name=…")
+
+
+def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
+    """Returns whether this validation or test is one to measure in, as the sanity check is not."""
+    skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % every_n_epochs != 0
+    return not trainer.sanity_checking and not skipped
 
 
 def check_validation(trainer: Trainer, monitor: str, every_n_epochs: int) -> None:

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_noise.batch import renewed
+from lightning_noise.callbacks.dispatch import parameters_of
 from lightning_noise.perturb import like
 
 try:
@@ -296,6 +297,5 @@ def _set_gradients(parameters: list[Parameter], gradients: list[Any]) -> None:
 
 
 def _refuse(parameters: list[Parameter], optimizer: Optimizer) -> None:
-    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not updated.isdisjoint(map(id, parameters)):
+    if not set(parameters_of(optimizer)).isdisjoint(parameters):
         raise RuntimeError("a step that updates the weights in validation or test cannot be replayed by a ReplayMonitor")

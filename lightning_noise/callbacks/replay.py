@@ -15,7 +15,7 @@ from lightning_noise.batch import Path, Selector, find_inputs, get, leaves
 from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback
 from lightning_noise.callbacks.dispatch import EvaluationDispatcher, Replaying
-from lightning_noise.callbacks.held_out import Places, Probe, Probes, check_validation
+from lightning_noise.callbacks.held_out import Places, Probe, Probes, check_counts, check_name, check_validation, is_due
 from lightning_noise.callbacks.isolation import (
     Contents,
     Silent,
@@ -103,8 +103,7 @@ class ReplayMonitor(Callback, Replaying):
         seed: int = 0,
         name: str = "replay",
     ):
-        if every_n_epochs < 1 or (max_batches is not None and max_batches < 1):
-            raise ValueError(f"every_n_epochs and max_batches must be at least 1, got {every_n_epochs} and {max_batches}")
+        check_counts(every_n_epochs=every_n_epochs, max_batches=max_batches)
         self.probes = Probes(noises, levels, clip=clip, relative=relative, seed=seed)
         self.noises = self.probes.noises
         self.levels = self.probes.levels
@@ -121,9 +120,7 @@ class ReplayMonitor(Callback, Replaying):
     # --- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, ReplayMonitor)]  # type: ignore[attr-defined]
-        if sum(monitor.name == self.name for monitor in monitors) > 1:
-            raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
+        check_name(trainer, self)
         self._laid_out = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,7 +166,7 @@ class ReplayMonitor(Callback, Replaying):
     def charts(self) -> dict[str, list[str]]:
         """The tags that TensorBoard draws into one chart: clean and noisy values of a key of the module."""
         return {
-            f"{key} under {tag}": [f"{self.name}/({CLEAN}|{re.escape(tag)}/[^/]*)/{re.escape(key)}$"]
+            f"{key} under {tag}": [f"{re.escape(self.name)}/({CLEAN}|{re.escape(tag)}/[^/]*)/{re.escape(key)}$"]
             for key in self._keys
             for tag in self.levels
         }
@@ -191,8 +188,7 @@ class ReplayMonitor(Callback, Replaying):
 
     def _start_batch(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
         self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
-        skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
-        if not self._replays and (trainer.sanity_checking or not skipped):
+        if not self._replays and (trainer.sanity_checking or is_due(trainer, self.every_n_epochs)):
             # at the first batch and before the module's own hook: all begin with what the module holds now
             self._replays = {probed: _Replay(trainer) for probed in [Probed(CLEAN), *self._probed(trainer)]}
         if self._replays:

@@ -19,8 +19,19 @@ from lightning_noise import figures, report
 from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
 from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
-from lightning_noise.callbacks.held_out import N_GROUPS, Places, Probe, Probes, check_pipe, check_validation, groups_of
-from lightning_noise.metrics.measurement import CLEAN, Estimates, Measurement, Probed
+from lightning_noise.callbacks.held_out import (
+    N_GROUPS,
+    Places,
+    Probe,
+    Probes,
+    check_counts,
+    check_name,
+    check_pipe,
+    check_validation,
+    groups_of,
+    is_due,
+)
+from lightning_noise.metrics.measurement import CLEAN, Measurement, Probed
 from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_target, checked_rows, monitor_metrics
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction
@@ -138,10 +149,7 @@ class RobustnessMonitor(Callback):
         seed: int = 0,
         name: str = "robustness",
     ):
-        counts = {"n_draws": n_draws, "every_n_epochs": every_n_epochs, "max_batches": max_batches}
-        for argument, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{argument} must be at least 1, got {count}")
+        check_counts(n_draws=n_draws, every_n_epochs=every_n_epochs, max_batches=max_batches)
         if not isinstance(metrics, MetricCollection) and metrics not in get_args(Task):
             raise ValueError(f"metrics must be one of {list(get_args(Task))} or a MetricCollection, got {metrics!r}")
         self.probes = Probes(noises, levels, clip=clip, relative=relative, seed=seed, n_draws=n_draws)
@@ -166,10 +174,9 @@ class RobustnessMonitor(Callback):
     # --- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        check_name(trainer, self)
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, RobustnessMonitor)]  # type: ignore[attr-defined]
-        if sum(monitor.name == self.name for monitor in monitors) > 1:
-            raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
-        check_pipe(trainer, sum(monitor.n_keys for monitor in monitors))
+        check_pipe(trainer, sum(monitor._n_keys for monitor in monitors))
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
         self._pictured = self._laid_out = False
         self._reset()
@@ -207,8 +214,7 @@ class RobustnessMonitor(Callback):
             self._laid_out = boards.lay_out_all(trainer, self)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._measurement is not None:
-            self._conclude(trainer, self.name, self.name)
+        self._conclude(trainer, self.name, self.name)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._reset()
@@ -225,7 +231,7 @@ class RobustnessMonitor(Callback):
         self._conclude(trainer, f"test/{self.name}", f"test/{self.name}")
 
     @property
-    def n_keys(self) -> int:
+    def _n_keys(self) -> int:
         """How many keys are logged."""
         own = isinstance(self.metrics, MetricCollection)
         n_metrics = len(self.metrics) if own else len(LOGGED)
@@ -234,7 +240,8 @@ class RobustnessMonitor(Callback):
 
     def charts(self) -> dict[str, list[str]]:
         """The tags that TensorBoard draws into one chart: clean and noisy values of a metric."""
-        charted = [metric for metric in self._measured if self.metrics not in get_args(Task) or metric in _CHARTED]
+        own = isinstance(self.metrics, MetricCollection)
+        charted = [metric for metric in self._measured if own or metric in _CHARTED]
         return {
             f"{metric} under {tag}": [f"{re.escape(self.name)}/({CLEAN}|{re.escape(tag)}/[^/]*)/{re.escape(metric)}$"]
             for metric in charted
@@ -250,8 +257,7 @@ class RobustnessMonitor(Callback):
         self._measured: list[str] = []  # the names of the metrics
 
     def _is_due(self, trainer: Trainer) -> bool:
-        skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
-        return not trainer.sanity_checking and not skipped
+        return is_due(trainer, self.every_n_epochs)
 
     def _observe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if dataloader_idx != self.dataloader_idx or (self.max_batches is not None and batch_idx >= self.max_batches):
@@ -377,9 +383,10 @@ class RobustnessMonitor(Callback):
 
     def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
         """Writes the report into a folder beside the logs, and shows what is looked at once."""
-        assert self._measurement is not None
+        if self._measurement is None:  # the fit has ended before it was due
+            return
         calibration = self._measurement.calibration()
-        self.report = self._reported(trainer, self._measurement.estimates())
+        self.report = self._reported(trainer, self._measurement)
         if not boards.takes_figures(trainer):
             return
         report.write(boards.folder(trainer) / folder, self.report, self._baseline)
@@ -389,11 +396,9 @@ class RobustnessMonitor(Callback):
             boards.show(trainer, f"{prefix}/{tag}/reliability", figures.reliability_diagram(panels), step)
         self._show_samples(trainer, prefix)
 
-    def _reported(self, trainer: Trainer, estimates: Estimates) -> dict[str, Any]:
-        assert self._measurement is not None
-        sizes = trainer.strategy.reduce(
-            self._measurement.sizes.clone(), reduce_op="sum"
-        ).tolist()  # it writes to what it is given
+    def _reported(self, trainer: Trainer, measurement: Measurement) -> dict[str, Any]:
+        estimates = measurement.estimates()
+        sizes = trainer.strategy.reduce(measurement.sizes.clone(), reduce_op="sum").tolist()  # it writes to what it is given
         return report.make(
             estimates.values,
             estimates.without,
@@ -401,8 +406,8 @@ class RobustnessMonitor(Callback):
             n=sum(sizes),
             noises=self.probes.described(),
             levels=self.levels,
-            spread=_of_shared_draws(estimates.spread, self._measurement.weights),
-            weights=self._measurement.weights,
+            spread=_of_shared_draws(estimates.spread, measurement.weights),
+            weights=measurement.weights,
             draws=self.n_draws,
             task=self._task,
             seed=self.seed,

@@ -129,11 +129,10 @@ class Measurement:
                 yield probed, metrics[name]
 
     def _summarized(self, values: Values) -> dict[str, float]:
-        averaged = {place: {key: fmean(found[key] for found in draws) for key in draws[0]} for place, draws in _drawn(values)}
-        clean = averaged.pop((CLEAN, 0.0))
-        flat = {f"{CLEAN}/{key}": value for key, value in clean.items()}
-        flat |= {f"{tag}/{level:g}/{key}": value for (tag, level), noisy in averaged.items() for key, value in noisy.items()}
-        noisy = {place: self._brief(found) for place, found in averaged.items()}
+        averaged = {probed: {key: fmean(found[key] for found in draws) for key in draws[0]} for probed, draws in _drawn(values)}
+        flat = {f"{probed.place}/{key}": value for probed, found in averaged.items() for key, value in found.items()}
+        clean = averaged.pop(Probed(CLEAN))
+        noisy = {(probed.tag, probed.level): self._brief(found) for probed, found in averaged.items()}
         compared = {key: value for key, value in clean.items() if self._logged is None or key in _COMPARED}
         return flat | robustness_summary(compared, noisy, self._chance, weights=self.weights)
 
@@ -147,7 +146,10 @@ class Measurement:
         if n_draws == 1:
             return {}
         of_draws = [
-            self._summarized({probed: found for probed, found in values.items() if probed.tag == CLEAN or probed.draw == draw})
+            # each as if it were the only one
+            self._summarized(
+                {place._replace(draw=0): x for place, x in values.items() if place.tag == CLEAN or place.draw == draw}
+            )
             for draw in range(n_draws)
         ]
         return {key: _error_of_mean([figures[key] for figures in of_draws]) for key in of_draws[0]}
@@ -168,17 +170,17 @@ def _floats(computed: Mapping[str, Any]) -> dict[str, float]:
     return {key: value.item() for key, value in computed.items()}
 
 
-def _drawn(values: Values) -> Iterator[tuple[tuple[str, float], list[Mapping[str, float]]]]:
-    """Each noise and level with the values of its draws."""
-    for place in dict.fromkeys((probed.tag, probed.level) for probed in values):
-        yield place, [found for probed, found in values.items() if probed[:2] == place]
+def _drawn(values: Values) -> Iterator[tuple[Probed, list[Mapping[str, float]]]]:
+    """The first draw of each noise and level, with the values of all its draws."""
+    for first in (probed for probed in values if probed.draw == 0):
+        yield first, [found for probed, found in values.items() if probed.place == first.place]
 
 
 def _errors_of_means(values: Values) -> dict[str, float]:
     """The standard error over the draws of each mean, where there are several draws."""
     return {
-        f"{tag}/{level:g}/{key}_se": _error_of_mean([found[key] for found in draws])
-        for (tag, level), draws in _drawn(values)
+        f"{probed.place}/{key}_se": _error_of_mean([found[key] for found in draws])
+        for probed, draws in _drawn(values)
         if len(draws) > 1
         for key in draws[0]
     }
