@@ -15,7 +15,7 @@ from lightning_noise.batch import Path, Selector, find_inputs, get, leaves
 from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback
 from lightning_noise.callbacks.dispatch import EvaluationDispatcher, Replaying
-from lightning_noise.callbacks.held_out import Places, Probe, Probes, check_counts, check_name, check_validation, is_due
+from lightning_noise.callbacks.held_out import Places, check_counts, check_name, check_validation, is_due
 from lightning_noise.callbacks.isolation import (
     Contents,
     Silent,
@@ -26,6 +26,7 @@ from lightning_noise.callbacks.isolation import (
     streams,
     unchanged,
 )
+from lightning_noise.callbacks.probes import Probe, Probes
 from lightning_noise.metrics.measurement import CLEAN, Probed
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction

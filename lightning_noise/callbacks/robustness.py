@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -16,14 +16,12 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lightning_noise import figures, report
-from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
+from lightning_noise.batch import Path, Selector, get
 from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
 from lightning_noise.callbacks.held_out import (
     N_GROUPS,
     Places,
-    Probe,
-    Probes,
     check_counts,
     check_name,
     check_pipe,
@@ -31,15 +29,12 @@ from lightning_noise.callbacks.held_out import (
     groups_of,
     is_due,
 )
+from lightning_noise.callbacks.probes import Probe, Probes
+from lightning_noise.callbacks.readout import Readout
 from lightning_noise.metrics.measurement import CLEAN, Measurement, Probed
-from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_target, checked_rows, monitor_metrics
+from lightning_noise.metrics.monitored import LOGGED, Task, monitor_metrics
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction
-
-try:
-    from pytorch_lightning.utilities.seed import isolate_rng
-except ImportError:  # the other Lightning alone is installed
-    from lightning.pytorch.utilities.seed import isolate_rng  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -169,6 +164,7 @@ class RobustnessMonitor(Callback):
         self.seed = seed
         self.name = name
         self.report: dict[str, Any] | None = None
+        self._readout = Readout(inputs, targets, predict, metrics)
         self._reset()
 
     # --- hooks
@@ -268,9 +264,9 @@ class RobustnessMonitor(Callback):
         clean: Any = None
         perturbations = self.probes.perturbations(trainer, pl_module, batch, paths, positions)
         for probed, perturbation in chain([(Probed(CLEAN), nullcontext(batch))], perturbations):
-            noisy, preds, labels = self._predicted(trainer, pl_module, perturbation, paths, target)
-            if probed.tag == CLEAN and isinstance(self.metrics, str):
-                check_target(target, preds, self.metrics)
+            noisy, preds, labels = self._readout.predicted(trainer, pl_module, perturbation, paths, target)
+            if probed.tag == CLEAN:
+                self._readout.check(target, preds)
             if self._measurement is None:
                 # a new one for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
                 self._measurement = self._begun(preds)
@@ -299,44 +295,17 @@ class RobustnessMonitor(Callback):
         return isinstance(self.metrics, str) and self.metrics != "regression"
 
     def _located(self, batch: Any) -> tuple[list[Path], Tensor]:
-        """The paths of the inputs, if they are needed, and the target."""
-        needed = self.predict is None or not all(isinstance(probe, NoiseCallback) for probe in self.noises.values())
-        paths = find_inputs(batch, self.inputs) if needed or self.inputs is not None else []
+        noisy_inputs = not all(isinstance(probe, NoiseCallback) for probe in self.noises.values())
+        paths, target = self._readout.located(batch, noisy_inputs=noisy_inputs)
         self.probes.check(batch, paths)
-        target = get(batch, find_target(batch, self.targets))
-        if target.ndim == 0:
-            raise ValueError("the target is one number, but must have a row for each sample; give the loader a batch size")
         return paths, target
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         paths, target = self._located(batch)
         trials = self.probes.trials(trainer, pl_module, batch, paths, range(len(target)))
         for perturbation in chain([nullcontext(batch)], trials):
-            _, preds, _ = self._predicted(trainer, pl_module, perturbation, paths, target)
-            if isinstance(self.metrics, str):
-                check_target(target, preds, self.metrics)
-
-    def _predicted(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        perturbation: AbstractContextManager[Any],
-        paths: list[Path],
-        target: Tensor,
-    ) -> tuple[Any, Tensor, Tensor]:
-        """The batch within the perturbation, and the predictions that the module makes of it there, and their target."""
-        with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
-            output = self._predict(pl_module, noisy, paths)
-        if isinstance(self.metrics, MetricCollection):
-            return noisy, checked_rows(output, target), target
-        return noisy, *as_classes(output, target, self.metrics)
-
-    def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:
-        if self.predict is not None:
-            return self.predict(pl_module, batch)
-        if getattr(pl_module.forward, "__qualname__", "") == "LightningModule.forward":
-            raise ValueError("the module has no forward; give predict=… to return its logits, or use ReplayMonitor")
-        return pl_module(*(get(batch, path) for path in paths))
+            _, preds, _ = self._readout.predicted(trainer, pl_module, perturbation, paths, target)
+            self._readout.check(target, preds)
 
     def _check_loader(self, trainer: Trainer) -> None:
         if self.dataloader_idx >= trainer._evaluation_loop.num_dataloaders:

@@ -1,0 +1,77 @@
+"""What a module predicts of a batch of held-out data, beside the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
+from lightning_noise.metrics.monitored import Task, as_classes, check_target, checked_rows
+
+try:
+    from pytorch_lightning.utilities.seed import isolate_rng
+except ImportError:  # the other Lightning alone is installed
+    from lightning.pytorch.utilities.seed import isolate_rng  # type: ignore[import-not-found]
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+__all__ = ["Readout"]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Where the inputs and the target are in a batch, and how a module predicts the one of the other.
+
+    Args:
+        inputs: Which leaf of the batch is the input.
+        targets: Which leaf holds the target.
+        predict: A callable from module and batch to predictions; left out, ``module(input)``.
+        metrics: The task, or metrics of one's own, which decides how predictions and target are read.
+    """
+
+    inputs: Selector | None
+    targets: int | str | None
+    predict: Callable[[Any, Any], Any] | None
+    metrics: Task | Metric | MetricCollection
+
+    def located(self, batch: Any, *, noisy_inputs: bool) -> tuple[list[Path], Tensor]:
+        """Returns the paths of the inputs, where they are needed or named, and the target."""
+        needed = noisy_inputs or self.predict is None or self.inputs is not None
+        paths = find_inputs(batch, self.inputs) if needed else []
+        target = get(batch, find_target(batch, self.targets))
+        if target.ndim == 0:
+            raise ValueError("the target is one number, but must have a row for each sample; give the loader a batch size")
+        return paths, target
+
+    def predicted(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        perturbation: AbstractContextManager[Any],
+        paths: list[Path],
+        target: Tensor,
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Returns the batch within the perturbation, and what the module predicts of it there, with the target of that."""
+        with perturbation as noisy, isolate_rng(), trainer.precision_plugin.forward_context():
+            output = self._predict(pl_module, noisy, paths)
+        if isinstance(self.metrics, Metric | MetricCollection):
+            return noisy, checked_rows(output, target), target
+        return noisy, *as_classes(output, target, self.metrics)
+
+    def check(self, target: Tensor, preds: Tensor) -> None:
+        """Raises a ValueError where the target is not what the task reads, for which the device is waited for."""
+        if isinstance(self.metrics, str):
+            check_target(target, preds, self.metrics)
+
+    def _predict(self, pl_module: LightningModule, batch: Any, paths: list[Path]) -> Any:
+        if self.predict is not None:
+            return self.predict(pl_module, batch)
+        if getattr(pl_module.forward, "__qualname__", "") == "LightningModule.forward":
+            raise ValueError("the module has no forward; give predict=… to return its logits, or use ReplayMonitor")
+        return pl_module(*(get(batch, path) for path in paths))
