@@ -1,6 +1,6 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
-from lightning_noise import figures, labels, metrics, noise, report, schedules, testing
+from lightning_noise import figures, labels, metrics, noise, report, rules, schedules, testing
 from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
@@ -10,11 +10,13 @@ from lightning_noise.callbacks.robustness import RobustnessMonitor
 from lightning_noise.callbacks.targets import LabelSmoothing, TargetNoise
 from lightning_noise.callbacks.weights import WeightNoise
 from lightning_noise.rng import Key
+from lightning_noise.rules import AdaptiveLevel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ActivationNoise",
+    "AdaptiveLevel",
     "CutMix",
     "EmbeddingNoise",
     "GradientNoise",
@@ -31,6 +33,7 @@ __all__ = [
     "metrics",
     "noise",
     "report",
+    "rules",
     "schedules",
     "testing",
 ]

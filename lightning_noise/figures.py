@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_noise.metrics.functional import calibration_floor, expected_calibration_error
+from lightning_noise.rules import Decision
 from lightning_noise.schedules import Level, level_at, moments
 
-__all__ = ["reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
+__all__ = ["adaptation", "reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
 
 _DPI = 130  # small in inches, so that the text is read in a card of TensorBoard, and yet large when the card is opened
 
@@ -67,6 +68,38 @@ def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper left", ncols=min(3, len(curves)), frameon=False, fontsize=9)  # inside it would cover lines
+    return figure
+
+
+def adaptation(history: Sequence[Decision]) -> Figure:
+    """Draws what an adaptive level did: the level over the steps with the reasons, and beneath it the metric that it read.
+
+    Args:
+        history: What was seen and done, validation by validation, as ``callback.adaptive.history``.
+
+    Example:
+        >>> moves = [Decision(100, 0.0, 0.9, 0.9, "grew", 0.15), Decision(200, 0.15, 0.9, 0.84, "held", 0.15)]
+        >>> [text.get_text() for text in adaptation(moves).axes[0].get_legend().get_texts()]
+        ['grew', 'held']
+    """
+    figure = Figure(figsize=(4.8, 3.6), dpi=_DPI, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    steps = [decision.step for decision in history]
+    # the level in force at a validation holds from the last one on
+    above.step(steps, [decision.level for decision in history], where="pre", color="0.6", linewidth=1)
+    for reason in dict.fromkeys(decision.reason for decision in history):
+        moves = [(decision.step, decision.level) for decision in history if decision.reason == reason]
+        above.plot(*zip(*moves, strict=True), "o", markersize=4, label=reason)
+    above.set(ylabel="level", ylim=(0, None))
+    above.legend(loc="best", fontsize=8, frameon=False)
+    below.plot(steps, [decision.clean for decision in history], label="without noise", color="tab:blue")
+    if any(math.isfinite(decision.boundary) for decision in history):
+        below.plot(steps, [decision.boundary for decision in history], label="at the level", color="tab:red")
+    below.set(ylabel="metric", xlabel="step")
+    below.legend(loc="best", fontsize=8, frameon=False)
+    for axes in above, below:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -21,7 +21,7 @@ from lightning_noise.names import matching, plain_name
 from lightning_noise.noise import Noise, Shot, Uniform
 from lightning_noise.perturb import NoiseFunction, check_options, check_output, perturbed_output
 from lightning_noise.rng import Key
-from lightning_noise.schedules import Level
+from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -70,7 +70,7 @@ class OutputCallback(NoiseCallback):
 
     def __init__(
         self,
-        level: Level,
+        level: AnyLevel,
         *,
         modules: str | Sequence[str] | None,
         seed: int | None,
@@ -237,7 +237,7 @@ class ActivationNoise(OutputCallback):
     def __init__(
         self,
         noise: Noise | NoiseFunction,
-        level: Level,
+        level: AnyLevel,
         modules: str | Sequence[str],
         *,
         relative: bool = False,
@@ -302,7 +302,7 @@ class EmbeddingNoise(OutputCallback):
 
     def __init__(
         self,
-        level: Level,
+        level: AnyLevel,
         *,
         modules: str | Sequence[str] | None = None,
         mask: int | str | None = None,

@@ -15,11 +15,13 @@ from torch.optim import Optimizer
 
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks import boards
+from lightning_noise.callbacks.adaptive import Adaptation
 from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.losses import SoftTargets
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.rng import Key
-from lightning_noise.schedules import Level, Progress, Schedule, level_at
+from lightning_noise.rules import AdaptiveLevel, AnyLevel
+from lightning_noise.schedules import Progress, Schedule, level_at
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -51,7 +53,8 @@ class NoiseCallback(Callback, Perturbing):
     where an exception is raised; validation, test and prediction never see it. Other callbacks see the clean batch.
 
     Args:
-        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
+        level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
+            :class:`~lightning_noise.AdaptiveLevel`.
         seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
         max_level: The largest level that has a meaning.
@@ -59,18 +62,25 @@ class NoiseCallback(Callback, Perturbing):
     Attributes:
         is_probe: Whether it may perturb held-out data, as what mixes samples, or changes labels or gradients, may not.
         shares_draw: Whether all samples share one draw, as in weights.
+        adaptive: What moves the level, where it is an adaptive one.
     """
 
     is_probe: ClassVar[bool] = True
     shares_draw: ClassVar[bool] = False
 
-    def __init__(self, level: Level, *, seed: int | None, name: str, max_level: float = math.inf):
+    def __init__(self, level: AnyLevel, *, seed: int | None, name: str, max_level: float = math.inf):
         if isinstance(level, Noise):
-            raise TypeError(f"level must be a number, a schedule or a callable, got {level!r}")
-        self.level = level if callable(level) else check_level(level, max_level)
+            raise TypeError(f"level must be a number, a schedule, a callable or an AdaptiveLevel, got {level!r}")
         self.seed = seed
         self.name = name
         self.max_level = max_level
+        self.level: Any = level
+        self.adaptive: Adaptation | None = None
+        if isinstance(level, AdaptiveLevel):
+            check_level(level.start, max_level)
+            self.adaptive = Adaptation(self, level)
+        elif not callable(level):
+            self.level = check_level(level, max_level)
         self.level_in_force = 0.0
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was
@@ -130,6 +140,35 @@ class NoiseCallback(Callback, Perturbing):
         if self._measured:
             self._log(trainer, self._measured)
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.adaptive is not None:
+            self.adaptive.begin(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.adaptive is not None:  # before the step, which may write to the batch
+            self.adaptive.observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.adaptive is not None:
+            self.adaptive.decide(trainer, pl_module, logging_step(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.adaptive is not None:
+            self.adaptive.conclude(trainer, logging_step(trainer))
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.adaptive is None else self.adaptive.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.adaptive is not None and state_dict:
+            self.adaptive.load_state_dict(state_dict)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         TrainingDispatcher.detach(trainer)
 
@@ -142,6 +181,8 @@ class NoiseCallback(Callback, Perturbing):
 
     def _check_run(self, trainer: Trainer) -> None:
         """Refuses what cannot work in this run at its start and not hours later."""
+        if self.adaptive is not None:
+            self.adaptive.check_run(trainer)
         # a callable may read the state of the run, which is not known ahead
         for progress in _outline(trainer) if isinstance(self.level, Schedule) else [_progress(trainer, 0)]:
             self._level_at(progress)
@@ -153,6 +194,8 @@ class NoiseCallback(Callback, Perturbing):
             logger.log_metrics(finite, step=logging_step(trainer))
 
     def _level_at(self, progress: Progress) -> float:
+        if self.adaptive is not None:
+            return self.adaptive.level
         return check_level(level_at(self.level, progress), self.max_level)
 
 
@@ -172,7 +215,7 @@ class TargetCallback(NoiseCallback):
 
     def __init__(
         self,
-        level: Level,
+        level: AnyLevel,
         *,
         targets: Selector | None,
         via: Via | None,

@@ -70,10 +70,10 @@ def show(trainer: Trainer, key: str, figure: Figure, step: int) -> None:
         figure.savefig(path)
 
 
-def show_text(trainer: Trainer, key: str, text: str) -> None:
+def show_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
     """Hands a text in Markdown to the loggers that take texts."""
     for experiment in _experiments(trainer, "add_text"):
-        experiment.add_text(key, text)
+        experiment.add_text(key, text, step)
 
 
 def show_histogram(trainer: Trainer, key: str, edges: Sequence[float], counts: Sequence[int], step: int) -> None:

@@ -17,7 +17,8 @@ from lightning_noise.noise import Noise
 from lightning_noise.parameters import check_dense, local, parameter_key
 from lightning_noise.perturb import NoiseFunction, check_options
 from lightning_noise.rng import Key
-from lightning_noise.schedules import InverseTime, Level
+from lightning_noise.rules import AnyLevel
+from lightning_noise.schedules import InverseTime
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -73,7 +74,7 @@ class GradientNoise(NoiseCallback):
     def __init__(
         self,
         noise: Noise | NoiseFunction,
-        level: Level | None = None,
+        level: AnyLevel | None = None,
         *,
         seed: int | None = None,
         name: str = "gradient",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ __all__ = [
     "check_validation",
     "groups_of",
     "is_due",
+    "seen_by_all",
 ]
 
+T = TypeVar("T")
 _GROUPS = Key(("groups of samples",))
 _BATCH = 2**32  # more rows than a batch has
 _KEYS_IN_PIPE = 170
@@ -79,6 +81,18 @@ def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
     """Returns whether this validation or test is one to measure in, as the sanity check is not."""
     skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % every_n_epochs != 0
     return not trainer.sanity_checking and not skipped
+
+
+def seen_by_all(trainer: Trainer, measured: T | None, who: str) -> T:
+    """Returns what was measured, or raises a ValueError on all processes where one of them saw no batch.
+
+    Else some would wait for those that raise.
+    """
+    seen = torch.tensor(float(measured is not None), device=trainer.strategy.root_device)
+    seen = trainer.strategy.reduce(seen, reduce_op="sum")
+    if measured is None or seen < trainer.world_size:
+        raise ValueError(f"{who} measures on all processes, but one of them saw no batch")
+    return measured
 
 
 def check_validation(trainer: Trainer, monitor: str, every_n_epochs: int) -> None:

@@ -12,7 +12,7 @@ from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import Clip, NoiseFunction, check_options, checked_clip, perturbed_batch, snr_db, try_noise
 from lightning_noise.rng import Key
-from lightning_noise.schedules import Level
+from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -38,8 +38,8 @@ class InputNoise(NoiseCallback):
         inputs: Which leaf of the batch: an index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or
             a list of these. Left out: a bare tensor, the first element of a sequence, or else the only floating-point leaf.
             Several leaves share the level and the choice of the samples, but not the draw.
-        probability: The share of the samples that get noise, each sample by a draw of its own.
-        per_sample: Draw a level for each sample, uniformly from [0, level].
+        probability: The share of the samples that get noise, each sample by a draw of its own; on held-out data all do.
+        per_sample: Draw a level for each sample, uniformly from [0, level]; on held-out data each has the level itself.
         relative: The level is in units of the standard deviation of each sample, for noises that are additive.
         clip: Bounds ``(low, high)`` of what comes out, either of which may be ``None``, or be given per channel (dimension 1).
         seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
@@ -60,7 +60,7 @@ class InputNoise(NoiseCallback):
     def __init__(
         self,
         noise: Noise | NoiseFunction,
-        level: Level,
+        level: AnyLevel,
         *,
         inputs: Selector | None = None,
         probability: float = 1.0,
@@ -87,14 +87,15 @@ class InputNoise(NoiseCallback):
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs, absent=True)
+        held_out = key.positions is not None  # there every sample gets noise, at the level itself
         noisy = perturbed_batch(
             batch,
             paths,
             self.noise,
             level,
             key,
-            probability=self.probability,
-            per_sample=self.per_sample,
+            probability=1.0 if held_out else self.probability,
+            per_sample=self.per_sample and not held_out,
             relative=self.relative,
             clip=self.clip,
         )

@@ -18,7 +18,7 @@ from lightning_noise.losses import Mixing
 from lightning_noise.noise import checked_dim, column, span
 from lightning_noise.perturb import like
 from lightning_noise.rng import Key
-from lightning_noise.schedules import Level
+from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -78,7 +78,7 @@ class _Mixing(TargetCallback):
 
     def __init__(
         self,
-        level: Level = 1.0,
+        level: AnyLevel = 1.0,
         *,
         inputs: Selector | None = None,
         targets: Selector | None = None,
@@ -261,7 +261,7 @@ class CutMix(_Mixing):
 
     def __init__(
         self,
-        level: Level = 1.0,
+        level: AnyLevel = 1.0,
         *,
         dim: Sequence[int] = (-2, -1),
         inputs: Selector | None = None,

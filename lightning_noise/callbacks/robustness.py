@@ -10,7 +10,6 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -28,6 +27,7 @@ from lightning_noise.callbacks.held_out import (
     check_validation,
     groups_of,
     is_due,
+    seen_by_all,
 )
 from lightning_noise.callbacks.probes import Probe, Probes
 from lightning_noise.callbacks.readout import Readout
@@ -331,17 +331,14 @@ class RobustnessMonitor(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         self._check_loader(trainer)
-        seen = torch.tensor(float(self._measurement is not None), device=pl_module.device)
-        seen = trainer.strategy.reduce(seen, reduce_op="sum")  # all raise, for else some would wait for those that have raised
-        if self._measurement is None or seen < trainer.world_size:
-            raise ValueError("RobustnessMonitor measures on all processes, but one of them saw no batch")
-        found = self._measurement.figures()
+        measurement = seen_by_all(trainer, self._measurement, "RobustnessMonitor")
+        found = measurement.figures()
         if self._baseline is not None:
             found |= report.corruption_errors(found, report.values_of(self._baseline), self._shared)
         self._measured = [key.removeprefix(f"{CLEAN}/") for key in found if key.startswith(f"{CLEAN}/")]
         # the values are those of all processes already; on each of them, so that callbacks can monitor them
         pl_module.log_dict({f"{prefix}/{key}": value for key, value in found.items()}, sync_dist=True, rank_zero_only=True)
-        step, entropies = logging_step(trainer), self._measurement.entropies()
+        step, entropies = logging_step(trainer), measurement.entropies()
         if boards.takes_figures(trainer):
             for probed, (edges, counts) in entropies.items():
                 boards.show_histogram(trainer, f"{prefix}/{probed.place}/entropies", edges, counts, step)

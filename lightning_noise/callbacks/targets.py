@@ -17,7 +17,7 @@ from lightning_noise.losses import Relabelling, Smoothing, SoftTargets
 from lightning_noise.noise import Noise
 from lightning_noise.perturb import NoiseFunction, check_floating, check_options, perturbed_batch
 from lightning_noise.rng import Key
-from lightning_noise.schedules import Level
+from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -73,7 +73,7 @@ class TargetNoise(TargetCallback):
     def __init__(
         self,
         noise: LabelNoise | Noise | NoiseFunction,
-        level: Level,
+        level: AnyLevel,
         *,
         targets: int | str | None = None,
         via: Via | None = None,
@@ -173,5 +173,5 @@ class LabelSmoothing(TargetNoise):
         'loss'
     """
 
-    def __init__(self, level: Level, *, targets: int | str | None = None, name: str = "smoothing"):
+    def __init__(self, level: AnyLevel, *, targets: int | str | None = None, name: str = "smoothing"):
         super().__init__(SmoothLabels(), level, targets=targets, name=name)

@@ -17,7 +17,7 @@ from lightning_noise.noise import Noise
 from lightning_noise.parameters import GradientOf, PerturbedParameters, RelativeTo
 from lightning_noise.perturb import NoiseFunction, check_options
 from lightning_noise.rng import Key
-from lightning_noise.schedules import Level
+from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -103,7 +103,7 @@ class WeightNoise(NoiseCallback):
     def __init__(
         self,
         noise: Noise | NoiseFunction,
-        level: Level,
+        level: AnyLevel,
         *,
         relative: RelativeTo | None = None,
         params: str | Sequence[str] | None = None,

@@ -1,0 +1,235 @@
+"""What drives an adaptive level: it looks at the model in each validation, and keeps what the rule has decided."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_noise import figures
+from lightning_noise.callbacks import boards
+from lightning_noise.callbacks.dispatch import perturbing
+from lightning_noise.callbacks.held_out import N_GROUPS, Places, check_validation, groups_of, seen_by_all
+from lightning_noise.callbacks.readout import Readout
+from lightning_noise.metrics.base import Sums
+from lightning_noise.metrics.calibration import CalibrationBins
+from lightning_noise.metrics.functional import jackknife_error
+from lightning_noise.metrics.monitored import Task
+from lightning_noise.metrics.scores import MeanSquaredError
+from lightning_noise.rng import Key
+from lightning_noise.rules import AdaptiveLevel, Decision, Observation
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+    from lightning_noise.callbacks.base import NoiseCallback
+
+__all__ = ["Adaptation"]
+
+
+class Adaptation:
+    """Moves the level of a callback by its rule, after each validation of a fit in which it is its turn.
+
+    Args:
+        callback: The callback whose level it is.
+        setting: The adaptive level.
+
+    Attributes:
+        history: What was seen and done, validation by validation.
+    """
+
+    def __init__(self, callback: NoiseCallback, setting: AdaptiveLevel):
+        if setting.rule.needs_boundary and not callback.is_probe:
+            raise ValueError(
+                f"{type(setting.rule).__name__} asks what noise does to held-out data, but {type(callback).__name__} mixes "
+                "samples, or changes labels or gradients; give it a schedule, or for soft labels AdaptiveLevel(SignedGap())"
+            )
+        self.setting = setting
+        self.history: list[Decision] = []
+        self._callback = callback
+        self._state = setting.rule.init(setting.start)
+        self._seen: Observation | None = None  # the last
+        self._best: list[float] | None = None  # the best clean metric, and that without each group of samples in turn
+        self._validations = 0  # also those in which another level moved
+        self._pass: _Pass | None = None
+        self._readout = Readout(
+            getattr(callback, "inputs", None) if setting.inputs is None else setting.inputs,
+            _single(getattr(callback, "targets", None)) if setting.targets is None else setting.targets,
+            setting.predict,
+            setting.metric,
+        )
+
+    @property
+    def level(self) -> float:
+        """The level in force."""
+        return min(self._state["level"], self._callback.max_level)
+
+    def summary(self) -> str:
+        """Returns in words what was done."""
+        name, level = self._callback.name, f"{self.level:.3g}"
+        if not self.history or self._seen is None:
+            return f"{name}: no validation yet, the level is {level}"
+        counts = Counter(decision.reason for decision in self.history)
+        done = ", ".join(f"{reason} {n} {'time' if n == 1 else 'times'}" for reason, n in counts.items())
+        return f"{name}: {done}; from {self.history[0].level:.3g} to {level}: {self.setting.rule.describe(self._seen)}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state in primitives."""
+        return {
+            "state": dict(self._state),
+            "seen": self._seen and tuple(self._seen),
+            "best": self._best,
+            "validations": self._validations,
+            "history": [tuple(decision) for decision in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
+        self._state = dict(state["state"])
+        self._seen = state["seen"] and Observation(*state["seen"])
+        self._best = state["best"]
+        self._validations = state["validations"]
+        self.history = [Decision(*decision) for decision in state["history"]]
+
+    # --- the loop
+
+    def check_run(self, trainer: Trainer) -> None:
+        """Raises a ValueError where it could not move."""
+        check_validation(trainer, "AdaptiveLevel", 1)
+        if self.setting.rule.needs_boundary and getattr(getattr(self._callback, "noise", None), "mixes_rows", False):
+            raise ValueError(
+                f"the noise of {self._callback.name!r} mixes rows, so what it does depends on the batch; give it a schedule"
+            )
+
+    def begin(self, trainer: Trainer) -> None:
+        """Begins a validation."""
+        self._pass = _Pass(self.setting.metric) if self._is_its_turn(trainer) else None
+
+    def observe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Looks at the model with a batch of a validation; in the sanity check, whether it can."""
+        if dataloader_idx == 0 and batch_idx < (self.setting.max_batches or math.inf):
+            if trainer.sanity_checking:
+                self._try(trainer, pl_module, batch)
+            elif self._pass is not None:
+                self._look(trainer, pl_module, batch, batch_idx, self._pass)
+
+    def decide(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Moves the level at the end of a validation."""
+        self._validations += _counts(trainer)
+        if self._pass is None:
+            return
+        looked = seen_by_all(trainer, self._pass if self._pass.metrics else None, f"AdaptiveLevel of {self._callback.name!r}")
+        observation = trainer.strategy.broadcast(self._observed(trainer, looked))
+        level, rule = self.level, self.setting.rule
+        self._state, reason = rule.update(self._state, observation)
+        self._seen, self._pass = observation, None
+        self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level))
+        logged = {"level": self.level, "reason": float(rule.reasons.index(reason))}
+        prefix = f"adaptive/{self._callback.name}"
+        # the values are those of all processes already
+        pl_module.log_dict({f"{prefix}/{key}": value for key, value in logged.items()}, sync_dist=True, rank_zero_only=True)
+        boards.show_text(trainer, f"{prefix}/reason", f"{reason}: {rule.describe(observation)}", step)
+
+    def conclude(self, trainer: Trainer, step: int) -> None:
+        """Says at the end of a fit what was done."""
+        rank_zero_info(self.summary())
+        boards.show_text(trainer, f"adaptive/{self._callback.name}/summary", self.summary(), step)
+        if self.history and boards.takes_figures(trainer):
+            boards.show(trainer, f"adaptive/{self._callback.name}/moves", figures.adaptation(self.history), step)
+
+    def _is_its_turn(self, trainer: Trainer) -> bool:
+        moving = [callback for callback in perturbing(trainer) if getattr(callback, "adaptive", None) is not None]
+        return _counts(trainer) and self._validations % len(moving) == moving.index(self._callback)
+
+    def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        paths, target = self._readout.located(batch, noisy_inputs=False)
+        _, preds, _ = self._readout.predicted(trainer, pl_module, nullcontext(batch), paths, target)
+        self._readout.check(target, preds)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, looked: _Pass) -> None:
+        paths, target = self._readout.located(batch, noisy_inputs=False)
+        positions, counted = looked.places.take(trainer, 0, batch_idx, rows=len(target))
+        groups = groups_of(positions, target.device)[:counted]
+        perturbations: dict[str, AbstractContextManager[Any]] = {"clean": nullcontext(batch)}
+        if self.setting.rule.needs_boundary and self.level > 0:
+            key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
+            perturbations["boundary"] = self._callback.perturbation(trainer, pl_module, batch, self.level, key)
+        for name, perturbation in perturbations.items():
+            _, preds, labels = self._readout.predicted(trainer, pl_module, perturbation, paths, target)
+            if name == "clean":
+                self._readout.check(target, preds)
+            looked.add(name, preds[:counted], labels[:counted], groups)
+
+    def _observed(self, trainer: Trainer, looked: _Pass) -> Observation:
+        sizes = trainer.strategy.reduce(looked.sizes.clone(), reduce_op="sum").tolist()  # it writes to what it is given
+        estimates = looked.estimates("clean")
+        clean = [found[looked.key] for found in estimates]
+        gap = [found.get("signed_gap", math.nan) for found in estimates]
+        boundary = looked.estimates("boundary")[0][looked.key] if "boundary" in looked.metrics else math.nan
+        if self.setting.rule.needs_boundary and self.level == 0:
+            boundary = clean[0]
+        return Observation(clean[0], boundary, self._error(clean, sizes), gap[0], sum(sizes), _error(gap, sizes))
+
+    def _error(self, clean: list[float], sizes: list[int]) -> float:
+        """The standard error of the difference to the best validation so far, of which it keeps the better one."""
+        error = _error([now - best for now, best in zip(clean, self._best or clean, strict=True)], sizes)
+        skill = self.setting.rule.skill
+        if math.isfinite(clean[0]) and (self._best is None or skill(clean[0]) > skill(self._best[0])):
+            self._best = clean
+        return error
+
+
+class _Pass:
+    """What is measured in a validation: the metric without noise and at the boundary."""
+
+    def __init__(self, metric: Task | Metric):
+        self.key = "metric" if isinstance(metric, Metric) else "loss" if metric == "regression" else "accuracy"
+        self.metrics: dict[str, Metric] = {}
+        self.places = Places()
+        self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # of the groups of samples
+        self._metric = metric
+
+    def add(self, name: str, preds: Tensor, target: Tensor, groups: Tensor) -> None:
+        """Adds predictions of samples of these groups."""
+        if name not in self.metrics:
+            self.metrics[name] = self._made().to(preds.device)
+        if name == "clean":
+            self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
+        metric = self.metrics[name]
+        if len(target):  # the last batch of a process may be all padding
+            metric.update(preds, target, groups) if isinstance(metric, Sums) else metric.update(preds, target)
+
+    def estimates(self, name: str) -> list[dict[str, float]]:
+        """Returns the values of all samples, and those without each group in turn where groups are kept apart."""
+        metric = self.metrics[name]
+        if isinstance(metric, Sums):
+            values, without = metric.estimates()
+            return [values, *without]
+        return [{self.key: float(metric.compute())}]
+
+    def _made(self) -> Metric:
+        if isinstance(self._metric, Metric):
+            return self._metric.clone()
+        return MeanSquaredError(N_GROUPS) if self._metric == "regression" else CalibrationBins(n_groups=N_GROUPS)
+
+
+def _error(estimates: list[float], sizes: list[int]) -> float:
+    """The standard error of a value, infinite where it is not known, as of a metric of one's own."""
+    error = jackknife_error(estimates[0], estimates[1:], sizes)
+    return math.inf if math.isnan(error) else error
+
+
+def _counts(trainer: Trainer) -> bool:
+    """Whether levels move by this validation."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _single(targets: Any) -> int | str | None:
+    """The target of the callback, where it has one."""
+    return None if isinstance(targets, list | tuple) else targets
