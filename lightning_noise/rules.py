@@ -157,7 +157,7 @@ class Governor(Rule):
         >>> state = governor.init(0.3)
         >>> observation = Observation(clean=0.9, boundary=0.88, standard_error=0.01, signed_gap=0.02, n=500)
         >>> state, reason = governor.update(state, observation)
-        >>> reason, state["level"], governor.describe(observation)
+        >>> reason, round(state["level"], 2), governor.describe(observation)
         ('grew', 0.45, '98 % of the clean skill left at the boundary')
     """
 

@@ -207,7 +207,8 @@ class ActivationNoise(OutputCallback):
 
     Args:
         noise: The noise, such as :class:`~lightning_noise.noise.Gaussian` or :class:`~lightning_noise.noise.Speckle`.
-        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
+        level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
+            :class:`~lightning_noise.AdaptiveLevel`.
         modules: The name of a module as in ``named_modules()``, a pattern of names, or a list of these; ``*`` stands for any
             characters, dots too. Names are the same whether a module is compiled or not. Where a container and its parts are
             selected, both get noise, as with ``*``. The modules of a parametrization cannot be selected.
@@ -278,7 +279,7 @@ class EmbeddingNoise(OutputCallback):
     It logs ``noise/<name>/level``.
 
     Args:
-        level: The amount :math:`\alpha`: a number, a schedule, or a callable.
+        level: The amount :math:`\alpha`: a number, a schedule, a callable or an adaptive level.
         modules: The name of the embedding, a pattern of names, or a list of these; left out, the only ``nn.Embedding``.
         mask: Which leaf of the batch, of shape :math:`(B, L)`, is 1 or true at tokens and 0 or false at padding: an index, a
             key or a dotted path. It is the opposite of the ``key_padding_mask`` of PyTorch, and for an embedding that is

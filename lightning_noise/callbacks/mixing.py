@@ -191,7 +191,8 @@ class Mixup(_Mixing):
     It logs ``noise/<name>/level`` and ``noise/<name>/lam``, the mean share of the batch.
 
     Args:
-        level: The parameter :math:`\alpha` of the Beta distribution: a number, a schedule, or a callable.
+        level: The parameter :math:`\alpha` of the Beta distribution: a number, a schedule, a callable, or an
+            adaptive level by :class:`~lightning_noise.rules.SignedGap`.
         inputs: Which leaves of the batch, as in :class:`~lightning_noise.InputNoise`; all are mixed in the same way.
         targets: Which leaf is the target, or a list of those of several heads, which are mixed with the same shares; left out,
             the second element of a sequence.

@@ -48,7 +48,8 @@ class TargetNoise(TargetCallback):
     Args:
         noise: A label noise such as :class:`~lightning_noise.labels.FlipLabels`; or for a regression a noise such as
             :class:`~lightning_noise.noise.Gaussian`, which goes into the batch.
-        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
+        level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
+            :class:`~lightning_noise.AdaptiveLevel`.
         targets: Which leaf of the batch: an index, a key or a dotted path; left out, the second element of a sequence.
         via: Where the noise goes; left out, ``"loss"`` for :class:`~lightning_noise.labels.SmoothLabels` and ``"sample"`` for
             the others.
@@ -152,10 +153,11 @@ class LabelSmoothing(TargetNoise):
     Binary labels, one or many, become :math:`(1 - \epsilon) y + \epsilon / 2`.
 
     Let the level decay, as ``schedules.Linear(0.2, 0.0)`` does: it keeps most of the gain in accuracy, while a model that is
-    smoothed to the end is as a rule worse calibrated than one that never was, unless that was far too confident.
+    smoothed to the end is as a rule worse calibrated than one that never was, unless that was far too confident. Or let it
+    move, by ``AdaptiveLevel(SignedGap())`` of :mod:`lightning_noise.rules`, to where confidence is accuracy.
 
     Args:
-        level: The amount :math:`\epsilon \in [0, 1]`: a number, a schedule, or a callable.
+        level: The amount :math:`\epsilon \in [0, 1]`: a number, a schedule, a callable or an adaptive level.
         targets: Which leaf of the batch; left out, the second element of a sequence.
         name: The name in the log.
 
