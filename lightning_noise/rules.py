@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple, get_args
 from torchmetrics import Metric
 
 from lightning_noise.batch import Selector
-from lightning_noise.metrics.functional import retention
 from lightning_noise.metrics.monitored import Task
 from lightning_noise.noise import check_level
 from lightning_noise.schedules import Level
@@ -220,8 +219,12 @@ class Governor(Rule):
         return (metric - self.chance) / (self.best - self.chance)
 
     def describe(self, observation: Observation) -> str:
-        left = retention(observation.boundary, observation.clean, self.chance)
-        return f"{100 * left:.0f} % of the clean skill left at the boundary"
+        if not self.skill(observation.clean) > 0:
+            return f"no skill above chance, {observation.clean:.3g}"
+        return f"{100 * self._retention(observation):.0f} % of the clean skill left at the boundary"
+
+    def _retention(self, observation: Observation) -> float:
+        return self.skill(observation.boundary) / self.skill(observation.clean)
 
     def _averaged(self, state: State, observation: Observation) -> State:
         """The state with one more validation in its averages."""
@@ -231,7 +234,7 @@ class Governor(Rule):
             state["best_skill"] = max(state["best_skill"], self._mean(state, "skill"))
         if skill < self.min_skill:
             return state  # of so little skill a share means nothing
-        return self._added(state, "retention", retention(observation.boundary, observation.clean, self.chance))
+        return self._added(state, "retention", self._retention(observation))
 
     def _added(self, state: State, name: str, value: float) -> State:
         total = self.average * state[name] + (1 - self.average) * value

@@ -1,12 +1,14 @@
-"""The laws of a noise and of a schedule, for people who write one of their own.
+"""The laws of a noise, of a schedule and of a rule, for people who write one of their own.
 
-Each law is a function that raises an AssertionError where it is broken. ``NOISE_LAWS`` and ``SCHEDULE_LAWS`` list them, to be
-parametrised over in a test suite, and :func:`check_noise` and :func:`check_schedule` run them all.
+Each law is a function that raises an AssertionError where it is broken. ``NOISE_LAWS``, ``SCHEDULE_LAWS`` and ``RULE_LAWS``
+list them, to be parametrised over in a test suite, and :func:`check_noise`, :func:`check_schedule` and :func:`check_rule` run
+them all.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 import random
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor
 
 from lightning_noise.noise import Noise
+from lightning_noise.rules import Observation, Rule, State
 from lightning_noise.schedules import Schedule, moments
 
-__all__ = ["NOISE_LAWS", "SCHEDULE_LAWS", "check_noise", "check_schedule", "global_streams"]
+__all__ = ["NOISE_LAWS", "RULE_LAWS", "SCHEDULE_LAWS", "check_noise", "check_rule", "check_schedule", "global_streams"]
 
 LEVEL = 0.25
 RUNS = ((1, 1), (12, 1), (60, 7))  # steps and epochs
@@ -47,6 +50,17 @@ def check_schedule(schedule: Schedule) -> None:
         law(schedule)
 
 
+def check_rule(rule: Rule) -> None:
+    """Runs all laws of a rule.
+
+    Example:
+        >>> from lightning_noise.rules import Governor
+        >>> check_rule(Governor(chance=0.1))
+    """
+    for law in RULE_LAWS:
+        law(rule)
+
+
 def global_streams() -> tuple[object, ...]:
     """Returns the states of the global streams of torch, numpy and python, to be compared with ``==``.
 
@@ -66,6 +80,26 @@ def _input(shape: tuple[int, ...] = (6, 3, 8, 8), dtype: torch.dtype = torch.flo
 
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def _observations(n: int = 60) -> list[Observation]:
+    """Validations of a model that learns, with noise that costs it something, and a few that are not finite."""
+    chances = random.Random(0)
+    seen = []
+    for i in range(n):
+        clean = 0.95 - 0.8 / (i + 1) + chances.gauss(0, 0.02)
+        boundary = clean * chances.uniform(0.7, 1.0)
+        gap, error = chances.gauss(0, 0.03), chances.uniform(0.0, 0.02)
+        seen.append(Observation(math.nan if i % 20 == 19 else clean, boundary, error, gap, 500, error))
+    return seen
+
+
+def _run(rule: Rule, state: State, observations: list[Observation]) -> list[tuple[State, str]]:
+    moves = []
+    for observation in observations:
+        state, reason = rule.update(state, observation)
+        moves.append((state, reason))
+    return moves
 
 
 def _law(holds: bool, subject: object, law: str) -> None:
@@ -135,7 +169,7 @@ def is_the_same_in_half_precision_up_to_rounding(noise: Noise) -> None:
         _law(torch.equal(half, full.to(dtype)), noise, f"differs in {dtype} by more than one rounding")
 
 
-def is_a_value(subject: Noise | Schedule) -> None:
+def is_a_value(subject: Noise | Schedule | Rule) -> None:
     copies = copy.deepcopy(subject), pickle.loads(pickle.dumps(subject))
     _law(all(one == subject and hash(one) == hash(subject) for one in copies), subject, "does not equal its copy")
 
@@ -161,6 +195,39 @@ def has_its_mean_as_mean_dose(schedule: Schedule) -> None:
         _law(math.isclose(dose, sum(levels) / steps, rel_tol=1e-12, abs_tol=1e-15), schedule, "has a wrong mean dose")
 
 
+def keeps_its_state_outside(rule: Rule) -> None:
+    one, two = (_run(rule, rule.init(LEVEL), _observations()) for _ in range(2))
+    _law(one == two, rule, "moves differently when it is run again")
+
+
+def leaves_the_state_that_it_is_given_alone(rule: Rule) -> None:
+    state = rule.init(LEVEL)
+    for observation in _observations():
+        before = copy.deepcopy(state)
+        after, _ = rule.update(state, observation)
+        _law(state == before, rule, "wrote to the state that it was given")
+        state = after
+
+
+def moves_on_from_a_saved_state(rule: Rule) -> None:
+    observations = _observations()
+    moves = _run(rule, rule.init(LEVEL), observations)
+    for i in (0, 7, 31):
+        saved = json.loads(json.dumps(moves[i][0]))
+        _law(_run(rule, saved, observations[i + 1 :]) == moves[i + 1 :], rule, "moves differently from a saved state")
+
+
+def starts_at_the_level_that_it_is_given(rule: Rule) -> None:
+    _law(rule.init(LEVEL)["level"] == LEVEL, rule, "does not start at the level that it is given")
+
+
+def gives_a_level_and_a_reason_of_its_own(rule: Rule) -> None:
+    for state, reason in _run(rule, rule.init(LEVEL), _observations()):
+        level = state["level"]
+        _law(isinstance(level, float | int) and 0 <= level < math.inf, rule, f"moved the level to {level!r}")
+        _law(reason in rule.reasons, rule, f"gave the reason {reason!r}, but has {rule.reasons}")
+
+
 NOISE_LAWS: tuple[Callable[[Noise], None], ...] = (
     keeps_shape_dtype_and_device,
     is_the_identity_at_level_0,
@@ -177,5 +244,14 @@ SCHEDULE_LAWS: tuple[Callable[[Schedule], None], ...] = (
     is_pure,
     is_a_finite_number,
     has_its_mean_as_mean_dose,
+    is_a_value,
+)
+
+RULE_LAWS: tuple[Callable[[Rule], None], ...] = (
+    keeps_its_state_outside,
+    leaves_the_state_that_it_is_given_alone,
+    moves_on_from_a_saved_state,
+    starts_at_the_level_that_it_is_given,
+    gives_a_level_and_a_reason_of_its_own,
     is_a_value,
 )

@@ -474,7 +474,10 @@ def test_what_cannot_be_read_is_said_with_the_name_of_the_argument(kind, changed
             {"level": linear(begin=0.6, until=0.3)},
             "it must be 0 <= begin < until <= 1 where the unit is 'fraction', got 0.6 and 0.3",
         ),
-        ({"level": {"class_path": "lightning_noise.noise.Gaussian"}}, "level must be a number, a schedule, a callable or an AdaptiveLevel"),
+        (
+            {"level": {"class_path": "lightning_noise.noise.Gaussian"}},
+            "level must be a number, a schedule, a callable or an AdaptiveLevel",
+        ),
         ({"noise": LINEAR}, "a noise must be a value such as noise.Gaussian(), got Linear("),
         ({"clip": [1.0, 0.0]}, "clip must be a pair (low, high) of numbers"),
         ({"noise": "Impulse", "level": 1.5}, "a level must be in [0, 1], got 1.5"),
