@@ -43,8 +43,8 @@ class InputNoise(NoiseCallback):
         inputs: Which leaf of the batch: an index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or
             a list of these. Left out: a bare tensor, the first element of a sequence, or else the only floating-point leaf.
             Several leaves share the level and the choice of the samples, but not the draw.
-        probability: The share of the samples that get noise, each sample by a draw of its own; on held-out data all do.
-        per_sample: Draw a level for each sample, uniformly from [0, level]; on held-out data each has the level itself.
+        probability: The share of the samples that get noise, each sample by a draw of its own.
+        per_sample: Draw a level for each sample, uniformly from [0, level].
         relative: The level is in units of the standard deviation of each sample, for noises that are additive.
         clip: Bounds ``(low, high)`` of what comes out, either of which may be ``None``, or be given per channel (dimension 1).
         seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
@@ -92,15 +92,14 @@ class InputNoise(NoiseCallback):
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs, absent=True)
-        held_out = key.positions is not None  # there every sample gets noise, at the level itself
         noisy = perturbed_batch(
             batch,
             paths,
             self.noise,
             level,
             key,
-            probability=1.0 if held_out else self.probability,
-            per_sample=self.per_sample and not held_out,
+            probability=self.probability,
+            per_sample=self.per_sample,
             relative=self.relative,
             clip=self.clip,
         )
