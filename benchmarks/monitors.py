@@ -1,4 +1,4 @@
-"""What monitors cost beside a validation without them, on a network of the usual size for CIFAR, and the memory they take.
+"""What monitors and an adaptive level cost beside a validation without, on a network of the usual size for CIFAR, and memory.
 
 Run: python benchmarks/monitors.py
 """
@@ -21,7 +21,7 @@ from steps import ResNet20
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_noise import ReplayMonitor, RobustnessMonitor, noise
+from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, noise, rules
 
 ROUNDS, SAMPLES, BATCH = 3, 512, 64
 NOISES, LEVELS = [noise.Gaussian(), noise.Impulse()], [0.05, 0.1, 0.2, 0.4]
@@ -84,6 +84,35 @@ def validate(module: pl.LightningModule, data: Dataset, callbacks: list[pl.Callb
     return time.process_time() - began
 
 
+class Stopwatch(pl.Callback):
+    """Takes the processor seconds of the validation of a fit."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = -time.process_time()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds += time.process_time()
+
+
+def validate_in_fit(module: pl.LightningModule, data: Dataset, callbacks: list[pl.Callback]) -> float:
+    """Returns the processor seconds of the validation of a fit, in which alone levels move."""
+    stopwatch = Stopwatch()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=[stopwatch, *callbacks],
+        max_epochs=1,
+        limit_train_batches=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(data, batch_size=BATCH)
+    trainer.fit(module, loader, loader)
+    return stopwatch.seconds
+
+
 def seconds() -> dict[str, float]:
     """The median over the rounds, in which the monitors take turns."""
     module, data = Classifier(), Drawn(SAMPLES, (3, 32, 32))
@@ -97,7 +126,13 @@ def seconds() -> dict[str, float]:
         for name, build in monitors.items():
             found[name].append(validate(module, data, build()))
         found[f"trainer.validate, {N_PASSES} times"].append(sum(validate(module, data, []) for _ in range(N_PASSES)))
+        for name, callbacks in {"none, in a fit": [], "AdaptiveLevel, in a fit": [governed()]}.items():
+            found.setdefault(name, []).append(validate_in_fit(module, data, callbacks))
     return {name: median(values) for name, values in found.items()}
+
+
+def governed() -> InputNoise:
+    return InputNoise(noise.Gaussian(), AdaptiveLevel(rules.Governor(chance=0.1), 0.1))
 
 
 def peak_bytes(samples: str, monitored: str) -> int:

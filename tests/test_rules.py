@@ -285,17 +285,17 @@ def test_a_governor_out_of_range_is_refused(arguments, message):
 @pytest.mark.parametrize("arguments", [{"step": 0.0}, {"hi": 0.0}, {"average": 1.0}, {"z": -1.0}])
 def test_a_signed_gap_out_of_range_is_refused(arguments):
     with pytest.raises(ValueError, match="0 < step, 0 < hi, 0 <= average < 1 and 0 <= z"):
-        SignedGap(**arguments)
+        SignedGap(**arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: AdaptiveLevel(0.3), TypeError, "rule must be a Rule"),
+        (lambda: AdaptiveLevel(0.3), TypeError, "rule must be a Rule"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(PROMPT, -0.1), ValueError, "finite and not negative"),
         (lambda: AdaptiveLevel(Governor(chance=0.1, hi=0.5), 0.6), ValueError, r"must start in \[0, 0.5\]"),
         (lambda: AdaptiveLevel(SignedGap(), 0.6), ValueError, r"must start in \[0, 0.3\]"),
-        (lambda: AdaptiveLevel(PROMPT, metric="accuracy"), ValueError, "metric must be one of"),
+        (lambda: AdaptiveLevel(PROMPT, metric="accuracy"), ValueError, "metric must be one of"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(SignedGap(), metric="regression"), ValueError, "reads confidences"),
         (lambda: AdaptiveLevel(PROMPT, max_batches=0), ValueError, "max_batches must be at least 1"),
     ],

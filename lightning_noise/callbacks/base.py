@@ -79,6 +79,9 @@ class NoiseCallback(Callback, Perturbing):
         if isinstance(level, AdaptiveLevel):
             check_level(level.start, max_level)
             self.adaptive = Adaptation(self, level)
+            # not methods of the class: callbacks without a state may have one state key, and are refused in our own words
+            self.state_dict = self.adaptive.state_dict
+            self.load_state_dict = self.adaptive.load_state_dict
         elif not callable(level):
             self.level = check_level(level, max_level)
         self.level_in_force = 0.0
@@ -161,13 +164,6 @@ class NoiseCallback(Callback, Perturbing):
     @property
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self.adaptive is None else self.adaptive.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.adaptive is not None and state_dict:
-            self.adaptive.load_state_dict(state_dict)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         TrainingDispatcher.detach(trainer)
