@@ -89,13 +89,13 @@ class Adaptation:
             "history": [tuple(decision) for decision in self.history],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state."""
-        self._state = dict(state["state"])
-        self._seen = state["seen"] and Observation(*state["seen"])
-        self._best = state["best"]
-        self._validations = state["validations"]
-        self.history = [Decision(*decision) for decision in state["history"]]
+        self._state = dict(state_dict["state"])
+        self._seen = state_dict["seen"] and Observation(*state_dict["seen"])
+        self._best = state_dict["best"]
+        self._validations = state_dict["validations"]
+        self.history = [Decision(*decision) for decision in state_dict["history"]]
 
     # --- the loop
 
