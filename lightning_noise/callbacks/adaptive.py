@@ -68,7 +68,7 @@ class Adaptation:
     @property
     def level(self) -> float:
         """The level in force."""
-        return min(self._state["level"], self._callback.max_level)
+        return self._state["level"]
 
     def summary(self) -> str:
         """Returns in words what was done."""
@@ -127,7 +127,8 @@ class Adaptation:
         looked = seen_by_all(trainer, self._pass if self._pass.metrics else None, f"AdaptiveLevel of {self._callback.name!r}")
         observation = trainer.strategy.broadcast(self._observed(trainer, looked))
         level, rule = self.level, self.setting.rule
-        self._state, reason = rule.update(self._state, observation)
+        state, reason = rule.update(self._state, observation)
+        self._state = state | {"level": min(state["level"], self._callback.max_level)}  # which the rule does not know
         self._seen, self._pass = observation, None
         self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level))
         logged = {"level": self.level, "reason": float(rule.reasons.index(reason))}
@@ -221,7 +222,7 @@ class _Pass:
 
 def _error(estimates: list[float], sizes: list[int]) -> float:
     """The standard error of a value, infinite where it is not known, as of a metric of one's own."""
-    error = jackknife_error(estimates[0], estimates[1:], sizes)
+    error = jackknife_error(estimates[0], estimates[1:], sizes) if len(estimates) > 1 else math.nan
     return math.inf if math.isnan(error) else error
 
 
