@@ -324,12 +324,12 @@ class AdaptiveLevel:
     r"""A level that a rule moves after each validation, wherever a callback takes a level.
 
     The callback whose level it is looks at the model in each validation of a fit, before the validation step: once without
-    noise, and, where the rule needs it, once under exactly its own perturbation at the level in force, with the same draw in
-    each validation. So what a callback does to a share of the samples, or to each at a level of its own, is judged as what it
-    is, and settles at a higher level than what it does to all. This costs two forward passes of each batch. The sanity check
-    moves nothing. Several in one trainer move in turn, in the order of the trainer, one in each validation, and each is looked
-    at with the others off. All processes decide alike. The state is in the checkpoints: a run that is resumed moves as if it
-    had not ended.
+    noise, and, where the rule needs it, once under its own perturbation at the level in force, with the same draw in each
+    validation. What a callback does to each sample at a level of its own is judged as what it is, so that it settles at a
+    higher level than what it does to all alike; of these samples it leaves out none. This costs two forward passes of each
+    batch. The sanity check moves nothing. Several in one trainer move in turn, in the order of the trainer, one in each
+    validation, and each is looked at with the others off. All processes decide alike. The state is in the checkpoints: a run
+    that is resumed moves as if it had not ended.
 
     ===========================  =============================================================================
     key                          what

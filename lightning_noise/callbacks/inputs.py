@@ -43,7 +43,7 @@ class InputNoise(NoiseCallback):
         inputs: Which leaf of the batch: an index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or
             a list of these. Left out: a bare tensor, the first element of a sequence, or else the only floating-point leaf.
             Several leaves share the level and the choice of the samples, but not the draw.
-        probability: The share of the samples that get noise, each sample by a draw of its own.
+        probability: The share of the samples that get noise, each sample by a draw of its own; of held-out data, all do.
         per_sample: Draw a level for each sample, uniformly from [0, level].
         relative: The level is in units of the standard deviation of each sample, for noises that are additive.
         clip: Bounds ``(low, high)`` of what comes out, either of which may be ``None``, or be given per channel (dimension 1).
@@ -98,7 +98,7 @@ class InputNoise(NoiseCallback):
             self.noise,
             level,
             key,
-            probability=self.probability,
+            probability=self.probability if key.positions is None else 1.0,  # clean ones say nothing of held-out data
             per_sample=self.per_sample,
             relative=self.relative,
             clip=self.clip,

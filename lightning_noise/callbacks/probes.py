@@ -64,7 +64,7 @@ class Probes:
     def described(self) -> dict[str, str]:
         """Returns the noise of each tag in words, which are the same for probes that do the same."""
         options = "".join(f", {key}={value}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value)
-        trained = ("level", "seed", "name")  # what has a meaning in training alone is left out
+        trained = ("level", "seed", "name", "probability")  # what has a meaning in training alone is left out
         return {tag: as_text(probe, without=trained) + options for tag, probe in self.noises.items()}
 
     def check(self, batch: Any, paths: list[Path]) -> None:
