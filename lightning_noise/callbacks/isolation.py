@@ -13,7 +13,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import is_
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -44,7 +44,7 @@ except ImportError:  # the other Lightning alone is installed
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["Contents", "Silent", "State", "kept_weights", "own_copy", "same_streams", "streams", "unchanged"]
+__all__ = ["Contents", "Silent", "State", "as_they_were", "kept_weights", "own_copy", "same_streams", "streams", "unchanged"]
 
 Contents = list[tuple[Any, Any]]  # containers, each with what it holds
 
@@ -119,6 +119,39 @@ def unchanged(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
+def as_they_were(trainer: Trainer, module: LightningModule, *others: Any) -> Iterator[None]:
+    """Restores what a trainer and a module hold, and the random streams, after a run within that leaves the weights alone.
+
+    The module has a state of its own in that run. Its parameters are restored to the same tensors, wherever and to whatever
+    precision the run moved them, with their gradients.
+
+    Args:
+        trainer: The trainer; of its strategy, and of the other objects, the attributes are restored.
+        module: The module.
+        *others: More objects that the run writes to, such as a data module; None is none.
+    """
+    held, state = _contents([module]), _insides(module.modules())
+    weights = [(parameter, parameter.data, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
+    kept = _of_run(trainer) + [(vars(part), dict(vars(part))) for part in (trainer.strategy, *others) if part is not None]
+    with same_streams():
+        try:
+            _put(_copied(held))
+            # a module that is moved moves the gradients that it has, in place
+            _set_gradients([parameter for parameter, *_ in weights], [None] * len(weights))
+            yield
+        finally:
+            for inside, before in state:
+                inside.clear()
+                inside.update(before)
+            for contents in (kept, held):
+                _put(contents)
+            for parameter, data, gradient, requires_grad in weights:
+                parameter.data = data
+                parameter.grad = gradient
+                parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
 def kept_weights(kept: list[tuple[Parameter, Tensor, Tensor]]) -> Iterator[None]:
     """Restores weights that the module exchanges within, be it their values or their tensors.
 
@@ -188,6 +221,39 @@ class Silent:
 
     def __fspath__(self) -> str:
         return tempfile.gettempdir()  # a module may make a path of what a call returned, and write there
+
+
+def _insides(modules: Iterable[nn.Module]) -> Contents:
+    """The attributes and parameters of modules, also those that are no state."""
+    return [(inside, dict(inside)) for module in modules for inside in (vars(module), module._parameters)]
+
+
+def _of_run(trainer: Trainer) -> Contents:
+    """What the trainer, its loops and its connectors hold, one within the other."""
+    found: Contents = []
+    seen: set[int] = set()
+    stack: list[Any] = [trainer]
+    while stack:
+        part = stack.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict | list):
+            found.append((part, dict(part) if isinstance(part, dict) else list(part)))
+        if part is trainer or _runs(part):
+            found.append((vars(part), dict(vars(part))))
+            stack.extend(vars(part).values())
+    return found
+
+
+def _runs(part: Any) -> bool:
+    """Whether it is an object of Lightning's trainer or its loops."""
+    package, *names = type(part).__module__.split(".")
+    return (
+        package in ("pytorch_lightning", "lightning")
+        and not {"trainer", "loops"}.isdisjoint(names)
+        and hasattr(part, "__dict__")
+    )
 
 
 def _container(value: Any) -> Any:
