@@ -19,7 +19,7 @@ from lightning_noise.metrics.functional import calibration_floor, expected_calib
 from lightning_noise.rules import Decision
 from lightning_noise.schedules import Level, level_at, moments
 
-__all__ = ["adaptation", "reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
+__all__ = ["adaptation", "range_test", "reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
 
 _DPI = 130  # small in inches, so that the text is read in a card of TensorBoard, and yet large when the card is opened
 
@@ -100,6 +100,33 @@ def adaptation(history: Sequence[Decision]) -> Figure:
     for axes in above, below:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def range_test(curve: Mapping[float, float], level: float, value: float, *, ylabel: str = "retention") -> Figure:
+    """Draws a value over the level of a noise on a logarithmic axis, and marks the level that a range test suggests.
+
+    Args:
+        curve: The value at each level.
+        level: The suggested level; NaN where there is none.
+        value: The value at that level.
+        ylabel: The name of the value.
+
+    Example:
+        >>> figure = range_test({0.01: 1.0, 0.1: 0.95, 1.0: 0.3}, 0.12, 0.9)
+        >>> figure.axes[0].get_xscale(), figure.axes[0].texts[0].get_text()
+        ('log', '0.12')
+    """
+    figure = Figure(figsize=(4.8, 3.2), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(sorted(curve), [curve[level] for level in sorted(curve)], marker="o", markersize=4)
+    axes.axhline(value, color="0.5", linewidth=0.8, linestyle="--")
+    if math.isfinite(level):
+        axes.plot([level], [value], "o", color="tab:red", markersize=8)
+        axes.annotate(f"{level:.2g}", (level, value), (6, 6), textcoords="offset points", color="tab:red")
+    axes.set(xlabel="level of the noise", ylabel=ylabel, ylim=(min(0, *curve.values()), None))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
