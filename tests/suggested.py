@@ -1,0 +1,30 @@
+"""A range test on one or more processes, of which the main one writes what it found to `<folder>/found.pt`.
+
+Run as a script: python suggested.py FOLDER STRATEGY DEVICES
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from conftest import Classifier, Rows, loader, make_trainer
+
+from lightning_noise import noise
+from lightning_noise.suggest import RangeTest, suggest_level
+
+
+def found(**kwargs) -> RangeTest:
+    """Of thirteen rows, of which the second of two processes gets one that is a repetition, and of which the class changes."""
+    pl.seed_everything(0, verbose=False)
+    module, data = Classifier(), loader(Rows(13, seed=1), batch_size=kwargs.pop("batch_size", 2))
+    return suggest_level(make_trainer(**kwargs), module, noise.Gaussian(), dataloaders=data, flip_rate=0.1, seed=3)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.save(asdict(found(strategy=sys.argv[2], devices=int(sys.argv[3]))), Path(sys.argv[1]) / "found.pt")
