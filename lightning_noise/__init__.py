@@ -11,6 +11,7 @@ from lightning_noise.callbacks.targets import LabelSmoothing, TargetNoise
 from lightning_noise.callbacks.weights import WeightNoise
 from lightning_noise.rng import Key
 from lightning_noise.rules import AdaptiveLevel
+from lightning_noise.suggest import suggest_level
 
 __version__ = "0.1.0"
 
@@ -35,5 +36,6 @@ __all__ = [
     "report",
     "rules",
     "schedules",
+    "suggest_level",
     "testing",
 ]

@@ -26,6 +26,7 @@ from lightning_noise import (
     WeightNoise,
     noise,
     schedules,
+    suggest_level,
 )
 
 NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
@@ -125,6 +126,16 @@ def test_noise_everywhere_is_bitwise_that_of_the_other_namespace(both):
 
     one, two = (fit(pl, everywhere())[0] for pl in both)
     assert_same(weights(one), weights(two))
+
+
+def test_a_suggested_level_is_that_of_the_other_namespace(both):
+    found = []
+    for pl in both:
+        module, trainer = fit(pl, [noisy()])
+        held = [dict(vars(part)) for part in (trainer, trainer.state, trainer.validate_loop, trainer.strategy, module)]
+        found.append(suggest_level(trainer, module, noise.Gaussian(), flip_rate=0.1))
+        assert [dict(vars(part)) for part in (trainer, trainer.state, trainer.validate_loop, trainer.strategy, module)] == held
+    assert found[0] == found[1]
 
 
 def test_one_callback_serves_a_trainer_of_each_namespace(both):
