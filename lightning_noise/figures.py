@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -22,6 +23,11 @@ from lightning_noise.schedules import Level, level_at, moments
 __all__ = ["adaptation", "range_test", "reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
 
 _DPI = 130  # small in inches, so that the text is read in a card of TensorBoard, and yet large when the card is opened
+_COLOURS = {  # of the reasons for which a level rose, stayed and fell
+    1: ("tab:green", "tab:olive"),
+    0: ("0.4", "tab:blue", "tab:cyan"),
+    -1: ("tab:red", "tab:purple", "tab:pink", "black"),
+}
 
 
 def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int = 1) -> Figure:
@@ -74,6 +80,8 @@ def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str
 def adaptation(history: Sequence[Decision]) -> Figure:
     """Draws what an adaptive level did: the level over the steps with the reasons, and beneath it the metric that it read.
 
+    A triangle points up where the level rose and down where it fell, and a dot is where it stayed.
+
     Args:
         history: What was seen and done, validation by validation, as ``callback.adaptive.history``.
 
@@ -87,17 +95,22 @@ def adaptation(history: Sequence[Decision]) -> Figure:
     steps = [decision.step for decision in history]
     # the level in force at a validation holds from the last one on
     above.step(steps, [decision.level for decision in history], where="pre", color="0.6", linewidth=1)
+    colours = {sign: cycle(some) for sign, some in _COLOURS.items()}
     for reason in dict.fromkeys(decision.reason for decision in history):
-        moves = [(decision.step, decision.level) for decision in history if decision.reason == reason]
-        above.plot(*zip(*moves, strict=True), "o", markersize=4, label=reason)
+        moves = [decision for decision in history if decision.reason == reason]
+        sign = int(np.sign(sum(decision.next_level - decision.level for decision in moves)))
+        x, y = [decision.step for decision in moves], [decision.level for decision in moves]
+        # not cut where the level is 0
+        above.plot(x, y, "vo^"[sign + 1], color=next(colours[sign]), markersize=4, label=reason, clip_on=False, zorder=3)
     above.set(ylabel="level", ylim=(0, None))
-    above.legend(loc="best", fontsize=8, frameon=False)
     below.plot(steps, [decision.clean for decision in history], label="without noise", color="tab:blue")
     if any(math.isfinite(decision.boundary) for decision in history):
-        below.plot(steps, [decision.boundary for decision in history], label="at the level", color="tab:red")
+        below.plot(steps, [decision.boundary for decision in history], label="at the level", color="tab:orange")
     below.set(ylabel="metric", xlabel="step")
-    below.legend(loc="best", fontsize=8, frameon=False)
+    figure.align_ylabels()
     for axes in above, below:
+        # above the axes, where it covers no point
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, frameon=False, columnspacing=1)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_noise import figures, schedules
 from lightning_noise.metrics.functional import bin_indices
+from lightning_noise.rules import Decision
 
 
 def points(line: Line2D) -> list[list[float]]:
@@ -136,6 +137,42 @@ def test_signals_are_drawn_as_lines(shape, lines):
     assert len(figure.axes[0].lines) == lines
     drawn = np.asarray(figure.axes[1].lines[0].get_ydata())
     assert drawn == pytest.approx(clean[0].view(-1, shape[-1])[0].numpy() + 1)
+
+
+MOVES = [
+    Decision(10, 0.0, 0.9, 0.9, "waited", 0.0),
+    Decision(20, 0.0, 0.9, 0.9, "grew", 0.15),
+    Decision(30, 0.15, 0.9, 0.8, "shrank", 0.12),
+    Decision(40, 0.12, 0.9, 0.86, "held", 0.12),
+    Decision(50, 0.12, 0.8, 0.78, "guarded", 0.096),
+]
+
+
+def test_the_reasons_of_an_adaptation_show_where_the_level_went():
+    above, below = figures.adaptation(MOVES).axes
+    levels, *reasons = above.lines
+    assert points(levels) == [[move.step, move.level] for move in MOVES]
+    assert {line.get_label(): line.get_marker() for line in reasons} == {
+        "waited": "o",
+        "grew": "^",
+        "shrank": "v",
+        "held": "o",
+        "guarded": "v",
+    }
+    assert len({line.get_color() for line in reasons}) == 5
+    assert [line.get_label() for line in below.lines] == ["without noise", "at the level"]
+    targets = [move._replace(boundary=math.nan) for move in MOVES]  # which have no boundary
+    assert [line.get_label() for line in figures.adaptation(targets).axes[1].lines] == ["without noise"]
+
+
+def test_the_legends_of_an_adaptation_cover_no_axes():
+    reasons = ["waited", "rested", "held", "grew", "shrank", "guarded", "retreated", "panicked"]
+    figure = figures.adaptation([Decision(10 * i, 0.1 * i, 0.9, 0.8, reason, 0.0) for i, reason in enumerate(reasons)])
+    figure.draw_without_rendering()
+    legends = [legend.get_window_extent() for axes in figure.axes if (legend := axes.get_legend())]
+    assert len(legends) == 2
+    assert not any(legend.overlaps(axes.get_window_extent()) for legend in legends for axes in figure.axes)
+    assert all(legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1 for legend in legends)
 
 
 @pytest.mark.parametrize("shape", [(4, 10), (4, 2, 8, 8), (4,), (4, 3, 8, 8, 8)], ids=str)
