@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
 from lightning_noise import (
     ActivationNoise,
+    AdaptiveLevel,
     GradientNoise,
     InputNoise,
     LabelSmoothing,
@@ -31,8 +32,10 @@ from lightning_noise import (
     RobustnessMonitor,
     WeightNoise,
     noise,
+    rules,
     schedules,
 )
+from lightning_noise.callbacks.base import NoiseCallback
 
 ON_IMAGES = {"gaussian": (0.1, 0.2, 0.3, 0.4), "speckle": (0.3, 0.6, 0.9), "impulse": (0.05, 0.1, 0.2)}
 IN_WEIGHTS = {"weight": (0.2, 0.4, 0.6)}  # in standard deviations of each tensor
@@ -47,24 +50,29 @@ class Recipe(NamedTuple):
     Attributes:
         title: What it is called in the output.
         callbacks: The callbacks at a level.
-        level: The level, where none is given.
-        meaning: What the level is.
+        level: The level, where none is given: a number or one that tunes itself.
+        meaning: What a number is.
         max_level: The largest one that has a meaning.
         footnote: What is to be said of the noises in the table.
         tag: The noise in the table that the network was trained with, if any.
     """
 
     title: str
-    callbacks: Callable[[float], list[pl.Callback]]
-    level: float
+    callbacks: Callable[..., list[pl.Callback]]
+    level: float | AdaptiveLevel
     meaning: str
     max_level: float = 10
     footnote: str = "No noise was in the inputs of either training."
     tag: str | None = None
 
+    @property
+    def default(self) -> str:
+        return "it tunes itself" if isinstance(self.level, AdaptiveLevel) else f"{self.level:g}"
 
-def _input(level: float) -> pl.Callback:
-    return InputNoise(noise.Gaussian(), schedules.Linear(0.0, level, until=0.5), per_sample=True)
+
+def _input(level: float | AdaptiveLevel) -> pl.Callback:
+    risen = level if isinstance(level, AdaptiveLevel) else schedules.Linear(0.0, level, until=0.5)
+    return InputNoise(noise.Gaussian(), risen, per_sample=True)
 
 
 def _smoothing(level: float) -> pl.Callback:
@@ -85,7 +93,7 @@ RECIPES = {
     "input": Recipe(
         "noise",
         lambda level: [_input(level)],
-        level=0.5,
+        level=AdaptiveLevel(rules.Governor(chance=0.1)),
         meaning="what the standard deviation rises to, pixels in [0, 1]",
         footnote="* the kind that was trained with; the others show what transfers.",
         tag="gaussian",
@@ -191,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"One network with batch normalisation, trained twice from the same weights, epochs: {options.epochs}.\n")
     trainings = {"without": [], "with": recipe.callbacks(options.level)}
     results = {which: _run(which, recipe.title, data, options, callbacks) for which, callbacks in trainings.items()}
-    print(f"\n{_table(results, recipe)}\n\n{_conclusion(results, recipe)}\n")
+    said = [_table(results, recipe), *_tuned(trainings["with"]), _conclusion(results, recipe)]
+    print("\n" + "\n\n".join(said) + "\n")
     logs = shlex.quote(str(options.root_dir))
     print(f"It took {time.perf_counter() - began:.0f} s. Look at both runs:\n\n  tensorboard --logdir {logs}\n")
 
@@ -269,6 +278,12 @@ def _row(label: str, accuracy_without: float, accuracy_with: float, ece_without:
     return f"{label:<22}{accuracy_without:>9.1f}{accuracy_with:>9.1f}{gain:>+9.1f}  {ece_without:>12.1f}{ece_with:>9.1f}"
 
 
+def _tuned(callbacks: list[pl.Callback]) -> list[str]:
+    """Says of each level that tuned itself what it did, in its own words."""
+    moved = [each.adaptive for each in callbacks if isinstance(each, NoiseCallback) and each.adaptive is not None]
+    return [f"The level tuned itself. {adaptive.summary()}." for adaptive in moved]
+
+
 def _conclusion(results: dict[str, dict[str, float]], recipe: Recipe) -> str:
     """Says what training with the recipe gained at the highest levels and what it cost, as far as the test set can tell."""
     sentences = {"raised": [], "lowered": [], "did not measurably change": []}
@@ -306,7 +321,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     recipe = RECIPES[options.recipe]
     options.level = getattr(options, "level", recipe.level)
-    if options.level > recipe.max_level:
+    if isinstance(options.level, float) and options.level > recipe.max_level:
         limits = f"[0, {recipe.max_level:g}] with --recipe {options.recipe}"
         parser.error(f"argument --level: must be a number in {limits}, got {options.level:g}")
     return options
@@ -326,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=_epochs, default=20, help="epochs of each training")
     has = "what the second training has: noise in its inputs, label smoothing, mixup, noise in its weights, or all but mixup"
     parser.add_argument("--recipe", type=_recipe, default="input", metavar=f"{{{','.join(RECIPES)}}}", help=has)
-    levels = "; ".join(f"{name}: {recipe.meaning} (default: {recipe.level:g})" for name, recipe in RECIPES.items())
+    levels = "; ".join(f"{name}: {recipe.meaning} (default: {recipe.default})" for name, recipe in RECIPES.items())
     parser.add_argument("--level", type=_level, default=argparse.SUPPRESS, help=f"level of the recipe; {levels}")
     parser.add_argument("--root-dir", type=_folder, default=Path("lightning_noise_demo"), help="folder of the logs")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of split, weights and noise")

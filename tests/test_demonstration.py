@@ -46,6 +46,13 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Demons
         return dict(zip(RECIPES, pool.map(demonstrated, RECIPES, folders), strict=True))
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
+    """Four epochs of what runs by default: the level waits for three, and grows after the last."""
+    folder = tmp_path_factory.mktemp("tuned") / "logs"
+    return Demonstration(run("--epochs", "4", "--seed", "1", "--root-dir", str(folder)), folder)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstrations):
     result, folder = demonstrations[recipe]
@@ -62,6 +69,7 @@ def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstr
     assert ("o noise was in the inputs of either training." in result.stdout) == (recipe not in ("input", "all"))
     assert f"\nTraining with {RECIPES[recipe].title} " in result.stdout
     assert f"tensorboard --logdir {folder}" in result.stdout
+    assert "tuned itself" not in result.stdout  # with a level that is given
 
 
 @pytest.mark.parametrize(
@@ -84,6 +92,23 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
     assert levels == pytest.approx([level(batch / 36) for batch in range(4, 36, 5)])  # of every fifth of the 36 batches
     assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("noise/")]
     assert not [tag for tag in with_.Tags()["scalars"] if tag.startswith("noise/") and f"/{name}/" not in tag]
+
+
+def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_conclusion(tuned):
+    assert (tuned.result.returncode, tuned.result.stderr) == (0, "")
+    summary = r"input: waited 3 times, grew 1 time; from 0 to 0\.15: 100 % of the clean skill left at the boundary\."
+    assert re.search(rf"calibration error\.\n\nThe level tuned itself\. {summary}\n\nTraining with noise ", tuned.result.stdout)
+    with_, without = (tuned.events(f"{which}_noise") for which in ("with", "without"))
+    levels = [event.value for event in with_.Scalars("adaptive/input/level")]
+    assert levels == pytest.approx([0, 0, 0, 0.15])
+    assert [event.value for event in with_.Scalars("adaptive/input/reason")] == [6, 6, 6, 1]
+    assert "adaptive/input/moves" in with_.Tags()["images"]
+    assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("adaptive/")]
+
+
+def test_a_level_that_has_not_yet_grown_gains_and_costs_nothing(tuned):
+    for name, (without, with_, gain, *ece) in tuned.rows().items():
+        assert (with_, gain, ece[1]) == (without, 0, ece[0]), name
 
 
 def test_all_of_it_is_noise_in_every_place(demonstrations):
@@ -112,6 +137,7 @@ def test_the_first_training_is_the_same_in_all_recipes(demonstrations):
             ["--recipe", "targets", "--level", "1.5"],
             "argument --level: must be a number in [0, 1] with --recipe targets, got 1.5",
         ),
+        (["--level", "adaptive"], "argument --level: must be a number in [0, 10], got 'adaptive'"),
         (["--recipe", "labels"], "argument --recipe: must be one of input, targets, mixup, weights, all, got 'labels'"),
         (["--seed", "1.5"], "argument --seed: must be a whole number in [0, 2^32), got '1.5'"),
         (["--root-dir", __file__], f"argument --root-dir: must be a folder that can be written to, got '{__file__}'"),
@@ -130,7 +156,7 @@ def test_a_bad_value_gives_one_clear_line_and_exit_code_2(arguments, message, ca
     assert capsys.readouterr().err == f"lightning_noise: {message}\n"
 
 
-def test_help_names_the_options(capsys):
+def test_help_names_the_options_and_the_level_of_each_recipe(capsys):
     from lightning_noise.__main__ import main
 
     with pytest.raises(SystemExit) as stopped:
@@ -138,6 +164,9 @@ def test_help_names_the_options(capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert all(option in printed for option in ("--epochs", "--recipe", "--level", "--root-dir", "--seed"))
+    said = " ".join(printed.split())
+    assert "input: what the standard deviation rises to, pixels in [0, 1] (default: it tunes itself)" in said
+    assert "targets: the smoothing at the start, which decays to 0 (default: 0.2)" in said
 
 
 def results(with_noise: float) -> dict[str, dict[str, float]]:
