@@ -30,6 +30,7 @@ SHORTENINGS = {
         ),
         "range(100)": "range(2)",
     },
+    "03_closed_loop": {"EPOCHS = 25": "EPOCHS = 4"},
     "noises_and_schedules": {},  # trains nothing
 }
 
