@@ -24,22 +24,26 @@ class Data(pl.LightningDataModule):
         return loader(Rows(13, seed=1))
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_examples_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    scheduled, tuned = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     project = ModuleType("my_project")
     project.MyModule, project.MyData = Classifier, Data  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_project", project)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(example, names)
+    exec(scheduled, names)
     trainer = names["trainer"]
     assert isinstance(trainer, pl.Trainer)
     assert trainer.current_epoch == 30
     assert "robustness/score" in trainer.callback_metrics
     assert list(tmp_path.rglob("*.ckpt"))
+    exec(tuned, names)
+    assert re.search(r"^input: waited 3 times, .*; from 0 to ", capsys.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("family", ["noise", "schedules", "figures", "metrics", "testing"])
+@pytest.mark.parametrize("family", ["noise", "rules", "schedules", "figures", "metrics", "testing"])
 def test_the_names_that_it_mentions_exist(family):
     members = set(re.findall(rf"(?<![\w/]){family}\.(\w+)", README))
     assert members
