@@ -1,0 +1,92 @@
+"""Fits with adaptive levels on one or more processes; each writes what was decided to `<folder>/<rank>.pt`.
+
+Run as a script: python decided.py FOLDER DEVICES
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
+from torch import distributed
+from torch.utils.data import IterableDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_noise import ActivationNoise, AdaptiveLevel, InputNoise, LabelSmoothing, WeightNoise, noise
+from lightning_noise.rules import Governor, SignedGap
+
+GOVERNOR = Governor(chance=0.0, warmup=0, min_skill=0.01, step=0.5)
+
+
+class OnTheFirst(IterableDataset):
+    """Has samples on the first process alone."""
+
+    def __iter__(self):
+        rows = Rows(8, seed=1)
+        return iter([] if distributed.is_initialized() and distributed.get_rank() else [rows[i] for i in range(8)])
+
+
+class Write(pl.Callback):
+    """Keeps what each of the callbacks has decided, at the end of a fit."""
+
+    def __init__(self, path: str, callbacks: list[Any]):
+        self.path = path
+        self.callbacks = callbacks
+
+    def on_train_end(self, trainer, pl_module):
+        found = {
+            callback.name: {
+                "history": [tuple(decision) for decision in callback.adaptive.history],
+                "summary": callback.adaptive.summary(),
+                "seen": tuple(callback.adaptive._seen),
+            }
+            for callback in self.callbacks
+        }
+        torch.save(found, f"{self.path}-{trainer.global_rank}.pt")
+
+
+class Noting(InputNoise):
+    """Writes down the error that it raises, and goes on."""
+
+    path = ""
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        said = ""
+        try:
+            super().on_validation_epoch_end(trainer, pl_module)
+        except ValueError as error:
+            said = str(error)
+        torch.save(said, f"{self.path}-{trainer.global_rank}.pt")
+
+
+def main(folder: Path, devices: int) -> None:
+    settings: dict[str, Any] = {"devices": devices, "strategy": "ddp_fork"} if devices > 1 else {}
+    own: Any = MulticlassAccuracy(N_CLASSES, average="micro")
+    callbacks = [
+        InputNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR)),
+        InputNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR, metric=own), name="own"),
+        WeightNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR), relative="std"),
+        ActivationNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR), "net.1"),
+        LabelSmoothing(AdaptiveLevel(SignedGap())),
+    ]
+    pl.seed_everything(0, verbose=False)
+    module = Classifier()
+    make_trainer(max_epochs=5).fit(module, loader(Rows(200)))
+    module.lr = 0.0  # so that the processes decide upon what one decides upon, whatever they train with
+    write = Write(str(folder / "decided"), callbacks)
+    trainer = make_trainer([*callbacks, write], max_epochs=25, limit_train_batches=1, **settings)
+    trainer.fit(module, loader(), loader(Rows(101, seed=1), batch_size=20))
+    noting = Noting(noise.Gaussian(), AdaptiveLevel(GOVERNOR))
+    noting.path = str(folder / "error")
+    trainer = make_trainer([noting], max_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False, **settings)
+    trainer.fit(module, loader(), loader(OnTheFirst()))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]), int(sys.argv[2]))
