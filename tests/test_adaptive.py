@@ -697,6 +697,30 @@ def as_dict(samples):
     return {"data": {"x": x}, "y": y, "weight": torch.ones(len(y))}  # two leaves could be the input
 
 
+@pytest.mark.parametrize("adaptive", [{"inputs": "data.x", "targets": "y"}, {"targets": "y"}], ids=str)
+def test_inputs_and_targets_are_found_in_a_dict(adaptive):
+    # left out, the inputs are those of the callback
+    level = AdaptiveLevel(Plan(), 0.7, **adaptive)
+    callback = InputNoise(noise.Uniform(), level, inputs="data.x", seed=7)
+    fit(
+        [callback],
+        module=lambda: Dictionary(lr=0.0),
+        train=loader(collate_fn=as_dict),
+        validation=loader(HELD_OUT, collate_fn=as_dict),
+    )
+    pl.seed_everything(0, verbose=False)
+    module = still().eval()
+    assert seen(callback)[0].clean == hits(predicted(module, HELD_OUT.x)).mean().item()
+    key = Key((7, "input", "boundary"), positions=range(101)) / "leaf" / "data.x"
+    assert seen(callback)[0].boundary == hits(predicted(module, key.apply(noise.Uniform(), HELD_OUT.x, 0.7))).mean().item()
+
+
+def test_the_target_of_the_callback_is_read():
+    callback = LabelSmoothing(AdaptiveLevel(SignedGap(), 0.02, inputs="data.x"), targets="y")
+    fit([callback], module=Dictionary, train=loader(collate_fn=as_dict), validation=loader(HELD_OUT, collate_fn=as_dict))
+    assert len(history(callback)) == 2
+
+
 class Tokens(Deterministic):
     """Classifies rows of token ids."""
 

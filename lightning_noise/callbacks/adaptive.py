@@ -58,12 +58,6 @@ class Adaptation:
         self._best: list[float] | None = None  # the best clean metric, and that without each group of samples in turn
         self._validations = 0  # also those in which another level moved
         self._pass: _Pass | None = None
-        self._readout = Readout(
-            getattr(callback, "inputs", None) if setting.inputs is None else setting.inputs,
-            _single(getattr(callback, "targets", None)) if setting.targets is None else setting.targets,
-            setting.predict,
-            setting.metric,
-        )
 
     @property
     def level(self) -> float:
@@ -148,13 +142,27 @@ class Adaptation:
         moving = [callback for callback in perturbing(trainer) if getattr(callback, "adaptive", None) is not None]
         return _counts(trainer) and self._validations % len(moving) == moving.index(self._callback)
 
+    @property
+    def _readout(self) -> Readout:
+        # not made earlier, because the callback has its inputs and targets only after it has made this
+        inputs, targets = getattr(self._callback, "inputs", None), _single(getattr(self._callback, "targets", None))
+        setting = self.setting
+        return Readout(
+            inputs if setting.inputs is None else setting.inputs,
+            targets if setting.targets is None else setting.targets,
+            setting.predict,
+            setting.metric,
+        )
+
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        paths, target = self._readout.located(batch, noisy_inputs=False)
-        _, preds, _ = self._readout.predicted(trainer, pl_module, nullcontext(batch), paths, target)
-        self._readout.check(target, preds)
+        readout = self._readout
+        paths, target = readout.located(batch, noisy_inputs=False)
+        _, preds, _ = readout.predicted(trainer, pl_module, nullcontext(batch), paths, target)
+        readout.check(target, preds)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, looked: _Pass) -> None:
-        paths, target = self._readout.located(batch, noisy_inputs=False)
+        readout = self._readout
+        paths, target = readout.located(batch, noisy_inputs=False)
         positions, counted = looked.places.take(trainer, 0, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)[:counted]
         perturbations: dict[str, AbstractContextManager[Any]] = {"clean": nullcontext(batch)}
@@ -162,9 +170,9 @@ class Adaptation:
             key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
             perturbations["boundary"] = self._callback.perturbation(trainer, pl_module, batch, self.level, key)
         for name, perturbation in perturbations.items():
-            _, preds, labels = self._readout.predicted(trainer, pl_module, perturbation, paths, target)
+            _, preds, labels = readout.predicted(trainer, pl_module, perturbation, paths, target)
             if name == "clean":
-                self._readout.check(target, preds)
+                readout.check(target, preds)
             looked.add(name, preds[:counted], labels[:counted], groups)
 
     def _observed(self, trainer: Trainer, looked: _Pass) -> Observation:
