@@ -47,6 +47,7 @@ from lightning_noise import (
 )
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.held_out import N_GROUPS, groups_of
+from lightning_noise.metrics import BrierScore
 from lightning_noise.parameters import weight_noise
 from lightning_noise.rules import AnyLevel, Decision, Governor, Observation, Rule, SignedGap, State
 from lightning_noise.testing import global_streams
@@ -592,6 +593,18 @@ def test_a_metric_of_ones_own_is_read():
         assert math.isnan(one.signed_gap)
 
 
+def test_a_metric_of_the_package_is_read():
+    callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan(), 0.7, metric=BrierScore()), seed=7)
+    module, _ = fit([callback], module=still, validation=held_out())
+    for observed, logits in [
+        (seen(callback)[0].clean, predicted(module.eval(), HELD_OUT.x)),
+        (seen(callback)[0].boundary, at_the_input(module, 0.7)),
+    ]:
+        target = F.one_hot(HELD_OUT.y, N_CLASSES)
+        # sums of squares in float32
+        assert observed == pytest.approx((logits.softmax(1) - target).square().sum(1).mean().item(), rel=1e-5)
+
+
 class Regressor(Deterministic):
     """Predicts the sum of the features."""
 
@@ -845,6 +858,7 @@ def test_a_rule_that_asks_what_noise_does_is_refused_where_held_out_data_have_no
         (lambda: AdaptiveLevel(governor(lo=0.1)), ValueError, r"the level must start in \[0\.1, inf\], got 0"),
         (lambda: AdaptiveLevel(governor(), metric="accuracy"), ValueError, "metric must be one of"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(SignedGap(), metric="regression"), ValueError, "SignedGap reads confidences"),
+        (lambda: AdaptiveLevel(SignedGap(), metric=BrierScore()), ValueError, "SignedGap reads confidences"),
         (lambda: AdaptiveLevel(governor(), max_batches=0), ValueError, "max_batches must be at least 1, got 0"),
         (lambda: InputNoise(noise.Impulse(), AdaptiveLevel(governor(), 1.5)), ValueError, r"in \[0, 1\], got 1\.5"),
     ],

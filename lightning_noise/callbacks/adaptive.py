@@ -17,7 +17,6 @@ from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.dispatch import perturbing
 from lightning_noise.callbacks.held_out import N_GROUPS, Places, check_validation, groups_of, seen_by_all
 from lightning_noise.callbacks.readout import Readout
-from lightning_noise.metrics.base import Sums
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.functional import jackknife_error
 from lightning_noise.metrics.monitored import Task
@@ -203,6 +202,7 @@ class _Pass:
         self.places = Places()
         self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # of the groups of samples
         self._metric = metric
+        self._is_own = isinstance(metric, Metric)  # which knows of no groups
 
     def add(self, name: str, preds: Tensor, target: Tensor, groups: Tensor) -> None:
         """Adds predictions of samples of these groups."""
@@ -212,15 +212,15 @@ class _Pass:
             self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
         metric = self.metrics[name]
         if len(target):  # the last batch of a process may be all padding
-            metric.update(preds, target, groups) if isinstance(metric, Sums) else metric.update(preds, target)
+            metric.update(preds, target) if self._is_own else metric.update(preds, target, groups)
 
     def estimates(self, name: str) -> list[dict[str, float]]:
         """Returns the values of all samples, and those without each group in turn where groups are kept apart."""
-        metric = self.metrics[name]
-        if isinstance(metric, Sums):
-            values, without = metric.estimates()
-            return [values, *without]
-        return [{self.key: float(metric.compute())}]
+        metric: Any = self.metrics[name]
+        if self._is_own:
+            return [{self.key: float(metric.compute())}]
+        values, without = metric.estimates()
+        return [values, *without]
 
     def _made(self) -> Metric:
         if isinstance(self._metric, Metric):
