@@ -828,6 +828,21 @@ def test_what_does_not_fit_is_found_before_the_training(setting, message):
     assert not module.seen
 
 
+def test_noise_that_held_out_data_cannot_take_is_found_before_the_training():
+    class Transposed(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.transposed = nn.Identity()
+
+        def forward(self, x):
+            return self.transposed(super().forward(x).T).T
+
+    module = Transposed()
+    with pytest.raises(ValueError, match=r"each of the 8 samples has a draw of its own, but 'transposed' returned"):
+        fit([ActivationNoise(noise.Gaussian(), AdaptiveLevel(governor()), "transposed")], module=module)
+    assert not module.seen
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -156,23 +156,31 @@ class Adaptation:
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         readout = self._readout
         paths, target = readout.located(batch, noisy_inputs=False)
-        _, preds, _ = readout.predicted(trainer, pl_module, nullcontext(batch), paths, target)
-        readout.check(target, preds)
+        level = self.level or 0.01  # at 0 nothing is done that could go wrong
+        for perturbation in self._perturbations(trainer, pl_module, batch, level, range(len(target))).values():
+            _, preds, _ = readout.predicted(trainer, pl_module, perturbation, paths, target)
+            readout.check(target, preds)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, looked: _Pass) -> None:
         readout = self._readout
         paths, target = readout.located(batch, noisy_inputs=False)
         positions, counted = looked.places.take(trainer, 0, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)[:counted]
-        perturbations: dict[str, AbstractContextManager[Any]] = {"clean": nullcontext(batch)}
-        if self.setting.rule.needs_boundary and self.level > 0:
-            key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
-            perturbations["boundary"] = self._callback.perturbation(trainer, pl_module, batch, self.level, key)
-        for name, perturbation in perturbations.items():
+        for name, perturbation in self._perturbations(trainer, pl_module, batch, self.level, positions).items():
             _, preds, labels = readout.predicted(trainer, pl_module, perturbation, paths, target)
             if name == "clean":
                 readout.check(target, preds)
             looked.add(name, preds[:counted], labels[:counted], groups)
+
+    def _perturbations(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, positions: range
+    ) -> dict[str, AbstractContextManager[Any]]:
+        """What the batch is seen through: nothing and, where the rule needs it and there is any, the noise at the level."""
+        perturbations: dict[str, AbstractContextManager[Any]] = {"clean": nullcontext(batch)}
+        if self.setting.rule.needs_boundary and level > 0:
+            key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
+            perturbations["boundary"] = self._callback.perturbation(trainer, pl_module, batch, level, key)
+        return perturbations
 
     def _observed(self, trainer: Trainer, looked: _Pass) -> Observation:
         sizes = trainer.strategy.reduce(looked.sizes.clone(), reduce_op="sum").tolist()  # it writes to what it is given
