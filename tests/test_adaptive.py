@@ -466,6 +466,17 @@ def test_each_is_looked_at_with_the_others_off():
         assert seen(one)[1].boundary != seen(one)[1].clean
 
 
+@resumes
+def test_one_that_a_checkpoint_does_not_know_takes_turns_with_the_others(tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="last")
+    old = WeightNoise(noise.Gaussian(), AdaptiveLevel(Plan((0.1, 0.2))))
+    fit([old, saver], max_epochs=3, enable_checkpointing=True)
+    old, new = WeightNoise(noise.Gaussian(), AdaptiveLevel(Plan())), InputNoise(noise.Gaussian(), AdaptiveLevel(Plan()))
+    fit([old, new], max_epochs=7, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert [decision.step for decision in history(old)] == [2, 5, 8, 14, 20]
+    assert [decision.step for decision in history(new)] == [11, 17]
+
+
 # --- resume
 
 

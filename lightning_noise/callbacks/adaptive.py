@@ -138,8 +138,9 @@ class Adaptation:
             boards.show(trainer, f"adaptive/{self._callback.name}/moves", figures.adaptation(self.history), step)
 
     def _is_its_turn(self, trainer: Trainer) -> bool:
-        moving = [callback for callback in perturbing(trainer) if getattr(callback, "adaptive", None) is not None]
-        return _counts(trainer) and self._validations % len(moving) == moving.index(self._callback)
+        moving: list[Any] = [callback for callback in perturbing(trainer) if getattr(callback, "adaptive", None) is not None]
+        # by the count of one of them, as those that a checkpoint does not know have one of their own
+        return _counts(trainer) and moving[0].adaptive._validations % len(moving) == moving.index(self._callback)
 
     @property
     def _readout(self) -> Readout:
