@@ -79,7 +79,11 @@ Level = float | Schedule | Callable[[Progress], float]
 
 def level_at(level: Level, progress: Progress) -> float:
     """Returns the level in force: the number itself, or what the schedule says."""
-    return level(progress) if callable(level) else level
+    if callable(level):
+        return level(progress)
+    if not hasattr(level, "__float__"):
+        raise TypeError(f"a level within a schedule must be a number, a schedule or a callable, got {level!r}")
+    return level
 
 
 def moments(steps: int, epochs: int = 1) -> Iterator[Progress]:

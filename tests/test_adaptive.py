@@ -44,6 +44,7 @@ from lightning_noise import (
     WeightNoise,
     labels,
     noise,
+    schedules,
 )
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.held_out import N_GROUPS, groups_of
@@ -916,6 +917,25 @@ def test_a_run_in_which_it_could_not_move_is_refused(callback, run, message):
     module = Classifier()
     with pytest.raises(ValueError, match=message):
         fit([callback], module=module, **run)
+    assert not module.seen
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda level: schedules.Window(level, until=0.5),
+        lambda level: schedules.Product([level, 0.5]),
+        lambda level: schedules.Piecewise([0.5, level], milestones=[0.5]),
+        lambda level: schedules.Every(level, every=2),
+    ],
+    ids=["window", "product", "piecewise", "every"],
+)
+def test_an_adaptive_level_is_no_part_of_a_schedule(nest):
+    module = Classifier()
+    with pytest.raises(
+        TypeError, match=r"a level within a schedule must be a number, a schedule or a callable, got AdaptiveLevel\("
+    ):
+        fit([InputNoise(noise.Gaussian(), nest(AdaptiveLevel(governor())))], module=module)
     assert not module.seen
 
 
