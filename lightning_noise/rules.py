@@ -329,7 +329,8 @@ class AdaptiveLevel:
     higher level than what it does to all alike; of these samples it leaves out none. This costs two forward passes of each
     batch. The sanity check moves nothing. Several in one trainer move in turn, in the order of the trainer, one in each
     validation, and each is looked at with the others off. All processes decide alike. The state is in the checkpoints: a run
-    that is resumed moves as if it had not ended.
+    that is resumed moves as if it had not ended, unless it was saved between the last batch of an epoch and its validation,
+    as by ``ModelCheckpoint(every_n_train_steps=…)``: Lightning leaves that validation out when it resumes.
 
     ===========================  =============================================================================
     key                          what

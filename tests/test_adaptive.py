@@ -493,7 +493,6 @@ def moving() -> list[NoiseCallback]:
 def assert_resumes(folder: Path, train: Callable[[], Any], at: Callable[[int], bool], **kwargs: Any) -> None:
     settings = {"module": Deterministic, "validation": held_out(), "max_epochs": 8, **kwargs}
     uninterrupted, saver = moving(), ModelCheckpoint(folder, save_top_k=-1, filename="{step}")
-    saver._every_n_epochs = 1
     whole, _ = fit([*uninterrupted, saver], train=train(), enable_checkpointing=True, **settings)
     checkpoints = [path for path in folder.glob("*.ckpt") if at(int(path.stem.removeprefix("step=").partition("-")[0]))]
     assert len(checkpoints) >= 3
@@ -506,6 +505,10 @@ def assert_resumes(folder: Path, train: Callable[[], Any], at: Callable[[int], b
             assert history(one) == history(two)
             assert level_of(one) == level_of(two)
             assert one.adaptive.summary() == two.adaptive.summary()  # type: ignore[union-attr]
+        again, first = seen(callbacks[1]), seen(uninterrupted[1])
+        assert again == first[len(first) - len(again) :], (
+            "also the standard errors, which are of the difference to the best so far"
+        )
     moved = {decision.reason for callback in uninterrupted for decision in history(callback)}
     assert {"grew", "shrank", "moved"} <= moved
 
