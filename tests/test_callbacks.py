@@ -27,6 +27,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_noise import (
     ActivationNoise,
+    AdaptiveLevel,
     CutMix,
     GradientNoise,
     InputNoise,
@@ -42,6 +43,7 @@ from lightning_noise import (
 )
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.dispatch import TrainingDispatcher
+from lightning_noise.rules import AnyLevel, SignedGap
 from lightning_noise.schedules import Level
 from lightning_noise.testing import global_streams
 
@@ -70,6 +72,8 @@ LEVELS: dict[str, Level] = {
     "intervals": schedules.Every(0.3, every=2),
     "callable": lambda progress: 0.05 * progress.step,
 }
+# by a rule that asks for no noise in held-out data
+ADAPTIVE: dict[str, AnyLevel] = {"adaptive": AdaptiveLevel(SignedGap(step=0.1, z=0.0), 0.3)}
 AFTER_THE_LOSS = (GradientNoise,)  # whose noise is first seen in the weights
 every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
 every_variant = pytest.mark.parametrize("make", (CALLBACKS | VARIANTS).values(), ids=CALLBACKS | VARIANTS)
@@ -101,7 +105,7 @@ def test_level_0_is_bitwise_the_run_without(make, level):
 
 
 @every_variant
-@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+@pytest.mark.parametrize("level", (LEVELS | ADAPTIVE).values(), ids=LEVELS | ADAPTIVE)
 def test_two_runs_are_equal_and_differ_from_the_run_without(make, level):
     one, two, without = fit([make(level)])[0], fit([make(level)])[0], fit()[0]
     assert_same(weights(one), weights(two))

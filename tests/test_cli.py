@@ -29,6 +29,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import (
     ActivationNoise,
+    AdaptiveLevel,
     CutMix,
     EmbeddingNoise,
     GradientNoise,
@@ -45,6 +46,7 @@ from lightning_noise import (
     schedules,
 )
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.rules import Governor, SignedGap
 from lightning_noise.schedules import Progress
 
 ROOT = Path(__file__).parents[1]
@@ -258,6 +260,64 @@ LABELS = [
 ]
 
 
+GOVERNOR = partial(
+    Governor,
+    chance=0.4,
+    best=0.0,
+    shrink_below=0.8,
+    grow_above=0.9,
+    step=0.1,
+    factor=0.7,
+    lo=0.05,
+    hi=2.0,
+    average=0.5,
+    warmup=1,
+    cooldown=2,
+    min_skill=0.2,
+    tolerance=0.02,
+    z=1.0,
+)
+ADAPTIVE = partial(
+    AdaptiveLevel,
+    GOVERNOR(),
+    0.1,
+    metric="regression",
+    inputs=["x.*", 1],
+    targets="y",
+    predict=logits,
+    max_batches=3,
+)
+GAP = partial(SignedGap, step=0.02, hi=0.5, average=0.4, z=2.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        partial(InputNoise, noise.Gaussian(), ADAPTIVE()),
+        partial(WeightNoise, noise.Gaussian(), AdaptiveLevel(Governor(0.1)), relative="std"),
+        partial(ActivationNoise, noise.Speckle(), AdaptiveLevel(Governor(0.1), inputs=0, targets=1), "net.1"),
+        partial(EmbeddingNoise, AdaptiveLevel(Governor(0.1))),
+        partial(LabelSmoothing, AdaptiveLevel(GAP(), 0.1, metric="binary")),
+        partial(GradientNoise, noise.Gaussian(), AdaptiveLevel(GAP())),
+    ],
+    ids=lambda call: call.func.__name__,
+)
+def test_an_adaptive_level_reads_back(call, tmp_path: Path):
+    assert_reads_back(call, tmp_path)
+
+
+def test_an_adaptive_level_by_a_metric_of_ones_own_reads_back(tmp_path: Path):
+    own: Any = partial(MulticlassAccuracy, 3, average="micro")
+    level: Any = partial(AdaptiveLevel, Governor(0.3), metric=own)
+    cli = read(write(tmp_path, [partial(InputNoise, noise.Gaussian(), level)]))
+    for each in (cli, read(saved(cli))):
+        callbacks: list[pl.Callback] = each.trainer.callbacks  # type: ignore[attr-defined]
+        (read_back,) = [callback.level for callback in callbacks if isinstance(callback, InputNoise)]
+        assert isinstance(read_back, AdaptiveLevel)
+        assert isinstance(read_back.metric, MulticlassAccuracy)
+        assert (read_back.metric.average, read_back.rule) == ("micro", Governor(0.3))
+
+
 @pytest.mark.parametrize("call", ON_TARGETS, ids=lambda call: call.func.__name__)
 def test_noise_in_targets_reads_back_with_all_arguments(call, tmp_path: Path):
     assert_reads_back(call, tmp_path)
@@ -369,7 +429,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(
-    "call", [*CALLBACKS, *ON_TARGETS, *IN_THE_MODEL[1:], *REPLAYS[1:]], ids=lambda call: call.func.__name__
+    "call",
+    [*CALLBACKS, *ON_TARGETS, *IN_THE_MODEL[1:], *REPLAYS[1:], GOVERNOR, ADAPTIVE, GAP],
+    ids=lambda call: call.func.__name__,
 )
 def test_no_argument_is_left_at_its_default(call):
     given = arguments(call)
@@ -420,6 +482,11 @@ def test_a_class_of_the_package_may_be_named_without_its_module(tmp_path: Path):
 LINEAR = {"class_path": "lightning_noise.schedules.Linear", "init_args": {"start": 0.0, "end": 0.5}}
 
 
+def adapted(rule: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
+    governor = {"class_path": "lightning_noise.rules.Governor", "init_args": {"chance": 0.1} | (rule or {})}
+    return {"class_path": "lightning_noise.AdaptiveLevel", "init_args": {"rule": governor} | changed}
+
+
 def linear(**changed: Any) -> dict[str, Any]:
     return {"class_path": LINEAR["class_path"], "init_args": LINEAR["init_args"] | changed}
 
@@ -440,6 +507,13 @@ def linear(**changed: Any) -> dict[str, Any]:
             "InputNoise",
             {"noise": "lightning_noise.noise.Gauss"},
             ['"noise"', "'lightning_noise.noise' has no attribute 'Gauss'"],
+        ),
+        ("InputNoise", {"level": adapted({"factr": 0.5})}, ['"level"', "AdaptiveLevel", "Option 'factr' is not accepted"]),
+        ("InputNoise", {"level": adapted(metric="accuracy")}, ['"level"', "AdaptiveLevel", "accuracy"]),
+        (
+            "InputNoise",
+            {"level": {"class_path": "Window", "init_args": {"level": adapted(), "until": 0.5}}},
+            ['"level"', "Window", "AdaptiveLevel"],
         ),
         ("InputNoise", {"probability": "half"}, ['"probability"', "a <class 'float'>. Got value: half"]),
         ("InputNoise", {"clip": [0.0]}, ['"clip"', "Expected a tuple with 2 elements"]),
@@ -478,6 +552,9 @@ def test_what_cannot_be_read_is_said_with_the_name_of_the_argument(kind, changed
             {"level": {"class_path": "lightning_noise.noise.Gaussian"}},
             "level must be a number, a schedule, a callable or an AdaptiveLevel",
         ),
+        ({"level": adapted({"factor": 2.0})}, "it must be: 0 < step and 0 <= factor < 1; got Governor(chance=0.1"),
+        ({"level": adapted({"hi": 0.5}, start=0.6)}, "the level must start in [0, 0.5], got 0.6"),
+        ({"level": adapted(max_batches=0)}, "max_batches must be at least 1, got 0"),
         ({"noise": LINEAR}, "a noise must be a value such as noise.Gaussian(), got Linear("),
         ({"clip": [1.0, 0.0]}, "clip must be a pair (low, high) of numbers"),
         ({"noise": "Impulse", "level": 1.5}, "a level must be in [0, 1], got 1.5"),
