@@ -28,8 +28,7 @@ class Observation(NamedTuple):
 
     Attributes:
         clean: The metric without noise.
-        boundary: The metric under the perturbation at the level, the hardest that training uses now; not a number where it has
-            none, as in targets.
+        boundary: The metric under the perturbation at the level; not a number where there is none, as in targets.
         standard_error: Of the difference between ``clean`` and the best of it so far, paired where both are of the same
             samples; infinite where it is not known.
         signed_gap: Mean confidence minus accuracy without noise; not a number where there is no confidence.
@@ -95,7 +94,7 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Governor(Rule):
-    r"""Raises the level while the model bears the hardest noise it is trained with, and lowers it where that takes its skill.
+    r"""Raises the level while the model bears the noise that it is trained with, and lowers it where that takes its skill.
 
     .. math:: s(M) = \frac{M - M_\text{chance}}{M_\text{best} - M_\text{chance}}, \quad
         r = \frac{s(M_\text{boundary})}{s(M_\text{clean})}
@@ -110,15 +109,17 @@ class Governor(Rule):
     ``waited``      one of the first ``warmup`` validations: nothing
     ``retreated``   the clean skill is below ``min_skill``, so that retention says nothing: two shrinks
     ``rested``      one of ``cooldown`` validations after a change: nothing
-    ``guarded``     the clean skill is below its best by more than ``tolerance`` and chance: a shrink
-    ``shrank``      :math:`r <` ``shrink_below``: the level times ``factor``
-    ``grew``        :math:`r >` ``grow_above``: the level plus ``step``
+    ``guarded``     the average of the clean skill is below its best by more than ``tolerance`` and chance: a shrink
+    ``shrank``      the average of :math:`r` is below ``shrink_below``: the level times ``factor``
+    ``grew``        the average of :math:`r` is above ``grow_above``: the level plus ``step``
     ``held``        else nothing
     ==============  ===========================================================================================
 
-    Skill and retention are averaged exponentially, the latter from the last change of the level on. The best is the highest
-    average so far, and chance is ``z`` standard errors of the difference, of the same samples. It counts validations, so it
-    does not matter how long a run is or how often it validates.
+    The averages are exponential, that of the retention from the last change of the level on. The best is the highest average so
+    far, and chance is ``z`` standard errors of the difference, of the same samples; where a metric of one's own leaves the
+    error unknown, nothing is guarded. When the guard has brought the level down to less than a ``step`` and the skill is still
+    behind, it is not the noise that takes it, and the best is forgotten. All counts are of validations in which the level could
+    move, so in a run of few epochs validate more often, as ``val_check_interval`` does.
 
     The thresholds are a preference and no optimum: 0.90 and 0.95 were safe for noise in inputs and weights, and 0.85 and 0.90
     give up more clean skill for more robustness. Start at 0: a level that is too high comes down, but weights that are noisy
@@ -140,7 +141,7 @@ class Governor(Rule):
         cooldown: For how many validations it stays after each change.
         min_skill: The clean skill below which the level only falls.
         tolerance: How far the clean skill may be below its best.
-        z: Standard errors that are chance.
+        z: How many standard errors may be chance.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -180,7 +181,7 @@ class Governor(Rule):
 
     def __post_init__(self):
         ranges = {
-            "chance and best must be two finite numbers": math.isfinite(self.best - self.chance) and self.best != self.chance,
+            "two finite numbers as chance and best": math.isfinite(self.best - self.chance) and self.best != self.chance,
             "0 <= shrink_below <= grow_above": 0 <= self.shrink_below <= self.grow_above,
             "0 < step and 0 <= factor < 1": self.step > 0 and 0 <= self.factor < 1,
             "0 <= lo <= hi": 0 <= self.lo <= self.hi,
@@ -189,11 +190,11 @@ class Governor(Rule):
         }
         for wanted, holds in ranges.items():
             if not holds:
-                raise ValueError(f"it must be: {wanted}; got {self}")
+                raise ValueError(f"a Governor needs {wanted}, got {self}")
 
     def init(self, level: float) -> State:
         if not self.lo <= level <= self.hi:
-            raise ValueError(f"the level must start in [{self.lo:g}, {self.hi:g}], got {level:g}")
+            raise ValueError(f"the level must start in [{self.lo:g}, {self.hi:g}], got start={level:g}")
         averages = {"skill": 0.0, "n_skill": 0, "retention": 0.0, "n_retention": 0}
         return {"level": level, "validations": 0, "best_skill": -math.inf, "resting": 0, **averages}
 
@@ -208,18 +209,24 @@ class Governor(Rule):
         if state["resting"] > 0:
             return state | {"resting": state["resting"] - 1}, "rested"
         if state["best_skill"] - self._mean(state, "skill") > self._band(observation.standard_error):
-            return self._moved(state, state["level"] * self.factor), "guarded"
+            return self._guarded(state), "guarded"
         if (left := self._mean(state, "retention")) < self.shrink_below:
             return self._moved(state, state["level"] * self.factor), "shrank"
         if left > self.grow_above and state["level"] < self.hi:
             return self._moved(state, state["level"] + self.step), "grew"
         return state, "held"
 
+    def _guarded(self, state: State) -> State:
+        state = self._moved(state, state["level"] * self.factor)
+        return state | {"best_skill": -math.inf} if state["level"] < self.step else state
+
     def skill(self, metric: float) -> float:
         return (metric - self.chance) / (self.best - self.chance)
 
     def describe(self, observation: Observation) -> str:
-        if not self.skill(observation.clean) > 0:
+        if not math.isfinite(observation.clean + observation.boundary):
+            return "a metric that is not a number"
+        if self.skill(observation.clean) <= 0:
             return f"no skill above chance, {observation.clean:.3g}"
         return f"{100 * self._retention(observation):.0f} % of the clean skill left at the boundary"
 
@@ -244,7 +251,9 @@ class Governor(Rule):
         return state[name] / (1 - self.average ** state[f"n_{name}"])
 
     def _band(self, standard_error: float) -> float:
-        """How far the average of the skill may be below its best: an average of n scatters less than one."""
+        """How far the average of the skill may be below its best; an average scatters less than a validation."""
+        if self.z == 0:
+            return self.tolerance  # also where the error is not known
         error = standard_error / abs(self.best - self.chance) * math.sqrt((1 - self.average) / (1 + self.average))
         return self.tolerance + self.z * error
 
@@ -269,7 +278,7 @@ class SignedGap(Rule):
         step: What the level moves by in a validation, :math:`\delta`.
         hi: The highest level, :math:`\epsilon_\text{max}`.
         average: The weight of the past in the average.
-        z: Standard errors that are chance.
+        z: How many standard errors may be chance.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -296,11 +305,11 @@ class SignedGap(Rule):
 
     def __post_init__(self):
         if not (self.step > 0 and self.hi > 0 and 0 <= self.average < 1 and self.z >= 0):
-            raise ValueError(f"it must be: 0 < step, 0 < hi, 0 <= average < 1 and 0 <= z; got {self}")
+            raise ValueError(f"a SignedGap needs 0 < step, 0 < hi, 0 <= average < 1 and 0 <= z, got {self}")
 
     def init(self, level: float) -> State:
         if not 0 <= level <= self.hi:
-            raise ValueError(f"the level must start in [0, {self.hi:g}], got {level:g}")
+            raise ValueError(f"the level must start in [0, {self.hi:g}], got start={level:g}")
         return {"level": level, "gap": 0.0, "n_gap": 0}
 
     def update(self, state: State, observation: Observation) -> tuple[State, str]:
@@ -325,12 +334,16 @@ class AdaptiveLevel:
 
     The callback whose level it is looks at the model in each validation of a fit, before the validation step: once without
     noise, and, where the rule needs it, once under its own perturbation at the level in force, with the same draw in each
-    validation. What a callback does to each sample at a level of its own is judged as what it is, so that it settles at a
-    higher level than what it does to all alike; of these samples it leaves out none. This costs two forward passes of each
-    batch. The sanity check moves nothing. Several in one trainer move in turn, in the order of the trainer, one in each
-    validation, and each is looked at with the others off. All processes decide alike. The state is in the checkpoints: a run
-    that is resumed moves as if it had not ended, unless it was saved between the last batch of an epoch and its validation,
-    as by ``ModelCheckpoint(every_n_train_steps=…)``: Lightning leaves that validation out when it resumes.
+    validation; ``per_sample`` applies to it, so that the level settles higher than where all samples get the whole, but no
+    sample is left out by a ``probability``. This costs two forward passes of each batch. The sanity check tries both and moves
+    nothing. Several in one trainer move in turn, in the order of the trainer, one in each validation, and each is looked at
+    with the others off. All processes decide alike. As with monitors, what the forward pass itself changes in the module in
+    evaluation is not undone.
+
+    The state is in the checkpoints: a run that is resumed moves as if it had not ended, unless it was saved between the last
+    batch of an epoch and its validation, as by ``ModelCheckpoint(every_n_train_steps=…)``: Lightning leaves that validation out
+    when it resumes. Only a fit takes the state from a checkpoint. A callback that is used in another fit goes on from where it
+    was, so give a new model a new one.
 
     ===========================  =============================================================================
     key                          what
@@ -348,7 +361,7 @@ class AdaptiveLevel:
         start: The level before the first move.
         metric: What the rule reads: ``"multiclass"``, ``"binary"`` and ``"multilabel"`` are the accuracy of such predictions
             as :class:`~lightning_noise.RobustnessMonitor` describes them, ``"regression"`` is the mean squared error. Or a
-            torchmetrics ``Metric`` of one number, such as a balanced accuracy.
+            torchmetrics ``Metric`` of one number, such as a balanced accuracy, of which the standard error is not known.
         inputs: Which leaf of the batch the module predicts from; left out, as in :class:`~lightning_noise.InputNoise`.
         targets: Which leaf holds the target; left out, the second element of a sequence.
         predict: A callable from module and batch to predictions; left out, ``module(input)``.
@@ -383,8 +396,18 @@ class AdaptiveLevel:
             raise ValueError(f"metric must be one of {list(get_args(Task))} or a Metric of torchmetrics, got {self.metric!r}")
         if isinstance(self.rule, SignedGap) and (isinstance(self.metric, Metric) or self.metric == "regression"):
             raise ValueError("SignedGap reads confidences: metric must be 'multiclass', 'binary' or 'multilabel'")
+        if isinstance(self.rule, Governor) and isinstance(self.metric, str):
+            self._check_governor(self.rule)
         if self.max_batches is not None and self.max_batches < 1:
             raise ValueError(f"max_batches must be at least 1, got {self.max_batches}")
+
+    def _check_governor(self, governor: Governor) -> None:
+        """Raises a ValueError where chance and best are not those of the metric: the level would move the wrong way."""
+        if self.metric == "regression":
+            if not governor.best < governor.chance:
+                raise ValueError(f"a squared error is to be small: give best=0 and the variance as chance, got {governor}")
+        elif not 0 <= governor.chance < governor.best <= 1:
+            raise ValueError(f"an accuracy needs 0 <= chance < best <= 1, as 1/K of K classes and 1, got {governor}")
 
 
 AnyLevel = Level | AdaptiveLevel

@@ -158,6 +158,8 @@ def suggest_level(
         >>> round(found.level, 1)  # where 2 Phi(1 / level) - 1 = 0.9
         0.6
     """
+    if not (callable(noise) or isinstance(noise, NoiseCallback)):
+        raise TypeError(f"noise must be one noise or noise callback, got {noise!r}")
     check_counts(max_batches=max_batches)
     measured, wanted = _criterion(retention, flip_rate)
     if metrics not in get_args(Classes):
@@ -232,7 +234,8 @@ class _Count(Callback):
             if probed.tag == CLEAN:
                 self.readout.check(labels, preds)
                 reference = labels if self.readout.labelled else preds.argmax(1)
-            yield (preds.argmax(1) != reference)[:counted].sum()
+            wrong = (preds.argmax(1) != reference) | preds.isnan().any(1)  # of NaN the largest is the first
+            yield wrong[:counted].sum()
         n = torch.tensor(reference[:counted].numel(), device=preds.device)
         yield from (n * preds.shape[1], n)
 
@@ -281,7 +284,9 @@ def _checked_levels(probes: Probes) -> tuple[float, ...]:
 
 
 def _check_idle(trainer: Trainer, module: Any) -> None:
-    """Raises a ValueError where the trainer, or that of the module, is in a run, of which this one would be a part."""
+    """Raises a ValueError where the trainer has no metrics, or a run is on, of which this one would be a part."""
+    if trainer.barebones:
+        raise ValueError("suggest_level hands its counts over in the metrics of the trainer, of which barebones=True has none")
     if any(running is not None and running.state.stage is not None for running in (trainer, module._trainer)):
         raise ValueError(
             "suggest_level is a run of its own and cannot be called within another; call it before or after trainer.fit, "
@@ -300,7 +305,7 @@ def _source(trainer: Trainer, module: Any, dataloaders: Any, datamodule: Any) ->
         source = module
     if not hasattr(source, "val_dataloader"):
         return source, None
-    if source.val_dataloader.__qualname__ == "DataHooks.val_dataloader":
+    if getattr(source.val_dataloader, "__qualname__", "") == "DataHooks.val_dataloader":
         raise ValueError(
             "there are no held-out data: give dataloaders=… or datamodule=…, or define val_dataloader in "
             f"{type(source).__name__}"

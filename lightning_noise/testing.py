@@ -94,6 +94,11 @@ def _observations(n: int = 60) -> list[Observation]:
     return seen
 
 
+def _start(rule: Rule) -> float:
+    """A level at which the rule may start."""
+    return min(max(LEVEL, getattr(rule, "lo", 0.0)), getattr(rule, "hi", math.inf))
+
+
 def _run(rule: Rule, state: State, observations: list[Observation]) -> list[tuple[State, str]]:
     moves = []
     for observation in observations:
@@ -196,12 +201,12 @@ def has_its_mean_as_mean_dose(schedule: Schedule) -> None:
 
 
 def keeps_its_state_outside(rule: Rule) -> None:
-    one, two = (_run(rule, rule.init(LEVEL), _observations()) for _ in range(2))
+    one, two = (_run(rule, rule.init(_start(rule)), _observations()) for _ in range(2))
     _law(one == two, rule, "moves differently when it is run again")
 
 
 def leaves_the_state_that_it_is_given_alone(rule: Rule) -> None:
-    state = rule.init(LEVEL)
+    state = rule.init(_start(rule))
     for observation in _observations():
         before = copy.deepcopy(state)
         after, _ = rule.update(state, observation)
@@ -211,18 +216,18 @@ def leaves_the_state_that_it_is_given_alone(rule: Rule) -> None:
 
 def moves_on_from_a_saved_state(rule: Rule) -> None:
     observations = _observations()
-    moves = _run(rule, rule.init(LEVEL), observations)
+    moves = _run(rule, rule.init(_start(rule)), observations)
     for i in (0, 7, 31):
         saved = json.loads(json.dumps(moves[i][0]))
         _law(_run(rule, saved, observations[i + 1 :]) == moves[i + 1 :], rule, "moves differently from a saved state")
 
 
 def starts_at_the_level_that_it_is_given(rule: Rule) -> None:
-    _law(rule.init(LEVEL)["level"] == LEVEL, rule, "does not start at the level that it is given")
+    _law(rule.init(_start(rule))["level"] == _start(rule), rule, "does not start at the level that it is given")
 
 
 def gives_a_level_and_a_reason_of_its_own(rule: Rule) -> None:
-    for state, reason in _run(rule, rule.init(LEVEL), _observations()):
+    for state, reason in _run(rule, rule.init(_start(rule)), _observations()):
         level = state["level"]
         _law(isinstance(level, float | int) and 0 <= level < math.inf, rule, f"moved the level to {level!r}")
         _law(reason in rule.reasons, rule, f"gave the reason {reason!r}, but has {rule.reasons}")

@@ -546,6 +546,36 @@ def test_a_callback_without_an_adaptive_level_saves_nothing(tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"] == {}
 
 
+@resumes
+def test_testing_a_checkpoint_does_not_set_the_level_back(tmp_path):
+    saver = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((0.1, 0.2, 0.3))))
+    module, trainer = fit([callback, saver], max_epochs=3, enable_checkpointing=True)
+    moves = history(callback)
+    trainer.test(module, loader(), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
+    assert history(callback) == moves
+    assert callback.adaptive.level == 0.3
+
+
+@resumes
+def test_the_state_of_another_rule_gives_its_level_alone(tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="last")
+    fit([InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((0.1, 0.2)))), saver], max_epochs=2, enable_checkpointing=True)
+    other = InputNoise(noise.Gaussian(), AdaptiveLevel(governor(warmup=9)))
+    with pytest.warns(UserWarning, match="is one of Plan and multiclass, and now it is one of Governor and multiclass"):
+        fit([other], max_epochs=3, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert [(decision.level, decision.reason) for decision in history(other)[2:]] == [(0.2, "waited")]
+
+
+def test_at_the_largest_level_that_has_a_meaning_a_governor_holds():
+    # everything is left at the boundary, which the prediction does not look at
+    level = AdaptiveLevel(governor(step=0.4), predict=lambda module, batch: F.one_hot(batch[1], N_CLASSES).float())
+    callback = InputNoise(noise.Impulse(), level)
+    fit([callback], max_epochs=5)
+    assert [decision.reason for decision in history(callback)] == ["grew", "grew", "grew", "held", "held"]
+    assert callback.adaptive.level == 1.0
+
+
 # --- processes
 
 
@@ -830,7 +860,7 @@ BAD = [
     ({"targets": "label"}, "no leaf 'label'"),
     ({"inputs": "image"}, "no leaf 'image'"),
     ({"metric": "binary"}, "returned float32"),
-    ({"metric": "regression"}, "returned float32"),
+    ({"metric": "regression", "rule": Governor(chance=1.0, best=0.0)}, "returned float32"),
     ({"metric": MulticlassAccuracy(N_CLASSES), "predict": lambda module, batch: None}, "returned NoneType"),
 ]
 
@@ -839,7 +869,7 @@ BAD = [
 def test_what_does_not_fit_is_found_before_the_training(setting, message):
     module = Classifier()
     with pytest.raises(ValueError, match=message):
-        fit([InputNoise(noise.Gaussian(), AdaptiveLevel(governor(), **setting))], module=module)
+        fit([InputNoise(noise.Gaussian(), AdaptiveLevel(**{"rule": governor(), **setting}))], module=module)
     assert not module.seen
 
 
@@ -884,8 +914,8 @@ def test_a_rule_that_asks_what_noise_does_is_refused_where_held_out_data_have_no
         (lambda: AdaptiveLevel(0.3), TypeError, r"rule must be a Rule, such as Governor\(chance=0\.1\), got 0\.3"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(Governor), TypeError, "rule must be a Rule"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(governor(), -0.1), ValueError, "finite and not negative, got -0.1"),
-        (lambda: AdaptiveLevel(governor(hi=0.5), 0.6), ValueError, r"the level must start in \[0, 0\.5\], got 0\.6"),
-        (lambda: AdaptiveLevel(governor(lo=0.1)), ValueError, r"the level must start in \[0\.1, inf\], got 0"),
+        (lambda: AdaptiveLevel(governor(hi=0.5), 0.6), ValueError, r"the level must start in \[0, 0\.5\], got start=0\.6"),
+        (lambda: AdaptiveLevel(governor(lo=0.1)), ValueError, r"the level must start in \[0\.1, inf\], got start=0"),
         (lambda: AdaptiveLevel(governor(), metric="accuracy"), ValueError, "metric must be one of"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(SignedGap(), metric="regression"), ValueError, "SignedGap reads confidences"),
         (lambda: AdaptiveLevel(SignedGap(), metric=BrierScore()), ValueError, "SignedGap reads confidences"),
@@ -911,7 +941,7 @@ def test_a_wrong_argument_is_refused_when_it_is_made(build, error, message):
         (
             InputNoise(noise.Gaussian(), AdaptiveLevel(governor())),
             {"check_val_every_n_epoch": 3},
-            "never comes in a run of 2 epochs",
+            "no validation comes in a run of 2 epochs",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

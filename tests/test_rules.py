@@ -21,6 +21,7 @@ RULES = {
     "governor of an error": Governor(chance=1.0, best=0.0),
     "governor between bounds": Governor(chance=0.1, lo=0.2, hi=0.5),
     "signed gap": SignedGap(),
+    "governor below the start of a law": Governor(chance=0.1, hi=0.2),
     "signed gap without patience": SignedGap(step=0.05, hi=0.25, average=0.0, z=0.0),
 }
 PROMPT = Governor(chance=0.1, warmup=0)
@@ -152,10 +153,23 @@ def test_what_was_left_at_another_level_is_forgotten_when_the_level_changes():
 
 def test_the_guard_compares_with_the_best_and_not_with_the_last():
     slowly = [0.9 - 0.001 * i for i in range(60)]  # a reference that follows would never see it
-    _, reasons = run(PROMPT, [seen(0.92, clean=clean) for clean in slowly])
+    _, reasons = run(PROMPT, [seen(0.92, clean=clean) for clean in slowly], start=3000.0)
     # the skill is behind by more than the tolerance of 0.01, of which 0.009 are accuracy, when the average is
     assert reasons[:9] == ["held"] * 9
-    assert reasons[20:] == ["guarded"] * 40
+    assert reasons[20:50] == ["guarded"] * 30
+
+
+def test_a_skill_that_stays_lost_without_noise_was_not_lost_by_it():
+    levels, reasons = run(PROMPT, [seen(1.0, clean=0.9)] * 10 + [seen(1.0, clean=0.8)] * 60, start=0.0)
+    assert "guarded" in reasons
+    assert reasons[-20:] == ["grew"] * 20
+    assert min(levels[10:]) > PROMPT.factor * 0.1
+
+
+def test_without_standard_errors_the_tolerance_alone_guards():
+    bare = dataclasses.replace(PROMPT, z=0.0)
+    drop = [seen(0.92, clean=0.9, error=math.inf)] * 10 + [seen(0.92, clean=0.8, error=math.inf)] * 5
+    assert "guarded" in run(bare, drop)[1]
 
 
 def test_the_guard_allows_for_the_error_of_the_difference():
@@ -266,8 +280,8 @@ def test_a_state_is_made_of_what_json_can_hold():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"chance": 1.0}, "two finite numbers"),
-        ({"chance": math.nan}, "two finite numbers"),
+        ({"chance": 1.0}, "two finite numbers as chance and best"),
+        ({"chance": math.nan}, "two finite numbers as chance and best"),
         ({"chance": 0.1, "shrink_below": 0.97}, "shrink_below <= grow_above"),
         ({"chance": 0.1, "step": 0.0}, "0 < step"),
         ({"chance": 0.1, "factor": 1.0}, "0 <= factor < 1"),
@@ -284,7 +298,7 @@ def test_a_governor_out_of_range_is_refused(arguments, message):
 
 @pytest.mark.parametrize("arguments", [{"step": 0.0}, {"hi": 0.0}, {"average": 1.0}, {"z": -1.0}])
 def test_a_signed_gap_out_of_range_is_refused(arguments):
-    with pytest.raises(ValueError, match="0 < step, 0 < hi, 0 <= average < 1 and 0 <= z"):
+    with pytest.raises(ValueError, match="needs 0 < step, 0 < hi, 0 <= average < 1 and 0 <= z"):
         SignedGap(**arguments)  # type: ignore[arg-type]
 
 
@@ -297,6 +311,8 @@ def test_a_signed_gap_out_of_range_is_refused(arguments):
         (lambda: AdaptiveLevel(SignedGap(), 0.6), ValueError, r"must start in \[0, 0.3\]"),
         (lambda: AdaptiveLevel(PROMPT, metric="accuracy"), ValueError, "metric must be one of"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(SignedGap(), metric="regression"), ValueError, "reads confidences"),
+        (lambda: AdaptiveLevel(Governor(chance=3)), ValueError, "an accuracy needs 0 <= chance < best <= 1"),
+        (lambda: AdaptiveLevel(Governor(chance=0.3), metric="regression"), ValueError, "a squared error is to be small"),
         (lambda: AdaptiveLevel(PROMPT, max_batches=0), ValueError, "max_batches must be at least 1"),
     ],
 )

@@ -444,6 +444,29 @@ def test_what_is_refused(arguments, message):
         suggest_level(make_trainer(), Classifier(), **{**defaults, **arguments})
 
 
+@pytest.mark.parametrize("several", [[noise.Gaussian(), noise.Impulse()], {"noise": noise.Gaussian()}])
+def test_several_noises_are_refused(several):
+    with pytest.raises(TypeError, match="noise must be one noise or noise callback"):
+        suggest_level(make_trainer(), Classifier(), several, dataloaders=loader())
+
+
+def test_a_trainer_without_metrics_is_refused():
+    trainer = pl.Trainer(accelerator="cpu", barebones=True)
+    with pytest.raises(ValueError, match="barebones=True"):
+        suggest_level(trainer, Classifier(), noise.Gaussian(), dataloaders=loader())
+
+
+def test_predictions_that_are_not_a_number_are_wrong_ones():
+    def broken(x: Tensor, level: Any, *, generator: torch.Generator) -> Tensor:
+        return torch.full_like(x, torch.nan)
+
+    data = loader(Rows(64, seed=1))
+    levels = {"levels": [0.1, 0.2], "dataloaders": data}
+    with pytest.warns(UserWarning, match="no level is suggested"):
+        found = suggest_level(make_trainer(), Classifier(), broken, flip_rate=0.5, **levels)
+    assert set(found.curve.values()) == {1.0}
+
+
 def test_strategies_without_whole_parameters_are_refused(monkeypatch):
     trainer = make_trainer()
     monkeypatch.setattr(trainer.strategy, "__class__", type("FSDPStrategy", (type(trainer.strategy),), {}))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -21,8 +22,9 @@ from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.functional import jackknife_error
 from lightning_noise.metrics.monitored import Task
 from lightning_noise.metrics.scores import MeanSquaredError
+from lightning_noise.noise import check_level
 from lightning_noise.rng import Key
-from lightning_noise.rules import AdaptiveLevel, Decision, Observation
+from lightning_noise.rules import AdaptiveLevel, Decision, Governor, Observation, Rule, SignedGap
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -52,7 +54,9 @@ class Adaptation:
         self.setting = setting
         self.history: list[Decision] = []
         self._callback = callback
-        self._state = setting.rule.init(setting.start)
+        self._rule = _up_to(setting.rule, callback.max_level)
+        self._state = self._rule.init(setting.start)
+        self._fitting = True  # else a checkpoint, of which only the weights are wanted, would set the level back
         self._seen: Observation | None = None  # the last
         self._best: list[float] | None = None  # the best clean metric, and that without each group of samples in turn
         self._validations = 0  # also those in which another level moved
@@ -70,11 +74,13 @@ class Adaptation:
             return f"{name}: no validation yet, the level is {level}"
         counts = Counter(decision.reason for decision in self.history)
         done = ", ".join(f"{reason} {n} {'time' if n == 1 else 'times'}" for reason, n in counts.items())
-        return f"{name}: {done}; from {self.history[0].level:.3g} to {level}: {self.setting.rule.describe(self._seen)}"
+        seen = f"{self._rule.describe(self._seen)}, seen at {self.history[-1].level:.3g}"
+        return f"{name}: {done}; from {self.history[0].level:.3g} to {level}: {seen}"
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state in primitives."""
         return {
+            "setting": self._kind,
             "state": dict(self._state),
             "seen": self._seen and tuple(self._seen),
             "best": self._best,
@@ -83,19 +89,38 @@ class Adaptation:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state."""
+        """Goes on from a state; of that of another rule or metric, from its level."""
+        if not self._fitting:
+            return
+        self.history = [Decision(*decision) for decision in state_dict["history"]]
+        self._validations = state_dict["validations"]
+        if state_dict["setting"] != self._kind:
+            rank_zero_warn(
+                f"the level of {self._callback.name!r} in the checkpoint is one of {state_dict['setting']}, and now it is one "
+                f"of {self._kind}: it goes on from there with a new state"
+            )
+            self._state = self._rule.init(state_dict["state"]["level"])
+            return
         self._state = dict(state_dict["state"])
         self._seen = state_dict["seen"] and Observation(*state_dict["seen"])
         self._best = state_dict["best"]
-        self._validations = state_dict["validations"]
-        self.history = [Decision(*decision) for decision in state_dict["history"]]
+
+    @property
+    def _kind(self) -> str:
+        """What a state is of: the kind of the rule and of the metric."""
+        metric = self.setting.metric
+        return f"{type(self._rule).__name__} and {type(metric).__name__ if isinstance(metric, Metric) else metric}"
+
+    def prepare(self, stage: str) -> None:
+        """Takes note of what the trainer is about to do."""
+        self._fitting = stage == "fit"
 
     # --- the loop
 
     def check_run(self, trainer: Trainer) -> None:
         """Raises a ValueError where it could not move."""
         check_validation(trainer, "AdaptiveLevel", 1)
-        if self.setting.rule.needs_boundary and getattr(getattr(self._callback, "noise", None), "mixes_rows", False):
+        if self._rule.needs_boundary and getattr(getattr(self._callback, "noise", None), "mixes_rows", False):
             raise ValueError(
                 f"the noise of {self._callback.name!r} mixes rows, so what it does depends on the batch; give it a schedule"
             )
@@ -119,9 +144,9 @@ class Adaptation:
             return
         looked = seen_by_all(trainer, self._pass if self._pass.metrics else None, f"AdaptiveLevel of {self._callback.name!r}")
         observation = trainer.strategy.broadcast(self._observed(trainer, looked))
-        level, rule = self.level, self.setting.rule
-        state, reason = rule.update(self._state, observation)
-        self._state = state | {"level": min(state["level"], self._callback.max_level)}  # which the rule does not know
+        level, rule = self.level, self._rule
+        self._state, reason = rule.update(self._state, observation)
+        check_level(self.level, self._callback.max_level)  # a rule of one's own may move it anywhere
         self._seen, self._pass = observation, None
         self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level))
         logged = {"level": self.level, "reason": float(rule.reasons.index(reason))}
@@ -178,7 +203,7 @@ class Adaptation:
     ) -> dict[str, AbstractContextManager[Any]]:
         """What the batch is seen through: nothing and, where the rule needs it and there is any, the noise at the level."""
         perturbations: dict[str, AbstractContextManager[Any]] = {"clean": nullcontext(batch)}
-        if self.setting.rule.needs_boundary and level > 0:
+        if self._rule.needs_boundary and level > 0:
             key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
             perturbations["boundary"] = self._callback.perturbation(trainer, pl_module, batch, level, key)
         return perturbations
@@ -189,17 +214,16 @@ class Adaptation:
         clean = [found[looked.key] for found in estimates]
         gap = [found.get("signed_gap", math.nan) for found in estimates]
         boundary = looked.estimates("boundary")[0][looked.key] if "boundary" in looked.metrics else math.nan
-        if self.setting.rule.needs_boundary and self.level == 0:
+        if self._rule.needs_boundary and self.level == 0:
             boundary = clean[0]
-        return Observation(clean[0], boundary, self._error(clean, sizes), gap[0], sum(sizes), _error(gap, sizes))
-
-    def _error(self, clean: list[float], sizes: list[int]) -> float:
-        """The standard error of the difference to the best validation so far, of which it keeps the better one."""
         error = _error([now - best for now, best in zip(clean, self._best or clean, strict=True)], sizes)
-        skill = self.setting.rule.skill
+        self._keep_best(clean)
+        return Observation(clean[0], boundary, error, gap[0], sum(sizes), _error(gap, sizes))
+
+    def _keep_best(self, clean: list[float]) -> None:
+        skill = self._rule.skill
         if math.isfinite(clean[0]) and (self._best is None or skill(clean[0]) > skill(self._best[0])):
             self._best = clean
-        return error
 
 
 class _Pass:
@@ -246,6 +270,13 @@ def _error(estimates: list[float], sizes: list[int]) -> float:
 def _counts(trainer: Trainer) -> bool:
     """Whether levels move by this validation."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _up_to(rule: Rule, max_level: float) -> Rule:
+    """The rule with its highest level, where it has one, not above the largest that has a meaning."""
+    if isinstance(rule, Governor | SignedGap) and rule.hi > max_level:
+        return replace(rule, hi=max_level)
+    return rule
 
 
 def _single(targets: Any) -> int | str | None:

@@ -20,7 +20,7 @@ from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, p
 from lightning_noise.losses import SoftTargets
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.rng import Key
-from lightning_noise.rules import AdaptiveLevel, AnyLevel
+from lightning_noise.rules import AdaptiveLevel, AnyLevel, Rule
 from lightning_noise.schedules import Progress, Schedule, level_at
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class NoiseCallback(Callback, Perturbing):
     shares_draw: ClassVar[bool] = False
 
     def __init__(self, level: AnyLevel, *, seed: int | None, name: str, max_level: float = math.inf):
-        if isinstance(level, Noise):
+        if isinstance(level, Noise | Rule):
             raise TypeError(f"level must be a number, a schedule, a callable or an AdaptiveLevel, got {level!r}")
         self.seed = seed
         self.name = name
@@ -116,6 +116,8 @@ class NoiseCallback(Callback, Perturbing):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
             raise ValueError(f"two noise callbacks are named {self.name!r}; give one of them another name=…")
+        if self.adaptive is not None:
+            self.adaptive.prepare(stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_run(trainer)

@@ -101,9 +101,10 @@ def check_validation(trainer: Trainer, monitor: str, every_n_epochs: int) -> Non
         raise ValueError(f"{monitor} needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0")
     every = math.lcm(every_n_epochs, trainer.check_val_every_n_epoch or 1)
     if 0 < (trainer.max_epochs or 0) < every and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        what = "no validation" if every_n_epochs == 1 else f"every_n_epochs={every_n_epochs} never"
         raise ValueError(
-            f"every_n_epochs={every_n_epochs} never comes in a run of {trainer.max_epochs} epochs with "
-            f"check_val_every_n_epoch={trainer.check_val_every_n_epoch}"
+            f"{what} comes in a run of {trainer.max_epochs} epochs with check_val_every_n_epoch="
+            f"{trainer.check_val_every_n_epoch}, but {monitor} needs one"
         )
 
 

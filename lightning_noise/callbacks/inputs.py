@@ -32,7 +32,7 @@ class InputNoise(NoiseCallback):
 
     A level that rises and then holds to the end, as ``schedules.Linear(0.0, 0.5, until=0.5)``, was the best of eleven shapes,
     by half a point of accuracy under noise at equal mean dose, so the dose matters before the shape: an
-    :class:`~lightning_noise.AdaptiveLevel` finds it, from any start.
+    :class:`~lightning_noise.AdaptiveLevel` finds it.
 
     It logs ``noise/<name>/level`` and ``noise/<name>/snr_db``, the signal-to-noise ratio of the batch.
 

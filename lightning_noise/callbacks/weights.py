@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WeightNoise"]
 
-_HIGH = 1.0  # of a level that starts; usual are 0.3 to 0.6 standard deviations of the weights
+_HIGH = 1.0  # for a start; 0.3 to 0.6 standard deviations of the weights are usual
 
 
 class WeightNoise(NoiseCallback):
