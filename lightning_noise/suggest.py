@@ -275,8 +275,6 @@ def _grid(noise: Probe) -> list[float]:
 
 
 def _checked_levels(probes: Probes) -> tuple[float, ...]:
-    if len(probes.levels) != 1:
-        raise ValueError(f"a range test is one of one noise, got {list(probes.levels)}")
     (levels,) = probes.levels.values()
     if len(levels) < 2 or min(levels) == 0:
         raise ValueError(f"levels must be at least two, all above 0, got {levels}")

@@ -1028,7 +1028,7 @@ def test_tensorboard_holds_the_levels_the_reasons_and_the_figure(tmp_path, caplo
     (summary,) = events.Tensors("adaptive/input/summary/text_summary")
     said = summary.tensor_proto.string_val[0].decode()
     last = history(callback)[-1]
-    assert said == f"input: moved 2 times, held 1 time; from 0 to 0.5: {last.clean:.3g} without noise"
+    assert said == f"input: moved 2 times, held 1 time; from 0 to 0.5: {last.clean:.3g} without noise, when it was 0.25"
     assert callback.adaptive is not None
     assert said == callback.adaptive.summary()
     assert said in caplog.messages

@@ -96,7 +96,9 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
 
 def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_conclusion(tuned):
     assert (tuned.result.returncode, tuned.result.stderr) == (0, "")
-    summary = r"input: waited 3 times, grew 1 time; from 0 to 0\.15: 100 % of the clean skill left at the boundary\."
+    summary = (
+        r"input: waited 3 times, grew 1 time; from 0 to 0\.15: 100 % of the clean skill left at the boundary, when it was 0\."
+    )
     assert re.search(rf"calibration error\.\n\nThe level tuned itself\. {summary}\n\nTraining with noise ", tuned.result.stdout)
     with_, without = (tuned.events(f"{which}_noise") for which in ("with", "without"))
     levels = [event.value for event in with_.Scalars("adaptive/input/level")]

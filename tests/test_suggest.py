@@ -427,7 +427,6 @@ def test_it_is_refused_within_a_run():
         ({"levels": [0.0, 0.1]}, "above 0"),
         ({"levels": [0.1, -0.1]}, "not negative"),
         ({"metrics": "regression"}, "whose predictions are classes"),
-        ({"noise": [noise.Gaussian(), noise.Impulse()], "levels": [0.1, 0.2]}, "one noise"),
         ({"noise": Mixup(0.2)}, "cannot be a probe"),
         ({"noise": noise.SwapNoise()}, "mixes rows"),
         ({"max_batches": 0}, "max_batches must be at least 1"),

@@ -74,7 +74,8 @@ class Adaptation:
             return f"{name}: no validation yet, the level is {level}"
         counts = Counter(decision.reason for decision in self.history)
         done = ", ".join(f"{reason} {n} {'time' if n == 1 else 'times'}" for reason, n in counts.items())
-        seen = f"{self._rule.describe(self._seen)}, seen at {self.history[-1].level:.3g}"
+        last = f"{self.history[-1].level:.3g}"
+        seen = self._rule.describe(self._seen) + ("" if last == level else f", when it was {last}")
         return f"{name}: {done}; from {self.history[0].level:.3g} to {level}: {seen}"
 
     def state_dict(self) -> dict[str, Any]:
