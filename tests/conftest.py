@@ -17,6 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 torch.set_num_threads(1)  # the models are tiny; threads only cost
 N_FEATURES, N_CLASSES = 8, 3
+LONG = ("test_notebooks", "test_demonstration", "test_callbacks", "test_measurements", "test_replay", "test_monitors")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture
