@@ -775,7 +775,7 @@ def test_half_precision_is_read_in_float32():
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(task, preds, target):
-    with pytest.raises(ValueError, match=f"the module returned .* but metrics='{task}' reads .*; give predict=…, targets=…"):
+    with pytest.raises(ValueError, match=f"the module returned .* but the task '{task}' reads .*; give predict=…, targets=…"):
         as_classes(preds, target, task)
 
 
@@ -784,10 +784,10 @@ def test_predictions_that_do_not_fit_are_refused(task, preds, target):
     [
         ("multiclass", torch.tensor([0, 3]), r"class indices in \[0, 3\), got int64 \(2,\) from 0 to 3"),
         ("multiclass", torch.tensor([0, -1]), "from -1 to 0"),
-        ("multiclass", torch.tensor([0.0, 1.0]), "got float32 .* give metrics='binary'"),
+        ("multiclass", torch.tensor([0.0, 1.0]), "got float32 .* give 'binary'"),
         ("multiclass", torch.tensor([True, False]), "got bool"),
-        ("binary", torch.tensor([0.0, 0.3]), "metrics='binary' reads targets of 0 and 1, got float32"),
-        ("multilabel", torch.tensor([[0, 2]]), "metrics='multilabel' reads targets of 0 and 1, got int64 .* from 0 to 2"),
+        ("binary", torch.tensor([0.0, 0.3]), "the task 'binary' reads targets of 0 and 1, got float32"),
+        ("multilabel", torch.tensor([[0, 2]]), "the task 'multilabel' reads targets of 0 and 1, got int64 .* from 0 to 2"),
     ],
 )
 def test_targets_that_are_not_of_the_task_are_refused(task, target, message):

@@ -75,7 +75,7 @@ class Readout:
         if self.predict is not None:
             return self.predict(pl_module, batch)
         if getattr(pl_module.forward, "__qualname__", "") == "LightningModule.forward":
-            raise ValueError("the module has no forward; give predict=… to return its logits, or use ReplayMonitor")
+            raise ValueError("the module has no forward; give predict=… to return its predictions; ReplayMonitor needs neither")
         return pl_module(*(get(batch, path) for path in paths))
 
 
@@ -84,7 +84,7 @@ def _as_target(output: Any, rows: Tensor, task: Task) -> Tensor:
     of_classes = task == "multiclass"
     if not isinstance(output, Tensor) or output.ndim < 1 + of_classes or len(output) != len(rows):
         raise ValueError(
-            f"the module returned {described(output)} for {len(rows)} samples, but metrics={task!r} reads logits with a row "
-            "for each; give predict=… or another metrics=…"
+            f"the module returned {described(output)} for {len(rows)} samples, but the task {task!r} reads logits with a row "
+            "for each; give predict=… or another task"
         )
     return output[:, 0] if of_classes else output

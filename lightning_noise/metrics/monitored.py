@@ -123,8 +123,8 @@ def as_classes(preds: Any, target: Tensor, task: Task) -> tuple[Tensor, Tensor]:
         if task in ("binary", "multilabel") and preds.shape == target.shape:
             return torch.stack([torch.zeros_like(preds), preds], 1), target.long()
     raise ValueError(
-        f"the module returned {described(preds)} for a target of {described(target)}, but metrics={task!r} reads "
-        f"{_READS[task]}; give predict=…, targets=… or another metrics=…, one of {list(get_args(Task))}"
+        f"the module returned {described(preds)} for a target of {described(target)}, but the task {task!r} "
+        f"reads {_READS[task]}; give predict=…, targets=… or another task, one of {list(get_args(Task))}"
     )
 
 
@@ -135,13 +135,13 @@ def check_target(target: Tensor, preds: Tensor, task: Task) -> None:
     if task != "multiclass":
         if not ((target == 0) | (target == 1)).all():
             raise ValueError(
-                f"metrics={task!r} reads targets of 0 and 1, got {_range(target)}; for class indices give metrics='multiclass'"
+                f"the task {task!r} reads targets of 0 and 1, got {_range(target)}; for class indices give 'multiclass'"
             )
     elif target.is_floating_point() or target.dtype == torch.bool or target.min() < 0 or target.max() >= preds.shape[1]:
         raise ValueError(
             f"the target must hold class indices in [0, {preds.shape[1]}), got {_range(target)}; for targets of 0 and 1 give "
-            "metrics='binary' or 'multilabel', for numbers metrics='regression', and where some are to be ignored a "
-            "MetricCollection of metrics that do so"
+            "'binary' or 'multilabel', for numbers 'regression', and where some are to be ignored metrics of your own "
+            "that do so"
         )
 
 
