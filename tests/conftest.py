@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics.classification import MulticlassAccuracy
 
 torch.set_num_threads(1)  # the models are tiny; threads only cost
 N_FEATURES, N_CLASSES = 8, 3
@@ -78,6 +79,23 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+class Stochastic(Classifier):
+    """Has running statistics and a metric of its own, and draws from the global streams also in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.insert(2, nn.BatchNorm1d(8))
+        self.accuracy = MulticlassAccuracy(N_CLASSES, average="micro")
+
+    def forward(self, x):
+        return super().forward(x) + 0.1 * torch.rand(len(x), N_CLASSES)
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.accuracy(self(batch[0]), batch[1])
+        self.log("val_accuracy", self.accuracy)
 
 
 def loader(data: Dataset | None = None, batch_size: int | None = 8, **kwargs: Any) -> DataLoader:

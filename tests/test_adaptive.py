@@ -18,7 +18,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from conftest import N_CLASSES, Classifier, Rows, Stochastic, assert_same, fit, loader, make_trainer, weights
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.tuner.tuning import Tuner
@@ -109,23 +109,6 @@ CALLBACKS: dict[str, Callable[[AnyLevel], NoiseCallback]] = {
 # the resumed run saves no checkpoints of its own
 resumes = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
-
-
-class Stochastic(Classifier):
-    """Has running statistics and a metric of its own, and draws from the global streams also in evaluation."""
-
-    def __init__(self):
-        super().__init__()
-        self.net.insert(2, nn.BatchNorm1d(8))
-        self.accuracy = MulticlassAccuracy(N_CLASSES, average="micro")
-
-    def forward(self, x):
-        return super().forward(x) + 0.1 * torch.rand(len(x), N_CLASSES)
-
-    def validation_step(self, batch, batch_idx):
-        super().validation_step(batch, batch_idx)
-        self.accuracy(self(batch[0]), batch[1])
-        self.log("val_accuracy", self.accuracy)
 
 
 class Deterministic(Classifier):

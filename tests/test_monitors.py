@@ -13,12 +13,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, Stochastic, assert_same, fit, loader, make_trainer, weights
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import ActivationNoise, InputNoise, Key, RobustnessMonitor, WeightNoise, noise
 from lightning_noise.metrics import ExpectedCalibrationError
@@ -27,22 +26,6 @@ from lightning_noise.testing import global_streams
 HELD_OUT = Rows(13, seed=1)
 LEVELS = (0.0, 0.2, 0.6)
 METRICS = ("accuracy", "ece", "loss")
-
-
-class Stochastic(Classifier):
-    """Has metrics of its own, and draws from the global streams also in evaluation."""
-
-    def __init__(self):
-        super().__init__()
-        self.accuracy = MulticlassAccuracy(N_CLASSES, average="micro")
-
-    def forward(self, x):
-        return super().forward(x) + 0.1 * torch.rand(len(x), N_CLASSES)
-
-    def validation_step(self, batch, batch_idx):
-        super().validation_step(batch, batch_idx)
-        self.accuracy(self(batch[0]), batch[1])
-        self.log("val_accuracy", self.accuracy)
 
 
 def keys_of(trainer: pl.Trainer) -> dict[str, float]:
