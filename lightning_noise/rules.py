@@ -333,12 +333,13 @@ class AdaptiveLevel:
     r"""A level that a rule moves after each validation, wherever a callback takes a level.
 
     The callback whose level it is looks at the model in each validation of a fit, before the validation step: once without
-    noise, and, where the rule needs it, once under its own perturbation at the level in force, with the same draw in each
-    validation; ``per_sample`` applies to it, so that the level settles higher than where all samples get the whole, but no
-    sample is left out by a ``probability``. This costs two forward passes of each batch. The sanity check tries both and moves
-    nothing. Several in one trainer move in turn, in the order of the trainer, one in each validation, and each is looked at
-    with the others off. All processes decide alike. As with monitors, what the forward pass itself changes in the module in
-    evaluation is not undone.
+    noise, and, where the rule needs it, once under its own perturbation at the level in force, with the same draws in each
+    validation; of weights there is one for each batch, because a single one would say more of itself than of the level.
+    ``per_sample`` applies there, so that the level settles higher than where all samples get the whole, but no sample is left
+    out by a ``probability``. This costs two forward passes of each batch. The sanity check tries both and moves nothing.
+    Several in one trainer move in turn, in the order of the trainer, one in each validation, and each is looked at with the
+    others off. All processes decide alike. As with monitors, what the forward pass itself changes in the module in evaluation
+    is not undone.
 
     The state is in the checkpoints: a run that is resumed moves as if it had not ended, unless it was saved between the last
     batch of an epoch and its validation, as by ``ModelCheckpoint(every_n_train_steps=…)``: Lightning leaves that validation out

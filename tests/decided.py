@@ -78,9 +78,10 @@ def main(folder: Path, devices: int) -> None:
     module = Classifier()
     make_trainer(max_epochs=5).fit(module, loader(Rows(200)))
     module.lr = 0.0  # so that the processes decide upon what one decides upon, whatever they train with
+    # batches of all processes together have the samples of one of one process, and so the same draw of the weights
     write = Write(str(folder / "decided"), callbacks)
     trainer = make_trainer([*callbacks, write], max_epochs=25, limit_train_batches=1, **settings)
-    trainer.fit(module, loader(), loader(Rows(101, seed=1), batch_size=20))
+    trainer.fit(module, loader(), loader(Rows(101, seed=1), batch_size=20 // devices))
     noting = Noting(noise.Gaussian(), AdaptiveLevel(GOVERNOR))
     noting.path = str(folder / "error")
     trainer = make_trainer([noting], max_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False, **settings)

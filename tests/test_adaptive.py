@@ -227,12 +227,16 @@ def at_each_input_its_own(model: Deterministic, level: float) -> Tensor:
 
 @torch.no_grad()
 def in_the_weights(model: Deterministic, level: float) -> Tensor:
-    noisy = copy.deepcopy(model)
-    for name, w in noisy.named_parameters():
-        if w.ndim > 1:
-            key = Key((7, "weight", "boundary")) / "parameter" / name
-            w.copy_(weight_noise(w, noise.Gaussian(), level * w.std(correction=0).item(), key))
-    return predicted(noisy, HELD_OUT.x)
+    """Each batch of 34 has a draw of its own."""
+    logits = []
+    for batch_idx, x in enumerate(HELD_OUT.x.split(34)):
+        noisy = copy.deepcopy(model)
+        for name, w in noisy.named_parameters():
+            if w.ndim > 1:
+                key = Key((7, "weight", "boundary", batch_idx)) / "parameter" / name
+                w.copy_(weight_noise(w, noise.Gaussian(), level * w.std(correction=0).item(), key))
+        logits.append(noisy(x))
+    return torch.cat(logits)
 
 
 def in_the_activations(model: Deterministic, level: float) -> Tensor:
@@ -493,7 +497,7 @@ def assert_resumes(folder: Path, train: Callable[[], Any], at: Callable[[int], b
             "also the standard errors, which are of the difference to the best so far"
         )
     moved = {decision.reason for callback in uninterrupted for decision in history(callback)}
-    assert {"grew", "shrank", "moved"} <= moved
+    assert {"grew", "moved"} < moved
 
 
 @resumes

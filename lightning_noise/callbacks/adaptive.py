@@ -184,7 +184,7 @@ class Adaptation:
         readout = self._readout
         paths, target = readout.located(batch, noisy_inputs=False)
         level = self.level or 0.01  # at 0 nothing is done that could go wrong
-        for perturbation in self._perturbations(trainer, pl_module, batch, level, range(len(target))).values():
+        for perturbation in self._perturbations(trainer, pl_module, batch, level, 0, range(len(target))).values():
             _, preds, _ = readout.predicted(trainer, pl_module, perturbation, paths, target)
             readout.check(target, preds)
 
@@ -193,19 +193,22 @@ class Adaptation:
         paths, target = readout.located(batch, noisy_inputs=False)
         positions, counted = looked.places.take(trainer, 0, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)[:counted]
-        for name, perturbation in self._perturbations(trainer, pl_module, batch, self.level, positions).items():
+        perturbations = self._perturbations(trainer, pl_module, batch, self.level, batch_idx, positions)
+        for name, perturbation in perturbations.items():
             _, preds, labels = readout.predicted(trainer, pl_module, perturbation, paths, target)
             if name == "clean":
                 readout.check(target, preds)
             looked.add(name, preds[:counted], labels[:counted], groups)
 
     def _perturbations(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, positions: range
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, batch_idx: int, positions: range
     ) -> dict[str, AbstractContextManager[Any]]:
         """What the batch is seen through: nothing and, where the rule needs it and there is any, the noise at the level."""
         perturbations: dict[str, AbstractContextManager[Any]] = {"clean": nullcontext(batch)}
         if self._rule.needs_boundary and level > 0:
             key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
+            if self._callback.shares_draw:
+                key = key / batch_idx  # a single draw would say more of itself than of the level
             perturbations["boundary"] = self._callback.perturbation(trainer, pl_module, batch, level, key)
         return perturbations
 
