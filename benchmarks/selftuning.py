@@ -45,9 +45,9 @@ HARSHER = (1.35, 1.8)  # times the highest severity
 REPORT = """# A level that tunes itself, beside the best of a grid of constant levels
 
 Made by `python benchmarks/selftuning.py`, which says what was trained; every run is a line of `selftuning.jsonl`. All numbers
-are per cent of the test data, means over seeds. Under noise: the mean over four families of noise in the inputs at seven levels
-each. Seen: under the noise that was trained with, Gaussian noise in the inputs or in the weights; unseen: under the others, for
-noise in the weights all of those in the inputs. The best constant is the one with the highest mean under noise in validation.
+are per cent of the test data, means over seeds. Under noise: the mean over the families of noise, four in the inputs at seven
+levels each, and where the noise of the training is in the weights also that, at four levels. Seen: under the family that was
+trained with; unseen: under the others. The best constant is the one with the highest mean under noise in validation.
 The grids of eight constants took {n_constant} runs so far, the governed ones {n_governed}.
 
 ## Noise in inputs and weights
@@ -353,11 +353,11 @@ class Group(NamedTuple):
 
 
 def scored(record: dict[str, Any], site: str, part: str) -> dict[str, float]:
-    """Accuracies under all noises of the inputs, under the noise of the training, and under those that it had not."""
+    """Accuracies under all noises, under that of the training, and under those that it had not."""
     found = record[part]
     noisy = [found[family] for family in TASKS[record["set"]].families]
-    seen, unseen = (found["weight"], noisy) if site == "weight" else (noisy[0], noisy[1:])
-    return {"clean": found["clean"], "ece": found["ece"], "noisy": mean(noisy), "seen": seen, "unseen": mean(unseen)}
+    seen, *unseen = [found["weight"], *noisy] if site == "weight" else noisy
+    return {"clean": found["clean"], "ece": found["ece"], "noisy": mean([seen, *unseen]), "seen": seen, "unseen": mean(unseen)}
 
 
 def interval(values: list[float]) -> str:
