@@ -939,11 +939,7 @@ def test_at_level_0_the_step_gets_the_very_batch():
         (lambda: InputNoise(noise.Gaussian(), "0.3"), TypeError, "a level must be a number, got '0.3'"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), "linear"), TypeError, "a level must be a number, got 'linear'"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), 0.1, probability=1.1), ValueError, r"probability must be in \[0, 1\], got 1.1"),
-        (
-            lambda: InputNoise(noise.Gaussian(), noise.Gaussian()),
-            TypeError,
-            "a number, a schedule, a callable or an AdaptiveLevel, got Gau",
-        ),  # type: ignore[arg-type]
+        (lambda: InputNoise(noise.Gaussian(), noise.Gaussian()), TypeError, "a callable or an AdaptiveLevel, got Gau"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian, 0.1), TypeError, r"a value such as noise.Gaussian\(\)"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), 0.1, clip=0.5), ValueError, "clip must be a pair"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), 0.1, clip=(1.0, 0.0)), ValueError, "clip must be a pair"),
