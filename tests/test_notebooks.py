@@ -33,9 +33,11 @@ SHORTENINGS = {
     "03_closed_loop": {"EPOCHS = 25": "EPOCHS = 4"},
     "noises_and_schedules": {},  # trains nothing
 }
+SLOW = ("03_closed_loop",)  # a dozen trainings
+PARAMETERS = [pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ()) for path in NOTEBOOKS]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+@pytest.mark.parametrize("path", PARAMETERS)
 def test_notebook_runs_and_shows_what_is_committed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     committed = nbformat.read(path, as_version=4)
     shortened = _shortened(committed, SHORTENINGS[path.stem])
