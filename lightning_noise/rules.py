@@ -83,6 +83,9 @@ class Rule(ABC):
     def update(self, state: State, observation: Observation) -> tuple[State, str]:
         """Returns the state after a validation, as a new dictionary, and the reason: what was done, one of ``reasons``."""
 
+    def check(self, metric: Task | Metric) -> None:  # noqa: B027  # most read any
+        """Raises a ValueError where the rule cannot read the metric."""
+
     def skill(self, metric: float) -> float:
         """Returns what is the larger the better: the metric itself, unless the rule knows more."""
         return metric
@@ -216,9 +219,14 @@ class Governor(Rule):
             return self._moved(state, state["level"] + self.step), "grew"
         return state, "held"
 
-    def _guarded(self, state: State) -> State:
-        state = self._moved(state, state["level"] * self.factor)
-        return state | {"best_skill": -math.inf} if state["level"] < self.step else state
+    def check(self, metric: Task | Metric) -> None:
+        # else the level would move the wrong way
+        if isinstance(metric, Metric):
+            return
+        if metric == "regression" and not self.best < self.chance:
+            raise ValueError(f"a squared error is to be small: give best=0 and the variance as chance, got {self}")
+        if metric != "regression" and not 0 <= self.chance < self.best <= 1:
+            raise ValueError(f"an accuracy needs 0 <= chance < best <= 1, as 1/K of K classes and 1, got {self}")
 
     def skill(self, metric: float) -> float:
         return (metric - self.chance) / (self.best - self.chance)
@@ -229,6 +237,10 @@ class Governor(Rule):
         if self.skill(observation.clean) <= 0:
             return f"no skill above chance, {observation.clean:.3g}"
         return f"{100 * self._retention(observation):.0f} % of the clean skill left at the boundary"
+
+    def _guarded(self, state: State) -> State:
+        state = self._moved(state, state["level"] * self.factor)
+        return state | {"best_skill": -math.inf} if state["level"] < self.step else state
 
     def _retention(self, observation: Observation) -> float:
         return self.skill(observation.boundary) / self.skill(observation.clean)
@@ -324,6 +336,10 @@ class SignedGap(Rule):
         moved = "held" if level == state["level"] else "raised" if gap > 0 else "lowered"
         return state | {"level": level}, moved
 
+    def check(self, metric: Task | Metric) -> None:
+        if isinstance(metric, Metric) or metric == "regression":
+            raise ValueError("SignedGap reads confidences: metric must be 'multiclass', 'binary' or 'multilabel'")
+
     def describe(self, observation: Observation) -> str:
         return f"confidence minus accuracy {observation.signed_gap:+.3f}"
 
@@ -395,20 +411,9 @@ class AdaptiveLevel:
         self.rule.init(self.start)  # refuses what is out of its range
         if not isinstance(self.metric, Metric) and self.metric not in get_args(Task):
             raise ValueError(f"metric must be one of {list(get_args(Task))} or a Metric of torchmetrics, got {self.metric!r}")
-        if isinstance(self.rule, SignedGap) and (isinstance(self.metric, Metric) or self.metric == "regression"):
-            raise ValueError("SignedGap reads confidences: metric must be 'multiclass', 'binary' or 'multilabel'")
-        if isinstance(self.rule, Governor) and isinstance(self.metric, str):
-            self._check_governor(self.rule)
+        self.rule.check(self.metric)
         if self.max_batches is not None and self.max_batches < 1:
             raise ValueError(f"max_batches must be at least 1, got {self.max_batches}")
-
-    def _check_governor(self, governor: Governor) -> None:
-        """Raises a ValueError where chance and best are not those of the metric: the level would move the wrong way."""
-        if self.metric == "regression":
-            if not governor.best < governor.chance:
-                raise ValueError(f"a squared error is to be small: give best=0 and the variance as chance, got {governor}")
-        elif not 0 <= governor.chance < governor.best <= 1:
-            raise ValueError(f"an accuracy needs 0 <= chance < best <= 1, as 1/K of K classes and 1, got {governor}")
 
 
 AnyLevel = Level | AdaptiveLevel

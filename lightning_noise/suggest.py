@@ -40,7 +40,12 @@ _KEY = "suggest_level/"
 _SILENCED = (
     "validation_step",
     "configure_callbacks",
-    *(f"on_validation{part}_{end}" for part in ("", "_epoch", "_batch") for end in ("start", "end")),
+    "on_validation_start",
+    "on_validation_epoch_start",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_validation_epoch_end",
+    "on_validation_end",
 )
 
 

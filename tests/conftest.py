@@ -6,12 +6,14 @@ import gc
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -98,6 +100,19 @@ class Stochastic(Classifier):
         self.log("val_accuracy", self.accuracy)
 
 
+class Dictionary(Classifier):
+    """Takes batches whose input is at ``data.x`` and whose target is at ``y``."""
+
+    def _pair(self, batch: Any) -> Any:
+        return batch["data"]["x"], batch["y"]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(self._pair(batch), batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(self._pair(batch), batch_idx)
+
+
 def loader(data: Dataset | None = None, batch_size: int | None = 8, **kwargs: Any) -> DataLoader:
     size = {} if "batch_sampler" in kwargs else {"batch_size": batch_size}
     return DataLoader(Rows() if data is None else data, **size, **kwargs)
@@ -162,3 +177,13 @@ def _packages_are_searched_once():
 
 def pytest_collection_finish():
     gc.freeze()  # what is imported stays; the search for a batch size has garbage collected a dozen times
+
+
+def search_rate(callbacks: Sequence[pl.Callback], folder: Path) -> tuple[Any, Any, pl.Trainer]:
+    """The losses that a search for the learning rate finds, and the module and the trainer after it."""
+    pl.seed_everything(0, verbose=False)
+    trainer = make_trainer(callbacks, default_root_dir=folder)
+    module = Classifier()
+    finder = Tuner(trainer).lr_find(module, loader(), loader(), num_training=20)
+    assert finder is not None
+    return finder.results["loss"], module, trainer

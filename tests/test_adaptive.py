@@ -18,10 +18,21 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, Classifier, Rows, Stochastic, assert_same, fit, loader, make_trainer, weights
+from conftest import (
+    N_CLASSES,
+    Classifier,
+    Dictionary,
+    Rows,
+    Stochastic,
+    assert_same,
+    fit,
+    loader,
+    make_trainer,
+    search_rate,
+    weights,
+)
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.tuner.tuning import Tuner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_processes import execute
 from torch import Tensor, nn
@@ -727,17 +738,6 @@ def test_a_binary_and_a_multilabel_task_are_read(task, outputs):
 # --- batches
 
 
-class Dictionary(Deterministic):
-    def _pair(self, batch):
-        return batch["data"]["x"], batch["y"]
-
-    def training_step(self, batch, batch_idx):
-        return super().training_step(self._pair(batch), batch_idx)
-
-    def validation_step(self, batch, batch_idx):
-        super().validation_step(self._pair(batch), batch_idx)
-
-
 def as_dict(samples):
     x, y = (torch.stack(column) for column in zip(*samples, strict=True))
     return {"data": {"x": x}, "y": y, "weight": torch.ones(len(y))}  # two leaves could be the input
@@ -859,6 +859,11 @@ def test_what_does_not_fit_is_found_before_the_training(setting, message):
     with pytest.raises(ValueError, match=message):
         fit([InputNoise(noise.Gaussian(), AdaptiveLevel(**{"rule": governor(), **setting}))], module=module)
     assert not module.seen
+
+
+def test_of_several_targets_one_is_to_be_named():
+    with pytest.raises(ValueError, match=r"of the targets \[1, 2\] an adaptive level reads one: give AdaptiveLevel"):
+        fit([Mixup(AdaptiveLevel(SignedGap()), targets=[1, 2])])
 
 
 def test_noise_that_held_out_data_cannot_take_is_found_before_the_training():
@@ -983,14 +988,10 @@ def test_checkpoints_and_early_stopping_follow_the_level(tmp_path):
 
 def test_the_search_for_a_learning_rate_finds_what_it_finds_without(tmp_path):
     def found(callbacks):
-        pl.seed_everything(0, verbose=False)
-        trainer = make_trainer(callbacks, default_root_dir=tmp_path)
-        module = Classifier()
-        finder = Tuner(trainer).lr_find(module, loader(), loader(), num_training=20)
-        assert finder is not None
+        losses, module, trainer = search_rate(callbacks, tmp_path)
         assert not [decision for callback in callbacks for decision in history(callback)]
         trainer.fit(module, loader(), loader())
-        return finder.results["loss"]
+        return losses
 
     callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((0.1, 0.2)), 0.5))
     assert found([callback]) == found([])

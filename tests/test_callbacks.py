@@ -17,7 +17,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from conftest import N_CLASSES, Classifier, Rows, assert_same, fit, loader, make_trainer, search_rate, weights
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.tuner.tuning import Tuner
@@ -399,13 +399,9 @@ def test_learning_rate_0_leaves_the_weights(make):
 @every_callback
 def test_the_search_for_a_learning_rate_finds_what_it_finds_without(make, tmp_path):
     def found(callbacks):
-        pl.seed_everything(0, verbose=False)
-        trainer = make_trainer(callbacks, default_root_dir=tmp_path)
-        module = Classifier()
-        finder = Tuner(trainer).lr_find(module, loader(), loader(), num_training=20)
-        assert finder is not None
+        losses, module, trainer = search_rate(callbacks, tmp_path)
         trainer.fit(module, loader(), loader())
-        return finder.results["loss"], module
+        return losses, module
 
     without, clean = found([])
     with_, noisy = found([make(0.5)])

@@ -13,7 +13,19 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, Stochastic, assert_same, fit, loader, make_trainer, weights
+from conftest import (
+    N_CLASSES,
+    N_FEATURES,
+    Classifier,
+    Dictionary,
+    Rows,
+    Stochastic,
+    assert_same,
+    fit,
+    loader,
+    make_trainer,
+    weights,
+)
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -323,17 +335,6 @@ def test_checkpoints_and_early_stopping_follow_its_keys(tmp_path):
 
 
 # --- batches
-
-
-class Dictionary(Classifier):
-    def _pair(self, batch):
-        return batch["data"]["x"], batch["y"]
-
-    def training_step(self, batch, batch_idx):
-        return super().training_step(self._pair(batch), batch_idx)
-
-    def validation_step(self, batch, batch_idx):
-        super().validation_step(self._pair(batch), batch_idx)
 
 
 def test_inputs_and_targets_are_found_in_a_dict():

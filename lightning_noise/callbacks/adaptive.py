@@ -171,11 +171,10 @@ class Adaptation:
     @property
     def _readout(self) -> Readout:
         # not made earlier, because the callback has its inputs and targets only after it has made this
-        inputs, targets = getattr(self._callback, "inputs", None), _single(getattr(self._callback, "targets", None))
         setting = self.setting
         return Readout(
-            inputs if setting.inputs is None else setting.inputs,
-            targets if setting.targets is None else setting.targets,
+            getattr(self._callback, "inputs", None) if setting.inputs is None else setting.inputs,
+            _single(getattr(self._callback, "targets", None)) if setting.targets is None else setting.targets,
             setting.predict,
             setting.metric,
         )
@@ -285,4 +284,8 @@ def _up_to(rule: Rule, max_level: float) -> Rule:
 
 def _single(targets: Any) -> int | str | None:
     """The target of the callback, where it has one."""
-    return None if isinstance(targets, list | tuple) else targets
+    if not isinstance(targets, list | tuple):
+        return targets
+    if len(targets) != 1:
+        raise ValueError(f"of the targets {list(targets)} an adaptive level reads one: give AdaptiveLevel(…, targets=…)")
+    return targets[0]
