@@ -1,0 +1,48 @@
+# The commands of a contributor; CI runs the same ones. `make` lists them.
+SHELL := bash
+PYTHON ?= python
+PIP_INSTALL := pip install -q -c constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+OLDEST := $(shell sed -n 's/.*"pytorch-lightning>=\(.*\)".*/\1/p' pyproject.toml)
+# whatever depends on the loop of Lightning; globs, so that a module of tests can be split
+OLDEST_TESTS := $(patsubst %,tests/test_%*.py,adaptive callbacks measurements monitors namespaces processes replay together weights)
+
+.PHONY: help check test slow docs both oldest wheel
+
+help: ## List the commands.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+check: ## Lint, check the format, and check the types.
+	ruff check .
+	ruff format --check .
+	pyright --pythonpath "$$(command -v $(PYTHON))"
+
+test: ## Run all tests but the slow ones.
+	pytest
+
+slow: ## Run the slow tests.
+	pytest -m slow
+
+docs: ## Run the examples of the docstrings and of the README.
+	pytest lightning_noise tests/test_readme*.py
+
+both: VENV ?= build/both
+both: ## Run the tests of the two Lightnings, installed together in VENV (default: build/both).
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	source $(VENV)/bin/activate && $(PIP_INSTALL) -e ".[test]" lightning
+	set -o pipefail; source $(VENV)/bin/activate && pytest -rs tests/test_namespaces*.py | tee $(VENV)/tests.txt
+	@if grep '^SKIPPED' $(VENV)/tests.txt; then echo "no test may be skipped if both Lightnings are installed"; exit 1; fi
+
+oldest: VENV ?= build/oldest
+oldest: ## Run the tests of the loop with the oldest supported Lightning, installed in VENV (default: build/oldest).
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	sed "s/^pytorch-lightning==.*/pytorch-lightning==$(OLDEST)/" constraints.txt > $(VENV)/constraints.txt
+	source $(VENV)/bin/activate && pip install -q -c $(VENV)/constraints.txt -e ".[test]"
+	source $(VENV)/bin/activate && pytest $(OLDEST_TESTS) -k "not shard"
+
+wheel: ## Build the wheel and use it in an environment of its own.
+	rm -rf dist build/wheel
+	$(PYTHON) -m build --wheel
+	$(PYTHON) -m venv build/wheel
+	source build/wheel/bin/activate && $(PIP_INSTALL) dist/*.whl && python -I .ci/use_wheel.py
