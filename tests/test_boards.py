@@ -19,29 +19,17 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import pytorch_lightning as pl
-from conftest import fit
+from helpers import Album, fit, layouts
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from members import CALLBACKS
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
-from test_callbacks import CALLBACKS
 
 from lightning_noise import InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise
 from lightning_noise.callbacks import boards
 from lightning_noise.schedules import Linear
-
-
-class Album(CSVLogger):
-    """Takes images as the logger of Weights & Biases does."""
-
-    def __init__(self, folder: Path):
-        super().__init__(folder)
-        self.pages: list[tuple[str, list[np.ndarray], int]] = []
-
-    def log_image(self, key: str, images: list[np.ndarray], step: int) -> None:
-        self.pages.append((key, images, step))
 
 
 class Charted(pl.Callback):
@@ -142,19 +130,6 @@ def test_a_histogram_keeps_its_counts_and_moments(tmp_path):
 
 
 # --- charts
-
-
-def layouts(folder: str) -> list[dict[str, dict[str, list[str]]]]:
-    """The layouts of a run, read by TensorBoard's own message."""
-    messages: Any = layout_pb2  # its classes are made when it is imported
-    found = EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
-    if "custom_scalars__config__" not in found.Tags()["tensors"]:
-        return []
-    parsed = [messages.Layout.FromString(each.tensor_proto.string_val[0]) for each in found.Tensors("custom_scalars__config__")]
-    return [
-        {category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart} for category in layout.category}
-        for layout in parsed
-    ]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "when the last is known"])

@@ -17,11 +17,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from conftest import Classifier, Rows, assert_same, loader, weights
+from helpers import Classifier, Rows, assert_same, loader, weights
+from members import NOISES, SCHEDULES
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
-from test_noise import NOISES
-from test_schedules import SCHEDULES
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import N_FEATURES, Classifier, Rows, fit, loader, weights
+from helpers import N_FEATURES, Classifier, Rows, fit, loader, weights
 from pandas import DataFrame
 from pytorch_lightning.utilities import CombinedLoader
 from tensordict import TensorDict, tensorclass

@@ -1,4 +1,4 @@
-"""What a monitor measures for each task, how sure it is of it, what it reports, and where that is shown."""
+"""What a monitor measures for each task, and how sure it is of it."""
 
 from __future__ import annotations
 
@@ -8,32 +8,23 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from helpers import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from helpers_measurements import FLOAT32, LEVELS, brighter, classifier, draws_of, logged, own, predicted, reported, validated
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, roc_auc_score
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_boards import Album, layouts
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler, Subset
+from torch.utils.data import DistributedSampler
 from torchmetrics import MeanAbsoluteError, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lightning_noise import InputNoise, Key, RobustnessMonitor, WeightNoise, noise, report
-from lightning_noise.callbacks.held_out import N_GROUPS, groups_of
-from lightning_noise.metrics import FlipRate
+from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise, report
 from lightning_noise.metrics.functional import jackknife_error
-
-LEVELS = (0.3, 1.0)
-# of sums in float32 over other batches, and of values that are logged in float32
-FLOAT32 = 2e-6
 
 
 class Model(Classifier):
@@ -49,47 +40,6 @@ class Model(Classifier):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         pass
-
-
-def classifier(seed: int = 0, features: int = N_FEATURES) -> Classifier:
-    torch.manual_seed(seed)
-    return Classifier(features=features).eval()
-
-
-def brighter(x: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
-    """The same for each sample wherever it stands."""
-    return x + level
-
-
-def validated(
-    monitor: RobustnessMonitor, module: pl.LightningModule, data: Any, batch_size: int = 8, **kwargs: Any
-) -> dict[str, float]:
-    """What the monitor logs, without its name."""
-    trainer = make_trainer([monitor], **kwargs)
-    trainer.validate(module, loader(data, batch_size=batch_size), verbose=False)
-    return logged(trainer)
-
-
-def logged(trainer: pl.Trainer, prefix: str = "robustness/") -> dict[str, float]:
-    found = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    return {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-
-
-def reported(monitor: RobustnessMonitor, *args: Any, **kwargs: Any) -> report.Report:
-    validated(monitor, *args, **kwargs)
-    assert monitor.report is not None
-    return monitor.report
-
-
-def draws_of(data: Rows, level: float, n_draws: int = 1, tag: str = "soft", seed: int = 5) -> list[Tensor]:
-    """The data under each draw of Gaussian noise, sample by sample."""
-    keys = [Key((seed, "probe", tag, *([draw] if draw else [])), positions=range(len(data))) for draw in range(n_draws)]
-    return [(key / "leaf" / "0").apply(noise.Gaussian(), data.x, level) for key in keys]
-
-
-@torch.no_grad()
-def predicted(module: nn.Module, x: Tensor) -> Tensor:
-    return module.eval()(x)
 
 
 # --- tasks
@@ -176,11 +126,6 @@ def test_of_a_regression_there_are_the_loss_its_drop_and_its_mean(tmp_path):
 
 
 # --- metrics of one's own
-
-
-def own() -> MetricCollection:
-    accuracy = MulticlassAccuracy(N_CLASSES, average="micro")
-    return MetricCollection({"hits": accuracy, "f1": MulticlassF1Score(N_CLASSES), "flips": FlipRate()})
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 29])
@@ -283,262 +228,6 @@ def test_noise_in_weights_is_drawn_once_for_all_samples_and_its_draws_widen_the_
         shared = key.startswith("weight/") or "/" not in key
         assert shared or figure["spread"] == 0
     assert monitor.report["figures"]["loss_mean"]["spread"] > 0
-
-
-# --- the report
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A fit and a test beside a logger of a table."""
-    folder = tmp_path_factory.mktemp("run")
-    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], [0.5], n_draws=2)
-    data, held_out, logger = Rows(13, features=(1, 8, 8)), Rows(29, features=(1, 8, 8), seed=1), CSVLogger(folder)
-    module, trainer = fit(
-        [monitor],
-        module=lambda: Classifier(features=64),
-        train=loader(data),
-        validation=loader(held_out),
-        logger=logger,
-        max_epochs=1,
-    )
-    in_fit, of_fit = logged(trainer), monitor.report
-    trainer.test(module, loader(Subset(held_out, range(20))), verbose=False)
-    in_test, of_test = logged(trainer, "test/robustness/"), monitor.report
-    return SimpleNamespace(
-        folder=Path(logger.log_dir),
-        monitor=monitor,
-        trainer=trainer,
-        module=module,
-        held_out=held_out,
-        robustness=(in_fit, of_fit, 29),
-        **{"test/robustness": (in_test, of_test, 20)},
-    )
-
-
-@pytest.mark.parametrize("place", ["robustness", "test/robustness"])
-def test_the_report_beside_the_logs_holds_what_is_logged(run, place):
-    values, kept, n = getattr(run, place)
-    written = report.read(run.folder / place)
-    assert repr(written) == repr(kept), "in words, as what is not a number does not equal itself"
-    assert (written["n"], written["draws"], written["seed"]) == (n, 2, 0)
-    assert written["sizes"] == groups_of(range(n), torch.device("cpu")).bincount(minlength=N_GROUPS).tolist()
-    assert written["noises"]["gaussian"] == {"noise": "Gaussian()", "levels": [0.5]}
-    assert written["weights"] == ["weight"]
-    figures = report.values_of(written)
-    for key, value in values.items():
-        assert key.endswith("_se") or figures[key] == pytest.approx(value, abs=FLOAT32, rel=FLOAT32, nan_ok=True), key
-    assert "clean/aurc" in figures
-    text = (run.folder / place / "report.md").read_text()
-    assert f"Measured on {n} samples with 2 draws" in text
-    assert f"{100 * values['clean/accuracy']:.0f}" in text
-
-
-def test_where_no_logger_takes_figures_they_are_files_beside_the_report(run):
-    pictures = {re.sub(r"-\d+\.png$", "", str(path.relative_to(run.folder))) for path in run.folder.rglob("*.png")}
-    names = ("curve", "gaussian/reliability", "weight/reliability", "gaussian/samples", "weight/samples")
-    assert pictures == {f"{place}/{name}" for place in ("robustness", "test/robustness") for name in names}
-
-
-def test_a_figure_without_a_group_is_that_of_data_without_its_samples():
-    module, data = classifier(), Rows(60, seed=1)
-    groups = groups_of(range(60), torch.device("cpu"))
-    whole = reported(RobustnessMonitor(brighter, [0.5]), module, data)
-    assert len(groups.unique()) > 10
-    for group in groups.unique().tolist()[:3]:
-        kept = (groups != group).nonzero().flatten().tolist()
-        alone = reported(RobustnessMonitor(brighter, [0.5]), module, Subset(data, kept))
-        without = {key: figure["without"][group] for key, figure in whole["figures"].items()}
-        # sums of what float32 rounds differently in other batches; z and p divide by them
-        assert without == pytest.approx(report.values_of(alone), abs=1e-5, rel=1e-5, nan_ok=True)
-
-
-def test_the_report_is_the_same_for_any_batch_size():
-    module, data = classifier(), Rows(29, seed=1)
-    reports = [reported(RobustnessMonitor(noise.Gaussian(), [0.5]), module, data, size) for size in (1, 7, 29)]
-    for other in reports[1:]:
-        assert other.keys() == reports[0].keys()
-        assert other["sizes"] == reports[0]["sizes"]
-        for key, figure in other["figures"].items():
-            # the logits of other batches are rounded differently
-            assert figure["value"] == pytest.approx(reports[0]["figures"][key]["value"], abs=1e-5, rel=1e-5, nan_ok=True)
-            expected = reports[0]["figures"][key]["standard_error"]
-            assert figure["standard_error"] == pytest.approx(expected, abs=1e-5, rel=1e-4, nan_ok=True)
-
-
-def test_the_report_counts_the_batches_that_were_measured():
-    found = reported(RobustnessMonitor(noise.Gaussian(), max_batches=2), classifier(), Rows(29, seed=1))
-    assert found["n"] == sum(found["sizes"]) == 16
-
-
-def test_each_monitor_writes_a_report_under_its_name(tmp_path):
-    logger = CSVLogger(tmp_path)
-    monitors = [
-        RobustnessMonitor(noise.Gaussian(), [level], metrics=own(), name=name) for level, name in ((0.1, "near"), (0.9, "far"))
-    ]
-    fit(monitors, logger=logger, max_epochs=1)
-    assert report.read(Path(logger.log_dir, "near"))["noises"]["gaussian"]["levels"] == [0.1]
-    assert report.read(Path(logger.log_dir, "far"))["noises"]["gaussian"]["levels"] == [0.9]
-
-
-# --- against a baseline
-
-
-@pytest.fixture(scope="module")
-def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report."""
-    folder = tmp_path_factory.mktemp("baseline")
-    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5)
-    report.write(folder, reported(monitor, classifier(), Rows(200, seed=1), 64))
-    return folder
-
-
-def test_a_model_does_not_differ_from_its_own_report(baseline, tmp_path):
-    logger = CSVLogger(tmp_path)
-    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, baseline=baseline)
-    found = validated(monitor, classifier(), Rows(200, seed=1), logger=logger)
-    assert found["mce"] == found["soft/corruption_error"] == 1
-    assert monitor.report is not None
-    changes = report.differences(monitor.report, report.read(baseline / "report.json"))
-    assert changes.keys() == monitor.report["figures"].keys()
-    for key, change in changes.items():
-        assert (change["value"], change["standard_error"], change["paired"]) == (0, 0, True), key
-    text = Path(logger.log_dir, "validate", "robustness", "report.md").read_text()
-    assert "For one error of the baseline under noise this model makes" in text
-    assert "Against the baseline" not in (baseline / "report.md").read_text()
-
-
-def test_the_difference_to_another_model_is_that_of_the_samples_in_pairs(baseline):
-    data, models = Rows(200, seed=1), [classifier(), classifier()]
-    with torch.no_grad():
-        for parameter in models[1].parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
-    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, baseline=baseline)
-    found = validated(monitor, models[1], data)
-    noisy = {level: draws_of(data, level)[0] for level in LEVELS}
-    right = np.array([[(predicted(model, noisy[level]).argmax(1) == data.y).tolist() for level in LEVELS] for model in models])
-    errors = (1 - right).sum((1, 2))
-    assert found["mce"] == pytest.approx(errors[1] / errors[0], rel=FLOAT32)
-    assert monitor.report is not None
-    old = report.read(baseline)
-    changes = report.differences(monitor.report, old)
-    groups = groups_of(range(200), torch.device("cpu")).numpy()
-    for i, level in enumerate(LEVELS):
-        change = changes[key := f"soft/{level:g}/accuracy"]
-        gained = right[1, i].astype(float) - right[0, i]
-        assert change["value"] == pytest.approx(gained.mean(), abs=1e-12)
-        # of a mean, the pseudo-values of the jackknife are the means of the groups
-        parts = [gained[groups == group] for group in np.unique(groups)]
-        squares = [(part.mean() - gained.mean()) ** 2 / (200 / len(part) - 1) for part in parts]
-        assert change["standard_error"] == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-9)
-        exact = gained.std(ddof=1) / math.sqrt(200)
-        # the error of an error with 19 degrees of freedom is one part in the root of 38
-        assert abs(change["standard_error"] / exact - 1) < 5 / math.sqrt(2 * 19)
-        unpaired = math.hypot(*(each["figures"][key]["standard_error"] for each in (monitor.report, old)))
-        assert exact < unpaired, "what makes a sample hard for both models cancels"
-    assert any(change["value"] != 0 for change in changes.values())
-
-
-def test_a_baseline_of_other_samples_is_not_paired(baseline):
-    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, baseline=baseline)
-    found = reported(monitor, classifier(), Rows(60, seed=2))
-    assert not any(change["paired"] for change in report.differences(found, report.read(baseline)).values())
-
-
-def test_a_baseline_that_cannot_be_read_is_found_before_the_training(tmp_path):
-    (tmp_path / "report.json").write_text("{}")
-    for path, message in ((tmp_path / "nothing", "no report at"), (tmp_path, "is no report: it lacks")):
-        module = Classifier()
-        with pytest.raises(ValueError, match=message):
-            fit([RobustnessMonitor(noise.Gaussian(), baseline=path)], module=module)
-        assert not module.seen
-
-
-# --- loggers
-
-
-@pytest.mark.parametrize("mode", [{"logger": False}, {"logger": True, "fast_dev_run": True}], ids=str)
-def test_without_a_logger_nothing_is_written(mode, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS)
-    module, trainer = fit([monitor], max_epochs=1, **mode)
-    trainer.validate(module, loader(Rows(13, seed=1)), verbose=False)
-    trainer.test(module, loader(Rows(13, seed=1)), verbose=False)
-    assert monitor.report is not None
-    assert monitor.report["n"] == (8 if "fast_dev_run" in mode else 13)
-    assert not list(tmp_path.rglob("*"))
-
-
-def test_a_logger_of_images_gets_them_and_no_files(tmp_path):
-    album = Album(tmp_path)
-    data = Rows(13, features=(1, 8, 8))
-    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS)
-    fit(
-        [monitor],
-        module=lambda: Classifier(features=64),
-        train=loader(data),
-        validation=loader(data),
-        logger=album,
-        max_epochs=1,
-    )
-    keys = [key for key, _, _ in album.pages]
-    # once of the model in the making, and once of what it is in the end
-    assert sorted(keys) == sorted(
-        ["robustness/curve", "robustness/gaussian/reliability", *["robustness/gaussian/samples"] * 2],
-    )
-    for _, images, _ in album.pages:
-        (image,) = images
-        assert image.ndim == 3
-        assert image.std() > 0
-    assert not list(tmp_path.rglob("*.png"))
-    assert report.read(Path(album.log_dir, "robustness"))["n"] == 13
-
-
-@pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
-    """What TensorBoard reads of a fit."""
-    logger = TensorBoardLogger(tmp_path_factory.mktemp("events"))
-    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], LEVELS, n_draws=2)
-    fit([InputNoise(noise.Gaussian(), 0.1), monitor], logger=logger, max_epochs=1, log_every_n_steps=1)
-    logger.finalize("success")
-    return EventAccumulator(logger.log_dir, size_guidance={"histograms": 0, "images": 0, "scalars": 0}).Reload()
-
-
-def test_tensorboard_has_the_configuration(events):
-    tag = "robustness/configuration/text_summary"
-    (text,) = events.Tensors(tag)
-    assert "| n_draws | `2` |" in text.tensor_proto.string_val[0].decode()
-
-
-def test_tensorboard_has_a_histogram_of_the_entropies_of_each_validation(events):
-    places = ["clean", *(f"{tag}/{level:g}" for tag in ("gaussian", "weight") for level in LEVELS)]
-    assert set(events.Tags()["histograms"]) == {f"robustness/{place}/entropies" for place in places}
-    for place in places:
-        of_epochs = events.Histograms(f"robustness/{place}/entropies")
-        means = events.Scalars(f"robustness/{place}/entropy")
-        assert [event.step for event in of_epochs] == [event.step for event in means] == [2]
-        for event, mean in zip(of_epochs, means, strict=True):
-            assert event.histogram_value.num == 13
-            if place == "clean":  # the others are of the first of two draws
-                # within a bin of 64
-                value = event.histogram_value.sum / 13
-                assert value == pytest.approx(mean.value, abs=math.log(N_CLASSES) / 64)
-
-
-def test_tensorboard_has_a_chart_of_clean_and_noisy_values_of_each_metric_and_noise(events):
-    (layout,) = layouts(events.path)
-    charts = layout["lightning_noise"]
-    assert charts.keys() == {"noise", *(f"{m} under {t}" for m in ("accuracy", "loss", "ece") for t in ("gaussian", "weight"))}
-    tags = events.Tags()["scalars"]
-    for metric in ("accuracy", "loss", "ece"):
-        shown = {tag for tag in tags for chart in charts[f"{metric} under weight"] if re.match(chart, tag)}
-        assert shown == {f"robustness/{place}/{metric}" for place in ("clean", "weight/0.3", "weight/1")}
-
-
-def test_tensorboard_has_reliability_diagrams_of_the_end(events):
-    images = set(events.Tags()["images"])
-    assert images == {"robustness/curve", "robustness/gaussian/reliability", "robustness/weight/reliability"}
-    assert len(events.Images("robustness/weight/reliability")) == 1
 
 
 # --- whatever happens

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, Classifier, Rows, fit, loader
+from helpers import N_CLASSES, Classifier, Rows, fit, loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import (
+from helpers import (
     N_CLASSES,
     N_FEATURES,
     Classifier,
@@ -22,6 +22,7 @@ from conftest import (
     Stochastic,
     assert_same,
     fit,
+    keys_of,
     loader,
     make_trainer,
     weights,
@@ -38,10 +39,6 @@ from lightning_noise.testing import global_streams
 HELD_OUT = Rows(13, seed=1)
 LEVELS = (0.0, 0.2, 0.6)
 METRICS = ("accuracy", "ece", "loss")
-
-
-def keys_of(trainer: pl.Trainer) -> dict[str, float]:
-    return {key: value.item() for key, value in trainer.callback_metrics.items()}
 
 
 def validated(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, N_FEATURES, Rows, assert_same, loader, weights
+from helpers import N_CLASSES, N_FEATURES, Rows, assert_same, loader, weights
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy

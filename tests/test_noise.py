@@ -8,33 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from members import NOISES
 
 from lightning_noise import noise, testing
 from lightning_noise.testing import NOISE_LAWS
 
-NOISES = [
-    noise.Gaussian(),
-    noise.Uniform(),
-    noise.Speckle(),
-    noise.Impulse(),
-    noise.Impulse(low=0.0, high=1.0),
-    noise.Shot(),
-    noise.Shot(scale=4.0),
-    noise.SNR(),
-    noise.SNR(center=True),
-    noise.SNR(padding=0.0),
-    noise.ColoredNoise(),
-    noise.ColoredNoise(exponent=-2.0),
-    noise.Drift(),
-    noise.Scaling(),
-    noise.PatchGaussian(size=3),
-    noise.Masking(),
-    noise.Masking(dim=(-1,), value=0.5),
-    noise.FeatureDropout(),
-    noise.FeatureDropout(rescale=False),
-    noise.DropConnect(),
-    noise.SwapNoise(),
-]
 DROPOUTS = (noise.FeatureDropout(), noise.DropConnect())
 MASKING = tuple(member for member in NOISES if isinstance(member, noise.Masking))
 Draw = Callable[[torch.Generator], torch.Tensor]

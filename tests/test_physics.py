@@ -7,33 +7,11 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import loader, make_trainer
+from helpers import LinearRegression, loader, make_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_noise import InputNoise, RobustnessMonitor, noise
-
-
-class LinearRegression(pl.LightningModule):
-    """Keeps the means of its weights over the blocks of the second half of the run."""
-
-    def __init__(self, n_features: int, n_blocks: int = 20):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(n_features, dtype=torch.float64))
-        self.blocks = torch.zeros(n_blocks, n_features, dtype=torch.float64)
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        return (x @ self.weight - y).square().mean()
-
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        half = int(self.trainer.estimated_stepping_batches) // 2
-        size = half // len(self.blocks)
-        if self.global_step > half:
-            self.blocks[(self.global_step - half - 1) // size] += self.weight.detach() / size
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.02)
 
 
 @pytest.mark.slow

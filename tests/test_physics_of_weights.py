@@ -10,8 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import make_trainer
-from test_physics import LinearRegression
+from helpers import LinearRegression, make_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,6 +32,7 @@ def within_five_standard_errors(samples: Tensor, expected: Tensor | float) -> bo
 
 
 # --- a linear model: x (20, 4), w (4,), and as many copies of the weights as there are draws, each in a row
+
 
 X, W, Y = normal(20, 4), normal(4, seed=1), normal(20, seed=2)
 

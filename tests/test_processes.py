@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from conftest import Rows
+from helpers import Rows, execute
 
 from lightning_noise import Key, noise
 from lightning_noise.parameters import RelativeTo, unit_of, weight_noise
 
-SCRIPT = Path(__file__).with_name("processes.py")
-SHARDED = Path(__file__).with_name("sharded.py")
 Result = dict[str, Any]
-
-
-def execute(script: Path, folder: Path, *arguments: object) -> None:
-    folder.mkdir()
-    command = [sys.executable, str(script), str(folder), *map(str, arguments)]
-    subprocess.run(command, check=True, timeout=240, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def run(folder: Path, strategy: str, devices: int, level: float) -> list[Result]:
     """What each process wrote, the part of the fit and that of the validation in one."""
-    execute(SCRIPT, folder, strategy, devices, level)
+    execute("scripts.fit_validate_test", folder, strategy, devices, level)
     return [torch.load(folder / f"fit-{rank}.pt") | torch.load(folder / f"{rank}.pt") for rank in range(devices)]
 
 
@@ -136,7 +125,7 @@ def test_the_streams_are_not_touched_on_any_process(noisy):
 @pytest.fixture(scope="module", params=["data", pytest.param("tensor", marks=pytest.mark.slow)])
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("processes") / request.param
-    execute(SHARDED, folder, request.param, "std")
+    execute("scripts.sharded_parameters", folder, request.param, "std")
     return request.param, folder
 
 
@@ -167,7 +156,7 @@ def test_noise_in_sharded_weights_is_one_draw_for_each_shard(sharded):
 @pytest.mark.slow
 @pytest.mark.parametrize("relative", ["max", "filter"])
 def test_noise_in_sharded_weights_is_in_the_units_that_are_asked_for(relative, tmp_path):
-    execute(SHARDED, tmp_path / "sharded", "data", relative)
+    execute("scripts.sharded_parameters", tmp_path / "sharded", "data", relative)
     assert_perturbed_shards(tmp_path / "sharded", relative)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import pytorch_lightning as pl
-from conftest import Classifier, Rows, loader
+from helpers import Classifier, Rows, loader
 
 import lightning_noise
 

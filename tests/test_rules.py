@@ -11,20 +11,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from members import RULES
 
 from lightning_noise import testing
 from lightning_noise.rules import AdaptiveLevel, Governor, Observation, Rule, SignedGap
 
-RULES = {
-    "governor": Governor(chance=0.1),
-    "governor without patience": Governor(chance=0.1, warmup=0, cooldown=0, average=0.0),
-    "governor that rests": Governor(chance=0.1, warmup=1, cooldown=2),
-    "governor of an error": Governor(chance=1.0, best=0.0),
-    "governor between bounds": Governor(chance=0.1, lo=0.2, hi=0.5),
-    "signed gap": SignedGap(),
-    "governor below the start of a law": Governor(chance=0.1, hi=0.2),
-    "signed gap without patience": SignedGap(step=0.05, hi=0.25, average=0.0, z=0.0),
-}
 PROMPT = Governor(chance=0.1, warmup=0)
 SKILLS = st.floats(0.31, 1.0)
 SHARES = st.floats(0.0, 1.2)

@@ -9,33 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from members import SCHEDULES
 
 from lightning_noise import schedules
 from lightning_noise.schedules import Progress, moments
 from lightning_noise.testing import SCHEDULE_LAWS
-
-SCHEDULES = [
-    schedules.Constant(0.3),
-    schedules.Linear(0.0, 0.5),
-    schedules.Linear(0.5, 0.1, begin=0.2, until=0.7),
-    schedules.Linear(0.0, 1.0, begin=2, until=5, unit="epoch"),
-    schedules.Cosine(0.1, 0.5),
-    schedules.Cosine(1.0, 0.0, begin=10, until=30, unit="step"),
-    schedules.Exponential(0.5, 0.01),
-    schedules.Exponential(0.1, 1.0, begin=2, until=5, unit="epoch"),
-    schedules.InverseTime(1.0),
-    schedules.InverseTime(0.3, exponent=1.0, timescale=0.1, begin=0.25, unit="fraction"),
-    schedules.Cyclic(0.1, 0.5, every=0.5),
-    schedules.Cyclic(0.4, 0.0, every=7, begin=3, unit="step"),
-    schedules.Window(0.3, begin=0.2, until=0.6),
-    schedules.Window(schedules.Linear(0.0, 1.0), begin=2, unit="epoch"),
-    schedules.Piecewise([0.1, schedules.Linear(0.1, 0.5), schedules.Cosine(0.5, 0.0)], [0.2, 0.5]),
-    schedules.Piecewise([schedules.InverseTime(0.5), schedules.Cyclic(0.0, 0.2, every=4, unit="step")], [9], unit="step"),
-    schedules.Every(0.3, every=3),
-    schedules.Every(schedules.Linear(0.0, 1.0), every=5, length=2, begin=1, unit="step"),
-    schedules.Product([schedules.Linear(0.0, 0.5), schedules.Every(1.0, every=2)]),
-    schedules.from_snr_db(schedules.Linear(40.0, 0.0)),
-]
 
 
 @pytest.mark.parametrize("law", SCHEDULE_LAWS, ids=lambda law: law.__name__)

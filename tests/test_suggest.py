@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from helpers import Classifier, Rows, assert_same, execute, fit, loader, make_trainer, weights
 from pytorch_lightning.loggers.logger import DummyLogger
-from suggested import found
-from test_processes import execute
+from scripts.range_test import found
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -24,7 +23,6 @@ from lightning_noise.suggest import RangeTest, _crossing, suggest_level
 from lightning_noise.testing import global_streams
 
 NORMAL = NormalDist()
-SCRIPT = Path(__file__).with_name("suggested.py")
 
 
 class Linear(pl.LightningModule):
@@ -145,7 +143,7 @@ def test_the_batch_size_does_not_matter():
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path):
-    execute(SCRIPT, tmp_path / "two", "ddp_spawn", 2)
+    execute(found.__module__, tmp_path / "two", "ddp_spawn", 2)
     assert torch.load(tmp_path / "two" / "found.pt") == asdict(found())
 
 

@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, Classifier, Rows, assert_same, fit, loader, weights
+from helpers import N_CLASSES, Classifier, Rows, assert_same, fit, loader, weights
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
@@ -37,6 +37,7 @@ class Custom(Classifier):
 
 
 # --- the loss
+
 
 WEIGHT = torch.tensor([1.0, 2.0, 0.5])
 CRITERIA = {

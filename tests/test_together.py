@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import N_CLASSES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from helpers import N_CLASSES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
 """A fit of a model whose parameters are sharded over two processes; each writes what it saw to `<folder>/<rank>.pt`.
 
-Run as a script: python sharded.py FOLDER data|tensor UNIT
+Run in this folder's parent: python -m scripts.sharded_parameters FOLDER data|tensor UNIT
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from conftest import N_CLASSES, N_FEATURES, Classifier, loader, make_trainer
+from helpers import N_CLASSES, N_FEATURES, Classifier, loader, make_trainer
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn

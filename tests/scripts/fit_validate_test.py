@@ -1,6 +1,6 @@
 """A fit, a validation and a test on one or more processes; each writes what it saw to `<folder>/<rank>.pt`.
 
-Run as a script: python processes.py FOLDER STRATEGY DEVICES LEVEL
+Run in this folder's parent: python -m scripts.fit_validate_test FOLDER STRATEGY DEVICES LEVEL
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
+from helpers import N_CLASSES, Classifier, Rows, loader, make_trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, default_collate
 from torchmetrics import MetricCollection

@@ -1,6 +1,6 @@
 """A range test on one or more processes, of which the main one writes what it found to `<folder>/found.pt`.
 
-Run as a script: python suggested.py FOLDER STRATEGY DEVICES
+Run in this folder's parent: python -m scripts.range_test FOLDER STRATEGY DEVICES
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from conftest import Classifier, Rows, loader, make_trainer
+from helpers import Classifier, Rows, loader, make_trainer
 
 from lightning_noise import noise
 from lightning_noise.suggest import RangeTest, suggest_level

@@ -1,6 +1,6 @@
 """A validation under noise on one or more processes; each writes what it logged to `<folder>/<rank>.pt`.
 
-Run as a script: python replayed.py FOLDER DEVICES
+Run in this folder's parent: python -m scripts.replay FOLDER DEVICES
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
+from helpers import N_CLASSES, Classifier, Rows, loader, make_trainer
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import ReplayMonitor, noise

@@ -1,6 +1,6 @@
 """Fits with adaptive levels on one or more processes; each writes what was decided to `<folder>/<rank>.pt`.
 
-Run as a script: python decided.py FOLDER DEVICES
+Run in this folder's parent: python -m scripts.adaptive_levels FOLDER DEVICES
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from conftest import N_CLASSES, Classifier, Rows, loader, make_trainer
+from helpers import N_CLASSES, Classifier, Rows, loader, make_trainer
 from torch import distributed
 from torch.utils.data import IterableDataset
 from torchmetrics.classification import MulticlassAccuracy

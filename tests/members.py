@@ -1,0 +1,144 @@
+"""The members of each family, over which its laws are tested."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers import N_CLASSES
+
+from lightning_noise import (
+    ActivationNoise,
+    CutMix,
+    GradientNoise,
+    InputNoise,
+    LabelSmoothing,
+    Mixup,
+    TargetNoise,
+    WeightNoise,
+    labels,
+    noise,
+    schedules,
+)
+from lightning_noise.metrics import (
+    BrierDecomposition,
+    BrierScore,
+    CalibrationBins,
+    CrossEntropy,
+    ExpectedCalibrationError,
+    FlipRate,
+    MeanSquaredError,
+    NoiseDetection,
+    PredictiveEntropy,
+    SelectiveClassification,
+    TemperatureScaling,
+)
+from lightning_noise.rules import Governor, SignedGap
+
+CALLBACKS = {
+    "input": lambda level: InputNoise(noise.Gaussian(), level),
+    "smoothing": LabelSmoothing,
+    "flips": lambda level: TargetNoise(labels.FlipLabels(N_CLASSES), level),
+    "mixup": Mixup,
+    "cutmix": lambda level: CutMix(level, dim=(-1,)),
+    "weight": lambda level: WeightNoise(noise.Gaussian(), level),
+    "gradient": lambda level: GradientNoise(noise.Gaussian(), level),
+    "activation": lambda level: ActivationNoise(noise.Gaussian(), level, "net.1"),
+}
+# the same with other arguments, held to the laws of draws and levels alone
+VARIANTS = {
+    "input, some samples": lambda level: InputNoise(noise.Uniform(), level, probability=0.5, per_sample=True, clip=(-2, 2)),
+    "input, relative": lambda level: InputNoise(noise.Gaussian(), level, relative=True, seed=3),
+    "flips at the loss": lambda level: TargetNoise(labels.FlipLabels(N_CLASSES), level, via="loss"),
+    "mixup, sampled": lambda level: Mixup(level, via="sample", per_sample=True),
+    "weight, reparametrized": lambda level: WeightNoise(noise.Gaussian(), level, relative="std", gradient="reparametrized"),
+    "activation, relative": lambda level: ActivationNoise(noise.Uniform(), level, ["net.1", "net.4"], relative=True),
+}
+every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
+every_variant = pytest.mark.parametrize("make", (CALLBACKS | VARIANTS).values(), ids=CALLBACKS | VARIANTS)
+
+
+def brier_decomposition(n_groups: int = 1) -> BrierDecomposition:
+    return BrierDecomposition(num_classes=5, n_groups=n_groups)
+
+
+def entropy_of_five(n_groups: int = 1) -> PredictiveEntropy:
+    return PredictiveEntropy(num_classes=5, n_groups=n_groups)
+
+
+# the metrics whose sums are whole numbers, for laws that all of them keep
+EXACT_METRICS = [
+    ExpectedCalibrationError,
+    CalibrationBins,
+    TemperatureScaling,
+    CrossEntropy,
+    BrierScore,
+    brier_decomposition,
+    entropy_of_five,
+    SelectiveClassification,
+]
+
+
+# all metrics, with what some of them compare: predictions without noise
+METRICS: list[Any] = [*EXACT_METRICS, FlipRate, NoiseDetection, MeanSquaredError]
+
+
+NOISES = [
+    noise.Gaussian(),
+    noise.Uniform(),
+    noise.Speckle(),
+    noise.Impulse(),
+    noise.Impulse(low=0.0, high=1.0),
+    noise.Shot(),
+    noise.Shot(scale=4.0),
+    noise.SNR(),
+    noise.SNR(center=True),
+    noise.SNR(padding=0.0),
+    noise.ColoredNoise(),
+    noise.ColoredNoise(exponent=-2.0),
+    noise.Drift(),
+    noise.Scaling(),
+    noise.PatchGaussian(size=3),
+    noise.Masking(),
+    noise.Masking(dim=(-1,), value=0.5),
+    noise.FeatureDropout(),
+    noise.FeatureDropout(rescale=False),
+    noise.DropConnect(),
+    noise.SwapNoise(),
+]
+
+
+RULES = {
+    "governor": Governor(chance=0.1),
+    "governor without patience": Governor(chance=0.1, warmup=0, cooldown=0, average=0.0),
+    "governor that rests": Governor(chance=0.1, warmup=1, cooldown=2),
+    "governor of an error": Governor(chance=1.0, best=0.0),
+    "governor between bounds": Governor(chance=0.1, lo=0.2, hi=0.5),
+    "signed gap": SignedGap(),
+    "governor below the start of a law": Governor(chance=0.1, hi=0.2),
+    "signed gap without patience": SignedGap(step=0.05, hi=0.25, average=0.0, z=0.0),
+}
+
+
+SCHEDULES = [
+    schedules.Constant(0.3),
+    schedules.Linear(0.0, 0.5),
+    schedules.Linear(0.5, 0.1, begin=0.2, until=0.7),
+    schedules.Linear(0.0, 1.0, begin=2, until=5, unit="epoch"),
+    schedules.Cosine(0.1, 0.5),
+    schedules.Cosine(1.0, 0.0, begin=10, until=30, unit="step"),
+    schedules.Exponential(0.5, 0.01),
+    schedules.Exponential(0.1, 1.0, begin=2, until=5, unit="epoch"),
+    schedules.InverseTime(1.0),
+    schedules.InverseTime(0.3, exponent=1.0, timescale=0.1, begin=0.25, unit="fraction"),
+    schedules.Cyclic(0.1, 0.5, every=0.5),
+    schedules.Cyclic(0.4, 0.0, every=7, begin=3, unit="step"),
+    schedules.Window(0.3, begin=0.2, until=0.6),
+    schedules.Window(schedules.Linear(0.0, 1.0), begin=2, unit="epoch"),
+    schedules.Piecewise([0.1, schedules.Linear(0.1, 0.5), schedules.Cosine(0.5, 0.0)], [0.2, 0.5]),
+    schedules.Piecewise([schedules.InverseTime(0.5), schedules.Cyclic(0.0, 0.2, every=4, unit="step")], [9], unit="step"),
+    schedules.Every(0.3, every=3),
+    schedules.Every(schedules.Linear(0.0, 1.0), every=5, length=2, begin=1, unit="step"),
+    schedules.Product([schedules.Linear(0.0, 0.5), schedules.Every(1.0, every=2)]),
+    schedules.from_snr_db(schedules.Linear(40.0, 0.0)),
+]

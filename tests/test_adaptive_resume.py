@@ -1,0 +1,159 @@
+"""A level that tunes itself goes on from a checkpoint, and moves as one on several processes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import N_CLASSES, Deterministic, Rows, assert_same, execute, fit, loader, resumes, weights
+from helpers_adaptive import Plan, governor, held_out, history, level_of, seen
+from pytorch_lightning.callbacks import ModelCheckpoint
+from scripts import adaptive_levels
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from lightning_noise import AdaptiveLevel, InputNoise, WeightNoise, noise
+from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.rules import Decision
+
+# --- resume
+
+
+def moving() -> list[NoiseCallback]:
+    """Among them two of one class."""
+    return [
+        InputNoise(noise.Gaussian(), AdaptiveLevel(governor(step=1.0))),
+        InputNoise(noise.Speckle(), AdaptiveLevel(Plan((0.1, 0.2, 0.3, 0.4, 0.5))), name="planned"),
+        WeightNoise(noise.Gaussian(), AdaptiveLevel(governor(step=0.5)), relative="std"),
+    ]
+
+
+def assert_resumes(folder: Path, train: Callable[[], Any], at: Callable[[int], bool], **kwargs: Any) -> None:
+    settings = {"module": Deterministic, "validation": held_out(), "max_epochs": 8, **kwargs}
+    uninterrupted, saver = moving(), ModelCheckpoint(folder, save_top_k=-1, filename="{step}")
+    whole, _ = fit([*uninterrupted, saver], train=train(), enable_checkpointing=True, **settings)
+    checkpoints = [path for path in folder.glob("*.ckpt") if at(int(path.stem.removeprefix("step=").partition("-")[0]))]
+    assert len(checkpoints) >= 3
+    for checkpoint in checkpoints:
+        callbacks = moving()
+        resumed, _ = fit(callbacks, train=train(), ckpt_path=str(checkpoint), **settings)
+        assert len(resumed.seen) < len(whole.seen)
+        assert_same(weights(resumed), weights(whole))
+        for one, two in zip(callbacks, uninterrupted, strict=True):
+            assert history(one) == history(two)
+            assert level_of(one) == level_of(two)
+            assert one.adaptive.summary() == two.adaptive.summary()  # type: ignore[union-attr]
+        again, first = seen(callbacks[1]), seen(uninterrupted[1])
+        assert again == first[len(first) - len(again) :], (
+            "also the standard errors, which are of the difference to the best so far"
+        )
+    moved = {decision.reason for callback in uninterrupted for decision in history(callback)}
+    assert {"grew", "moved"} < moved
+
+
+@resumes
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    assert_resumes(tmp_path, loader, lambda step: 3 < step < 24)
+
+
+@resumes
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's call into torch
+def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one(tmp_path):
+    def train():
+        return StatefulDataLoader(Rows(40), batch_size=8)
+
+    # not from the end of an epoch: there a stateful loader skips the next one, with noise and without
+    assert_resumes(tmp_path, train, lambda step: step % 5 > 0 and step > 5, val_check_interval=2, max_epochs=5)
+
+
+def test_the_state_is_of_primitives_and_each_callback_has_its_own(tmp_path):
+    callbacks = moving()
+    _, trainer = fit(callbacks, max_epochs=4)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert len(saved) == len(callbacks)
+    for callback in callbacks:
+        state = saved[callback.state_key]
+        assert state["state"]["level"] == level_of(callback)
+        assert [Decision(*decision) for decision in state["history"]] == history(callback)
+
+
+def test_a_callback_without_an_adaptive_level_saves_nothing(tmp_path):
+    _, trainer = fit([InputNoise(noise.Gaussian(), 0.1)])
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"] == {}
+
+
+@resumes
+def test_testing_a_checkpoint_does_not_set_the_level_back(tmp_path):
+    saver = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((0.1, 0.2, 0.3))))
+    module, trainer = fit([callback, saver], max_epochs=3, enable_checkpointing=True)
+    moves = history(callback)
+    trainer.test(module, loader(), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
+    assert history(callback) == moves
+    assert callback.adaptive is not None
+    assert callback.adaptive.level == 0.3
+
+
+@resumes
+def test_the_state_of_another_rule_gives_its_level_alone(tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="last")
+    fit([InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((0.1, 0.2)))), saver], max_epochs=2, enable_checkpointing=True)
+    other = InputNoise(noise.Gaussian(), AdaptiveLevel(governor(warmup=9)))
+    with pytest.warns(UserWarning, match="is one of Plan and multiclass, and now it is one of Governor and multiclass"):
+        fit([other], max_epochs=3, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert [(decision.level, decision.reason) for decision in history(other)[2:]] == [(0.2, "waited")]
+
+
+def test_at_the_largest_level_that_has_a_meaning_a_governor_holds():
+    # everything is left at the boundary, which the prediction does not look at
+    level = AdaptiveLevel(governor(step=0.4), predict=lambda module, batch: F.one_hot(batch[1], N_CLASSES).float())
+    callback = InputNoise(noise.Impulse(), level)
+    fit([callback], max_epochs=5)
+    assert [decision.reason for decision in history(callback)] == ["grew", "grew", "grew", "held", "held"]
+    assert history(callback)[-1].next_level == 1.0
+
+
+# --- processes
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What one process wrote, and what two did."""
+    alone, both = (tmp_path_factory.mktemp("decided") / name for name in ("alone", "both"))
+    alone.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adaptive_levels.main(alone, 1)
+    execute(adaptive_levels.__name__, both, 2)
+    return [alone, both]
+
+
+def test_two_processes_decide_as_one(folders):
+    alone = torch.load(folders[0] / "decided-0.pt")
+    for rank in range(2):
+        result = torch.load(folders[1] / f"decided-{rank}.pt")
+        for name in ("input", "weight", "activation"):
+            assert result[name]["history"] == alone[name]["history"]
+            assert result[name]["summary"] == alone[name]["summary"]
+            # confidences of batches of other sizes, in float32
+            assert result[name]["seen"] == pytest.approx(alone[name]["seen"], abs=1e-6)
+        for one, two in zip(result["own"]["history"], alone["own"]["history"], strict=True):
+            step, level, clean, boundary, reason, next_level = two
+            # a metric of torchmetrics counts the sample that the sampler repeats
+            assert one == (step, level, pytest.approx(clean, abs=1e-6), pytest.approx(boundary, abs=1e-6), reason, next_level)
+        assert result["smoothing"]["seen"][3] == pytest.approx(alone["smoothing"]["seen"][3], abs=1e-6)
+        assert [move[4:] for move in result["smoothing"]["history"]] == [move[4:] for move in alone["smoothing"]["history"]]
+    assert {"grew", "shrank"} <= {move[4] for name in ("input", "weight", "activation") for move in alone[name]["history"]}
+
+
+def test_a_process_without_a_batch_is_an_error_on_all(folders):
+    assert torch.load(folders[0] / "error-0.pt") == ""
+    for rank in range(2):
+        said = torch.load(folders[1] / f"error-{rank}.pt")
+        assert said == "AdaptiveLevel of 'input' measures on all processes, but one of them saw no batch"

@@ -1,0 +1,104 @@
+"""The level of a noise callback follows its schedule through the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from helpers import Classifier, Deterministic, Rows, fit
+from helpers_callbacks import LevelLog, Normalised
+from pytorch_lightning.callbacks import StochasticWeightAveraging
+from torch.utils.data import DataLoader
+
+from lightning_noise import InputNoise, RobustnessMonitor, noise, schedules
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"max_epochs": 2}, [i / 6 for i in range(6)]),
+        ({"max_epochs": 4, "max_steps": 6}, [i / 6 for i in range(6)]),
+        ({"max_epochs": 2, "accumulate_grad_batches": 3}, [i / 6 for i in range(6)]),
+        ({"max_epochs": 1000, "max_steps": 3}, [i / 3 for i in range(3)]),
+        ({"max_epochs": 4, "limit_train_batches": 1}, [0, 0.25, 0.5, 0.75]),
+    ],
+    ids=str,
+)
+def test_a_schedule_in_fractions_follows_the_end_that_comes_first(run, expected):
+    callback = InputNoise(noise.Gaussian(), schedules.Linear(0.0, 1.0))
+    log = LevelLog(callback)
+    fit([callback, log], **run)
+    assert log.levels == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [(noise.Shot(), "Shot needs data that are not negative"), (noise.Masking(), "Masking needs samples of at least 2 axes")],
+    ids=repr,
+)
+def test_a_noise_that_does_not_suit_the_data_is_found_on_the_first_batch_though_it_begins_later(member, message):
+    module = Classifier()
+    with pytest.raises(ValueError, match=message):
+        fit([InputNoise(member, schedules.Window(0.2, begin=0.5))], module=module)
+    assert not module.seen
+    with pytest.raises(ValueError, match=message):
+        fit([RobustnessMonitor(member)], module=module)
+    assert not module.seen
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("module", [Deterministic, Normalised])
+@pytest.mark.parametrize("run", [{"max_epochs": 3}, {"max_epochs": 9, "max_steps": 9}], ids=str)
+def test_a_schedule_in_fractions_ends_with_the_training_and_not_with_the_epoch_of_weight_averaging(run, module, order):
+    def levels(*others):
+        callback = InputNoise(noise.Gaussian(), schedules.Linear(0.0, 1.0))
+        log = LevelLog(callback)
+        fit([callback, *others, log][::order], module=module, **run)
+        return log.levels
+
+    without = levels()
+    with_ = levels(StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1))
+    added = 3 if module is Normalised and "max_steps" not in run else 0
+    assert without == pytest.approx([i / 9 for i in range(9)])
+    assert with_ == without + added * [0.0]
+
+
+def test_a_schedule_may_be_wrong_in_the_epoch_that_weight_averaging_adds():
+    falling = schedules.Linear(1.0, -0.1, until=6, unit="step")  # two epochs of three steps, of which the last is step 5
+    swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
+    module, _ = fit([InputNoise(noise.Gaussian(), falling), swa], module=Normalised, max_epochs=2)
+    assert len(module.seen) == 9
+
+
+def test_batches_of_unknown_number_count_whole_epochs():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([Rows()[i] for i in range(16)])
+
+    callback = InputNoise(noise.Gaussian(), schedules.Linear(0.0, 1.0))
+    log = LevelLog(callback)
+    fit([callback, log], train=DataLoader(Stream(), batch_size=8), max_epochs=4)
+    assert log.levels == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+
+
+def test_steps_count_updates_and_not_batches():
+    callback = InputNoise(noise.Gaussian(), lambda progress: float(progress.step))
+    log = LevelLog(callback)
+    fit([callback, log], accumulate_grad_batches=2, max_epochs=2)
+    assert log.levels == [0, 0, 1, 2, 2, 3]  # three batches an epoch, the last of which is an update of its own
+
+
+def test_at_level_0_the_step_gets_the_very_batch():
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.batch = batch
+
+        def on_train_batch_end(self, trainer, pl_module: Any, outputs, batch, batch_idx):
+            same.append(pl_module.seen[-1] is self.batch)
+
+    same: list[bool] = []
+    gate = schedules.Every(0.5, every=3, unit="step")
+    fit([InputNoise(noise.Gaussian(), gate, clip=(-0.1, 0.1)), Watch()], max_epochs=2)
+    assert same == [False, True, True, False, True, True]

@@ -1,0 +1,223 @@
+"""Noise in embeddings is that of the paper, and leaves padding alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from helpers import N_CLASSES, Classifier, fit, make_trainer
+from helpers_activations import KEY, hooks, within
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_noise import Key
+from lightning_noise.callbacks.activations import EmbeddingNoise
+
+N_WORDS, LENGTH, WIDTH = 20, 7, 6
+
+
+class Sentences(Dataset):
+    """Rows of ids of different lengths, filled up with zeros; the last has none."""
+
+    def __init__(self, n: int = 16):
+        generator = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(1, N_WORDS, (n, LENGTH), generator=generator)
+        lengths = torch.arange(n - 1, -1, -1) % (LENGTH + 1)
+        self.mask = (torch.arange(LENGTH) < lengths[:, None]).long()
+        self.ids *= self.mask
+        self.labels = self.ids.sum(1) % N_CLASSES
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        return {"ids": self.ids[i], "attention_mask": self.mask[i], "labels": self.labels[i]}
+
+
+class Tokens(pl.LightningModule):
+    """Classifies the mean embedding, and keeps the embeddings."""
+
+    def __init__(self, padding_idx: int | None = None):
+        super().__init__()
+        self.words = nn.Embedding(N_WORDS, WIDTH, padding_idx=padding_idx)
+        self.head = nn.Linear(WIDTH, N_CLASSES)
+        self.embedded: list[Tensor] = []
+
+    def forward(self, ids: Tensor) -> Tensor:
+        e = self.words(input=ids)
+        self.embedded.append(e.detach())
+        return self.head(e.mean(1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch["ids"]), batch["labels"])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def added(callback: EmbeddingNoise, padding_idx: int | None = None, **kwargs: Any) -> Tensor:
+    """The noise of the first batch of all sentences."""
+    module, _ = fit(
+        [callback],
+        module=lambda: Tokens(padding_idx),
+        train=DataLoader(Sentences(), batch_size=16),
+        max_epochs=1,
+        limit_val_batches=0,
+        **kwargs,
+    )
+    return module.embedded[0] - module.words.weight.detach()[Sentences().ids]
+
+
+def test_the_embeddings_of_a_fit_get_the_noise_of_the_paper():
+    key = Key((3, "embedding", 0, 0), rank=0) / "module" / "words" / 0
+    u = torch.empty(16, LENGTH, WIDTH).uniform_(-1, 1, generator=key.generator("cpu"))
+    lengths = Sentences().mask.sum(1)
+    expected = 5.0 * u / (lengths * WIDTH).clamp_min(1).sqrt()[:, None, None] * Sentences().mask[..., None]
+    # the noise is taken from a sum in float32, of numbers of up to 5
+    torch.testing.assert_close(added(EmbeddingNoise(5.0, mask="attention_mask", seed=3)), expected, rtol=0, atol=2e-6)
+
+
+def test_padding_and_rows_without_tokens_get_no_noise():
+    mask = Sentences().mask.bool()
+    assert not mask[-1].any()
+    for delta in (added(EmbeddingNoise(5.0, mask="attention_mask")), added(EmbeddingNoise(5.0), padding_idx=0)):
+        assert delta.isfinite().all()
+        assert not delta[~mask].any()
+        assert delta[mask].all()
+
+
+def test_the_mask_comes_before_the_padding_idx_and_without_both_all_positions_are_tokens():
+    by_mask, by_ids = (
+        added(EmbeddingNoise(5.0, mask="attention_mask"), padding_idx=3),
+        added(EmbeddingNoise(5.0), padding_idx=0),
+    )
+    whole = added(EmbeddingNoise(5.0))
+    by_mask[Sentences().ids == 3] = by_ids[Sentences().ids == 3] = (
+        0  # the weights of a padding_idx are zeros, so roundings differ
+    )
+    torch.testing.assert_close(by_mask, by_ids, rtol=0, atol=2e-6)  # noise taken from a sum in float32, of numbers of up to 5
+    assert whole.all()
+    assert whole.abs().max() <= 5.0 / math.sqrt(LENGTH * WIDTH) + 2e-6
+
+
+@pytest.mark.parametrize("padded", [LENGTH, 4 * LENGTH])
+@pytest.mark.parametrize(("length", "width"), [(1, 4), (LENGTH, 4), (3, 64), (None, 16)])
+def test_the_noise_of_a_row_has_a_mean_square_norm_of_a_third_of_the_squared_level(length, width, padded):
+    rows, alpha = 4000, 5.0
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, width)}).double()
+    tokens = (rows,) if length is None else (rows, padded)  # one token for each row, where there is no axis of tokens
+    batch = {"mask": (torch.arange(padded) < (length or 0)).expand(tokens) if length else torch.ones(tokens)}
+    ids = torch.zeros(tokens, dtype=torch.long)
+    noisy = within(EmbeddingNoise(alpha, mask="mask"), module, lambda: module["words"](ids), batch=batch, level=alpha)
+    norms = (noisy - module["words"](ids)).flatten(1).square().sum(1)
+    # u^2 has the mean 1/3 and the variance 4/45, and a norm is a mean of n of them; five standard errors
+    n = (length or 1) * width
+    assert abs(norms.mean() / alpha**2 - 1 / 3) < 5 * math.sqrt(4 / 45 / n / rows)
+
+
+def test_half_precision_is_perturbed_in_float32_and_rounded_once():
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)}).bfloat16()
+    ids = Sentences().ids
+    half = within(EmbeddingNoise(5.0), module, lambda: module["words"](ids))
+    full = within(EmbeddingNoise(5.0), module.float(), lambda: module["words"](ids))
+    assert torch.equal(half, full.bfloat16())
+
+
+def test_the_noise_of_a_probe_is_that_of_the_place_of_a_row():
+    module, ids = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)}), Sentences().ids
+    callback = EmbeddingNoise(5.0)
+    whole = within(callback, module, lambda: module["words"](ids), Key(("probe",), positions=range(16)))
+    part = within(callback, module, lambda: module["words"](ids[4:9]), Key(("probe",), positions=range(4, 9)))
+    assert torch.equal(part, whole[4:9])
+
+
+def test_a_compiled_embedding_knows_its_padding():
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH, padding_idx=0)})
+    plain = within(EmbeddingNoise(5.0), module, lambda: module["words"](Sentences().ids))
+    module["words"] = torch.compile(module["words"], backend="eager")  # type: ignore[assignment]
+    assert torch.equal(within(EmbeddingNoise(5.0), module, lambda: module["words"](Sentences().ids)), plain)
+
+
+@pytest.mark.parametrize(
+    ("callback", "error", "message"),
+    [
+        (EmbeddingNoise(5.0, mask="mask"), ValueError, "no leaf 'mask' in the batch; leaves are: 'ids' int64"),
+        (
+            EmbeddingNoise(5.0, mask="labels"),
+            ValueError,
+            r"the mask 'labels' is int64 \(8,\), but 'words' embeds tokens of shape \(8, 7\); say modules=…",
+        ),
+        (EmbeddingNoise(5.0, modules="word"), ValueError, "no module matches 'word'; modules are: 'words', 'head'"),
+        (EmbeddingNoise(5.0, modules=["words", "inner"]), TypeError, r"\(B, L, d\), but 'inner' returned int64 \(8, 7\)"),
+    ],
+    ids=lambda value: "" if isinstance(value, EmbeddingNoise) else None,
+)
+def test_what_does_not_suit_the_embeddings_is_refused(callback, error, message):
+    class Wrapped(Tokens):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, ids):
+            return super().forward(self.inner(ids))
+
+    module = Wrapped()
+    with pytest.raises(error, match=message):
+        fit([callback], module=module, train=DataLoader(Sentences(), batch_size=8), limit_val_batches=0)
+    assert not hooks(module)
+
+
+def test_a_mask_is_for_an_embedding_of_the_same_tokens_alone():
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH, padding_idx=0)})
+    ids, batch = Sentences().ids, {"mask": Sentences().mask}
+
+    def twice():
+        return module["words"](ids), module["words"](ids.flip(0))
+
+    with pytest.raises(
+        ValueError, match=r"'words' is called for other tokens, too, .* 'mask' is the mask of its first .* a padding_idx"
+    ):
+        within(EmbeddingNoise(5.0, mask="mask"), module, twice, batch=batch)
+    one, two = within(
+        EmbeddingNoise(5.0, mask="mask"), module, lambda: (module["words"](ids), module["words"](ids)), batch=batch
+    )
+    assert not torch.equal(one, two), "two encodings of one batch draw twice"
+    for noisy, padding in zip(within(EmbeddingNoise(5.0), module, twice), (ids == 0, ids.flip(0) == 0), strict=True):
+        assert not noisy[padding].any()
+        assert noisy[~padding].any()
+
+
+def test_each_of_two_batches_of_a_step_has_its_mask():
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
+    ids, mask = Sentences().ids, Sentences().mask
+    callback, trainer = EmbeddingNoise(5.0, mask="mask"), make_trainer()
+    with callback.perturbation(trainer, module, {"mask": mask}, 5.0, KEY):  # type: ignore[arg-type]
+        module["words"](ids)
+        with callback.perturbation(trainer, module, {"mask": mask.flip(0)}, 5.0, KEY / "second"):  # type: ignore[arg-type]
+            noisy = module["words"](ids.flip(0))
+    delta = noisy - module["words"](ids.flip(0))
+    assert not delta[mask.flip(0) == 0].any()
+    assert delta[mask.flip(0) == 1].all()
+
+
+def test_it_must_be_said_which_of_several_embeddings_gets_noise():
+    class Several(Tokens):
+        def __init__(self):
+            super().__init__()
+            self.places = nn.Embedding(LENGTH, WIDTH)
+
+    with pytest.raises(ValueError, match=r"Say modules=…; of nn\.Embedding there are: 'words', 'places'"):
+        EmbeddingNoise(5.0).selected(Several())
+    assert list(EmbeddingNoise(5.0, modules="words").selected(Several())) == ["words"]
+    with pytest.raises(ValueError, match=r"of nn\.Embedding there are: none"):
+        EmbeddingNoise(5.0).selected(Classifier())
+
+
+def test_at_level_0_the_embeddings_are_the_clean_ones():
+    assert not added(EmbeddingNoise(0.0, mask="attention_mask")).any()

@@ -1,0 +1,451 @@
+"""Metrics equal their definitions and other libraries, at the edges too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers_metrics import plain_ece, predictions
+from scipy.integrate import trapezoid
+from scipy.optimize import minimize_scalar
+from scipy.stats import entropy as scipy_entropy
+from scipy.stats import norm
+from sklearn.metrics import brier_score_loss, mean_squared_error, roc_auc_score
+
+from lightning_noise.metrics import (
+    BrierDecomposition,
+    BrierScore,
+    CalibrationBins,
+    ExpectedCalibrationError,
+    FlipRate,
+    MeanSquaredError,
+    NoiseDetection,
+    PredictiveEntropy,
+    SelectiveClassification,
+    TemperatureScaling,
+    area_under_curve,
+    aurc,
+    bin_indices,
+    calibration_floor,
+    calibration_z,
+    corruption_error,
+    debiased_calibration_error,
+    error_auroc,
+    expected_calibration_error,
+    flip_rate,
+    mean_corruption_error,
+    murphy_decomposition,
+    noise_detected,
+    robustness_summary,
+    scores,
+)
+
+# predictions at the edges: one sample, all right, all wrong, certain and right, certain and wrong, undecided
+EDGES = {
+    "one": (torch.tensor([[0.3, 0.1, -0.2]]), torch.tensor([1])),
+    "right": (torch.eye(3), torch.arange(3)),
+    "wrong": (torch.eye(3), torch.tensor([1, 2, 0])),
+    "certain": (200 * torch.eye(3), torch.arange(3)),
+    "certain and wrong": (200 * torch.eye(3), torch.tensor([1, 2, 0])),
+    "undecided": (torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])),
+}
+
+
+def plain_calibration(logits: torch.Tensor, target: torch.Tensor, n_bins: int) -> dict[str, float]:
+    """The definitions, in a loop over bins."""
+    probabilities = logits.double().softmax(1).numpy()
+    confidence, hit = probabilities.max(1), probabilities.argmax(1) == target.numpy()
+    bins, n = np.minimum((confidence * n_bins).astype(int), n_bins - 1), len(hit)
+    floor = debiased = 0.0
+    for b in np.unique(bins):
+        c, a = confidence[bins == b], hit[bins == b]
+        floor += math.sqrt(2 / math.pi * (c * (1 - c)).sum()) / n
+        if len(a) > 1:
+            debiased += len(a) / n * ((a.mean() - c.mean()) ** 2 - a.var(ddof=1) / len(a))
+    error = plain_ece(logits, target, n_bins)
+    deviation = math.sqrt((1 - 2 / math.pi) * (confidence * (1 - confidence)).sum()) / n
+    z = (error - floor) / deviation
+    values = {"accuracy": hit.mean(), "ece": error, "ece_floor": floor, "ece_z": z, "ece_p": norm.sf(z)}
+    return values | {"debiased_squared_error": debiased, "signed_gap": confidence.mean() - hit.mean()}
+
+
+@pytest.mark.parametrize("n_bins", [1, 15])
+@pytest.mark.parametrize("data", [predictions(2), predictions(1001), *(EDGES[key] for key in EDGES if "certain" not in key)])
+def test_calibration_equals_its_definitions(data, n_bins):
+    metric = CalibrationBins(n_bins)
+    metric.update(*data)
+    values, reference = metric.compute(), plain_calibration(*data, n_bins=n_bins)
+    assert values.keys() == reference.keys()
+    for key, value in values.items():
+        # confidences are computed in float32; the standard error that z is divided by is as small as 0.01
+        assert value.item() == pytest.approx(reference[key], abs=1e-6, rel=1e-5 if key == "ece_z" else 1e-6), key
+
+
+def test_the_ece_beside_its_floor_is_the_ece():
+    error, bins = ExpectedCalibrationError(), CalibrationBins()
+    for metric in (error, bins):
+        metric.update(*predictions(500))
+    assert bins.compute()["ece"] == error.compute()
+
+
+def test_a_certain_model_is_calibrated_where_it_is_right_and_impossible_where_it_is_wrong():
+    right, wrong = CalibrationBins(), CalibrationBins()
+    right.update(*EDGES["certain"])
+    wrong.update(*EDGES["certain and wrong"])
+    assert {key: right.compute()[key].item() for key in ("ece", "ece_floor", "signed_gap")} == dict.fromkeys(
+        ("ece", "ece_floor", "signed_gap"), 0
+    )
+    assert right.compute()["ece_z"].isnan()
+    assert right.compute()["ece_p"].isnan()
+    values = {key: value.item() for key, value in wrong.compute().items()}
+    assert values == {
+        "accuracy": 0,
+        "ece": 1,
+        "ece_floor": 0,
+        "ece_z": math.inf,
+        "ece_p": 0,
+        "debiased_squared_error": 1,
+        "signed_gap": 1,
+    }
+
+
+def calibrated(confidence: torch.Tensor, n_runs: int, n_bins: int = 15) -> tuple[torch.Tensor, ...]:
+    """Returns the sums in bins, and the hits of each run in rows, of a model that is right as often as it says."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(n_runs, len(confidence), generator=generator, dtype=torch.float64)
+    bins = bin_indices(confidence, n_bins)
+    zeros = confidence.new_zeros(n_bins)
+    sums = [
+        zeros.index_add(0, bins, values) for values in (confidence, torch.ones_like(confidence), confidence * (1 - confidence))
+    ]
+    hits = confidence.new_zeros(n_runs, n_bins).index_add_(1, bins, (draws < confidence).double())
+    return *sums, hits
+
+
+def of_each(formula, *sums: torch.Tensor) -> torch.Tensor:
+    return torch.stack([formula(*sums[:1], hits, *sums[1:-1]) for hits in sums[-1]])
+
+
+@pytest.mark.parametrize("n", [500, 5000])
+@pytest.mark.parametrize("sharpness", [1.0, 2.0, 3.0])
+def test_the_floor_is_the_ece_of_a_calibrated_model(n, sharpness):
+    confidence = predictions(n, sharpness=sharpness)[0].double().softmax(1).max(1).values
+    conf, count, variance, hits = calibrated(confidence, n_runs=1000)
+    errors = of_each(expected_calibration_error, conf, count, hits)
+    # the closed form takes bins as normal: within 5 % from 500 predictions on
+    assert calibration_floor(variance, count).item() == pytest.approx(errors.mean().item(), rel=0.05)
+    z = of_each(calibration_z, conf, count, variance, hits)
+    # five standard errors, and what a floor that is a few percent off means in units of the spread
+    assert abs(z.mean()) < 0.1 + 5 / math.sqrt(1000)
+    assert abs(z.std() - 1) < 5 / math.sqrt(2 * 1000) + 0.02  # the spread of bins that are not quite normal
+
+
+@pytest.mark.parametrize("n", [20, 500])
+def test_the_debiased_error_of_a_calibrated_model_has_mean_zero(n):
+    # one confidence in each bin, where the estimate has no bias; some bins are empty and some hold one prediction
+    generator = torch.Generator().manual_seed(0)
+    confidence = (torch.randint(0, 15, (n,), generator=generator).double() + 0.5) / 15
+    conf, count, _, hits = calibrated(confidence, n_runs=4000)
+    errors = of_each(debiased_calibration_error, conf, count, hits)
+    assert abs(errors.mean()) < 5 * errors.std() / math.sqrt(len(errors))
+
+
+@pytest.mark.parametrize("data", [predictions(1), predictions(1000, sharpness=0.3), *EDGES.values()])
+def test_the_temperature_is_that_of_least_log_loss_on_the_grid(data):
+    logits, target = data
+    metric = TemperatureScaling()
+    metric.update(logits, target)
+    losses = {t: F.cross_entropy(logits.double() / t, target).item() for t in metric.temperatures}
+    values = metric.compute()
+    # losses are rounded to 2^-24 a sample; where several are as small, as where a certain model is right, the first is taken
+    assert losses[min(losses, key=lambda t: abs(t - values["temperature"].item()))] == pytest.approx(
+        min(losses.values()), abs=1e-6
+    )
+    scaled = ExpectedCalibrationError()
+    scaled.update(logits / values["temperature"], target)
+    assert values["scaled_ece"].item() == pytest.approx(scaled.compute().item(), abs=1e-6)  # float32
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
+def test_the_temperature_is_next_to_the_optimum_and_undoes_a_scale(scale):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 5, generator=generator)
+    target = logits.softmax(1).multinomial(1, generator=generator).flatten()  # calibrated, so the temperature is the scale
+    metric = TemperatureScaling()
+    metric.update(scale * logits, target)
+    values = metric.compute()
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(scale * logits.double() / math.exp(log_temperature), target).item()
+
+    found: Any = minimize_scalar(loss, bounds=(math.log(0.1), math.log(10)), method="bounded")
+    optimum = math.exp(found.x)
+    step = 10 ** (1 / 15)  # the loss is convex in 1 / T, so the best on the grid is a neighbour of the optimum
+    assert optimum / step < values["temperature"].item() < optimum * step
+    assert values["temperature"].item() == pytest.approx(scale, rel=step - 1 + 0.05)  # and 4000 samples tell T within 5 %
+    unscaled = ExpectedCalibrationError()
+    unscaled.update(scale * logits, target)
+    assert scale == 1 or values["scaled_ece"] < unscaled.compute() / 3
+
+
+def test_one_is_a_temperature_and_none_without_predictions():
+    assert TemperatureScaling.temperatures[15] == 1
+    assert (min(TemperatureScaling.temperatures), max(TemperatureScaling.temperatures)) == (0.1, 10)
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert TemperatureScaling().compute()["temperature"].isnan()
+
+
+def test_a_class_without_probability_has_no_temperature():
+    metric = TemperatureScaling()
+    metric.update(torch.tensor([[0.0, -math.inf]]), torch.tensor([1]))
+    with pytest.raises(ValueError, match="infinite loss"):
+        metric.compute()
+
+
+def plain_murphy(probabilities: np.ndarray, target: np.ndarray, n_bins: int) -> list[float]:
+    """The definitions, in loops over classes and bins."""
+    reliability = resolution = uncertainty = 0.0
+    for k, p in enumerate(probabilities.T):
+        hit, bins = target == k, np.minimum((p * n_bins).astype(int), n_bins - 1)
+        uncertainty += hit.mean() * (1 - hit.mean())
+        for b in np.unique(bins):
+            inside = bins == b
+            reliability += inside.mean() * (p[inside].mean() - hit[inside].mean()) ** 2
+            resolution += inside.mean() * (hit[inside].mean() - hit.mean()) ** 2
+    return [reliability, resolution, uncertainty]
+
+
+@pytest.mark.parametrize("data", [predictions(1), predictions(501), *EDGES.values()])
+def test_the_brier_score_equals_that_of_scikit_learn_and_its_parts_their_definitions(data):
+    logits, target = data
+    n_classes = logits.shape[1]
+    metric = BrierDecomposition(n_classes)
+    metric.update(logits, target)
+    probabilities = logits.softmax(1)
+    values = {key: value.item() for key, value in metric.compute().items()}
+    per_class = [
+        brier_score_loss(target.numpy() == k, probabilities[:, k].double().numpy(), pos_label=1) for k in range(n_classes)
+    ]
+    score = BrierScore()
+    score.update(logits, target)
+    for value in (values["brier"], score.compute().item()):
+        assert value == pytest.approx(sum(per_class), abs=1e-6)  # float32, as all of these
+    parts = plain_murphy(probabilities.double().numpy(), target.numpy(), 15)
+    assert list(values.values())[1:] == pytest.approx(parts, abs=1e-6)
+    # p - o differs within a bin by the spread of p, at most w = 1/15: a variance of at most w^2 / 4 for each class, and twice a
+    # covariance of at most (w / 2)(1 / 2)
+    remainder = n_classes * ((1 / 15) ** 2 / 4 + 1 / 15 / 2)
+    assert abs(values["brier"] - (parts[0] - parts[1] + parts[2])) <= remainder
+
+
+def test_the_parts_add_up_to_the_brier_score_where_probabilities_in_a_bin_are_equal():
+    generator = torch.Generator().manual_seed(0)
+    p = (torch.randint(0, 10, (500,), generator=generator).double() + 0.5) / 10
+    hit = (torch.rand(500, generator=generator, dtype=torch.float64) < p).double()
+    zeros, bins = torch.zeros(12, dtype=torch.float64), (p * 10).long()  # two bins stay empty
+    reliability, resolution, uncertainty = murphy_decomposition(
+        *(zeros.index_add(0, bins, values) for values in (p, hit, torch.ones_like(p)))
+    )
+    torch.testing.assert_close(reliability - resolution + uncertainty, (p - hit).square().mean(), rtol=0, atol=1e-12)
+
+
+def test_the_brier_score_refuses_another_number_of_classes():
+    with pytest.raises(ValueError, match=r"BrierDecomposition\(num_classes=4\) got logits of 5 classes"):
+        BrierDecomposition(4).update(*predictions(3))
+
+
+@pytest.mark.parametrize("data", [predictions(1), predictions(501), *EDGES.values()])
+def test_the_entropy_equals_that_of_scipy(data):
+    metric = PredictiveEntropy(data[0].shape[1])
+    metric.update(data[0])
+    reference = scipy_entropy(data[0].double().softmax(1).numpy(), axis=1).mean()
+    assert metric.compute().item() == pytest.approx(reference, abs=1e-6)  # float32
+
+
+def test_the_flip_rate_is_that_of_all_predictions_for_any_batches_and_none_without_noise():
+    clean, noisy = predictions(300)[0], predictions(300)[0] + predictions(301)[0][:300]
+    metric, same = FlipRate(), FlipRate()
+    for part in zip(clean.split(77), noisy.split(77), strict=True):
+        metric.update(*part)
+    same.update(clean, 2 * clean)
+    expected = np.mean(clean.numpy().argmax(1) != noisy.numpy().argmax(1))
+    assert 0 < expected < 1
+    assert metric.compute() == flip_rate(clean, noisy) == torch.tensor(expected).float()
+    assert same.compute() == 0
+    noisy[3, 1] = math.nan
+    metric.update(clean, noisy)
+    with pytest.raises(ValueError, match="FlipRate reads finite predictions, but 1 predictions"):
+        metric.compute()
+
+
+def plain_aurc(confidence: np.ndarray, hit: np.ndarray) -> float:
+    """The definition, in a loop over ranks, where an error is the mean of those that are as confident."""
+    error = np.array([1 - hit[confidence == c].mean() for c in confidence])[np.argsort(-confidence)]
+    return float(np.mean([error[:m].mean() for m in range(1, len(error) + 1)]))
+
+
+@pytest.mark.parametrize("n", [2, 300])
+@pytest.mark.parametrize("n_levels", [3, 1000])
+def test_selection_equals_its_definitions(n, n_levels):
+    # log-odds in the middle of bins, so that a tie is a tie in any precision; few levels make many
+    generator = torch.Generator().manual_seed(0)
+    level = torch.randint(0, n_levels, (n,), generator=generator)
+    log_odds = (level + 0.5) * 36 / 4096
+    target = (torch.rand(n, generator=generator) > log_odds.sigmoid()).long()
+    target[:2] = torch.tensor([0, 1])  # a right and a wrong one at least
+    metric = SelectiveClassification()
+    metric.update(torch.stack([log_odds, torch.zeros(n)], 1), target)
+    values = metric.compute()
+    hit = (target == 0).numpy()
+    assert values["aurc"].item() == pytest.approx(plain_aurc(level.numpy(), hit), abs=1e-6)  # returned in float32
+    assert values["error_auroc"].item() == pytest.approx(roc_auc_score(~hit, -level.numpy()), abs=1e-6)
+
+
+@pytest.mark.parametrize("n_wrong", [0, 1, 3000, 10_000])
+def test_aurc_is_the_error_rate_without_a_ranking_and_the_closed_form_with_the_best(n_wrong):
+    n, e = 10_000, n_wrong / 10_000
+    assert aurc(torch.tensor([n - n_wrong]), torch.tensor([n])).item() == pytest.approx(e, abs=1e-12)  # float64
+    best = aurc(torch.tensor([0, 0, n - n_wrong]), torch.tensor([n_wrong, 0, n - n_wrong])).item()
+    limit = e + (1 - e) * math.log1p(-e) if e < 1 else 1
+    assert best == pytest.approx(limit, abs=1 / n)  # a sum of n terms for an integral of a function that rises by at most 1
+
+
+@pytest.mark.parametrize("data", EDGES.values(), ids=EDGES)
+def test_selection_at_the_edges(data):
+    metric = SelectiveClassification()
+    metric.update(*data)
+    wrong = (data[0].argmax(1) != data[1]).float().mean().item()
+    values = metric.compute()
+    assert values["aurc"].item() == pytest.approx(wrong, abs=1e-6)  # all are as confident
+    assert values["error_auroc"].isnan() if wrong in (0, 1) else values["error_auroc"] == 0.5
+
+
+def test_selection_tells_confidences_near_one_apart():
+    # 1 - c from 1e-3 to 1e-6: all but one in the last of 4096 bins of equal width
+    log_odds = torch.tensor([3.0, 4.0, 5.0, 6.0]) * math.log(10)
+    metric = SelectiveClassification()
+    metric.update(torch.stack([log_odds, torch.zeros(4)], 1), torch.tensor([1, 1, 0, 0]))
+    assert metric.compute()["error_auroc"] == 1
+
+
+def test_a_random_ranking_has_half_of_the_roc_curve():
+    n = 20_000
+    generator = torch.Generator().manual_seed(0)
+    hit, bins = torch.rand(n, generator=generator) < 0.8, torch.randint(0, 4096, (n,), generator=generator)
+    correct, count = torch.bincount(bins[hit], minlength=4096), torch.bincount(bins, minlength=4096)
+    n_right = int(hit.sum())
+    # five standard errors of the Mann-Whitney statistic
+    tolerance = 5 * math.sqrt((n + 1) / (12 * n_right * (n - n_right)))
+    assert abs(error_auroc(correct, count).item() - 0.5) < tolerance
+
+
+def plain_detected(noisy: list[int], clean: list[int]) -> float:
+    """The definition, in a loop over thresholds."""
+    threshold = max(t for t in range(max(noisy + clean) + 1) if np.mean([c < t for c in clean]) <= 0.05)
+    return float(np.mean([c < threshold for c in noisy]))
+
+
+@pytest.mark.parametrize("n_levels", [2, 9, 1000])
+@pytest.mark.parametrize("n", [1, 20, 400])
+def test_detection_equals_its_definitions(n, n_levels):
+    # log-odds in the middle of bins, so that a tie is a tie in any precision
+    generator = torch.Generator().manual_seed(n_levels)
+    noisy = torch.randint(0, n_levels, (n,), generator=generator)
+    clean = (torch.randint(0, n_levels, (n,), generator=generator) + n_levels // 4).clamp(max=n_levels - 1)
+    logits = [torch.stack([(level + 0.5) * 36 / 4096, torch.zeros(n)], 1) for level in (noisy, clean)]
+    metric = NoiseDetection()
+    metric.update(*logits)
+    values = metric.estimates()[0]
+    is_noisy = np.repeat([1, 0], n)
+    assert values["noise_auroc"] == pytest.approx(roc_auc_score(is_noisy, -torch.cat([noisy, clean]).numpy()), abs=1e-12)
+    assert values["noise_detected"] == plain_detected(noisy.tolist(), clean.tolist())
+
+
+def test_noise_that_is_not_there_is_not_detected_and_ties_are_told_for_none():
+    clean = predictions(1000)[0]
+    metric = NoiseDetection()
+    metric.update(clean, clean)
+    assert metric.compute()["noise_auroc"] == 0.5
+    assert 0 < metric.compute()["noise_detected"] <= 0.05
+    assert noise_detected(torch.tensor([0, 7]), torch.tensor([0, 5])) == 0
+    assert noise_detected(torch.tensor([7, 0]), torch.tensor([0, 5])) == 1
+    assert noise_detected(torch.tensor([7, 0]), torch.tensor([2, 38])) == 1  # exactly 5 %
+    assert noise_detected(torch.tensor([7, 0]), torch.tensor([3, 37])) == 0
+
+
+def test_the_histogram_of_the_entropy_is_that_of_numpy():
+    logits = torch.cat([predictions(1000)[0], torch.zeros(1, 5), 200 * torch.eye(5)])  # and both ends
+    metric = PredictiveEntropy(5)
+    metric.update(logits)
+    limits, counts = metric.histogram()
+    assert (limits[0], limits[-1], len(limits)) == (0, math.log(5), 65)
+    entropy = np.minimum(scipy_entropy(logits.double().softmax(1).numpy(), axis=1), math.log(5))
+    assert counts == np.histogram(entropy, limits)[0].tolist()
+    with pytest.raises(ValueError, match=r"PredictiveEntropy\(num_classes=4\) got logits of 5 classes"):
+        PredictiveEntropy(4).update(logits)
+
+
+def test_the_squared_error_equals_that_of_scikit_learn_and_is_float32_where_there_is_no_other(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    preds, target = torch.randn(2, 50, 3, generator=generator)
+    metric = MeanSquaredError()
+    metric.update(preds, target)
+    assert metric.compute().item() == pytest.approx(mean_squared_error(target.numpy(), preds.numpy()), rel=1e-6)  # float32
+    monkeypatch.setattr(scores, "_WITHOUT_FLOAT64", {"meta"})
+    assert metric.to("cpu").error_sum.dtype == torch.float64
+    metric.to("meta")
+    assert metric.error_sum.dtype == torch.float32
+    metric.reset()
+    assert metric.error_sum.dtype == torch.float32
+
+
+def test_the_area_is_that_of_numpy_in_units_of_the_level():
+    curve = {0.5: 0.2, 0.0: 1.0, 0.1: 0.9, 2.0: 0.1}
+    levels = sorted(curve)
+    expected = trapezoid([curve[level] for level in levels], levels) / 2
+    assert area_under_curve(curve) == pytest.approx(expected, rel=1e-15)
+    assert area_under_curve({3.0: 0.7}) == 0.7
+
+
+def test_corruption_errors_are_ratios_of_sums_and_their_mean():
+    assert corruption_error([0.5, 0.25], [1.0, 0.5]) == 0.5
+    assert math.isnan(corruption_error([0.1], [0.0]))
+    assert mean_corruption_error({"a": [0.5, 0.5], "b": [0.3]}, {"b": [0.2], "a": [1.0, 1.0]}) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="of the levels of the baseline, got 1 and 2"):
+        corruption_error([0.1], [0.1, 0.2])
+    with pytest.raises(ValueError, match=r"of the noises of the baseline, got \['a'\] and \['b'\]"):
+        mean_corruption_error({"a": [0.1]}, {"b": [0.1]})
+
+
+def test_the_summary_of_a_classifier_and_of_anything_else():
+    clean = {"accuracy": 0.9, "loss": 0.3}
+    noisy = {
+        ("gaussian", 1.0): {"accuracy": 0.7, "loss": 0.5},
+        ("gaussian", 0.5): {"accuracy": 0.8, "loss": 0.4},
+        ("weight", 0.2): {"accuracy": 0.5, "loss": 1.3},
+    }
+    summary = robustness_summary(clean, noisy, chance=0.1, weights=["weight"])
+    expected = {
+        "gaussian/accuracy_drop": 0.15,
+        "gaussian/loss_drop": -0.15,
+        "gaussian/accuracy_area": 0.8,  # a straight line from 0.9 to 0.7
+        "gaussian/accuracy_retention": 0.65 / 0.8,
+        "weight/accuracy_drop": 0.4,
+        "weight/loss_drop": -1.0,
+        "weight/sensitivity": 1.0,
+        "weight/accuracy_area": 0.7,
+        "weight/accuracy_retention": 0.5,
+        "accuracy_mean": 2 / 3,
+        "loss_mean": 2.2 / 3,
+        "score": (0.9 + 2 / 3) / 2,
+    }
+    assert summary == pytest.approx(expected)
+    unknown = robustness_summary(clean, noisy, chance=None, weights=["weight"])
+    assert unknown == {key: value for key, value in summary.items() if not key.endswith("retention")}
+    losses = {probe: {"loss": metrics["loss"]} for probe, metrics in noisy.items()}
+    own = robustness_summary({"loss": 0.3}, losses, chance=None)
+    assert own.keys() == {"gaussian/loss_drop", "weight/loss_drop", "loss_mean"}
