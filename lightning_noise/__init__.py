@@ -1,19 +1,18 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
-from lightning_noise import figures, labels, metrics, noise, report, rules, schedules, testing
+from lightning_noise import labels, metrics, noise, plots, report, rules, schedules, testing
+from lightning_noise._version import __version__
 from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.mixing import CutMix, Mixup
 from lightning_noise.callbacks.replay import ReplayMonitor
 from lightning_noise.callbacks.robustness import RobustnessMonitor
+from lightning_noise.callbacks.suggest import suggest_level
 from lightning_noise.callbacks.targets import LabelSmoothing, TargetNoise
 from lightning_noise.callbacks.weights import WeightNoise
 from lightning_noise.rng import Key
 from lightning_noise.rules import AdaptiveLevel
-from lightning_noise.suggest import suggest_level
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ActivationNoise",
@@ -29,10 +28,11 @@ __all__ = [
     "RobustnessMonitor",
     "TargetNoise",
     "WeightNoise",
-    "figures",
+    "__version__",
     "labels",
     "metrics",
     "noise",
+    "plots",
     "report",
     "rules",
     "schedules",

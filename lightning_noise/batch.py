@@ -15,7 +15,18 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Path", "Selector", "described", "dotted", "find_inputs", "find_target", "get", "leaves", "renewed", "replace"]
+__all__ = [
+    "Path",
+    "Selector",
+    "describe",
+    "find_inputs",
+    "find_target",
+    "format_path",
+    "get",
+    "leaves",
+    "map_tensors",
+    "replace",
+]
 
 Path = tuple[Any, ...]
 Selector = int | str | Sequence[int | str]
@@ -26,7 +37,7 @@ def leaves(batch: Any) -> Iterator[tuple[Path, Tensor]]:
 
     Example:
         >>> import torch
-        >>> [dotted(path) for path, _ in leaves({"x": [torch.zeros(2), torch.ones(2)], "id": "a"})]
+        >>> [format_path(path) for path, _ in leaves({"x": [torch.zeros(2), torch.ones(2)], "id": "a"})]
         ['x.0', 'x.1']
     """
     yield from _walk(batch, (), ())
@@ -56,7 +67,7 @@ def replace(batch: Any, path: Path, value: Any) -> Any:
     return _with(batch, {key: replace(get(batch, (key,)), rest, value)})
 
 
-def renewed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Returns a batch with other tensors, in new containers; what is one object in two places is one again.
 
     Lists, tuples, dicts and sets are new, and other objects where there is a tensor in them.
@@ -71,7 +82,7 @@ def renewed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     Example:
         >>> import torch
         >>> batch = {"x": torch.ones(2), "names": ["a", "b"]}
-        >>> new = renewed(batch, torch.clone)
+        >>> new = map_tensors(batch, torch.clone)
         >>> new["names"] == batch["names"], new["names"] is batch["names"]
         (True, False)
     """
@@ -121,31 +132,31 @@ def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = Fa
     return floating
 
 
-def find_target(batch: Any, targets: int | str | None = None) -> Path:
+def find_target(batch: Any, target: int | str | None = None) -> Path:
     """Returns the path of the leaf that is the target; left out, it is the second element of a sequence.
 
     Raises:
         ValueError: There is no such leaf, or more than one, or it must be said which one it is; the message lists all leaves.
     """
-    if targets is None and not (isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor)):
-        raise ValueError(f"which leaf is the target? Say targets=…; {_listing(batch)}")
-    paths = _find(batch, 1 if targets is None else targets)
+    if target is None and not (isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor)):
+        raise ValueError(f"which leaf is the target? Say target=…; {_listing(batch)}")
+    paths = _find(batch, 1 if target is None else target)
     if len(paths) > 1:
-        raise ValueError(f"one leaf must be the target, but {targets!r} means {', '.join(map(dotted, paths))}")
+        raise ValueError(f"one leaf must be the target, but {target!r} means {', '.join(map(format_path, paths))}")
     return paths[0]
 
 
-def dotted(path: Path) -> str:
+def format_path(path: Path) -> str:
     """Returns the path as it is written by a user, the batch itself as an empty string."""
     return ".".join(map(str, path))
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """Returns dtype and shape of a tensor, and the type of anything else, for messages.
 
     Example:
         >>> import torch
-        >>> described(torch.zeros(4, 3)), described("a")
+        >>> describe(torch.zeros(4, 3)), describe("a")
         ('float32 (4, 3)', 'str')
     """
     if not isinstance(value, Tensor):
@@ -197,7 +208,7 @@ def _find(batch: Any, selector: int | str, absent: bool = False) -> list[Path]:
                 return []
     if not found or not all(isinstance(value, Tensor) for _, value in found):
         # a key may have dots in it
-        found = [(path, leaf) for path, leaf in leaves(batch) if dotted(path) == str(selector)]
+        found = [(path, leaf) for path, leaf in leaves(batch) if format_path(path) == str(selector)]
     if not found:
         raise ValueError(f"no leaf {selector!r} in the batch; {_listing(batch)}")
     return [path for path, _ in found]
@@ -213,8 +224,8 @@ def _matching(value: Any, part: str) -> list[tuple[Any, Any]]:
 
 
 def _listing(batch: Any) -> str:
-    found = ", ".join(f"{dotted(path)!r} {described(leaf)}" for path, leaf in leaves(batch))
-    return f"leaves are: {found}." if found else f"there is no tensor in it, it is of type {described(batch)}."
+    found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
+    return f"leaves are: {found}." if found else f"there is no tensor in it, it is of type {describe(batch)}."
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:

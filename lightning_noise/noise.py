@@ -47,8 +47,8 @@ class Noise(ABC):
         severities: The five levels that the literature tests with, for data in [0, 1].
         additive: Whether the level is in the units of the data, so that it can be given relative to their standard deviation.
         max_level: The largest level that has a meaning.
-        arithmetic: Whether it needs floating-point values. One that does not takes integers, such as the codes of categories.
-        mixes_rows: Whether a sample gets values of other samples, so that its noise depends on the batch it is in.
+        requires_float: Whether the noise needs floating-point values. If not, it also takes integers, such as category codes.
+        mixes_samples: Whether a sample gets values of other samples, so that its noise depends on the batch it is in.
 
     Example:
         >>> x = torch.zeros(2, 3)
@@ -62,8 +62,8 @@ class Noise(ABC):
     severities: ClassVar[tuple[float, ...]] = ()
     additive: ClassVar[bool] = False
     max_level: ClassVar[float] = math.inf
-    arithmetic: ClassVar[bool] = True
-    mixes_rows: ClassVar[bool] = False
+    requires_float: ClassVar[bool] = True
+    mixes_samples: ClassVar[bool] = False
 
     def __call__(self, x: Tensor, level: float | Tensor, *, generator: torch.Generator) -> Tensor:
         r"""Perturbs ``x`` of shape :math:`(B, *)`.
@@ -84,7 +84,7 @@ class Noise(ABC):
         if x.numel() == 0:  # the last batch of a process may be empty
             return x
         # contiguous: the draw of an element must not depend on the memory format
-        y = self.perturb((x.to(dtype) if self.arithmetic else x).contiguous(), level, generator).to(x.dtype)
+        y = self.perturb((x.to(dtype) if self.requires_float else x).contiguous(), level, generator).to(x.dtype)
         return y if x.is_contiguous() else torch.empty_like(x).copy_(y)
 
     @abstractmethod
@@ -339,7 +339,7 @@ class ColoredNoise(Noise):
     The noise of each series has mean 0 and a root mean square of exactly :math:`\sigma \geq 0`, which is the level, in the
     units of the data; the severities are those of :class:`Gaussian`. Its power spectrum falls by :math:`3.01 \beta` decibels
     per octave: :math:`\beta` = 0 is white, 1 pink (the flicker of electronics, the background in audio), 2 brown (a drift), -1
-    blue and -2 violet. With ``relative=True`` and ``schedules.from_snr_db`` it is at a signal-to-noise ratio.
+    blue and -2 violet. With ``relative="std"`` and ``schedules.from_snr_db`` it is at a signal-to-noise ratio.
 
     Args:
         exponent: The slope :math:`\beta`.
@@ -536,7 +536,7 @@ class Masking(Noise):
     max_level: ClassVar[float] = 1.0
 
     def __post_init__(self):
-        object.__setattr__(self, "dim", checked_dim(self.dim))  # hashable, and no longer the caller's list
+        object.__setattr__(self, "dim", validate_dim(self.dim))  # hashable, and no longer the caller's list
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         _check_axes(self, x, -min(self.dim))
@@ -649,8 +649,8 @@ class SwapNoise(Noise):
 
     severities: ClassVar[tuple[float, ...]] = (0.05, 0.1, 0.15, 0.3, 0.6)
     max_level: ClassVar[float] = 1.0
-    arithmetic: ClassVar[bool] = False
-    mixes_rows: ClassVar[bool] = True
+    requires_float: ClassVar[bool] = False
+    mixes_samples: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         n = len(x)
@@ -679,7 +679,7 @@ def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
         )
 
 
-def checked_dim(dim: Sequence[int]) -> tuple[int, ...]:
+def validate_dim(dim: Sequence[int]) -> tuple[int, ...]:
     """Returns the axes of a box as a tuple, or raises a ValueError where they are none."""
     if isinstance(dim, int):
         raise TypeError(f"dim must be a tuple of axes such as (-1,), got {dim}")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, get_args
 from torchmetrics import Metric
 
 from lightning_noise.batch import Selector
-from lightning_noise.metrics.monitored import Task
+from lightning_noise.evaluation.tasks import Task
 from lightning_noise.noise import check_level
 from lightning_noise.schedules import Level
 
@@ -380,7 +380,7 @@ class AdaptiveLevel:
             as :class:`~lightning_noise.RobustnessMonitor` describes them, ``"regression"`` is the mean squared error. Or a
             torchmetrics ``Metric`` of one number, such as a balanced accuracy, of which the standard error is not known.
         inputs: Which leaf of the batch the module predicts from; left out, as in :class:`~lightning_noise.InputNoise`.
-        targets: Which leaf holds the target; left out, the second element of a sequence.
+        target: Which leaf holds the target; left out, the second element of a sequence.
         predict: A callable from module and batch to predictions; left out, ``module(input)``.
         max_batches: How many batches of each process to look at in a validation; left out, all of the first loader.
 
@@ -400,7 +400,7 @@ class AdaptiveLevel:
     _: KW_ONLY
     metric: Task | Metric = "multiclass"
     inputs: Selector | None = None
-    targets: int | str | None = None
+    target: int | str | None = None
     predict: Callable[[Any, Any], Any] | None = None
     max_batches: int | None = None
 

@@ -501,7 +501,7 @@ class Amplitude(Schedule):
     .. math:: s(t) = 10^{-\text{SNR}(t) / 20}
 
     At 20 dB the amplitude is 0.1, at 0 dB noise and signal are equally strong, and an infinite ratio is no noise. It is the
-    level of :class:`~lightning_noise.noise.SNR`, and with ``relative=True`` of noises that are additive. A ratio of 0 is much
+    level of :class:`~lightning_noise.noise.SNR`, and with ``relative="std"`` of noises that are additive. A ratio of 0 is much
     noise and not none, so what switches off goes around it: ``Window(Amplitude(20.0), until=0.8)``.
 
     Args:
@@ -529,7 +529,7 @@ def from_snr_db(snr_db: Level) -> float | Amplitude:
 
     .. math:: \sigma / \sigma_x = 10^{-\text{SNR} / 20}
 
-    It is the level of :class:`~lightning_noise.noise.SNR`, and with ``relative=True`` of noises that are additive.
+    It is the level of :class:`~lightning_noise.noise.SNR`, and with ``relative="std"`` of noises that are additive.
 
     Example:
         >>> from_snr_db(20.0)

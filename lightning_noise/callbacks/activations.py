@@ -8,18 +8,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_noise.batch import described, find_target, get
+from lightning_noise.batch import describe, find_target, get
 from lightning_noise.callbacks.base import NoiseCallback
-from lightning_noise.hooks import reserve_ids
-from lightning_noise.names import matching, plain_name
+from lightning_noise.loop.internals import original_module, plain_name, register_forward_hook, runs_backward
 from lightning_noise.noise import Noise, Shot, Uniform
-from lightning_noise.perturb import NoiseFunction, check_options, check_output, perturbed_output
+from lightning_noise.patterns import match
+from lightning_noise.perturb.inputs import NoiseFunction, check_options, check_output, perturb_output
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
@@ -90,7 +90,7 @@ class OutputCallback(NoiseCallback):
 
     def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Returns the modules whose outputs are changed, by name."""
-        return matching(_named(pl_module), self.modules, "module")  # type: ignore[arg-type]
+        return match(_named(pl_module), self.modules, "module")  # type: ignore[arg-type]
 
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
@@ -156,8 +156,7 @@ class OutputCallback(NoiseCallback):
     @staticmethod
     def _index(name: str, force: _InForce) -> int:
         """Which call for the batch this is; with activation checkpointing the backward pass repeats one of the forward pass."""
-        # no public name says whether a backward pass is running
-        if torch._C._current_graph_task_id() == -1:
+        if not runs_backward():
             force.calls[name] += 1
             return force.calls[name] - force.earlier[name] - 1
         if force.calls[name] > 1:
@@ -169,8 +168,7 @@ class OutputCallback(NoiseCallback):
 
     def _register(self, pl_module: LightningModule) -> None:
         for name, module in self.selected(pl_module).items():
-            reserve_ids(module._forward_hooks)
-            self._handles.append(module.register_forward_hook(_Hook(self, name), with_kwargs=True))  # type: ignore[arg-type]
+            self._handles.append(register_forward_hook(module, _Hook(self, name)))
 
     def _remove(self) -> None:
         for handle in self._handles:
@@ -241,7 +239,7 @@ class ActivationNoise(OutputCallback):
         level: AnyLevel,
         modules: str | Sequence[str],
         *,
-        relative: bool = False,
+        relative: Literal["std"] | None = None,
         seed: int | None = None,
         name: str = "activation",
     ):
@@ -252,13 +250,13 @@ class ActivationNoise(OutputCallback):
             )
         super().__init__(level, modules=modules, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
         self.noise = noise
-        self.relative = relative
+        self.relative: Literal["std"] | None = relative
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         """What the modules return is not known before they run."""
 
     def noisy(self, call: Call) -> Any:
-        return perturbed_output(call.output, self.noise, call.force.level, call.key, module=call.name, relative=self.relative)
+        return perturb_output(call.output, self.noise, call.force.level, call.key, module=call.name, relative=self.relative)
 
 
 class EmbeddingNoise(OutputCallback):
@@ -316,7 +314,7 @@ class EmbeddingNoise(OutputCallback):
     def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         if self.modules is not None:
             return super().selected(pl_module)
-        found = {name: module for name, module in _named(pl_module).items() if isinstance(_original(module), nn.Embedding)}
+        found = {name: module for name, module in _named(pl_module).items() if isinstance(original_module(module), nn.Embedding)}
         if len(found) != 1:
             names = ", ".join(map(repr, found)) or "none"
             raise ValueError(f"which module is the embedding? Say modules=…; of nn.Embedding there are: {names}")
@@ -329,7 +327,7 @@ class EmbeddingNoise(OutputCallback):
     def noisy(self, call: Call) -> Any:
         x = call.output
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
-            raise TypeError(f"the embeddings must be of shape (B, L, d), but {call.name!r} returned {described(x)}")
+            raise TypeError(f"the embeddings must be of shape (B, L, d), but {call.name!r} returned {describe(x)}")
         check_output(x, call.key, call.name)
         tokens = self._tokens(call)
         lengths = tokens.unsqueeze(-1).flatten(1).sum(1)
@@ -341,7 +339,7 @@ class EmbeddingNoise(OutputCallback):
     def _tokens(self, call: Call) -> Tensor:
         """Which positions are no padding, of the shape of the embeddings without their last axis."""
         shape, device = call.output.shape[:-1], call.output.device
-        embedding = _original(call.module)
+        embedding = original_module(call.module)
         if self.mask is not None:
             ids = call.force.ids.setdefault(call.name, call.inputs[0])
             if call.index > 0 and not torch.equal(ids, call.inputs[0]):
@@ -352,7 +350,7 @@ class EmbeddingNoise(OutputCallback):
             mask = get(call.force.batch, find_target(call.force.batch, self.mask))
             if mask.shape != shape:
                 raise ValueError(
-                    f"the mask {self.mask!r} is {described(mask)}, but {call.name!r} embeds tokens of shape {tuple(shape)}; "
+                    f"the mask {self.mask!r} is {describe(mask)}, but {call.name!r} embeds tokens of shape {tuple(shape)}; "
                     "say modules=… if the mask belongs to another embedding"
                 )
             return mask.to(device) != 0
@@ -377,11 +375,6 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
-
-
-def _original(module: nn.Module) -> nn.Module:
-    """The module, or what a compiled one wraps."""
-    return getattr(module, "_orig_mod", module)
 
 
 def _named(pl_module: LightningModule) -> dict[str, nn.Module]:

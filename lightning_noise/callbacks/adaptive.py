@@ -13,14 +13,14 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_noise import figures
-from lightning_noise.callbacks import boards
-from lightning_noise.callbacks.dispatch import perturbing
-from lightning_noise.callbacks.held_out import N_GROUPS, Places, check_validation, groups_of, seen_by_all
-from lightning_noise.callbacks.readout import Readout
+from lightning_noise import plots
+from lightning_noise.evaluation.positions import N_GROUPS, SamplePositions, check_validation, groups_of, seen_by_all
+from lightning_noise.evaluation.predictor import Predictor
+from lightning_noise.evaluation.tasks import Task
+from lightning_noise.loop import loggers
+from lightning_noise.loop.dispatch import perturbing
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.functional import jackknife_error
-from lightning_noise.metrics.monitored import Task
 from lightning_noise.metrics.scores import MeanSquaredError
 from lightning_noise.noise import check_level
 from lightning_noise.rng import Key
@@ -46,7 +46,7 @@ class Adaptation:
     """
 
     def __init__(self, callback: NoiseCallback, setting: AdaptiveLevel):
-        if setting.rule.needs_boundary and not callback.is_probe:
+        if setting.rule.needs_boundary and not callback.can_probe:
             raise ValueError(
                 f"{type(setting.rule).__name__} asks what noise does to held-out data, but {type(callback).__name__} mixes "
                 "samples, or changes labels or gradients; give it a schedule, or for soft labels AdaptiveLevel(SignedGap())"
@@ -121,7 +121,7 @@ class Adaptation:
     def check_run(self, trainer: Trainer) -> None:
         """Raises a ValueError where it could not move."""
         check_validation(trainer, "AdaptiveLevel", 1)
-        if self._rule.needs_boundary and getattr(getattr(self._callback, "noise", None), "mixes_rows", False):
+        if self._rule.needs_boundary and getattr(getattr(self._callback, "noise", None), "mixes_samples", False):
             raise ValueError(
                 f"the noise of {self._callback.name!r} mixes rows, so what it does depends on the batch; give it a schedule"
             )
@@ -154,14 +154,14 @@ class Adaptation:
         prefix = f"adaptive/{self._callback.name}"
         # the values are those of all processes already
         pl_module.log_dict({f"{prefix}/{key}": value for key, value in logged.items()}, sync_dist=True, rank_zero_only=True)
-        boards.show_text(trainer, f"{prefix}/reason", f"{reason}: {rule.describe(observation)}", step)
+        loggers.show_text(trainer, f"{prefix}/reason", f"{reason}: {rule.describe(observation)}", step)
 
     def conclude(self, trainer: Trainer, step: int) -> None:
         """Says at the end of a fit what was done."""
         rank_zero_info(self.summary())
-        boards.show_text(trainer, f"adaptive/{self._callback.name}/summary", self.summary(), step)
-        if self.history and boards.takes_figures(trainer):
-            boards.show(trainer, f"adaptive/{self._callback.name}/moves", figures.adaptation(self.history), step)
+        loggers.show_text(trainer, f"adaptive/{self._callback.name}/summary", self.summary(), step)
+        if self.history and loggers.takes_figures(trainer):
+            loggers.show(trainer, f"adaptive/{self._callback.name}/moves", plots.adaptation(self.history), step)
 
     def _is_its_turn(self, trainer: Trainer) -> bool:
         moving: list[Any] = [callback for callback in perturbing(trainer) if getattr(callback, "adaptive", None) is not None]
@@ -169,34 +169,34 @@ class Adaptation:
         return _counts(trainer) and moving[0].adaptive._validations % len(moving) == moving.index(self._callback)
 
     @property
-    def _readout(self) -> Readout:
+    def _predictor(self) -> Predictor:
         # not made earlier, because the callback has its inputs and targets only after it has made this
         setting = self.setting
-        return Readout(
+        return Predictor(
             getattr(self._callback, "inputs", None) if setting.inputs is None else setting.inputs,
-            _single(getattr(self._callback, "targets", None)) if setting.targets is None else setting.targets,
+            _single(getattr(self._callback, "target", None)) if setting.target is None else setting.target,
             setting.predict,
             setting.metric,
         )
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        readout = self._readout
-        paths, target = readout.located(batch, noisy_inputs=False)
+        predictor = self._predictor
+        paths, target = predictor.locate(batch, noisy_inputs=False)
         level = self.level or 0.01  # at 0 nothing is done that could go wrong
         for perturbation in self._perturbations(trainer, pl_module, batch, level, 0, range(len(target))).values():
-            _, preds, _ = readout.predicted(trainer, pl_module, perturbation, paths, target)
-            readout.check(target, preds)
+            _, preds, _ = predictor.read(trainer, pl_module, perturbation, paths, target)
+            predictor.check(target, preds)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, looked: _Pass) -> None:
-        readout = self._readout
-        paths, target = readout.located(batch, noisy_inputs=False)
-        positions, counted = looked.places.take(trainer, 0, batch_idx, rows=len(target))
+        predictor = self._predictor
+        paths, target = predictor.locate(batch, noisy_inputs=False)
+        positions, counted = looked.sample_positions.take(trainer, 0, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)[:counted]
         perturbations = self._perturbations(trainer, pl_module, batch, self.level, batch_idx, positions)
         for name, perturbation in perturbations.items():
-            _, preds, labels = readout.predicted(trainer, pl_module, perturbation, paths, target)
+            _, preds, labels = predictor.read(trainer, pl_module, perturbation, paths, target)
             if name == "clean":
-                readout.check(target, preds)
+                predictor.check(target, preds)
             looked.add(name, preds[:counted], labels[:counted], groups)
 
     def _perturbations(
@@ -206,7 +206,7 @@ class Adaptation:
         perturbations: dict[str, AbstractContextManager[Any]] = {"clean": nullcontext(batch)}
         if self._rule.needs_boundary and level > 0:
             key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
-            if self._callback.shares_draw:
+            if self._callback.one_draw_per_batch:
                 key = key / batch_idx  # a single draw would say more of itself than of the level
             perturbations["boundary"] = self._callback.perturbation(trainer, pl_module, batch, level, key)
         return perturbations
@@ -235,7 +235,7 @@ class _Pass:
     def __init__(self, metric: Task | Metric):
         self.key = "metric" if isinstance(metric, Metric) else "loss" if metric == "regression" else "accuracy"
         self.metrics: dict[str, Metric] = {}
-        self.places = Places()
+        self.sample_positions = SamplePositions()
         self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # of the groups of samples
         self._metric = metric
         self._is_own = isinstance(metric, Metric)  # which knows of no groups
@@ -282,10 +282,10 @@ def _up_to(rule: Rule, max_level: float) -> Rule:
     return rule
 
 
-def _single(targets: Any) -> int | str | None:
+def _single(target: Any) -> int | str | None:
     """The target of the callback, where it has one."""
-    if not isinstance(targets, list | tuple):
-        return targets
-    if len(targets) != 1:
-        raise ValueError(f"of the targets {list(targets)} an adaptive level reads one: give AdaptiveLevel(…, targets=…)")
-    return targets[0]
+    if not isinstance(target, list | tuple):
+        return target
+    if len(target) != 1:
+        raise ValueError(f"of the targets {list(target)} an adaptive level reads one: give AdaptiveLevel(…, target=…)")
+    return target[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from abc import abstractmethod
@@ -14,32 +13,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_noise.batch import Selector
-from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.adaptive import Adaptation
-from lightning_noise.callbacks.dispatch import Perturbing, TrainingDispatcher, perturbing
-from lightning_noise.losses import SoftTargets
+from lightning_noise.loop import loggers
+from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
+from lightning_noise.loop.internals import (
+    Callback,
+    batches_that_stepped,
+    last_epoch_that_trains,
+    recomputes_statistics,
+    should_log,
+)
+from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.rng import Key
 from lightning_noise.rules import AdaptiveLevel, AnyLevel, Rule
 from lightning_noise.schedules import Progress, Schedule, level_at
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback, LightningModule, Trainer
-else:
-
-    def _callback_classes() -> tuple[type, ...]:
-        """The callback class of each Lightning that is installed: both exist side by side, and both must accept ours."""
-        found = []
-        for name in ("pytorch_lightning", "lightning.pytorch"):
-            try:
-                found.append(importlib.import_module(name).Callback)
-            except ImportError:
-                continue
-        return tuple(found)
-
-    class Callback(*_callback_classes()):
-        """A callback for a trainer of ``pytorch_lightning`` and of ``lightning.pytorch``."""
-
+    from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["Callback", "NoiseCallback", "TargetCallback", "Via", "check_parameters_are_whole", "logging_step"]
 
@@ -60,13 +51,13 @@ class NoiseCallback(Callback, Perturbing):
         max_level: The largest level that has a meaning.
 
     Attributes:
-        is_probe: Whether it may perturb held-out data, as what mixes samples, or changes labels or gradients, may not.
-        shares_draw: Whether all samples share one draw, as in weights.
+        can_probe: Whether it may perturb held-out data, as what mixes samples, or changes labels or gradients, may not.
+        one_draw_per_batch: Whether all samples share one draw, as in weights.
         adaptive: What moves the level, where it is an adaptive one.
     """
 
-    is_probe: ClassVar[bool] = True
-    shares_draw: ClassVar[bool] = False
+    can_probe: ClassVar[bool] = True
+    one_draw_per_batch: ClassVar[bool] = False
 
     def __init__(self, level: AnyLevel, *, seed: int | None, name: str, max_level: float = math.inf):
         if isinstance(level, Noise | Rule):
@@ -84,7 +75,7 @@ class NoiseCallback(Callback, Perturbing):
             self.load_state_dict = self.adaptive.load_state_dict
         elif not callable(level):
             self.level = check_level(level, max_level)
-        self.level_in_force = 0.0
+        self.current_level = 0.0
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was
         self._measured: dict[str, float | Tensor] | None = None  # what is logged of this batch; None: nothing is
@@ -105,13 +96,13 @@ class NoiseCallback(Callback, Perturbing):
             self._checked = True
         self._batch_idx = batch_idx
         # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
-        training = not trainer.fit_loop._skip_backward
-        self.level_in_force = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
-        self._measured = {"level": self.level_in_force} if training and _log_now(trainer) else None
+        training = not recomputes_statistics(trainer)
+        self.current_level = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
+        self._measured = {"level": self.current_level} if training and _log_now(trainer) else None
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
         key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
-        return self.perturbation(trainer, trainer.lightning_module, batch, self.level_in_force, key)
+        return self.perturbation(trainer, trainer.lightning_module, batch, self.current_level, key)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
@@ -123,7 +114,7 @@ class NoiseCallback(Callback, Perturbing):
         self._check_run(trainer)
         self._checked = False
         TrainingDispatcher.attach(trainer)
-        boards.show_text(trainer, f"noise/{self.name}/configuration", boards.configuration(self))
+        loggers.show_text(trainer, f"noise/{self.name}/configuration", loggers.configuration(self))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._measured = None
@@ -202,20 +193,20 @@ class TargetCallback(NoiseCallback):
 
     Args:
         level: The amount.
-        targets: Which leaf of the batch.
+        target: Which leaf of the batch.
         via: ``"loss"``, ``"batch"`` or ``"sample"``.
         seed: The seed of the draws.
         name: The name in the log.
         max_level: The largest level that has a meaning.
     """
 
-    is_probe: ClassVar[bool] = False
+    can_probe: ClassVar[bool] = False
 
     def __init__(
         self,
         level: AnyLevel,
         *,
-        targets: Selector | None,
+        target: Selector | None,
         via: Via | None,
         seed: int | None,
         name: str,
@@ -224,15 +215,15 @@ class TargetCallback(NoiseCallback):
         super().__init__(level, seed=seed, name=name, max_level=max_level)
         if via not in (None, "loss", "batch", "sample"):
             raise ValueError(f"via must be 'loss', 'batch' or 'sample', got {via!r}")
-        self.targets: Any = targets
+        self.target: Any = target
         self.via = via
-        self._hit: bool | None = None  # whether a loss was changed, since one was to be
+        self._applied: bool | None = None  # whether a loss was changed, since one was to be
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         callbacks = perturbing(trainer)
         for later in callbacks[callbacks.index(self) + 1 :] if self._is_at_the_loss else []:
-            same = isinstance(later, TargetCallback) and later.targets == self.targets
+            same = isinstance(later, TargetCallback) and later.target == self.target
             if same and not later._is_at_the_loss:  # type: ignore[attr-defined]
                 raise ValueError(
                     f"{later.name!r} changes the target in the batch after {self.name!r} was to change its loss; "
@@ -245,26 +236,26 @@ class TargetCallback(NoiseCallback):
         return self.via == "loss"
 
     @contextmanager
-    def changing_the_loss(self, mode: SoftTargets) -> Iterator[None]:
+    def changing_the_loss(self, mode: LabelLoss) -> Iterator[None]:
         """Changes the losses of the target within, and takes note whether there was one."""
         with mode:
             yield
-        self._hit = bool(self._hit) or mode.hit
+        self._applied = bool(self._applied) or mode.applied
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._hit = None
+        self._applied = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._hit is False and pl_module.automatic_optimization and not outputs:
-            self._hit = None  # a step that was skipped says nothing
-        if self._hit is False:
+        if self._applied is False and pl_module.automatic_optimization and not outputs:
+            self._applied = None  # a step that was skipped says nothing
+        if self._applied is False:
             raise ValueError(
                 f"the training step computed no cross_entropy, nll_loss or binary_cross_entropy_with_logits of the target, so "
-                f"{self.name!r} did nothing. Say targets=… if the target is another leaf; via='batch' hands probabilities to "
+                f"{self.name!r} did nothing. Say target=… if the target is another leaf; via='batch' hands probabilities to "
                 "the module, and via='sample' hard labels that are drawn from them, which suit any loss; a number that is "
                 "regressed must be floating-point"
             )
@@ -288,30 +279,23 @@ def _run_seed() -> int:
 def _log_now(trainer: Trainer) -> bool:
     """Whether this training batch is one that is logged, every ``log_every_n_steps``."""
     # the rule and its counter are Lightning's own, so that our points stand where those of the user stand
-    return trainer._logger_connector.should_update_logs
+    return should_log(trainer)
 
 
 def logging_step(trainer: Trainer) -> int:
     """Returns the place on the x axis of the logs, which counts batches and not the steps of several optimizers."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+    return batches_that_stepped(trainer)
 
 
 def _progress(trainer: Trainer, batch_idx: int) -> Progress:
     epoch, fractions = trainer.current_epoch, []
     if trainer.max_steps is not None and trainer.max_steps > 0:
         fractions.append(trainer.global_step / trainer.max_steps)
-    if (epochs := _epochs(trainer)) > 0:
+    if (epochs := last_epoch_that_trains(trainer)) > 0:
         batches = trainer.num_training_batches
         within = batch_idx / batches if 0 < batches < math.inf else 0.0
         fractions.append((epoch + within) / epochs)
     return Progress(trainer.global_step, epoch, min(max(fractions), 1.0) if fractions else None)
-
-
-def _epochs(trainer: Trainer) -> float:
-    """The number of epochs that train, and nothing above 0 in a run that it does not end."""
-    # for batch normalisation StochasticWeightAveraging adds an epoch to the trainer's, after the last that trains
-    ends = [callback.swa_end + 1 for callback in trainer.callbacks if hasattr(callback, "swa_end")]  # type: ignore[attr-defined]
-    return min(-1 if trainer.max_epochs is None else trainer.max_epochs, *ends, math.inf)
 
 
 def _outline(trainer: Trainer) -> list[Progress]:
@@ -319,7 +303,7 @@ def _outline(trainer: Trainer) -> list[Progress]:
     steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not (0 < steps < math.inf and 0 < batches < math.inf):
         return [_progress(trainer, 0)]
-    if (epochs := _epochs(trainer)) > 0:
+    if (epochs := last_epoch_that_trains(trainer)) > 0:
         steps = min(steps, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
     chosen = [int((steps - 1) * i / 100) for i in range(101)]
     return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in chosen]

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
-from lightning_noise.callbacks.dispatch import parameters_of
-from lightning_noise.names import plain_name
+from lightning_noise.loop.dispatch import parameters_of
+from lightning_noise.loop.internals import plain_name, takes_scaled_gradients
 from lightning_noise.noise import Noise
-from lightning_noise.parameters import check_dense, local, parameter_key
-from lightning_noise.perturb import NoiseFunction, check_options
+from lightning_noise.perturb.inputs import NoiseFunction, check_options
+from lightning_noise.perturb.weights import check_dense, local, parameter_key
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 from lightning_noise.schedules import InverseTime
@@ -69,7 +69,7 @@ class GradientNoise(NoiseCallback):
         InverseTime(start=0.1, exponent=0.275, timescale=1.0, begin=0.0, unit='step')
     """
 
-    is_probe: ClassVar[bool] = False
+    can_probe: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class GradientNoise(NoiseCallback):
     ):
         level = InverseTime(0.1) if level is None else level
         super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
-        check_options(noise, relative=False)
+        check_options(noise, None)
         self.noise = noise
         self._reached = False  # by the hook before an update
 
@@ -104,13 +104,13 @@ class GradientNoise(NoiseCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         self._reached = True
-        if self.level_in_force != 0:
+        if self.current_level != 0:
             # no rank: all processes must add the same noise
             key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
             self._perturb(_gradients(pl_module, optimizer), key, _scale(trainer, optimizer))
 
     def resume(self, parameters: list[Parameter], *, updated: bool) -> None:
-        if updated and not self._reached and self.level_in_force != 0:
+        if updated and not self._reached and self.current_level != 0:
             raise ValueError(
                 f"an optimizer has stepped past Lightning, so {self.name!r} did nothing to its gradients; "
                 "step the one of self.optimizers(), without use_pl_optimizer=False"
@@ -131,8 +131,8 @@ class GradientNoise(NoiseCallback):
 
     def _noisy(self, gradient: Tensor, key: Key, scale: Tensor | None) -> Tensor:
         if scale is None:
-            return key.apply(self.noise, gradient, self.level_in_force)
-        noisy = key.apply(self.noise, gradient / scale, self.level_in_force) * scale
+            return key.apply(self.noise, gradient, self.current_level)
+        noisy = key.apply(self.noise, gradient / scale, self.current_level) * scale
         # what is not finite tells the scaler to skip the update, and some noises would remove it
         return torch.where(gradient.isfinite(), noisy, gradient)
 
@@ -159,7 +159,7 @@ def _whole(parameter: Any) -> Tensor | None:
 def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     """The factor that is still in the gradients: a fused optimizer removes the loss scale itself, in its step."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+    if scaler is None or not takes_scaled_gradients(optimizer):
         return None
     return scaler.scale(torch.ones((), device=trainer.strategy.root_device))  # get_scale() would wait for the device
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_noise.batch import Selector, find_inputs
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.noise import Noise
-from lightning_noise.perturb import Clip, NoiseFunction, check_options, checked_clip, perturbed_batch, snr_db, try_noise
+from lightning_noise.perturb.inputs import Clip, NoiseFunction, check_options, perturb_batch, snr_db, try_noise, validate_clip
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
@@ -70,7 +70,7 @@ class InputNoise(NoiseCallback):
         inputs: Selector | None = None,
         probability: float = 1.0,
         per_sample: bool = False,
-        relative: bool = False,
+        relative: Literal["std"] | None = None,
         clip: Clip | None = None,
         seed: int | None = None,
         name: str = "input",
@@ -83,8 +83,8 @@ class InputNoise(NoiseCallback):
         self.inputs = inputs
         self.probability = probability
         self.per_sample = per_sample
-        self.relative = relative
-        self.clip = checked_clip(clip)
+        self.relative: Literal["std"] | None = relative
+        self.clip = validate_clip(clip)
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         try_noise(batch, find_inputs(batch, self.inputs), self.noise, relative=self.relative, clip=self.clip)
@@ -92,7 +92,7 @@ class InputNoise(NoiseCallback):
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs, absent=True)
-        noisy = perturbed_batch(
+        noisy = perturb_batch(
             batch,
             paths,
             self.noise,

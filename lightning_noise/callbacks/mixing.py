@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import Path, Selector, described, dotted, find_inputs, find_target, get, replace
+from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, replace
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import SmoothLabels
-from lightning_noise.losses import Mixing
-from lightning_noise.noise import checked_dim, column, span
-from lightning_noise.perturb import like
+from lightning_noise.losses.modes import MixedLabelLoss
+from lightning_noise.noise import column, span, validate_dim
+from lightning_noise.perturb.inputs import like
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
@@ -81,14 +81,14 @@ class _Mixing(TargetCallback):
         level: AnyLevel = 1.0,
         *,
         inputs: Selector | None = None,
-        targets: Selector | None = None,
+        target: Selector | None = None,
         via: Via | None = None,
         per_sample: bool = False,
         n_classes: int | None = None,
         seed: int | None = None,
         name: str | None = None,
     ):
-        super().__init__(level, targets=targets, via=via, seed=seed, name=name or type(self).__name__.lower())
+        super().__init__(level, target=target, via=via, seed=seed, name=name or type(self).__name__.lower())
         self.inputs = inputs
         self.per_sample = per_sample
         self.n_classes = n_classes
@@ -99,13 +99,13 @@ class _Mixing(TargetCallback):
             x = get(batch, path)
             if not x.is_floating_point():
                 raise TypeError(
-                    f"samples are mixed as floats, but the input {dotted(path)!r} is {described(x)}; convert images to floats "
-                    "in the data set's transform, and mix token ids in the module, as embeddings"
+                    f"samples are mixed as floats, but the input {format_path(path)!r} is {describe(x)}; convert images to "
+                    "floats in the data set's transform, and mix token ids in the module, as embeddings"
                 )
             for target in targets:
                 if x.shape[:1] != target.shape[:1]:
                     raise ValueError(
-                        f"the input {dotted(path)!r}, {described(x)}, does not fit the target, {described(target)}"
+                        f"the input {format_path(path)!r}, {describe(x)}, does not fit the target, {describe(target)}"
                     )
         for target in targets:
             if self.via == "batch" and not target.is_floating_point():
@@ -130,13 +130,13 @@ class _Mixing(TargetCallback):
             yield batch
 
     def _target_paths(self, batch: Any) -> list[Path]:
-        targets = self.targets if isinstance(self.targets, list | tuple) else [self.targets]
+        targets = self.target if isinstance(self.target, list | tuple) else [self.target]
         return [find_target(batch, target) for target in targets]
 
-    def _mode(self, target: Tensor, mix: _Mix) -> Mixing:
+    def _mode(self, target: Tensor, mix: _Mix) -> MixedLabelLoss:
         # one share for all is a number for the loss, which is that of two calls
         lam = mix.lam if self.per_sample else mix.lam.squeeze(0)
-        return Mixing(target, mix.partners.to(target.device), lam.to(target.device))
+        return MixedLabelLoss(target, mix.partners.to(target.device), lam.to(target.device))
 
     @property
     def _is_at_the_loss(self) -> bool:
@@ -194,7 +194,7 @@ class Mixup(_Mixing):
         level: The parameter :math:`\alpha` of the Beta distribution: a number, a schedule, a callable, or an
             adaptive level by :class:`~lightning_noise.rules.SignedGap`.
         inputs: Which leaves of the batch, as in :class:`~lightning_noise.InputNoise`; all are mixed in the same way.
-        targets: Which leaf is the target, or a list of those of several heads, which are mixed with the same shares; left out,
+        target: Which leaf is the target, or a list of those of several heads, which are mixed with the same shares; left out,
             the second element of a sequence.
         via: Where labels are mixed: ``"loss"``; ``"batch"``, probabilities of shape :math:`(B, K, *)`, for a loss that takes
             them; or ``"sample"``, the label of one of the two, drawn with their shares, for any loss. Left out, class indices
@@ -238,7 +238,7 @@ class CutMix(_Mixing):
         level: The parameter :math:`\alpha` of the Beta distribution; 1 is usual, and 0 switches it off.
         dim: The axes of the box, counted from the end: ``(-2, -1)`` for images, ``(-1,)`` for series and tables.
         inputs: Which leaves of the batch; the axes of the box must be of the same lengths in all of them.
-        targets: Which leaf is the target; left out, the second element of a sequence.
+        target: Which leaf is the target; left out, the second element of a sequence.
         via: Where labels are mixed, as in :class:`Mixup`.
         per_sample: Draw a :math:`\lambda` and a box for each sample and not one for the batch.
         n_classes: The number of classes, for ``via="batch"``.
@@ -266,7 +266,7 @@ class CutMix(_Mixing):
         *,
         dim: Sequence[int] = (-2, -1),
         inputs: Selector | None = None,
-        targets: Selector | None = None,
+        target: Selector | None = None,
         via: Via | None = None,
         per_sample: bool = False,
         n_classes: int | None = None,
@@ -276,29 +276,27 @@ class CutMix(_Mixing):
         super().__init__(
             level,
             inputs=inputs,
-            targets=targets,
+            target=target,
             via=via,
             per_sample=per_sample,
             n_classes=n_classes,
             seed=seed,
             name=name,
         )
-        self.dim = tuple(sorted(checked_dim(dim)))
+        self.dim = tuple(sorted(validate_dim(dim)))
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         super().check(pl_module, batch)
         first, *others = [get(batch, path) for path in find_inputs(batch, self.inputs)]
         if first.ndim - 1 < -min(self.dim):
-            raise ValueError(f"a box of the axes {self.dim} does not fit the input, {described(first)}")
+            raise ValueError(f"a box of the axes {self.dim} does not fit the input, {describe(first)}")
         for x in others:
             if x.ndim - 1 < -min(self.dim) or any(x.shape[dim] != first.shape[dim] for dim in self.dim):
-                raise ValueError(
-                    f"one box of the axes {self.dim} does not fit the inputs {described(first)} and {described(x)}"
-                )
+                raise ValueError(f"one box of the axes {self.dim} does not fit the inputs {describe(first)} and {describe(x)}")
         for target in (get(batch, path) for path in self._target_paths(batch)):
             has_axes = not target.is_floating_point() and target.ndim > len(self.dim)
             if has_axes and any(target.shape[dim] != first.shape[dim] for dim in self.dim):
-                raise ValueError(f"labels for each place of the box must be as fine as the input, not {described(target)}")
+                raise ValueError(f"labels for each place of the box must be as fine as the input, not {describe(target)}")
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
         partners, lam = self._drawn(x, level, key)

@@ -6,30 +6,39 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_noise.batch import Path, Selector, find_inputs, get, leaves
-from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback
-from lightning_noise.callbacks.dispatch import EvaluationDispatcher, Replaying
-from lightning_noise.callbacks.held_out import Places, check_counts, check_name, check_validation, is_due
-from lightning_noise.callbacks.isolation import (
+from lightning_noise.evaluation.conditions import Probe, Probes
+from lightning_noise.evaluation.positions import SamplePositions, check_counts, check_name, check_validation, is_due
+from lightning_noise.evaluation.results import CLEAN, Condition
+from lightning_noise.loop import loggers
+from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying
+from lightning_noise.loop.internals import (
+    current_hook,
+    empty_results,
+    evaluation_results,
+    exchange_evaluation_results,
+    logged_name,
+    logged_so_far,
+    reduce_logged,
+    rng_states,
+)
+from lightning_noise.loop.snapshot import (
     Contents,
     Silent,
     State,
-    kept_weights,
-    own_copy,
-    same_streams,
-    streams,
-    unchanged,
+    copy_batch,
+    restore_rng,
+    restore_trainer,
+    restore_weights,
 )
-from lightning_noise.callbacks.probes import Probe, Probes
-from lightning_noise.metrics.measurement import CLEAN, Probed
 from lightning_noise.noise import Noise
-from lightning_noise.perturb import Clip, NoiseFunction
+from lightning_noise.perturb.inputs import Clip, NoiseFunction
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -98,7 +107,7 @@ class ReplayMonitor(Callback, Replaying):
         *,
         inputs: Selector | None = None,
         clip: Clip | None = None,
-        relative: bool = False,
+        relative: Literal["std"] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
         seed: int = 0,
@@ -110,7 +119,7 @@ class ReplayMonitor(Callback, Replaying):
         self.levels = self.probes.levels
         self.inputs = inputs
         self.clip = self.probes.clip
-        self.relative = relative
+        self.relative: Literal["std"] | None = relative
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
         self.seed = seed
@@ -128,7 +137,7 @@ class ReplayMonitor(Callback, Replaying):
         check_validation(trainer, "ReplayMonitor", self.every_n_epochs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        boards.show_text(trainer, f"{self.name}/configuration", boards.configuration(self))
+        loggers.show_text(trainer, f"{self.name}/configuration", loggers.configuration(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
@@ -151,7 +160,7 @@ class ReplayMonitor(Callback, Replaying):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and not self._laid_out:
-            self._laid_out = boards.lay_out_all(trainer, self)
+            self._laid_out = loggers.lay_out_all(trainer, self)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, pl_module, f"test/{self.name}")
@@ -182,8 +191,8 @@ class ReplayMonitor(Callback, Replaying):
         EvaluationDispatcher.attach(trainer, step)
 
     def _end(self) -> None:
-        self._replays: dict[Probed, _Replay] = {}
-        self._places: dict[int, Places] = {}
+        self._replays: dict[Condition, _Replay] = {}
+        self._positions: dict[int, SamplePositions] = {}
         self._batch_idx = self._dataloader_idx = 0
         self._streams: dict[str, Any] = {}  # that the module's hook before the step will find
 
@@ -191,41 +200,41 @@ class ReplayMonitor(Callback, Replaying):
         self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
         if not self._replays and (trainer.sanity_checking or is_due(trainer, self.every_n_epochs)):
             # at the first batch and before the module's own hook: all begin with what the module holds now
-            self._replays = {probed: _Replay(trainer) for probed in [Probed(CLEAN), *self._probed(trainer)]}
+            self._replays = {condition: _Replay(trainer) for condition in [Condition(CLEAN), *self._probed(trainer)]}
         if self._replays:
-            self._streams = streams()
+            self._streams = rng_states()
 
-    def _probed(self, trainer: Trainer) -> list[Probed]:
+    def _probed(self, trainer: Trainer) -> list[Condition]:
         if trainer.sanity_checking:  # what does not fit is said before the training
             return [
-                Probed(tag, max(self.levels[tag])) for tag, probe in self.noises.items() if isinstance(probe, NoiseCallback)
+                Condition(tag, max(self.levels[tag])) for tag, probe in self.noises.items() if isinstance(probe, NoiseCallback)
             ]
-        return [Probed(tag, level) for tag, levels in self.levels.items() for level in levels]
+        return [Condition(tag, level) for tag, levels in self.levels.items() for level in levels]
 
     def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
         if not self._replays or (self.max_batches is not None and self._batch_idx >= self.max_batches):
             return
-        loader = trainer._results.dataloader_idx  # type: ignore[union-attr]  # None where there is one alone
-        before = self._replays[Probed(CLEAN)].state.held()
-        for probed, perturbation in self._perturbations(trainer, batch):
-            replay = self._replays[probed]
+        loader = evaluation_results(trainer).dataloader_idx  # None if there is one loader
+        before = self._replays[Condition(CLEAN)].state.held()
+        for condition, perturbation in self._perturbations(trainer, batch):
+            replay = self._replays[condition]
             with replay.entered(before), perturbation as noisy:
-                replay.run(step, own_copy(noisy), indices, self._batch_idx, loader, self._streams)
+                replay.run(step, copy_batch(noisy), indices, self._batch_idx, loader, self._streams)
 
-    def _perturbations(self, trainer: Trainer, batch: Any) -> Iterator[tuple[Probed, AbstractContextManager[Any]]]:
-        paths, rows = self._located(batch)
-        places = self._places.setdefault(self._dataloader_idx, Places())
-        positions, _ = places.take(trainer, self._dataloader_idx, self._batch_idx, rows)
-        yield Probed(CLEAN), nullcontext(batch)
+    def _perturbations(self, trainer: Trainer, batch: Any) -> Iterator[tuple[Condition, AbstractContextManager[Any]]]:
+        paths, rows = self._locate(batch)
+        sample_positions = self._positions.setdefault(self._dataloader_idx, SamplePositions())
+        positions, _ = sample_positions.take(trainer, self._dataloader_idx, self._batch_idx, rows)
+        yield Condition(CLEAN), nullcontext(batch)
         arguments = trainer, trainer.lightning_module, batch, paths, positions
         if trainer.sanity_checking:
             # the trials first, because there are some of noises that yield nothing
-            for perturbation, probed in zip(self.probes.trials(*arguments), self._probed(trainer), strict=False):
-                yield probed, perturbation
+            for perturbation, condition in zip(self.probes.trials(*arguments), self._probed(trainer), strict=False):
+                yield condition, perturbation
         else:
             yield from self.probes.perturbations(*arguments)
 
-    def _located(self, batch: Any) -> tuple[list[Path], int]:
+    def _locate(self, batch: Any) -> tuple[list[Path], int]:
         """The paths of the inputs, and the number of rows of the batch."""
         if self.inputs is None and all(isinstance(probe, NoiseCallback) for probe in self.noises.values()):
             return [], next((len(leaf) for _, leaf in leaves(batch) if leaf.ndim), 0)  # they know their inputs themselves
@@ -237,20 +246,20 @@ class ReplayMonitor(Callback, Replaying):
         EvaluationDispatcher.detach(trainer)
         # a module may exchange its weights at the end of an epoch, as for those of an average
         kept = [(parameter, parameter.data, parameter.data.clone()) for parameter in pl_module.parameters() if self._replays]
-        values: dict[Probed, dict[str, Tensor]] = {}
-        before = self._replays[Probed(CLEAN)].state.held() if self._replays else []
-        for probed, replay in self._replays.items():
-            with kept_weights(kept):
-                values[probed] = replay.finished(before)
+        values: dict[Condition, dict[str, Tensor]] = {}
+        before = self._replays[Condition(CLEAN)].state.held() if self._replays else []
+        for condition, replay in self._replays.items():
+            with restore_weights(kept):
+                values[condition] = replay.finished(before)
         self._end()
         if not trainer.sanity_checking:
-            results: Any = trainer._results
-            self._keys = list(values.get(Probed(CLEAN), self._keys))
-            for probed, found in values.items():
+            results = evaluation_results(trainer)
+            self._keys = list(values.get(Condition(CLEAN), self._keys))
+            for condition, found in values.items():
                 for key, value in found.items():
                     # not `self.log`, which refuses the suffixes of loaders; the values are those of all processes already, and
                     # are given to each of them, so that callbacks can monitor them
-                    results.log(prefix, f"{prefix}/{probed.place}/{key}", value, sync_dist=True)
+                    results.log(prefix, f"{prefix}/{condition.place}/{key}", value, sync_dist=True)
 
 
 class _Replay:
@@ -263,9 +272,9 @@ class _Replay:
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.state = State(trainer)
-        self.results: Any = type(trainer._results)(training=False)  # type: ignore[call-arg, misc]
+        self.results = empty_results(trainer)
         # what `trainer.callback_metrics` and the like have read so far
-        self._read = {key: dict(read) for key, read in vars(trainer._logger_connector).items() if isinstance(read, dict)}
+        self._read = logged_so_far(trainer)
         self._collected: set[str] = set()
         self._values: dict[str, Tensor] = {}
 
@@ -273,10 +282,9 @@ class _Replay:
     def entered(self, before: Contents) -> Iterator[None]:
         """Puts state, results and silent loggers in the place of the user's, whose state is ``before``, within."""
         trainer = self.trainer
-        with unchanged(trainer), self.state.entered(before):
+        with restore_trainer(trainer), self.state.entered(before):
             trainer.loggers = [Silent(logger) for logger in trainer.loggers]  # type: ignore[assignment, misc]
-            trainer._evaluation_loop._results = self.results
-            vars(trainer._logger_connector).update(self._read)
+            exchange_evaluation_results(trainer, self.results, self._read)
             yield
 
     def run(
@@ -296,7 +304,7 @@ class _Replay:
             self._collect()  # as Lightning does between two loaders, which may share a metric
         self.results.dataloader_idx, self.results.batch, self.results.batch_size = loader, batch, None
         arguments = (batch, batch_idx) if loader is None else (batch, batch_idx, loader)
-        with same_streams(begin):  # the step is to find what the user's step will
+        with restore_rng(begin):  # the step is to find what the user's step will
             self._call("batch_start", *arguments)
         self._call("batch_end", step(batch, *indices), *arguments)
 
@@ -312,12 +320,9 @@ class _Replay:
     def _call(self, event: str, *arguments: Any) -> None:
         """Calls a hook of the module, in which it may log."""
         module = self.trainer.lightning_module
-        before, name = module._current_fx_name, f"on_{_stage(self.trainer)}_{event}"
-        module._current_fx_name = name
-        try:
+        name = f"on_{_stage(self.trainer)}_{event}"
+        with current_hook(module, name):
             getattr(module, name)(*arguments)
-        finally:
-            module._current_fx_name = before
 
     def _collect(self) -> None:
         """Computes, over all processes, what was logged since it was called last."""
@@ -328,21 +333,12 @@ class _Replay:
         if not strategy.reduce_boolean_decision(strategy.broadcast([*new]) == [*new]):
             raise ValueError(f"the processes log different keys, so that they cannot be reduced; this one logs {[*new]}")
         for metric in new.values():
-            self._reduce(metric)
+            reduce_logged(metric, strategy.reduce)
         read = self.results.metrics(on_step=False)["callback"]
         self._read["_callback_metrics"].update(read)
-        names = [self.results._forked_name(metric, on_step=False)[0] for metric in new.values()]
+        names = [logged_name(self.results, metric) for metric in new.values()]
         self._values |= {name: read[name].squeeze().to(torch.promote_types(read[name].dtype, torch.float32)) for name in names}
         self._collected |= new.keys()
-
-    def _reduce(self, metric: Any) -> None:
-        """Makes the value of a key that of all processes, whether or not the user does; metrics do so themselves."""
-        if metric.is_tensor:
-            operation = "sum" if metric.meta.is_mean_reduction else metric.meta.reduce_fx.__name__
-            metric.value = self.trainer.strategy.reduce(metric.value, reduce_op=operation)
-            if metric.meta.is_mean_reduction:
-                metric.cumulated_batch_size = self.trainer.strategy.reduce(metric.cumulated_batch_size, reduce_op="sum")
-            metric._computed, metric.meta.sync.fn, metric.meta.sync.should = None, None, True
 
 
 def _stage(trainer: Trainer) -> str:

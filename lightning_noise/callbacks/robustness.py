@@ -8,19 +8,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_noise import figures, report
+from lightning_noise import plots, report
 from lightning_noise.batch import Path, Selector, get
-from lightning_noise.callbacks import boards
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
-from lightning_noise.callbacks.held_out import (
+from lightning_noise.evaluation.conditions import Probe, Probes
+from lightning_noise.evaluation.positions import (
     N_GROUPS,
-    Places,
+    SamplePositions,
     check_counts,
     check_name,
     check_pipe,
@@ -29,12 +29,13 @@ from lightning_noise.callbacks.held_out import (
     is_due,
     seen_by_all,
 )
-from lightning_noise.callbacks.probes import Probe, Probes
-from lightning_noise.callbacks.readout import Readout
-from lightning_noise.metrics.measurement import CLEAN, Measurement, Probed
-from lightning_noise.metrics.monitored import LOGGED, Task, monitor_metrics
+from lightning_noise.evaluation.predictor import Predictor
+from lightning_noise.evaluation.results import CLEAN, Condition, Measurement
+from lightning_noise.evaluation.tasks import LOGGED, Task, monitor_metrics
+from lightning_noise.loop import loggers
+from lightning_noise.loop.internals import class_of_callbacks, n_evaluation_loaders
 from lightning_noise.noise import Noise
-from lightning_noise.perturb import Clip, NoiseFunction
+from lightning_noise.perturb.inputs import Clip, NoiseFunction
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -75,8 +76,8 @@ class RobustnessMonitor(Callback):
 
     The metrics of a classifier are ``accuracy``, ``loss`` (cross-entropy), ``brier``, ``ece`` beside ``ece_floor``, what a
     perfectly calibrated model would show, ``signed_gap`` (confidence minus accuracy), ``flip_rate`` (predictions that are not
-    the clean ones), ``entropy`` and ``error_auroc``; see :mod:`lightning_noise.metrics`. Binary and multi-label predictions are
-    taken as those of two classes for each label, so that a Brier score is the sum over both. Of a regression there is ``loss``,
+    the clean ones), ``entropy`` and ``failure_auroc``; see :mod:`lightning_noise.metrics`. Binary and multi-label predictions
+    are taken as those of two classes for each label, so that a Brier score is the sum over both. Of a regression there is ``loss``,
     the mean squared error. NaN is logged as NaN, and ends no run.
 
     In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor them. With
@@ -96,7 +97,7 @@ class RobustnessMonitor(Callback):
             noise callback may stand for a noise.
         levels: The levels of all noises, or a mapping from tag to levels; left out, the ``severities`` of each noise.
         inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
-        targets: Which leaf holds the target; left out, the second element of a sequence.
+        target: Which leaf holds the target; left out, the second element of a sequence.
         predict: A callable from module and batch to predictions; left out, ``module(input)``.
         metrics: ``"multiclass"`` for logits of shape :math:`(B, K, *)` with class indices of shape :math:`(B, *)`, a class for
             each pixel included; ``"binary"`` and ``"multilabel"`` for a logit for each target of 0 or 1; ``"regression"`` for
@@ -131,12 +132,12 @@ class RobustnessMonitor(Callback):
         levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         *,
         inputs: Selector | None = None,
-        targets: int | str | None = None,
+        target: int | str | None = None,
         predict: Callable[[Any, Any], Any] | None = None,
         metrics: Task | MetricCollection = "multiclass",
         n_draws: int = 1,
         clip: Clip | None = None,
-        relative: bool = False,
+        relative: Literal["std"] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
         dataloader_idx: int = 0,
@@ -151,12 +152,12 @@ class RobustnessMonitor(Callback):
         self.noises = self.probes.noises
         self.levels = self.probes.levels
         self.inputs = inputs
-        self.targets = targets
+        self.target = target
         self.predict = predict
         self.metrics: Task | MetricCollection = metrics
         self.n_draws = n_draws
         self.clip = self.probes.clip
-        self.relative = relative
+        self.relative: Literal["std"] | None = relative
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
         self.dataloader_idx = dataloader_idx
@@ -164,14 +165,14 @@ class RobustnessMonitor(Callback):
         self.seed = seed
         self.name = name
         self.report: dict[str, Any] | None = None
-        self._readout = Readout(inputs, targets, predict, metrics)
+        self._predictor = Predictor(inputs, target, predict, metrics)
         self._reset()
 
     # --- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_name(trainer, self)
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, RobustnessMonitor)]  # type: ignore[attr-defined]
+        monitors = class_of_callbacks(trainer, RobustnessMonitor)
         check_pipe(trainer, sum(monitor._n_keys for monitor in monitors))
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
         self._pictured = self._laid_out = False
@@ -181,7 +182,7 @@ class RobustnessMonitor(Callback):
         check_validation(trainer, "RobustnessMonitor", self.every_n_epochs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        boards.show_text(trainer, f"{self.name}/configuration", boards.configuration(self))
+        loggers.show_text(trainer, f"{self.name}/configuration", loggers.configuration(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
@@ -207,7 +208,7 @@ class RobustnessMonitor(Callback):
         if trainer.state.fn == "validate":
             self._conclude(trainer, self.name, f"validate/{self.name}")
         elif not trainer.sanity_checking and not self._laid_out:
-            self._laid_out = boards.lay_out_all(trainer, self)
+            self._laid_out = loggers.lay_out_all(trainer, self)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._conclude(trainer, self.name, self.name)
@@ -248,8 +249,8 @@ class RobustnessMonitor(Callback):
 
     def _reset(self) -> None:
         self._measurement: Measurement | None = None
-        self._places = Places()
-        self._shown: dict[Probed, _Shown] = {}
+        self._positions = SamplePositions()
+        self._shown: dict[Condition, _Shown] = {}
         self._measured: list[str] = []  # the names of the metrics
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -258,24 +259,24 @@ class RobustnessMonitor(Callback):
     def _observe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if dataloader_idx != self.dataloader_idx or (self.max_batches is not None and batch_idx >= self.max_batches):
             return
-        paths, target = self._located(batch)
-        positions, counted = self._places.take(trainer, dataloader_idx, batch_idx, rows=len(target))
+        paths, target = self._locate(batch)
+        positions, counted = self._positions.take(trainer, dataloader_idx, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)
         clean: Any = None
         perturbations = self.probes.perturbations(trainer, pl_module, batch, paths, positions)
-        for probed, perturbation in chain([(Probed(CLEAN), nullcontext(batch))], perturbations):
-            noisy, preds, labels = self._readout.predicted(trainer, pl_module, perturbation, paths, target)
-            if probed.tag == CLEAN:
-                self._readout.check(target, preds)
+        for condition, perturbation in chain([(Condition(CLEAN), nullcontext(batch))], perturbations):
+            noisy, preds, labels = self._predictor.read(trainer, pl_module, perturbation, paths, target)
+            if condition.tag == CLEAN:
+                self._predictor.check(target, preds)
             if self._measurement is None:
                 # a new one for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
                 self._measurement = self._begun(preds)
             preds = preds[:counted]  # the last batch of a process may be all padding
-            if probed.tag == CLEAN:
+            if condition.tag == CLEAN:
                 clean = self._measurement.read(preds)
-            self._measurement.update(probed, preds, labels[:counted], clean, groups[:counted])
-            if batch_idx == 0 and paths and probed.draw == 0 and boards.takes_figures(trainer):
-                self._shown[probed] = _Shown.of(get(noisy, paths[0]), preds, named=self._of_classes)
+            self._measurement.update(condition, preds, labels[:counted], clean, groups[:counted])
+            if batch_idx == 0 and paths and condition.draw == 0 and loggers.takes_figures(trainer):
+                self._shown[condition] = _Shown.of(get(noisy, paths[0]), preds, named=self._of_classes)
 
     def _begun(self, preds: Tensor) -> Measurement:
         metrics = self.metrics
@@ -287,35 +288,35 @@ class RobustnessMonitor(Callback):
             N_GROUPS,
             logged=LOGGED,
             chance=1 / n_classes if n_classes else None,
-            weights=[tag for tag, probe in self.noises.items() if getattr(probe, "shares_draw", False)],
+            weights=[tag for tag, probe in self.noises.items() if getattr(probe, "one_draw_per_batch", False)],
         )
 
     @property
     def _of_classes(self) -> bool:
         return isinstance(self.metrics, str) and self.metrics != "regression"
 
-    def _located(self, batch: Any) -> tuple[list[Path], Tensor]:
+    def _locate(self, batch: Any) -> tuple[list[Path], Tensor]:
         noisy_inputs = not all(isinstance(probe, NoiseCallback) for probe in self.noises.values())
-        paths, target = self._readout.located(batch, noisy_inputs=noisy_inputs)
+        paths, target = self._predictor.locate(batch, noisy_inputs=noisy_inputs)
         self.probes.check(batch, paths)
         return paths, target
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        paths, target = self._located(batch)
+        paths, target = self._locate(batch)
         trials = self.probes.trials(trainer, pl_module, batch, paths, range(len(target)))
         for perturbation in chain([nullcontext(batch)], trials):
-            _, preds, _ = self._readout.predicted(trainer, pl_module, perturbation, paths, target)
-            self._readout.check(target, preds)
+            _, preds, _ = self._predictor.read(trainer, pl_module, perturbation, paths, target)
+            self._predictor.check(target, preds)
 
     def _check_loader(self, trainer: Trainer) -> None:
-        if self.dataloader_idx >= trainer._evaluation_loop.num_dataloaders:
+        if self.dataloader_idx >= n_evaluation_loaders(trainer):
             raise ValueError(f"RobustnessMonitor saw no batch of dataloader_idx={self.dataloader_idx}")
 
     def _comparable(self, baseline: dict[str, Any]) -> dict[str, Any]:
         """The baseline, or a ValueError where it has nothing to compare with."""
         if baseline["task"] != self._task:
             raise ValueError(f"the baseline {self.baseline} is of metrics={baseline['task']!r}, not {self._task!r}")
-        noises = self.probes.described()
+        noises = self.probes.describe()
         own = {tag: {"noise": noises[tag], "levels": list(levels)} for tag, levels in self.levels.items()}
         # the noises that are the same in both
         self._shared = {tag: self.levels[tag] for tag, noise in own.items() if baseline["noises"].get(tag) == noise}
@@ -339,11 +340,11 @@ class RobustnessMonitor(Callback):
         # the values are those of all processes already; on each of them, so that callbacks can monitor them
         pl_module.log_dict({f"{prefix}/{key}": value for key, value in found.items()}, sync_dist=True, rank_zero_only=True)
         step, entropies = logging_step(trainer), measurement.entropies()
-        if boards.takes_figures(trainer):
-            for probed, (edges, counts) in entropies.items():
-                boards.show_histogram(trainer, f"{prefix}/{probed.place}/entropies", edges, counts, step)
+        if loggers.takes_figures(trainer):
+            for condition, (edges, counts) in entropies.items():
+                loggers.show_histogram(trainer, f"{prefix}/{condition.place}/entropies", edges, counts, step)
             if "accuracy" in self._measured or "loss" in self._measured:
-                boards.show(trainer, f"{prefix}/curve", self._curve(found), step)
+                loggers.show(trainer, f"{prefix}/curve", self._curve(found), step)
             if not self._pictured:  # the noise is the same in each epoch
                 self._show_samples(trainer, prefix)
 
@@ -353,13 +354,13 @@ class RobustnessMonitor(Callback):
             return
         calibration = self._measurement.calibration()
         self.report = self._reported(trainer, self._measurement)
-        if not boards.takes_figures(trainer):
+        if not loggers.takes_figures(trainer):
             return
-        report.write(boards.folder(trainer) / folder, self.report, self._baseline)
+        report.write(loggers.folder(trainer) / folder, self.report, self._baseline)
         step = logging_step(trainer)
         for tag in self.levels if calibration else ():
-            panels = {_title(probed): bins for probed, bins in calibration.items() if probed.tag in (CLEAN, tag)}
-            boards.show(trainer, f"{prefix}/{tag}/reliability", figures.reliability_diagram(panels), step)
+            panels = {_title(condition): bins for condition, bins in calibration.items() if condition.tag in (CLEAN, tag)}
+            loggers.show(trainer, f"{prefix}/{tag}/reliability", plots.reliability_diagram(panels), step)
         self._show_samples(trainer, prefix)
 
     def _reported(self, trainer: Trainer, measurement: Measurement) -> dict[str, Any]:
@@ -370,7 +371,7 @@ class RobustnessMonitor(Callback):
             estimates.without,
             sizes if estimates.without else [],
             n=sum(sizes),
-            noises=self.probes.described(),
+            noises=self.probes.describe(),
             levels=self.levels,
             spread=_of_shared_draws(estimates.spread, measurement.weights),
             weights=measurement.weights,
@@ -385,15 +386,15 @@ class RobustnessMonitor(Callback):
             tag: {0.0: found[f"{CLEAN}/{metric}"]} | {level: found[f"{tag}/{level:g}/{metric}"] for level in levels}
             for tag, levels in self.levels.items()
         }
-        return figures.robustness_curve(curves, ylabel=metric)
+        return plots.robustness_curve(curves, ylabel=metric)
 
     def _show_samples(self, trainer: Trainer, prefix: str) -> None:
         for tag in self.levels:
-            columns = {_title(probed): shown for probed, shown in self._shown.items() if probed.tag in (CLEAN, tag)}
+            columns = {_title(condition): shown for condition, shown in self._shown.items() if condition.tag in (CLEAN, tag)}
             inputs = {title: shown.inputs for title, shown in columns.items()}
             captions = {title: shown.captions for title, shown in columns.items()}
-            if columns and (figure := figures.samples(inputs, captions=captions)) is not None:
-                boards.show(trainer, f"{prefix}/{tag}/samples", figure, logging_step(trainer))
+            if columns and (figure := plots.samples(inputs, captions=captions)) is not None:
+                loggers.show(trainer, f"{prefix}/{tag}/samples", figure, logging_step(trainer))
         self._pictured = True
 
 
@@ -414,5 +415,5 @@ def _of_shared_draws(spread: Mapping[str, float], weights: Collection[str]) -> d
     return {key: error for key, error in spread.items() if weights and key.partition("/")[0] in {*weights, key}}
 
 
-def _title(probed: Probed) -> str:
-    return probed.place.replace("/", " ")
+def _title(condition: Condition) -> str:
+    return condition.place.replace("/", " ")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import described, find_target, get, replace
+from lightning_noise.batch import describe, find_target, get, replace
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import LabelNoise, SmoothLabels
-from lightning_noise.losses import Relabelling, Smoothing, SoftTargets
+from lightning_noise.losses.modes import LabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 from lightning_noise.noise import Noise
-from lightning_noise.perturb import NoiseFunction, check_floating, check_options, perturbed_batch
+from lightning_noise.perturb.inputs import NoiseFunction, check_floating, check_options, perturb_batch
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
@@ -31,7 +31,7 @@ class TargetNoise(TargetCallback):
     There are three ways. ``via="loss"`` leaves the batch as it is: where the module computes ``cross_entropy``, ``nll_loss`` or
     ``binary_cross_entropy_with_logits`` of the target, or of what it makes of it, the loss is that of the noisy labels,
     while accuracies and confusion matrices of the same step see the true ones. See
-    :class:`~lightning_noise.losses.SoftTargets` for what it follows; a focal loss on top of ``cross_entropy`` is not exact.
+    :class:`~lightning_noise.losses.modes.LabelLoss` for what it follows; a focal loss on top of ``cross_entropy`` is not exact.
     ``via="sample"`` puts hard labels that are drawn into the batch, for any loss, and ``via="batch"`` probabilities of shape
     :math:`(N, K, *)`, for a loss that takes them; then the metrics of the training step see these, and callbacks that change
     the loss of the same target come after it in the list. Floating-point labels are yes or no, each for itself.
@@ -50,7 +50,7 @@ class TargetNoise(TargetCallback):
             :class:`~lightning_noise.noise.Gaussian`, which goes into the batch.
         level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
             :class:`~lightning_noise.AdaptiveLevel`.
-        targets: Which leaf of the batch: an index, a key or a dotted path; left out, the second element of a sequence.
+        target: Which leaf of the batch: an index, a key or a dotted path; left out, the second element of a sequence.
         via: Where the noise goes; left out, ``"loss"`` for :class:`~lightning_noise.labels.SmoothLabels` and ``"sample"`` for
             the others.
         index: Which leaf of the batch holds the index of each sample in the data set. With it the draw of a sample is the
@@ -76,7 +76,7 @@ class TargetNoise(TargetCallback):
         noise: LabelNoise | Noise | NoiseFunction,
         level: AnyLevel,
         *,
-        targets: int | str | None = None,
+        target: int | str | None = None,
         via: Via | None = None,
         index: int | str | None = None,
         ignore_index: int = -100,
@@ -85,19 +85,19 @@ class TargetNoise(TargetCallback):
     ):
         is_labels = isinstance(noise, LabelNoise)
         if not is_labels:
-            check_options(noise, relative=False)
+            check_options(noise, None)
             if via is not None or index is not None:
                 raise ValueError(f"via and index are for labels; {type(noise).__name__} goes into the batch")
         elif via is None:
             via = "loss" if isinstance(noise, SmoothLabels) else "sample"
         max_level = getattr(noise, "max_level", math.inf)
-        super().__init__(level, targets=targets, via=via, seed=seed, name=name, max_level=max_level)
+        super().__init__(level, target=target, via=via, seed=seed, name=name, max_level=max_level)
         self.noise = noise
         self.index = index
         self.ignore_index = ignore_index
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        path = find_target(batch, self.targets)
+        path = find_target(batch, self.target)
         target = get(batch, path)
         if not isinstance(self.noise, LabelNoise):
             check_floating(batch, [path], self.noise)
@@ -106,14 +106,14 @@ class TargetNoise(TargetCallback):
         if self.index is not None:
             index = get(batch, find_target(batch, self.index))
             if index.shape != target.shape[:1] or index.is_floating_point():
-                raise ValueError(f"index must be an integer for each of the {len(target)} samples, got {described(index)}")
+                raise ValueError(f"index must be an integer for each of the {len(target)} samples, got {describe(index)}")
 
     @contextmanager
     def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
-        path = find_target(batch, self.targets)
+        path = find_target(batch, self.target)
         target = get(batch, path)
         if not isinstance(self.noise, LabelNoise):
-            yield perturbed_batch(batch, [path], self.noise, level, key)
+            yield perturb_batch(batch, [path], self.noise, level, key)
         elif self.via == "loss":
             with self.changing_the_loss(self._mode(self.noise, batch, target, level, key)):
                 yield batch
@@ -126,10 +126,10 @@ class TargetNoise(TargetCallback):
     def _draws(self) -> bool:
         return self.via == "sample" or not isinstance(self.noise, SmoothLabels)
 
-    def _mode(self, noise: LabelNoise, batch: Any, target: Tensor, level: float, key: Key) -> SoftTargets:
+    def _mode(self, noise: LabelNoise, batch: Any, target: Tensor, level: float, key: Key) -> LabelLoss:
         if self._draws:
-            return Relabelling(target, self._sampled(noise, batch, target, level, key))
-        return Smoothing(target, torch.tensor(level, dtype=torch.float64))
+            return NoisyLabelLoss(target, self._sampled(noise, batch, target, level, key))
+        return SmoothedLabelLoss(target, torch.tensor(level, dtype=torch.float64))
 
     def _sampled(self, noise: LabelNoise, batch: Any, target: Tensor, level: float, key: Key) -> Tensor:
         change, partner = (self._uniform(batch, target, key, part) for part in ("change", "partner"))
@@ -158,7 +158,7 @@ class LabelSmoothing(TargetNoise):
 
     Args:
         level: The amount :math:`\epsilon \in [0, 1]`: a number, a schedule, a callable or an adaptive level.
-        targets: Which leaf of the batch; left out, the second element of a sequence.
+        target: Which leaf of the batch; left out, the second element of a sequence.
         name: The name in the log.
 
     Raises:
@@ -175,5 +175,5 @@ class LabelSmoothing(TargetNoise):
         'loss'
     """
 
-    def __init__(self, level: AnyLevel, *, targets: int | str | None = None, name: str = "smoothing"):
-        super().__init__(SmoothLabels(), level, targets=targets, name=name)
+    def __init__(self, level: AnyLevel, *, target: int | str | None = None, name: str = "smoothing"):
+        super().__init__(SmoothLabels(), level, target=target, name=name)

@@ -14,8 +14,8 @@ from torch.nn import Parameter
 
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.noise import Noise
-from lightning_noise.parameters import GradientOf, PerturbedParameters, RelativeTo
-from lightning_noise.perturb import NoiseFunction, check_options
+from lightning_noise.perturb.inputs import NoiseFunction, check_options
+from lightning_noise.perturb.weights import GradientOf, PerturbedParameters, RelativeTo
 from lightning_noise.rng import Key
 from lightning_noise.rules import AdaptiveLevel, AnyLevel
 
@@ -105,7 +105,7 @@ class WeightNoise(NoiseCallback):
         'weight'
     """
 
-    shares_draw: ClassVar[bool] = True
+    one_draw_per_batch: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class WeightNoise(NoiseCallback):
             raise ValueError(f"relative must be 'std', 'max', 'filter' or None, got {relative!r}")
         if gradient not in ("straight_through", "reparametrized"):
             raise ValueError(f"gradient must be 'straight_through' or 'reparametrized', got {gradient!r}")
-        check_options(noise, relative is not None)
+        check_options(noise, relative)
         if isinstance(level, AdaptiveLevel) and level.start > _HIGH:
             warnings.warn(
                 f"the level of {name!r} starts at {level.start:g}, at which weights may learn nothing before it has come down; "

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_noise.loop.internals import state_names, sync_states
 from lightning_noise.metrics.functional import bin_indices
 
-__all__ = ["RESOLUTION", "Predictions", "Sums", "checked_bins", "whole"]
+__all__ = ["RESOLUTION", "Predictions", "Sums", "validate_bins", "whole"]
 
 # what is summed becomes whole multiples of 2^-24, the resolution of float32 below 1: exact, in any order and on any device
 RESOLUTION = 2**24
@@ -80,10 +81,10 @@ class Sums(Metric, Generic[Value]):
         return self._value({state: values.double() for state, values in sums.items()})
 
     def _states(self) -> dict[str, Tensor]:
-        return {state: getattr(self, state).cpu() for state in self._defaults}  # not every device has float64
+        return {state: getattr(self, state).cpu() for state in state_names(self)}  # not every device has float64
 
     def _synchronised(self) -> dict[str, Tensor]:
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync):
+        with sync_states(self):
             return self._states()
 
     def _single(self, value: Any) -> Any:
@@ -185,7 +186,7 @@ def whole(values: Tensor) -> Tensor:
     return (values * RESOLUTION).round().long()
 
 
-def checked_bins(n_bins: int) -> int:
+def validate_bins(n_bins: int) -> int:
     """Returns the number of bins, or raises a ValueError where it is none."""
     if n_bins < 1:
         raise ValueError(f"n_bins must be at least 1, got {n_bins}")

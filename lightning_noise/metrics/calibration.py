@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, Value, checked_bins, whole
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, Value, validate_bins, whole
 from lightning_noise.metrics.functional import (
     bin_indices,
     calibration_floor,
@@ -27,7 +27,7 @@ class _Binned(Sums[Value]):
     correct: Tensor
 
     def __init__(self, n_bins: int, n_groups: int, *states: str):
-        super().__init__(n_groups, **dict.fromkeys(states, checked_bins(n_bins)))
+        super().__init__(n_groups, **dict.fromkeys(states, validate_bins(n_bins)))
         self.n_bins = n_bins
         self.states = states
 
@@ -179,7 +179,7 @@ class TemperatureScaling(Sums[dict[str, Tensor]]):
 
     def __init__(self, n_bins: int = 15, n_groups: int = 1):
         n_temperatures = len(self.temperatures)
-        bins = (n_temperatures, checked_bins(n_bins))
+        bins = (n_temperatures, validate_bins(n_bins))
         super().__init__(n_groups, loss_sum=n_temperatures, confidence_sum=bins, correct=bins, count=bins)
         self.n_bins = n_bins
 

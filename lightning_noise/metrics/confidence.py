@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, whole
-from lightning_noise.metrics.functional import aurc, bin_indices, error_auroc, noise_detected
+from lightning_noise.metrics.functional import aurc, bin_indices, failure_auroc, noise_detected
 
 __all__ = ["FlipRate", "NoiseDetection", "PredictiveEntropy", "SelectiveClassification"]
 
@@ -17,10 +17,10 @@ class SelectiveClassification(Sums[dict[str, Tensor]]):
 
     ===============  ===================================================================================
     ``aurc``         the area under the risk-coverage curve, between its best value and the error rate
-    ``error_auroc``  the area under the ROC curve of errors: 1/2 where the confidence says nothing of them
+    ``failure_auroc``  the area under the ROC curve of errors: 1/2 where the confidence says nothing of them
     ===============  ===================================================================================
 
-    See :func:`~lightning_noise.metrics.functional.aurc` and :func:`~lightning_noise.metrics.functional.error_auroc`. The bins
+    See :func:`~lightning_noise.metrics.functional.aurc` and :func:`~lightning_noise.metrics.functional.failure_auroc`. The bins
     are of equal width in the logarithm of :math:`c / (1 - c)`, as many models have most of their confidences above 0.999; those
     in a bin, within 0.9 % in :math:`1 - c`, are tied.
 
@@ -34,7 +34,7 @@ class SelectiveClassification(Sums[dict[str, Tensor]]):
         >>> import torch
         >>> metric = SelectiveClassification()
         >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
-        >>> metric.compute()["error_auroc"]  # the surer one is right
+        >>> metric.compute()["failure_auroc"]  # the surer one is right
         tensor(1.)
     """
 
@@ -51,7 +51,7 @@ class SelectiveClassification(Sums[dict[str, Tensor]]):
 
     def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         counts = sums["correct"], sums["count"]
-        return {"aurc": aurc(*counts), "error_auroc": error_auroc(*counts)}
+        return {"aurc": aurc(*counts), "failure_auroc": failure_auroc(*counts)}
 
 
 class NoiseDetection(Sums[dict[str, Tensor]]):
@@ -100,7 +100,7 @@ class NoiseDetection(Sums[dict[str, Tensor]]):
 
     def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         noisy, clean = sums["noisy"], sums["clean"]
-        return {"noise_auroc": error_auroc(clean, clean + noisy), "noise_detected": noise_detected(noisy, clean)}
+        return {"noise_auroc": failure_auroc(clean, clean + noisy), "noise_detected": noise_detected(noisy, clean)}
 
 
 class PredictiveEntropy(Sums[Tensor]):

@@ -18,8 +18,8 @@ __all__ = [
     "calibration_z",
     "corruption_error",
     "debiased_calibration_error",
-    "error_auroc",
     "expected_calibration_error",
+    "failure_auroc",
     "flip_rate",
     "jackknife_error",
     "mean_corruption_error",
@@ -59,7 +59,7 @@ def aurc(correct: Tensor, count: Tensor) -> Tensor:
     return risks.where(count > 0, 0).sum() / count.sum()
 
 
-def error_auroc(correct: Tensor, count: Tensor) -> Tensor:
+def failure_auroc(correct: Tensor, count: Tensor) -> Tensor:
     r"""Returns the chance that a wrong prediction is less confident than a right one.
 
     .. math:: P(c_i < c_j) + \tfrac{1}{2} P(c_i = c_j), \quad a_i = 0, a_j = 1
@@ -76,7 +76,7 @@ def error_auroc(correct: Tensor, count: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> error_auroc(torch.tensor([0, 1]), torch.tensor([1, 1]))  # the surer one is right
+        >>> failure_auroc(torch.tensor([0, 1]), torch.tensor([1, 1]))  # the surer one is right
         tensor(1., dtype=torch.float64)
     """
     correct, wrong = correct.double(), (count - correct).double()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, checked_bins, whole
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, validate_bins, whole
 from lightning_noise.metrics.functional import bin_indices, murphy_decomposition
 
 __all__ = ["BrierDecomposition", "BrierScore", "CrossEntropy", "MeanSquaredError"]
@@ -133,7 +133,7 @@ class BrierDecomposition(Sums[dict[str, Tensor]]):
     correct: Tensor
 
     def __init__(self, num_classes: int, n_bins: int = 15, n_groups: int = 1):
-        bins = (num_classes, checked_bins(n_bins))
+        bins = (num_classes, validate_bins(n_bins))
         super().__init__(n_groups, score_sum=(), probability_sum=bins, correct=bins, count=bins)
         self.num_classes = num_classes
         self.n_bins = n_bins

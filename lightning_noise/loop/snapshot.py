@@ -27,36 +27,31 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lightning_noise.batch import renewed
-from lightning_noise.callbacks.dispatch import parameters_of
-from lightning_noise.perturb import like
-
-try:
-    from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
-    from pytorch_lightning import LightningModule
-except ImportError:  # the other Lightning alone is installed
-    from lightning.fabric.utilities.seed import (  # type: ignore[import-not-found, no-redef]
-        _collect_rng_states,
-        _set_rng_states,
-    )
-    from lightning.pytorch import LightningModule  # type: ignore[import-not-found, no-redef]
+from lightning_noise.batch import map_tensors
+from lightning_noise.loop.dispatch import parameters_of
+from lightning_noise.loop.internals import parameters_of_layer, private_attributes, rng_states, set_rng_states, state_of_run
+from lightning_noise.perturb.inputs import like
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["Contents", "Silent", "State", "as_they_were", "kept_weights", "own_copy", "same_streams", "streams", "unchanged"]
+__all__ = [
+    "Contents",
+    "Silent",
+    "State",
+    "copy_batch",
+    "restore_after",
+    "restore_rng",
+    "restore_trainer",
+    "restore_weights",
+]
 
 Contents = list[tuple[Any, Any]]  # containers, each with what it holds
 
 # generators and arrays are changed in place, too
 _COPIED = (Tensor, np.ndarray, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 _ATOMS = {int, float, bool, str, type(None), Tensor, Parameter}  # what most attributes and lists hold
-# of modules the parameters and hooks, of Lightning which hook is running, and of metrics the constants that they begin with
-_NOT_STATE = frozenset(name for name in vars(LightningModule()) if name.startswith("_")) - {
-    "_buffers",
-    "_modules",
-    "_metric_attributes",  # which `self.log` gathers anew where it lacks a metric
-} | {"_defaults"}
+_NOT_STATE = private_attributes()
 # objects of such classes are no state of a module, and through them one would come to the trainer and the data
 _FOREIGN = {"torch", "pytorch_lightning", "lightning", "lightning_fabric"} | (
     sys.stdlib_module_names - {"abc", "builtins", "collections", "typing"}
@@ -99,7 +94,7 @@ class State:
 
 
 @contextmanager
-def unchanged(trainer: Trainer) -> Iterator[None]:
+def restore_trainer(trainer: Trainer) -> Iterator[None]:
     """Restores random streams, gradients and what the trainer and the parts of it that log hold, after what is done within.
 
     Raises:
@@ -107,19 +102,19 @@ def unchanged(trainer: Trainer) -> Iterator[None]:
     """
     parameters = list(trainer.lightning_module.parameters())
     gradients = [parameter.grad for parameter in parameters]
-    kept = [(vars(part), dict(vars(part))) for part in (trainer, trainer._evaluation_loop, trainer._logger_connector)]
+    kept = [(vars(part), dict(vars(part))) for part in state_of_run(trainer)]
     handle = register_optimizer_step_pre_hook(lambda optimizer, *_: _refuse(parameters, optimizer))
     with ExitStack() as stack:
         stack.callback(handle.remove)
         stack.callback(_put, kept)
-        stack.enter_context(same_streams())
+        stack.enter_context(restore_rng())
         stack.callback(_set_gradients, parameters, gradients)
         _set_gradients(parameters, [None] * len(parameters))
         yield
 
 
 @contextmanager
-def as_they_were(trainer: Trainer, module: LightningModule, *others: Any) -> Iterator[None]:
+def restore_after(trainer: Trainer, module: LightningModule, *others: Any) -> Iterator[None]:
     """Restores what a trainer and a module hold, and the random streams, after a run within that leaves the weights alone.
 
     The module has a state of its own in that run. Its parameters are restored to the same tensors, wherever and to whatever
@@ -133,7 +128,7 @@ def as_they_were(trainer: Trainer, module: LightningModule, *others: Any) -> Ite
     held, state = _contents([module]), _insides(module.modules())
     weights = [(parameter, parameter.data, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
     kept = _of_run(trainer) + [(vars(part), dict(vars(part))) for part in (trainer.strategy, *others) if part is not None]
-    with same_streams():
+    with restore_rng():
         try:
             _put(_copied(held))
             # a module that is moved moves the gradients that it has, in place
@@ -152,7 +147,7 @@ def as_they_were(trainer: Trainer, module: LightningModule, *others: Any) -> Ite
 
 
 @contextmanager
-def kept_weights(kept: list[tuple[Parameter, Tensor, Tensor]]) -> Iterator[None]:
+def restore_weights(kept: list[tuple[Parameter, Tensor, Tensor]]) -> Iterator[None]:
     """Restores weights that the module exchanges within, be it their values or their tensors.
 
     Args:
@@ -166,30 +161,25 @@ def kept_weights(kept: list[tuple[Parameter, Tensor, Tensor]]) -> Iterator[None]
             parameter.data = data
 
 
-def streams() -> dict[str, Any]:
-    """The states of the global random streams of torch, numpy and Python."""
-    return _collect_rng_states()
-
-
 @contextmanager
-def same_streams(begin: dict[str, Any] | None = None) -> Iterator[None]:
+def restore_rng(begin: dict[str, Any] | None = None) -> Iterator[None]:
     """Restores the global random streams of torch, numpy and Python, which may begin as they once were."""
-    before = streams()
+    before = rng_states()
     try:
         if begin is not None:
-            _set_rng_states(begin)
+            set_rng_states(begin)
         yield
     finally:
-        _set_rng_states(before)
+        set_rng_states(before)
 
 
-def own_copy(batch: Any) -> Any:
+def copy_batch(batch: Any) -> Any:
     """Returns the batch with tensors and containers of its own, so that a step may write to them.
 
     They are no inference tensors, because a step may differentiate with respect to them.
     """
     with torch.inference_mode(False), torch.no_grad():
-        return renewed(batch, _clone)
+        return map_tensors(batch, _clone)
 
 
 class Silent:
@@ -225,7 +215,7 @@ class Silent:
 
 def _insides(modules: Iterable[nn.Module]) -> Contents:
     """The attributes and parameters of modules, also those that are no state."""
-    return [(inside, dict(inside)) for module in modules for inside in (vars(module), module._parameters)]
+    return [(inside, dict(inside)) for module in modules for inside in (vars(module), parameters_of_layer(module))]
 
 
 def _of_run(trainer: Trainer) -> Contents:

@@ -6,14 +6,22 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_noise.batch import Path
 from lightning_noise.callbacks.base import NoiseCallback
-from lightning_noise.callbacks.boards import as_text
-from lightning_noise.metrics.measurement import CLEAN, Probed
+from lightning_noise.evaluation.results import CLEAN, Condition
+from lightning_noise.loop.loggers import as_text
 from lightning_noise.noise import Noise, check_level
-from lightning_noise.perturb import Clip, NoiseFunction, check_floating, check_options, checked_clip, perturbed_batch, try_noise
+from lightning_noise.perturb.inputs import (
+    Clip,
+    NoiseFunction,
+    check_floating,
+    check_options,
+    perturb_batch,
+    try_noise,
+    validate_clip,
+)
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -46,7 +54,7 @@ class Probes:
         levels: Sequence[float] | Mapping[str, Sequence[float]] | None,
         *,
         clip: Clip | None,
-        relative: bool,
+        relative: Literal["std"] | None,
         seed: int,
         n_draws: int = 1,
     ):
@@ -56,12 +64,12 @@ class Probes:
         self.levels = {tag: _levels_of(tag, probe, levels) for tag, probe in self.noises.items()}
         if isinstance(levels, Mapping) and (unknown := levels.keys() - self.noises.keys()):
             raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(self.noises)}")
-        self.clip = checked_clip(clip)
-        self.relative = relative
+        self.clip = validate_clip(clip)
+        self.relative: Literal["std"] | None = relative
         self.seed = seed
         self.n_draws = n_draws
 
-    def described(self) -> dict[str, str]:
+    def describe(self) -> dict[str, str]:
         """Returns the noise of each tag in words, which are the same for probes that do the same."""
         options = "".join(f", {key}={value}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value)
         trained = ("level", "seed", "name", "probability")  # what has a meaning in training alone is left out
@@ -75,17 +83,17 @@ class Probes:
 
     def perturbations(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
-    ) -> Iterator[tuple[Probed, AbstractContextManager[Any]]]:
+    ) -> Iterator[tuple[Condition, AbstractContextManager[Any]]]:
         """Yields, for each noise, draw and level, the perturbation that yields the noisy batch; levels share a draw."""
         for (tag, probe), draw in product(self.noises.items(), range(self.n_draws)):
             key = Key((self.seed, "probe", tag), positions=positions)
             key = key / draw if draw else key  # the first is that of a monitor with one draw
             for level in self.levels[tag]:
                 if isinstance(probe, NoiseCallback):
-                    yield Probed(tag, level, draw), probe.perturbation(trainer, pl_module, batch, level, key)
+                    yield Condition(tag, level, draw), probe.perturbation(trainer, pl_module, batch, level, key)
                 else:
-                    noisy = perturbed_batch(batch, paths, probe, level, key, relative=self.relative, clip=self.clip)
-                    yield Probed(tag, level, draw), nullcontext(noisy)
+                    noisy = perturb_batch(batch, paths, probe, level, key, relative=self.relative, clip=self.clip)
+                    yield Condition(tag, level, draw), nullcontext(noisy)
 
     def trials(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, paths: list[Path], positions: range
@@ -122,14 +130,14 @@ def _tag(probe: Probe) -> str:
     return name.lower()
 
 
-def _check_probe(tag: str, probe: Probe, relative: bool, clip: Clip | None) -> None:
+def _check_probe(tag: str, probe: Probe, relative: Literal["std"] | None, clip: Clip | None) -> None:
     if not isinstance(probe, NoiseCallback):
         check_options(probe, relative)
     elif relative or clip is not None:
         raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
-    if not getattr(probe, "is_probe", True):
+    if not getattr(probe, "can_probe", True):
         raise ValueError(f"{tag!r} cannot be a probe: {type(probe).__name__} mixes samples, or changes labels or gradients")
-    if getattr(getattr(probe, "noise", probe), "mixes_rows", False):
+    if getattr(getattr(probe, "noise", probe), "mixes_samples", False):
         raise ValueError(f"{tag!r} cannot be a probe: it mixes rows, so the noise of a sample would depend on its batch")
 
 

@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_noise.batch import described
+from lightning_noise.batch import describe
+from lightning_noise.loop.internals import run_backward
 from lightning_noise.noise import column
 
 __all__ = [
-    "Mixing",
-    "Relabelling",
-    "Smoothing",
-    "SoftTargets",
+    "LabelLoss",
+    "MixedLabelLoss",
+    "NoisyLabelLoss",
+    "SmoothedLabelLoss",
     "smoothed_binary_cross_entropy_with_logits",
     "smoothed_cross_entropy",
     "smoothed_nll_loss",
@@ -147,7 +148,7 @@ def smoothed_binary_cross_entropy_with_logits(
     return F.binary_cross_entropy_with_logits(input, soft, weight, reduction=reduction, pos_weight=pos_weight)
 
 
-class SoftTargets(TorchFunctionMode, ABC):
+class LabelLoss(TorchFunctionMode, ABC):
     """Softens the losses that are computed on a target while it is active.
 
     The target is followed by identity: what a torch function makes of tensors that are all followed is followed, and so is
@@ -172,13 +173,13 @@ class SoftTargets(TorchFunctionMode, ABC):
     def __init__(self, target: Tensor):
         super().__init__()
         self.target = target
-        self.hit = False
-        self._modes: tuple[SoftTargets, ...] = ()
+        self.applied = False
+        self._modes: tuple[LabelLoss, ...] = ()
         # the tensors are kept alive for the step: an identity is given again once it is free
         self._followed: list[tuple[Tensor, ...]] = []
 
-    def __enter__(self) -> SoftTargets:
-        self._followed = [(self.target, *self.companions())]
+    def __enter__(self) -> LabelLoss:
+        self._followed = [(self.target, *self.paired_tensors())]
         self._modes = (self, *_active.get())
         _active.set(self._modes)
         return super().__enter__()
@@ -196,7 +197,7 @@ class SoftTargets(TorchFunctionMode, ABC):
             return self._backward(func, args, kwargs)
         if func in _ARGUMENTS:
             call = _bound(func, args, kwargs)
-            modes = [mode for mode in self._modes if mode.following(call.get("target")) is not None]
+            modes = [mode for mode in self._modes if mode.tracked(call.get("target")) is not None]
             if modes:
                 return _softened(modes, func, call)
         output = func(*args, **kwargs)
@@ -207,7 +208,7 @@ class SoftTargets(TorchFunctionMode, ABC):
         return output
 
     @abstractmethod
-    def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
+    def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
         """Returns the softened loss of a call.
 
         Args:
@@ -216,11 +217,11 @@ class SoftTargets(TorchFunctionMode, ABC):
             call: The arguments by their names.
         """
 
-    def companions(self) -> tuple[Tensor, ...]:
+    def paired_tensors(self) -> tuple[Tensor, ...]:
         """Returns the tensors that accompany the target: what is made of the target is made of them."""
         return ()
 
-    def following(self, tensor: Any) -> tuple[Tensor, ...] | None:
+    def tracked(self, tensor: Any) -> tuple[Tensor, ...] | None:
         """Returns the tensor with its companions if it is followed."""
         for entry in self._followed:
             if entry[0] is tensor:
@@ -231,7 +232,7 @@ class SoftTargets(TorchFunctionMode, ABC):
         """Returns what becomes of a companion where ``func`` made ``output`` of the target."""
         if func in _PICKING:  # at the positions that are picked from the target
             picked = func(self._exchanged(args[0], index), *args[1:], **kwargs)
-            mask = self.following(args[1]) if index == 1 and len(args) == 2 else None
+            mask = self.tracked(args[1]) if index == 1 and len(args) == 2 else None
             if mask is None or mask[0].dtype != torch.bool:
                 return picked
             # a label that its own mask would leave out is none: the one of the target takes its place
@@ -248,19 +249,16 @@ class SoftTargets(TorchFunctionMode, ABC):
         call = inspect.signature(func).bind(*args, **kwargs).arguments
         tensors, inputs = (_sequence(call.get(name)) for name in (next(iter(call)), "inputs"))
         grads = _sequence(call.get("gradient", call.get("grad_tensors"))) or (None,) * len(tensors)
-        grads = torch.autograd._make_grads(tensors, grads, is_grads_batched=False)
         create_graph = call.get("create_graph", False)
         retain_graph = call.get("retain_graph")
         super().__enter__()
         try:
-            torch.autograd.graph._engine_run_backward(
+            run_backward(
                 tensors,
                 grads,
-                create_graph if retain_graph is None else retain_graph,
-                create_graph,
-                inputs,
-                allow_unreachable=True,
-                accumulate_grad=True,
+                inputs=inputs,
+                retain_graph=create_graph if retain_graph is None else retain_graph,
+                create_graph=create_graph,
             )
         finally:
             super().__exit__(None, None, None)
@@ -268,7 +266,7 @@ class SoftTargets(TorchFunctionMode, ABC):
     def _follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         companions = [_each(self.derived(i, func, args, kwargs, output)) for i in range(1, len(self._followed[0]))]
         for entry in zip(_each(output), *companions, strict=True):
-            new = isinstance(entry[0], Tensor) and self.following(entry[0]) is None
+            new = isinstance(entry[0], Tensor) and self.tracked(entry[0]) is None
             if new and all([item.shape == entry[0].shape for item in entry[1:2]]):  # as unique values are not
                 self._followed.append(entry)
 
@@ -278,12 +276,12 @@ class SoftTargets(TorchFunctionMode, ABC):
         tensors = _values(func, args, kwargs)
         if func in _PICKING or func in _KEEPING:
             tensors = tensors[:1]
-        return len(tensors) > 0 and all([self.following(tensor) is not None for tensor in tensors])
+        return len(tensors) > 0 and all([self.tracked(tensor) is not None for tensor in tensors])
 
     def _exchanged(self, value: Any, index: int) -> Any:
         """The arguments with the companion of each tensor that is followed."""
         if isinstance(value, Tensor):
-            entry = self.following(value)
+            entry = self.tracked(value)
             return value if entry is None else entry[index]
         if isinstance(value, dict):
             return {key: self._exchanged(item, index) for key, item in value.items()}
@@ -293,7 +291,7 @@ class SoftTargets(TorchFunctionMode, ABC):
         return value
 
 
-class Smoothing(SoftTargets):
+class SmoothedLabelLoss(LabelLoss):
     """Smooths the labels: see :func:`smoothed_cross_entropy` for the formula.
 
     Args:
@@ -306,7 +304,7 @@ class Smoothing(SoftTargets):
 
     Example:
         >>> logits, target = torch.randn(8, 3), torch.arange(8) % 3
-        >>> with Smoothing(target, torch.tensor(0.1, dtype=torch.float64)):
+        >>> with SmoothedLabelLoss(target, torch.tensor(0.1, dtype=torch.float64)):
         ...     loss = torch.nn.CrossEntropyLoss()(logits, target)
         >>> torch.equal(loss, F.cross_entropy(logits, target, label_smoothing=0.1))
         True
@@ -316,11 +314,11 @@ class Smoothing(SoftTargets):
         super().__init__(target)
         if not isinstance(level, Tensor) or level.ndim:
             raise TypeError(
-                f"level must be a tensor of shape (), which a compiled step takes as an input, got {described(level)}"
+                f"level must be a tensor of shape (), which a compiled step takes as an input, got {describe(level)}"
             )
         self.level = level
 
-    def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
+    def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
         smoothing = call.get("label_smoothing", 0.0)
         if smoothing or loss not in _SMOOTHED:
             other = f"the criterion has label_smoothing={smoothing}" if smoothing else "another mode smooths this target"
@@ -329,7 +327,7 @@ class Smoothing(SoftTargets):
         return _softened(modes, partial(_SMOOTHED[loss], level=self.level), call)
 
 
-class Relabelling(SoftTargets):
+class NoisyLabelLoss(LabelLoss):
     """Takes the loss of other labels: those that are noisy, while all else reads the true ones.
 
     What is made of the target is made of the other labels, too, but a mask picks the same positions of both, and the true
@@ -341,7 +339,7 @@ class Relabelling(SoftTargets):
 
     Example:
         >>> logits, target, noisy = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 2, 2, 0])
-        >>> with Relabelling(target, noisy):
+        >>> with NoisyLabelLoss(target, noisy):
         ...     loss = F.cross_entropy(logits, target)
         >>> torch.equal(loss, F.cross_entropy(logits, noisy))
         True
@@ -350,18 +348,18 @@ class Relabelling(SoftTargets):
     def __init__(self, target: Tensor, labels: Tensor):
         super().__init__(target)
         if labels.shape != target.shape:
-            raise ValueError(f"labels must have the shape of the target, {tuple(target.shape)}, got {described(labels)}")
+            raise ValueError(f"labels must have the shape of the target, {tuple(target.shape)}, got {describe(labels)}")
         self.labels = labels
 
-    def companions(self) -> tuple[Tensor, ...]:
+    def paired_tensors(self) -> tuple[Tensor, ...]:
         return (self.labels,)
 
-    def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
-        _, labels = self.following(call["target"])  # type: ignore[misc]
+    def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
+        _, labels = self.tracked(call["target"])  # type: ignore[misc]
         return _softened(modes, loss, call | {"target": labels})
 
 
-class Mixing(SoftTargets):
+class MixedLabelLoss(LabelLoss):
     r"""Takes the loss of the labels of two samples, as goes with an input that is mixed of the two.
 
     .. math:: L = \lambda \, L(a) + (1 - \lambda) \, L(b), \quad b_i = a_{\pi(i)}
@@ -388,7 +386,7 @@ class Mixing(SoftTargets):
 
     Example:
         >>> logits, target, partners = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 0, 3, 2])
-        >>> with Mixing(target, partners, torch.tensor(0.25)):
+        >>> with MixedLabelLoss(target, partners, torch.tensor(0.25)):
         ...     loss = F.cross_entropy(logits, target)
         >>> torch.equal(loss, 0.25 * F.cross_entropy(logits, target) + 0.75 * F.cross_entropy(logits, target[partners]))
         True
@@ -400,17 +398,17 @@ class Mixing(SoftTargets):
         if partners.shape != samples or not isinstance(lam, Tensor) or lam.shape not in ((), samples):
             raise ValueError(
                 f"for a target of {len(target)} samples, partners must be of shape {tuple(samples)} and lam a tensor of "
-                f"shape () or {tuple(samples)}, got {described(partners)} and {described(lam)}"
+                f"shape () or {tuple(samples)}, got {describe(partners)} and {describe(lam)}"
             )
         self.partners = partners
         self.lam = lam
 
-    def companions(self) -> tuple[Tensor, ...]:
+    def paired_tensors(self) -> tuple[Tensor, ...]:
         lam = column(self.lam, self.target).expand(self.target.shape) if self.lam.ndim else self.lam
         return self.target[self.partners], lam
 
-    def soften(self, modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
-        entry = self.following(call["target"])
+    def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
+        entry = self.tracked(call["target"])
         if entry is None:
             raise ValueError("labels that are changed at the loss cannot be mixed there: change them before, in the batch")
         target, partner, lam = entry
@@ -424,14 +422,14 @@ class Mixing(SoftTargets):
     def derived(self, index: int, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if index == 1 or (self.lam.ndim and func in _MOVING):
             return super().derived(index, func, args, kwargs, output)
-        followed = [self.following(tensor) for tensor in _values(func, args, kwargs)]
+        followed = [self.tracked(tensor) for tensor in _values(func, args, kwargs)]
         lam = next(entry[2] for entry in followed if entry is not None)
         if self.lam.ndim and func not in _ELEMENTWISE:
             lam = lam.new_empty(0)  # nobody knows where it went
         return [_fitted(lam, item) for item in _each(output)]
 
 
-_active: ContextVar[tuple[SoftTargets, ...]] = ContextVar("active", default=())
+_active: ContextVar[tuple[LabelLoss, ...]] = ContextVar("active", default=())
 
 # what is passed on through it is not followed: neither a mode around this one nor this one, where it sees the calls of a
 # compiled graph again, must soften the loss twice
@@ -505,13 +503,13 @@ def _sequence(value: Any) -> tuple[Any, ...]:
     return () if value is None else (value,) if isinstance(value, Tensor) else tuple(value)
 
 
-def _softened(modes: list[SoftTargets], loss: Loss, call: dict[str, Any]) -> Tensor:
+def _softened(modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
     """The loss of a call, softened by all of the modes."""
     if not modes:
         return loss(**call | {"target": _ALIAS(call["target"])})
     if torch.is_grad_enabled():  # and is not only logged
-        modes[0].hit = True
-    return modes[0].soften(modes[1:], loss, call)
+        modes[0].applied = True
+    return modes[0].transform_loss(modes[1:], loss, call)
 
 
 def _bound(func: Loss, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_noise.batch import described
+from lightning_noise.batch import describe
 from lightning_noise.metrics.base import Predictions, Sums
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
 from lightning_noise.metrics.scores import BrierScore, CrossEntropy, MeanSquaredError
 
-__all__ = ["LOGGED", "MonitorMetrics", "Task", "as_classes", "check_target", "checked_rows", "monitor_metrics"]
+__all__ = ["LOGGED", "MonitorMetrics", "Task", "as_classes", "check_target", "monitor_metrics", "validate_rows"]
 
 Task = Literal["multiclass", "binary", "multilabel", "regression"]
 
 # what is logged in each validation; the rest is for reports
-LOGGED = ("accuracy", "loss", "brier", "ece", "ece_floor", "signed_gap", "flip_rate", "entropy", "error_auroc")
+LOGGED = ("accuracy", "loss", "brier", "ece", "ece_floor", "signed_gap", "flip_rate", "entropy", "failure_auroc")
 
 _READS = {
     "multiclass": "logits of shape (B, K, *) and class indices of shape (B, *)",
@@ -123,8 +123,8 @@ def as_classes(preds: Any, target: Tensor, task: Task) -> tuple[Tensor, Tensor]:
         if task in ("binary", "multilabel") and preds.shape == target.shape:
             return torch.stack([torch.zeros_like(preds), preds], 1), target.long()
     raise ValueError(
-        f"the module returned {described(preds)} for a target of {described(target)}, but the task {task!r} "
-        f"reads {_READS[task]}; give predict=…, targets=… or another task, one of {list(get_args(Task))}"
+        f"the module returned {describe(preds)} for a target of {describe(target)}, but the task {task!r} "
+        f"reads {_READS[task]}; give predict=…, target=… or another task, one of {list(get_args(Task))}"
     )
 
 
@@ -145,13 +145,13 @@ def check_target(target: Tensor, preds: Tensor, task: Task) -> None:
         )
 
 
-def checked_rows(preds: Any, target: Tensor) -> Tensor:
+def validate_rows(preds: Any, target: Tensor) -> Tensor:
     """Returns predictions for metrics of one's own, or raises a ValueError where there is not a row for each of the target."""
     if isinstance(preds, Tensor) and preds.shape[:1] == target.shape[:1]:
         return preds
     raise ValueError(
-        f"the module returned {described(preds)} for a target of {described(target)}, but metrics are given a tensor with a "
-        "row for each of the target; give predict=… or targets=…"
+        f"the module returned {describe(preds)} for a target of {describe(target)}, but metrics are given a tensor with a "
+        "row for each of the target; give predict=… or target=…"
     )
 
 
@@ -160,7 +160,7 @@ def _without_classes(preds: Tensor) -> tuple[int, ...]:
 
 
 def _range(target: Tensor) -> str:
-    return f"{described(target)} from {target.min().item()} to {target.max().item()}"
+    return f"{describe(target)} from {target.min().item()} to {target.max().item()}"
 
 
 def _merged(parts: Iterable[dict[str, float]]) -> dict[str, float]:

@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_noise.callbacks.dispatch import Perturbing
+from lightning_noise.loop.dispatch import Perturbing
+from lightning_noise.loop.internals import class_of_callbacks, is_fast_dev_run
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -47,7 +48,7 @@ class Charting(Protocol):
 
 def takes_figures(trainer: Trainer) -> bool:
     """Returns whether :func:`show` shows anything, so that nothing is drawn for nobody."""
-    return trainer.is_global_zero and bool(trainer.loggers) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    return trainer.is_global_zero and bool(trainer.loggers) and not is_fast_dev_run(trainer)
 
 
 def show(trainer: Trainer, key: str, figure: Figure, step: int) -> None:
@@ -120,7 +121,7 @@ def lay_out_all(trainer: Trainer, monitor: Charting) -> bool:
     Returns:
         Whether all knew them, so that the callback need not ask again in this run.
     """
-    charting = [callback for callback in trainer.callbacks if isinstance(callback, Charting)]  # type: ignore[attr-defined]
+    charting = class_of_callbacks(trainer, Charting)
     charts = [callback.charts() for callback in charting]
     if all(charts) and charting[0] is monitor:
         lay_out(trainer, _levels(trainer) | _merged(charts))
@@ -194,7 +195,7 @@ def _experiments(trainer: Trainer, method: str) -> Iterator[Any]:
 
 def _levels(trainer: Trainer) -> dict[str, list[str]]:
     """The chart of the levels in force, where any are."""
-    noisy = any(isinstance(callback, Perturbing) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    noisy = bool(class_of_callbacks(trainer, Perturbing))
     return {"noise": ["noise/.*/level$"]} if noisy else {}
 
 

@@ -19,6 +19,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from lightning_noise.loop.internals import class_of_callbacks
+
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
     from torch.utils.hooks import RemovableHandle
@@ -31,11 +33,11 @@ class Perturbing(ABC):
 
     Attributes:
         name: The name of the callback, of which there is one in a trainer.
-        level_in_force: The level of this batch; at 0 the callback is passed over.
+        current_level: The level of this batch; at 0 the callback is passed over.
     """
 
     name: str
-    level_in_force: float
+    current_level: float
 
     @abstractmethod
     def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
@@ -54,7 +56,7 @@ class Perturbing(ABC):
 
 def perturbing(trainer: Trainer) -> list[Perturbing]:
     """Returns the callbacks that perturb and are in the trainer now, in its order."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, Perturbing)]  # type: ignore[attr-defined]
+    return class_of_callbacks(trainer, Perturbing)
 
 
 class TrainingDispatcher:
@@ -161,7 +163,7 @@ class TrainingDispatcher:
     def _perturbed(self, batch: Any) -> Any:
         # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise
         for callback in perturbing(self.trainer):
-            if callback.level_in_force != 0:
+            if callback.current_level != 0:
                 batch = self._entered.enter_context(callback.training_perturbation(self.trainer, batch))
         return batch
 
@@ -210,9 +212,8 @@ class EvaluationDispatcher:
                 _put_back(trainer, name, dispatcher.step)
 
     def __call__(self, batch: Any, *indices: int) -> Any:
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Replaying):
-                callback.replay(self.trainer, self.step, batch, *indices)
+        for callback in class_of_callbacks(self.trainer, Replaying):
+            callback.replay(self.trainer, self.step, batch, *indices)
         return self.step(batch, *indices)
 
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_noise.evaluation.tasks import MonitorMetrics
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import PredictiveEntropy
 from lightning_noise.metrics.functional import robustness_summary
-from lightning_noise.metrics.monitored import MonitorMetrics
 
-__all__ = ["CLEAN", "Estimates", "Measurement", "Probed"]
+__all__ = ["CLEAN", "Condition", "Estimates", "Measurement"]
 
 CLEAN = "clean"  # the tag of what is measured without noise
 _COMPARED = ("accuracy", "loss")  # of which drops are told: the others say more by themselves
 
 
-class Probed(NamedTuple):
+class Condition(NamedTuple):
     """The noise that the data were seen through, its level, and which of its draws."""
 
     tag: str
@@ -35,7 +35,7 @@ class Probed(NamedTuple):
         return self.tag if self.tag == CLEAN else f"{self.tag}/{self.level:g}"
 
 
-Values = Mapping[Probed, Mapping[str, float]]
+Values = Mapping[Condition, Mapping[str, float]]
 
 
 class Estimates(NamedTuple):
@@ -73,7 +73,7 @@ class Measurement:
         chance: float | None = None,
         weights: Collection[str] = (),
     ):
-        self.metrics: dict[Probed, MetricCollection] = {}
+        self.metrics: dict[Condition, MetricCollection] = {}
         self.sizes = torch.zeros(n_groups, dtype=torch.long)
         self.weights = weights
         self._make = metrics
@@ -82,57 +82,61 @@ class Measurement:
 
     def read(self, preds: Tensor) -> Any:
         """Returns predictions without noise as the metrics of all noises and levels can be given them, to read them once."""
-        metrics = self._of(Probed(CLEAN), preds)
+        metrics = self._of(Condition(CLEAN), preds)
         return metrics.read(preds) if isinstance(metrics, MonitorMetrics) else preds
 
-    def update(self, probed: Probed, preds: Tensor, target: Tensor, clean_preds: Any, groups: Tensor) -> None:
+    def update(self, condition: Condition, preds: Tensor, target: Tensor, clean_preds: Any, groups: Tensor) -> None:
         """Adds predictions of samples of these groups."""
-        metrics = self._of(probed, preds)
-        if probed.tag == CLEAN:
+        metrics = self._of(condition, preds)
+        if condition.tag == CLEAN:
             self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
         if len(target):
             more = {"groups": groups} if isinstance(metrics, MonitorMetrics) else {}
             metrics.update(preds=preds, target=target, clean_preds=clean_preds, **more)
 
-    def _of(self, probed: Probed, preds: Tensor) -> MetricCollection:
-        if probed not in self.metrics:
-            self.metrics[probed] = self._make().to(preds.device)
-        return self.metrics[probed]
+    def _of(self, condition: Condition, preds: Tensor) -> MetricCollection:
+        if condition not in self.metrics:
+            self.metrics[condition] = self._make().to(preds.device)
+        return self.metrics[condition]
 
     def figures(self) -> dict[str, float]:
         """Returns what is logged: the metrics, averaged over the draws, with the errors of these means, and their summary."""
-        values = {probed: self._brief(_values_of(metrics)) for probed, metrics in self.metrics.items()}
+        values = {condition: self._brief(_values_of(metrics)) for condition, metrics in self.metrics.items()}
         return self._summarized(values) | _errors_of_means(values)
 
     def estimates(self) -> Estimates:
         """Returns all that was measured and its summary, and what tells how sure it is."""
-        found = {probed: _estimates_of(metrics) for probed, metrics in self.metrics.items()}
-        values = {probed: total for probed, (total, _) in found.items()}
+        found = {condition: _estimates_of(metrics) for condition, metrics in self.metrics.items()}
+        values = {condition: total for condition, (total, _) in found.items()}
         n_parts = min(len(without) for _, without in found.values())
-        parts = [{probed: without[group] for probed, (_, without) in found.items()} for group in range(n_parts)]
+        parts = [{condition: without[group] for condition, (_, without) in found.items()} for group in range(n_parts)]
         return Estimates(self._summarized(values), self._spread(values), [self._summarized(part) for part in parts])
 
-    def calibration(self) -> dict[Probed, list[Tensor]]:
+    def calibration(self) -> dict[Condition, list[Tensor]]:
         """Returns the sums in bins of the confidence, for reliability diagrams, of the first draw of each level."""
-        return {probed: bins.bins() for probed, bins in self._first("calibration") if isinstance(bins, CalibrationBins)}
+        return {condition: bins.bins() for condition, bins in self._first("calibration") if isinstance(bins, CalibrationBins)}
 
-    def entropies(self) -> dict[Probed, tuple[list[float], list[int]]]:
+    def entropies(self) -> dict[Condition, tuple[list[float], list[int]]]:
         """Returns the edges and the counts of a histogram of the entropy, of the first draw of each level."""
         return {
-            probed: entropy.histogram() for probed, entropy in self._first("entropy") if isinstance(entropy, PredictiveEntropy)
+            condition: entropy.histogram()
+            for condition, entropy in self._first("entropy")
+            if isinstance(entropy, PredictiveEntropy)
         }
 
-    def _first(self, name: str) -> Iterator[tuple[Probed, Metric]]:
+    def _first(self, name: str) -> Iterator[tuple[Condition, Metric]]:
         """The metric of that name, where there is one, of the first draw of each level."""
-        for probed, metrics in self.metrics.items():
-            if probed.draw == 0 and name in metrics:
-                yield probed, metrics[name]
+        for condition, metrics in self.metrics.items():
+            if condition.draw == 0 and name in metrics:
+                yield condition, metrics[name]
 
     def _summarized(self, values: Values) -> dict[str, float]:
-        averaged = {probed: {key: fmean(found[key] for found in draws) for key in draws[0]} for probed, draws in _drawn(values)}
-        flat = {f"{probed.place}/{key}": value for probed, found in averaged.items() for key, value in found.items()}
-        clean = averaged.pop(Probed(CLEAN))
-        noisy = {(probed.tag, probed.level): self._brief(found) for probed, found in averaged.items()}
+        averaged = {
+            condition: {key: fmean(found[key] for found in draws) for key in draws[0]} for condition, draws in _drawn(values)
+        }
+        flat = {f"{condition.place}/{key}": value for condition, found in averaged.items() for key, value in found.items()}
+        clean = averaged.pop(Condition(CLEAN))
+        noisy = {(condition.tag, condition.level): self._brief(found) for condition, found in averaged.items()}
         compared = {key: value for key, value in clean.items() if self._logged is None or key in _COMPARED}
         return flat | robustness_summary(compared, noisy, self._chance, weights=self.weights)
 
@@ -142,7 +146,7 @@ class Measurement:
 
     def _spread(self, values: Values) -> dict[str, float]:
         """The standard error of each figure over the draws."""
-        n_draws = 1 + max(probed.draw for probed in values)
+        n_draws = 1 + max(condition.draw for condition in values)
         if n_draws == 1:
             return {}
         of_draws = [
@@ -170,17 +174,17 @@ def _floats(computed: Mapping[str, Any]) -> dict[str, float]:
     return {key: value.item() for key, value in computed.items()}
 
 
-def _drawn(values: Values) -> Iterator[tuple[Probed, list[Mapping[str, float]]]]:
+def _drawn(values: Values) -> Iterator[tuple[Condition, list[Mapping[str, float]]]]:
     """The first draw of each noise and level, with the values of all its draws."""
-    for first in (probed for probed in values if probed.draw == 0):
-        yield first, [found for probed, found in values.items() if probed.place == first.place]
+    for first in (condition for condition in values if condition.draw == 0):
+        yield first, [found for condition, found in values.items() if condition.place == first.place]
 
 
 def _errors_of_means(values: Values) -> dict[str, float]:
     """The standard error over the draws of each mean, where there are several draws."""
     return {
-        f"{probed.place}/{key}_se": _error_of_mean([found[key] for found in draws])
-        for probed, draws in _drawn(values)
+        f"{condition.place}/{key}_se": _error_of_mean([found[key] for found in draws])
+        for condition, draws in _drawn(values)
         if len(draws) > 1
         for key in draws[0]
     }

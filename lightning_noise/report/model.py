@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lightning_noise._version import __version__
 from lightning_noise.metrics.functional import corruption_error, jackknife_error, mean_corruption_error
 
 __all__ = ["corruption", "corruption_errors", "differences", "make", "markdown", "read", "values_of", "write"]
@@ -66,8 +67,6 @@ def make(
         >>> report["figures"]["clean/accuracy"]["standard_error"]  # the groups have 1 and 0.5
         0.25
     """
-    from lightning_noise import __version__  # which is not set yet where the package imports this module
-
     spread = spread or {}
     figures = {}
     for key, value in values.items():
@@ -303,7 +302,7 @@ _COLUMNS = {
     "signed_gap": _Column("too sure by", "%", 100, "mean confidence minus accuracy; negative is too unsure"),
     "flip_rate": _Column("flipped", "%", 100, "predictions that are not those without noise"),
     "entropy": _Column("entropy", "nats", 1, "of the predicted probabilities, on average"),
-    "error_auroc": _Column(
+    "failure_auroc": _Column(
         "AUROC of errors", "", 1, "the chance that a wrong prediction is less sure than a right one; 0.5 is luck"
     ),
     "noise_detected": _Column("seen as noisy", "%", 100, "less sure than 95 % of the clean samples; no aim in itself"),
@@ -343,7 +342,7 @@ def _outcome(report: Report, metric: str) -> str:
     """The main metric without noise, under noise and at its worst."""
     figures, column = report["figures"], _column(metric)
     said = [f"{_text(figures.get(key), column, _SAID)} {where}" for key, where in _ends(metric).items()]
-    noisy = {key: f"under {' at '.join(place)}" for place, key in _places(report, metric) if key in figures and place[1]}
+    noisy = {key: f"under {' at '.join(place)}" for place, key in _positions(report, metric) if key in figures and place[1]}
     if noisy and metric in ("accuracy", "loss"):
         worst = (min if metric == "accuracy" else max)(noisy, key=lambda key: figures[key]["value"])
         said.append(f"{_text(figures[worst], column, _SAID)} at worst, {noisy[worst]}")
@@ -412,7 +411,7 @@ def _column(metric: str) -> _Column:
     return _COLUMNS.get(metric, _Column(metric))
 
 
-def _places(report: Report, metric: str) -> list[tuple[tuple[str, str], str]]:
+def _positions(report: Report, metric: str) -> list[tuple[tuple[str, str], str]]:
     """The noise and level of each row, and the key of the metric there."""
     noisy = [(tag, f"{level:g}") for tag, noise in report["noises"].items() for level in noise["levels"]]
     return [
@@ -428,9 +427,9 @@ def _table(
     figures: Mapping[str, Figure],
     cell: Callable[[Mapping[str, Figure], str, str], str],
 ) -> str:
-    cells = {metric: [cell(figures, key, metric) for _, key in _places(report, metric)] for metric in columns}
+    cells = {metric: [cell(figures, key, metric) for _, key in _positions(report, metric)] for metric in columns}
     kept = [metric for metric in columns if any(text != _NOTHING for text in cells[metric])]
-    rows = [[*place, *(cells[metric][i] for metric in kept)] for i, (place, _) in enumerate(_places(report, ""))]
+    rows = [[*place, *(cells[metric][i] for metric in kept)] for i, (place, _) in enumerate(_positions(report, ""))]
     return _grid(["noise", "level", *(columns[metric].heading for metric in kept)], rows)
 
 

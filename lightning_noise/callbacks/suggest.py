@@ -14,17 +14,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_noise import figures
+from lightning_noise import plots
 from lightning_noise.batch import Path, Selector
 from lightning_noise.callbacks.base import Callback, NoiseCallback, check_parameters_are_whole
-from lightning_noise.callbacks.held_out import Places, check_counts
-from lightning_noise.callbacks.isolation import as_they_were
-from lightning_noise.callbacks.probes import Probe, Probes
-from lightning_noise.callbacks.readout import Readout
+from lightning_noise.evaluation.conditions import Probe, Probes
+from lightning_noise.evaluation.positions import SamplePositions, check_counts
+from lightning_noise.evaluation.predictor import Predictor
+from lightning_noise.evaluation.results import CLEAN, Condition
+from lightning_noise.loop.internals import data_source, original_module, trainer_of
+from lightning_noise.loop.snapshot import restore_after
 from lightning_noise.metrics.functional import retention as retention_of
-from lightning_noise.metrics.measurement import CLEAN, Probed
 from lightning_noise.noise import Noise
-from lightning_noise.perturb import Clip, NoiseFunction
+from lightning_noise.perturb.inputs import Clip, NoiseFunction
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule, LightningModule, Trainer
@@ -75,8 +76,8 @@ class RangeTest:
     n: int
 
     def figure(self) -> Figure:
-        """Returns the curve over the level, with the suggested one marked; see :func:`~lightning_noise.figures.range_test`."""
-        return figures.range_test(self.curve, self.level, self.wanted, ylabel=self.measured.replace("_", " "))
+        """Returns the curve over the level, with the suggested one marked; see :func:`~lightning_noise.plots.range_test`."""
+        return plots.range_test(self.curve, self.level, self.wanted, ylabel=self.measured.replace("_", " "))
 
 
 def suggest_level(
@@ -90,11 +91,11 @@ def suggest_level(
     retention: float | None = None,
     flip_rate: float | None = None,
     inputs: Selector | None = None,
-    targets: int | str | None = None,
+    target: int | str | None = None,
     predict: Callable[[Any, Any], Any] | None = None,
     metrics: Classes = "multiclass",
     clip: Clip | None = None,
-    relative: bool = False,
+    relative: Literal["std"] | None = None,
     max_batches: int | None = None,
     dataloader_idx: int = 0,
     seed: int = 0,
@@ -131,7 +132,7 @@ def suggest_level(
         retention: The share of the skill to keep, in (0, 1); left out, 0.9.
         flip_rate: The share of the predictions that may change, in (0, 1), instead; 0.1 is usual. Labels are not read.
         inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
-        targets: Which leaf holds the target; left out, the second element of a sequence.
+        target: Which leaf holds the target; left out, the second element of a sequence.
         predict: A callable from module and batch to logits; left out, ``module(input)``.
         metrics: How predictions and target are read: ``"multiclass"``, ``"binary"`` or ``"multilabel"``, as by the monitor.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
@@ -171,13 +172,13 @@ def suggest_level(
         raise ValueError(f"metrics must be one of {list(get_args(Classes))}, whose predictions are classes, got {metrics!r}")
     probes = Probes(noise, _grid(noise) if levels is None else levels, clip=clip, relative=relative, seed=seed)
     tried = _checked_levels(probes)
-    module = getattr(module, "_orig_mod", module)  # of a compiled one
+    module = original_module(module)
     _check_idle(trainer, module)
     check_parameters_are_whole(trainer, "suggest_level")
     dataloaders, datamodule = _source(trainer, module, dataloaders, datamodule)
-    readout = Readout(inputs, targets, predict, metrics, labelled=measured == "retention")
+    predictor = Predictor(inputs, target, predict, metrics, labelled=measured == "retention")
     with _silenced(trainer, module, datamodule, max_batches):
-        count = _Count(probes, readout, dataloader_idx)
+        count = _Count(probes, predictor, dataloader_idx)
         trainer.callbacks = [count]  # type: ignore[attr-defined]
         # what a process that was started for it has counted comes back in the metrics
         found = trainer.validate(module, dataloaders, datamodule=datamodule, verbose=False)
@@ -193,11 +194,11 @@ class _Count(Callback):
     The last two counts are those of all predictions, and of all times the number of classes.
     """
 
-    def __init__(self, probes: Probes, readout: Readout, dataloader_idx: int):
+    def __init__(self, probes: Probes, predictor: Predictor, dataloader_idx: int):
         self.probes = probes
-        self.readout = readout
+        self.predictor = predictor
         self.dataloader_idx = dataloader_idx
-        self.places = Places()
+        self.sample_positions = SamplePositions()
         (levels,) = probes.levels.values()
         self.counts = torch.zeros(len(levels) + 3, dtype=torch.long)
 
@@ -205,8 +206,8 @@ class _Count(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if dataloader_idx == self.dataloader_idx:
-            paths, target = self._located(batch)
-            positions, counted = self.places.take(trainer, dataloader_idx, batch_idx, rows=len(target))
+            paths, target = self._locate(batch)
+            positions, counted = self.sample_positions.take(trainer, dataloader_idx, batch_idx, rows=len(target))
             found = list(self._counted(trainer, pl_module, batch, paths, target, positions, counted))
             self.counts = self.counts.to(target.device) + torch.stack(found)
 
@@ -216,9 +217,9 @@ class _Count(Callback):
         values = {f"{_KEY}{i}": float(count) for i, count in enumerate(counts)}  # type: ignore[arg-type]
         pl_module.log_dict(values, sync_dist=True, rank_zero_only=True)
 
-    def _located(self, batch: Any) -> tuple[list[Path], Tensor]:
+    def _locate(self, batch: Any) -> tuple[list[Path], Tensor]:
         noisy_inputs = not all(isinstance(probe, NoiseCallback) for probe in self.probes.noises.values())
-        paths, target = self.readout.located(batch, noisy_inputs=noisy_inputs)
+        paths, target = self.predictor.locate(batch, noisy_inputs=noisy_inputs)
         self.probes.check(batch, paths)
         return paths, target
 
@@ -234,11 +235,11 @@ class _Count(Callback):
     ) -> Iterator[Tensor]:
         reference = preds = target
         perturbations = self.probes.perturbations(trainer, pl_module, batch, paths, positions)
-        for probed, perturbation in chain([(Probed(CLEAN), nullcontext(batch))], perturbations):
-            _, preds, labels = self.readout.predicted(trainer, pl_module, perturbation, paths, target)
-            if probed.tag == CLEAN:
-                self.readout.check(labels, preds)
-                reference = labels if self.readout.labelled else preds.argmax(1)
+        for condition, perturbation in chain([(Condition(CLEAN), nullcontext(batch))], perturbations):
+            _, preds, labels = self.predictor.read(trainer, pl_module, perturbation, paths, target)
+            if condition.tag == CLEAN:
+                self.predictor.check(labels, preds)
+                reference = labels if self.predictor.labelled else preds.argmax(1)
             wrong = (preds.argmax(1) != reference) | preds.isnan().any(1)  # of NaN the largest is the first
             yield wrong[:counted].sum()
         n = torch.tensor(reference[:counted].numel(), device=preds.device)
@@ -248,7 +249,7 @@ class _Count(Callback):
 @contextmanager
 def _silenced(trainer: Trainer, module: Any, datamodule: Any, max_batches: int | None) -> Iterator[None]:
     """Takes callbacks and loggers out of the trainer and steps and hooks out of the module, and puts everything back."""
-    with as_they_were(trainer, module, datamodule):
+    with restore_after(trainer, module, datamodule):
         trainer.loggers = []
         if max_batches is not None:
             trainer.limit_val_batches = max_batches
@@ -290,7 +291,7 @@ def _check_idle(trainer: Trainer, module: Any) -> None:
     """Raises a ValueError where the trainer has no metrics, or a run is on, of which this one would be a part."""
     if trainer.barebones:
         raise ValueError("suggest_level hands its counts over in the metrics of the trainer, of which barebones=True has none")
-    if any(running is not None and running.state.stage is not None for running in (trainer, module._trainer)):
+    if any(running is not None and running.state.stage is not None for running in (trainer, trainer_of(module))):
         raise ValueError(
             "suggest_level is a run of its own and cannot be called within another; call it before or after trainer.fit, "
             "and look at a RobustnessMonitor within"
@@ -303,7 +304,7 @@ def _source(trainer: Trainer, module: Any, dataloaders: Any, datamodule: Any) ->
         raise ValueError("give dataloaders=… or datamodule=…, not both")
     source = dataloaders if datamodule is None else datamodule
     if source is None:
-        source = trainer.validate_loop._data_source.instance  # also of a fit
+        source = data_source(trainer)  # also of a fit
     if source is None or isinstance(source, nn.Module):
         source = module
     if not hasattr(source, "val_dataloader"):

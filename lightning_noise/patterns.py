@@ -6,22 +6,12 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-__all__ = ["matching", "plain_name"]
+__all__ = ["match"]
 
 T = TypeVar("T")
 
 
-def plain_name(name: str) -> str:
-    """Returns the name without what compiling puts into it.
-
-    Example:
-        >>> plain_name("net._orig_mod.0.weight"), plain_name("net._orig_mod")
-        ('net.0.weight', 'net')
-    """
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def matching(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> dict[str, T]:
+def match(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> dict[str, T]:
     """Returns what a pattern or one of several selects, in which ``*`` stands for any characters, dots too.
 
     Args:
@@ -33,7 +23,7 @@ def matching(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -
         ValueError: A pattern matches nothing; the message lists all names.
 
     Example:
-        >>> matching({"net.0": 1, "net.1": 2, "head": 3}, ["net.*"], "module")
+        >>> match({"net.0": 1, "net.1": 2, "head": 3}, ["net.*"], "module")
         {'net.0': 1, 'net.1': 2}
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)

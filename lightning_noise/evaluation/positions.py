@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
+from lightning_noise.loop.internals import class_of_callbacks, evaluation_loaders, is_fast_dev_run, launches_copies
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "N_GROUPS",
-    "Places",
+    "SamplePositions",
     "check_counts",
     "check_name",
     "check_pipe",
@@ -33,7 +34,7 @@ _KEYS_IN_PIPE = 170
 N_GROUPS = 20  # of which intervals are computed
 
 
-class Places:
+class SamplePositions:
     """Counts the rows of a loader and gives each its place.
 
     Samplers deal the samples out to the processes in turn, and a distributed sampler repeats some so that all processes get
@@ -45,9 +46,8 @@ class Places:
 
     def take(self, trainer: Trainer, dataloader_idx: int, batch_idx: int, rows: int) -> tuple[range, int]:
         """Returns the places of the rows of the next batch, and how many of these rows, from the first, count."""
-        # not `trainer.val_dataloaders`, which in `trainer.validate` still names the loaders of an earlier fit
-        combined: Any = trainer._evaluation_loop._combined_loader
-        loader = combined.flattened[dataloader_idx] if combined._mode == "sequential" else None
+        loaders = evaluation_loaders(trainer)
+        loader = None if loaders is None else loaders[dataloader_idx]
         sampler = _distributed_sampler(loader)
         rank, replicas = _share(trainer, loader, sampler)
         if isinstance(loader, DataLoader) and loader.batch_sampler is None:  # the data set is one of batches
@@ -72,7 +72,7 @@ def check_counts(**counts: int | None) -> None:
 
 def check_name(trainer: Trainer, monitor: Any) -> None:
     """Raises a ValueError where another monitor of its kind has the name."""
-    names = [callback.name for callback in trainer.callbacks if isinstance(callback, type(monitor))]  # type: ignore[attr-defined]
+    names = [callback.name for callback in class_of_callbacks(trainer, type(monitor))]
     if names.count(monitor.name) > 1:
         raise ValueError(f"two monitors are named {monitor.name!r}, and their keys would mix; give one of them another name=…")
 
@@ -100,7 +100,7 @@ def check_validation(trainer: Trainer, monitor: str, every_n_epochs: int) -> Non
     if not trainer.enable_validation:
         raise ValueError(f"{monitor} needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0")
     every = math.lcm(every_n_epochs, trainer.check_val_every_n_epoch or 1)
-    if 0 < (trainer.max_epochs or 0) < every and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if 0 < (trainer.max_epochs or 0) < every and not is_fast_dev_run(trainer):
         what = "no validation" if every_n_epochs == 1 else f"every_n_epochs={every_n_epochs} never"
         raise ValueError(
             f"{what} comes in a run of {trainer.max_epochs} epochs with check_val_every_n_epoch="
@@ -114,7 +114,7 @@ def check_pipe(trainer: Trainer, n_keys: int) -> None:
     Processes that the main one starts as copies of itself hand it all keys through one pipe, which it empties after they have
     ended; it holds 64 KiB, and Lightning needs up to 370 bytes for a key.
     """
-    if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher" and n_keys > _KEYS_IN_PIPE:
+    if launches_copies(trainer) and n_keys > _KEYS_IN_PIPE:
         raise ValueError(
             f"with strategies that spawn or fork, Lightning hands keys to the main process through a pipe that holds about "
             f"{_KEYS_IN_PIPE}, and waits for ever where there are more, but the monitors log {n_keys}; use strategy='ddp', or "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import Path, described, dotted, get, leaves, replace
+from lightning_noise.batch import Path, describe, format_path, get, leaves, replace
 from lightning_noise.noise import Noise, column
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Schedule
@@ -20,12 +20,12 @@ __all__ = [
     "check_floating",
     "check_options",
     "check_output",
-    "checked_clip",
     "like",
-    "perturbed_batch",
-    "perturbed_output",
+    "perturb_batch",
+    "perturb_output",
     "snr_db",
     "try_noise",
+    "validate_clip",
 ]
 
 Bound = float | Sequence[float] | None
@@ -34,7 +34,7 @@ Clip = tuple[Bound, Bound]
 NoiseFunction = Callable[..., Any]
 
 
-def perturbed_batch(
+def perturb_batch(
     batch: Any,
     paths: list[Path],
     noise: Callable[..., Tensor],
@@ -43,7 +43,7 @@ def perturbed_batch(
     *,
     probability: float = 1.0,
     per_sample: bool = False,
-    relative: bool = False,
+    relative: Literal["std"] | None = None,
     clip: Clip | None = None,
 ) -> Any:
     """Returns the batch with noise in the leaves at the paths; the batch itself and its tensors stay as they are.
@@ -67,8 +67,14 @@ def perturbed_batch(
     return batch
 
 
-def perturbed_output(
-    output: Any, noise: Callable[..., Tensor], level: float, key: Key, *, module: str = "", relative: bool = False
+def perturb_output(
+    output: Any,
+    noise: Callable[..., Tensor],
+    level: float,
+    key: Key,
+    *,
+    module: str = "",
+    relative: Literal["std"] | None = None,
 ) -> Any:
     """Returns what a module returned with noise in each of its floating-point tensors, each with a draw of its own.
 
@@ -94,7 +100,7 @@ def perturbed_output(
     ]
     if not found:
         raise TypeError(
-            f"noise needs a floating-point tensor with an axis, but {module!r} returned {described(output)}; "
+            f"noise needs a floating-point tensor with an axis, but {module!r} returned {describe(output)}; "
             "select other modules"
         )
     noisy: dict[int, Tensor] = {}
@@ -108,13 +114,13 @@ def perturbed_output(
 
 def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
     """Raises an error where a tensor that a module returned cannot take noise, with the way out."""
-    where = f"{module!r} returned" + (f" in {dotted(path)!r}" if path else "")
+    where = f"{module!r} returned" + (f" in {format_path(path)!r}" if path else "")
     if leaf.layout != torch.strided or leaf.is_nested:
         kind = "a nested tensor" if leaf.is_nested else f"a tensor of {leaf.layout}"
         raise TypeError(f"noise needs a dense tensor, but {where} {kind}; select other modules")
     if key.positions is not None and len(leaf) != len(key.positions):
         raise ValueError(
-            f"each of the {len(key.positions)} samples has a draw of its own, but {where} {described(leaf)}; "
+            f"each of the {len(key.positions)} samples has a draw of its own, but {where} {describe(leaf)}; "
             "select a module whose first axis is that of the samples"
         )
 
@@ -138,31 +144,33 @@ def check_floating(batch: Any, paths: list[Path], noise: Callable[..., Tensor]) 
     for path in paths:
         leaf = get(batch, path)
         if leaf.layout != torch.strided or leaf.is_nested:
-            raise TypeError(f"noise needs a dense tensor, but the input {dotted(path)!r} is {leaf.layout}")
-        if getattr(noise, "arithmetic", True) and not leaf.is_floating_point():
+            raise TypeError(f"noise needs a dense tensor, but the input {format_path(path)!r} is {leaf.layout}")
+        if getattr(noise, "requires_float", True) and not leaf.is_floating_point():
             raise TypeError(
-                f"{type(noise).__name__} needs floats, but the input {dotted(path)!r} is {described(leaf)}. "
+                f"{type(noise).__name__} needs floats, but the input {format_path(path)!r} is {describe(leaf)}. "
                 "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
                 "or name another leaf with inputs=…"
             )
 
 
-def try_noise(batch: Any, paths: list[Path], noise: Callable[..., Tensor], *, relative: bool, clip: Clip | None) -> None:
+def try_noise(
+    batch: Any, paths: list[Path], noise: Callable[..., Tensor], *, relative: Literal["std"] | None, clip: Clip | None
+) -> None:
     """Raises the error that the noise will raise on such a batch, though its level may be 0 for long."""
     check_floating(batch, paths, noise)
     if isinstance(noise, Noise):  # a function may count its calls
-        perturbed_batch(batch, paths, noise, 0.01, Key(("trial",)), relative=relative, clip=clip)
+        perturb_batch(batch, paths, noise, 0.01, Key(("trial",)), relative=relative, clip=clip)
 
 
-def check_options(noise: Callable[..., Tensor], relative: bool) -> None:
+def check_options(noise: Callable[..., Tensor], relative: str | None) -> None:
     """Raises an error where the noise is none, or its level cannot be relative to the data."""
     if isinstance(noise, type | Schedule) or not callable(noise):
         raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}")
     if relative and not getattr(noise, "additive", True):
-        raise ValueError(f"relative=True is for additive noise; the level of {type(noise).__name__} has no unit")
+        raise ValueError(f"relative='std' is for additive noise; the level of {type(noise).__name__} has no unit")
 
 
-def checked_clip(clip: Any) -> Clip | None:
+def validate_clip(clip: Any) -> Clip | None:
     """Returns the bounds as plain numbers, or raises a ValueError where they are no bounds."""
     if clip is None:
         return None
@@ -192,11 +200,15 @@ def _as_subclass_of(leaf: Tensor, y: Tensor) -> Tensor:
     return y
 
 
-def _noisy(x: Tensor, path: Path, noise: Callable[..., Tensor], levels: float | Tensor, key: Key, relative: bool) -> Tensor:
-    return (key / "leaf" / dotted(path)).apply(noise, x, levels * _std(x) if relative else levels)
+def _noisy(
+    x: Tensor, path: Path, noise: Callable[..., Tensor], levels: float | Tensor, key: Key, relative: Literal["std"] | None
+) -> Tensor:
+    return (key / "leaf" / format_path(path)).apply(noise, x, levels * _std(x) if relative else levels)
 
 
-def _noisy_output(leaf: Tensor, path: Path, noise: Callable[..., Tensor], level: float, key: Key, relative: bool) -> Tensor:
+def _noisy_output(
+    leaf: Tensor, path: Path, noise: Callable[..., Tensor], level: float, key: Key, relative: Literal["std"] | None
+) -> Tensor:
     y = _noisy(leaf.as_subclass(Tensor), path, noise, level, key, relative)
     if torch.is_grad_enabled() and leaf.requires_grad and not y.requires_grad:
         called = getattr(noise, "__name__", type(noise).__name__)
@@ -236,7 +248,7 @@ def _uniform(x: Tensor, level: float | Tensor, *, generator: torch.Generator) ->
 
 def _std(x: Tensor) -> Tensor:
     if x.shape[1:].numel() == 1:  # it has no deviation; in an empty batch it would
-        raise ValueError(f"relative=True needs samples of more than one number, got a tensor of shape {tuple(x.shape)}")
+        raise ValueError(f"relative='std' needs samples of more than one number, got a tensor of shape {tuple(x.shape)}")
     return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).std(1, correction=0)
 
 

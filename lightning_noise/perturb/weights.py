@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_noise.hooks import prepended_hook, reserve_ids
-from lightning_noise.names import matching, plain_name
+from lightning_noise.loop.internals import copy_all_, count_writes, plain_name, register_gradient_hook, register_state_dict_hook
 from lightning_noise.noise import column
+from lightning_noise.patterns import match
 from lightning_noise.rng import Key
 
 __all__ = [
@@ -145,12 +145,11 @@ class PerturbedParameters:
     def enter(self) -> None:
         """Perturbs all parameters."""
         self.perturb(self.names)
-        reserve_ids(self.module._state_dict_hooks)
-        self._handles = [self.module._register_state_dict_hook(self._put_clean)]
+        self._handles = [register_state_dict_hook(self.module, self._put_clean)]
         for parameter in self.names if self.reparametrized else ():
             if parameter.requires_grad:
                 # before those that are there, which are about the weights that this noise was given
-                self._handles.append(prepended_hook(parameter, partial(self._gradient_of_clean, parameter)))
+                self._handles.append(register_gradient_hook(parameter, partial(self._gradient_of_clean, parameter)))
 
     def exit(self) -> None:
         """Restores all parameters."""
@@ -175,8 +174,7 @@ class PerturbedParameters:
         found = [parameter for parameter in parameters if parameter in self.names and parameter not in self.clean]
         weights = [local(parameter) for parameter in found]
         copies = [torch.empty_like(w) for w in weights]
-        if copies:
-            torch._foreach_copy_(copies, weights)  # type: ignore[attr-defined]
+        copy_all_(copies, weights)
         self.clean.update(zip(found, copies, strict=True))
         for parameter, w, copy in zip(found, weights, copies, strict=True):
             with _own_writes([parameter]):
@@ -190,7 +188,7 @@ class PerturbedParameters:
         if found:  # in place, because optimizers, replicas and graphs know the storage
             clean = [self.clean.pop(parameter) for parameter in found]
             with _own_writes(found):
-                torch._foreach_copy_([local(parameter) for parameter in found], clean)  # type: ignore[attr-defined]
+                copy_all_([local(parameter) for parameter in found], clean)
 
     def updated(self, parameters: Iterable[nn.Parameter]) -> None:
         """Takes note of an update, after which the parameters get another draw."""
@@ -268,7 +266,7 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
                 f"no parameter of two dimensions is trained; give params=…; parameters are: {', '.join(map(repr, named))}"
             )
         return found
-    return matching(named, params, "parameter")
+    return match(named, params, "parameter")
 
 
 @contextmanager
@@ -282,7 +280,7 @@ def _own_writes(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def _version(parameter: nn.Parameter) -> int:
     """How often anybody but a noise has written to the parameter; one that was made for inference does not count it."""
-    return 0 if parameter.is_inference() else parameter._version - _WRITES.get(parameter, 0)
+    return count_writes(parameter) - _WRITES.get(parameter, 0)
 
 
 def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:

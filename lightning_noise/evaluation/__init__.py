@@ -1,0 +1,1 @@
+"""Evaluation of a model under noise on held-out data."""

@@ -1,0 +1,1 @@
+"""The training loop of Lightning: its private names, the dispatchers, progress, snapshots and loggers."""

@@ -1,0 +1,353 @@
+"""The one gate to private names of Lightning, torch and torchmetrics.
+
+Each function stands for one private name and says why no public name serves. ``tests/test_internals.py`` has a test for each
+function, which fails if a new release changes the name or what it does. The two namespaces of Lightning are joined here, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+    from torchmetrics import Metric
+
+__all__ = [
+    "Callback",
+    "Results",
+    "batches_that_stepped",
+    "callbacks_of",
+    "class_of_callbacks",
+    "copy_all_",
+    "count_writes",
+    "current_hook",
+    "data_source",
+    "empty_results",
+    "evaluation_loaders",
+    "evaluation_results",
+    "exchange_evaluation_results",
+    "isolate_rng",
+    "last_epoch_that_trains",
+    "launches_copies",
+    "logged_so_far",
+    "original_module",
+    "plain_name",
+    "private_attributes",
+    "recomputes_statistics",
+    "register_forward_hook",
+    "register_gradient_hook",
+    "register_state_dict_hook",
+    "rng_states",
+    "run_backward",
+    "runs_backward",
+    "set_rng_states",
+    "should_log",
+    "state_names",
+    "state_of_run",
+    "sync_states",
+    "takes_scaled_gradients",
+    "trainer_of",
+]
+
+Results = Any  # Lightning's collection of logged values, a private class
+
+
+# --- the two namespaces of Lightning
+
+
+def _namespaces(module: str) -> list[ModuleType]:
+    """Imports a module of ``pytorch_lightning`` from each Lightning that is installed."""
+    found = []
+    for name in (f"pytorch_lightning{module}", f"lightning.pytorch{module}"):
+        try:
+            found.append(importlib.import_module(name))
+        except ImportError:
+            continue
+    return found
+
+
+LIGHTNING = _namespaces("")
+isolate_rng: Callable[..., Any] = _namespaces(".utilities.seed")[0].isolate_rng
+
+if not TYPE_CHECKING:
+
+    class Callback(*(namespace.Callback for namespace in LIGHTNING)):
+        """A callback for a trainer of ``pytorch_lightning`` and of ``lightning.pytorch``."""
+
+
+# --- the trainer
+
+
+def callbacks_of(trainer: Trainer) -> list[Any]:
+    """Returns the callbacks of the trainer. The attribute is public, but the class does not declare it."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def class_of_callbacks(trainer: Trainer, kind: type) -> list[Any]:
+    """Returns the callbacks of a class, in the order of the trainer."""
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, kind)]
+
+
+def is_fast_dev_run(trainer: Trainer) -> bool:
+    """Returns whether the trainer only tries the loop. The attribute is public, but the class does not declare it."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def should_log(trainer: Trainer) -> bool:
+    """Returns whether ``log_every_n_steps`` chooses this training batch.
+
+    The rule and its counter are those of ``self.log``, so that our points stand where the user's points stand.
+    """
+    return trainer._logger_connector.should_update_logs
+
+
+def batches_that_stepped(trainer: Trainer) -> int:
+    """Returns the position on the x axis of the logs. ``global_step`` counts the steps of several optimizers instead."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def recomputes_statistics(trainer: Trainer) -> bool:
+    """Returns whether this epoch only recomputes the statistics of batch normalization, as weight averaging does at the end."""
+    return trainer.fit_loop._skip_backward
+
+
+def last_epoch_that_trains(trainer: Trainer) -> float:
+    """Returns the number of epochs that train; StochasticWeightAveraging adds one that does not, and says so only itself."""
+    ends = [callback.swa_end + 1 for callback in callbacks_of(trainer) if hasattr(callback, "swa_end")]
+    return min(-1 if trainer.max_epochs is None else trainer.max_epochs, *ends, float("inf"))
+
+
+def launches_copies(trainer: Trainer) -> bool:
+    """Returns whether the strategy spawns or forks its processes, which hand their metrics back through a pipe."""
+    return type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """Returns the trainer of the module, or ``None``. The public property raises an error instead."""
+    return module._trainer
+
+
+def data_source(trainer: Trainer) -> Any:
+    """Returns the loaders, data module or module that the last fit or validation read. No public name keeps it."""
+    return trainer.validate_loop._data_source.instance
+
+
+@contextmanager
+def current_hook(module: LightningModule, name: str) -> Iterator[None]:
+    """Lets the module log within, as if Lightning had called the hook of this name."""
+    before, module._current_fx_name = module._current_fx_name, name
+    try:
+        yield
+    finally:
+        module._current_fx_name = before
+
+
+# --- the evaluation loop and what it logs
+
+
+def evaluation_loaders(trainer: Trainer) -> list[Any] | None:
+    """Returns the loaders of the running validation or test, or ``None`` if their batches are combined.
+
+    ``trainer.val_dataloaders`` still names the loaders of an earlier fit in ``trainer.validate``.
+    """
+    combined: Any = trainer._evaluation_loop._combined_loader
+    return combined.flattened if combined._mode == "sequential" else None
+
+
+def n_evaluation_loaders(trainer: Trainer) -> int:
+    """Returns the number of loaders of the running validation or test."""
+    return trainer._evaluation_loop.num_dataloaders
+
+
+def evaluation_results(trainer: Trainer) -> Results:
+    """Returns the collection that takes what ``self.log`` logs now. ``self.log`` itself refuses the suffixes of loaders."""
+    return trainer._results
+
+
+def empty_results(trainer: Trainer) -> Results:
+    """Returns another collection of the same class, whose reductions and batch sizes are thus Lightning's own."""
+    kind: Any = type(trainer._results)
+    return kind(training=False)
+
+
+def exchange_evaluation_results(trainer: Trainer, results: Results, read: Mapping[str, Any]) -> None:
+    """Makes ``self.log`` log into the results, and ``trainer.callback_metrics`` and its siblings begin with ``read``."""
+    trainer._evaluation_loop._results = results
+    vars(trainer._logger_connector).update(read)
+
+
+def logged_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """Returns copies of what ``trainer.callback_metrics`` and its siblings hold, by their private names."""
+    return {name: dict(held) for name, held in vars(trainer._logger_connector).items() if isinstance(held, dict)}
+
+
+def logged_name(results: Results, metric: Any) -> str:
+    """Returns the key of a logged value, with Lightning's suffixes for epochs and loaders."""
+    return results._forked_name(metric, on_step=False)[0]
+
+
+def reduce_logged(metric: Any, reduce: Callable[..., Any]) -> None:
+    """Makes a logged value that of all processes, whether or not the user asked for it; metrics do so themselves."""
+    if not metric.is_tensor:
+        return
+    metric.value = reduce(metric.value, reduce_op="sum" if metric.meta.is_mean_reduction else metric.meta.reduce_fx.__name__)
+    if metric.meta.is_mean_reduction:
+        metric.cumulated_batch_size = reduce(metric.cumulated_batch_size, reduce_op="sum")
+    metric._computed, metric.meta.sync.fn, metric.meta.sync.should = None, None, True
+
+
+def state_of_run(trainer: Trainer) -> list[Any]:
+    """Returns the objects of a running evaluation whose attributes a replayed step may change."""
+    return [trainer, trainer._evaluation_loop, trainer._logger_connector]
+
+
+def private_attributes() -> frozenset[str]:
+    """Returns the private attributes of a module that are no state of the user's.
+
+    These are parameters and hooks, and which hook of Lightning runs. Buffers, submodules and the metrics that ``self.log``
+    has found are state.
+    """
+    names = {name for name in vars(LIGHTNING[0].LightningModule()) if name.startswith("_")}
+    return frozenset(names - {"_buffers", "_modules", "_metric_attributes"} | {"_defaults"})
+
+
+def parameters_of_layer(module: nn.Module) -> dict[str, Any]:
+    """Returns the dictionary in which the module holds its own parameters."""
+    return module._parameters
+
+
+# --- random streams
+
+
+def rng_states() -> dict[str, Any]:
+    """Returns the states of the global random streams of torch, numpy and Python."""
+    return _fabric_seed()._collect_rng_states()
+
+
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Sets the global random streams."""
+    _fabric_seed()._set_rng_states(states)
+
+
+def _fabric_seed() -> Any:
+    try:
+        return importlib.import_module("lightning_fabric.utilities.seed")
+    except ImportError:
+        return importlib.import_module("lightning.fabric.utilities.seed")
+
+
+# --- torch: modules and their hooks
+
+
+def plain_name(name: str) -> str:
+    """Returns the name without what ``torch.compile`` puts into it.
+
+    Example:
+        >>> plain_name("net._orig_mod.0.weight"), plain_name("net._orig_mod")
+        ('net.0.weight', 'net')
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def original_module(module: Any) -> Any:
+    """Returns the module that a compiled one wraps, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def register_forward_hook(module: nn.Module, hook: Any) -> RemovableHandle:
+    """Registers a forward hook that also takes keyword arguments, beside the hooks that are there."""
+    _reserve_ids(module._forward_hooks)
+    return module.register_forward_hook(hook, with_kwargs=True)
+
+
+def register_state_dict_hook(module: nn.Module, hook: Callable[..., None]) -> RemovableHandle:
+    """Registers a hook that may change what ``state_dict`` returns, beside the hooks that are there."""
+    _reserve_ids(module._state_dict_hooks)
+    # not register_state_dict_post_hook, which sets an attribute on the hook that a bound method cannot have
+    return module._register_state_dict_hook(hook)
+
+
+def _reserve_ids(hooks: Mapping[int, Any]) -> None:
+    """Keeps the next hook from replacing one of these.
+
+    Hooks are known by a number, which a spawned process counts from 0 again, while its module has the hooks of before.
+    """
+    RemovableHandle.next_id = max([RemovableHandle.next_id, *(key + 1 for key in hooks)])
+
+
+def register_gradient_hook(parameter: nn.Parameter, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Registers a hook of the gradient that runs before the hooks that are there."""
+    handle = parameter.register_hook(hook)
+    hooks: Any = handle.hooks_dict_ref()
+    hooks.update([(key, hooks.pop(key)) for key in list(hooks) if key != handle.id])
+    return handle
+
+
+# --- torch: tensors and autograd
+
+
+@torch.no_grad()
+def copy_all_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copies each source into its target, in few kernels. ``torch._foreach_copy_`` is documented, but has a private name."""
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))  # type: ignore[attr-defined]
+
+
+def count_writes(tensor: Tensor) -> int:
+    """Returns how often the tensor was written to; an inference tensor does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def runs_backward() -> bool:
+    """Returns whether a backward pass is running. Activation checkpointing runs a part of the forward pass in it."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def run_backward(
+    tensors: tuple[Tensor, ...],
+    gradients: Iterable[Tensor | None],
+    *,
+    inputs: tuple[Tensor, ...],
+    retain_graph: bool,
+    create_graph: bool,
+) -> None:
+    """Runs the backward pass as ``torch.autograd.backward`` does, but within the modes for torch functions.
+
+    Each public function leaves these modes for the time of the pass. A checkpointed loss that is computed again in the pass
+    would then be the loss of the true labels.
+    """
+    gradients = torch.autograd._make_grads(tensors, tuple(gradients), is_grads_batched=False)
+    torch.autograd.graph._engine_run_backward(
+        tensors, gradients, retain_graph, create_graph, inputs, allow_unreachable=True, accumulate_grad=True
+    )
+
+
+def takes_scaled_gradients(optimizer: Optimizer) -> bool:
+    """Returns whether the optimizer removes the loss scale in its own step, as fused optimizers do."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+# --- torchmetrics
+
+
+def state_names(metric: Metric) -> list[str]:
+    """Returns the names of the states of a metric."""
+    return list(metric._defaults)
+
+
+@contextmanager
+def sync_states(metric: Metric) -> Iterator[None]:
+    """Holds the states over all processes within, if the metric is one that ``compute`` synchronizes."""
+    with metric.sync_context(
+        dist_sync_fn=metric.dist_sync_fn, should_sync=metric._to_sync, should_unsync=metric._should_unsync
+    ):
+        yield

@@ -1,0 +1,1 @@
+"""Losses of smoothed, noisy and mixed labels."""

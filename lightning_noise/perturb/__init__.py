@@ -1,0 +1,1 @@
+"""Perturbation of batches, of what modules return, and of weights."""
