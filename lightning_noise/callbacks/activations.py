@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_noise.batch import describe, find_target, get
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.loop.internals import original_module, plain_name, register_forward_hook, runs_backward
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, Shot, Uniform
 from lightning_noise.patterns import match
 from lightning_noise.perturb.inputs import NoiseFunction, check_options, check_output, perturb_output
@@ -92,23 +93,22 @@ class OutputCallback(NoiseCallback):
         """Returns the modules whose outputs are changed, by name."""
         return match(_named(pl_module), self.modules, "module")  # type: ignore[arg-type]
 
-    @contextmanager
-    def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
+    def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         before = self._in_force
         calls = Counter() if before is None else before.calls  # a step that fetches two batches is within both
         with ExitStack() as stack:
             stack.callback(setattr, self, "_in_force", before)
-            if not trainer.training:  # a transformer in evaluation would make nested tensors of a batch with padding
+            if context.is_probe:  # a transformer in evaluation would make nested tensors of a batch with padding
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
             if not self._handles:  # a probe of a monitor, and no callback of this fit
                 stack.callback(self._remove)
-                self._register(pl_module)
+                self._register(context.module)
                 # what was compiled without hooks would pass them over
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._in_force = _InForce(batch, level, key, calls, earlier=Counter(calls))
             yield batch
-        if trainer.training:
+        if not context.is_probe:
             self._ran = bool(self._ran or calls)
         elif not calls:
             self._refuse("the prediction")
@@ -314,7 +314,9 @@ class EmbeddingNoise(OutputCallback):
     def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         if self.modules is not None:
             return super().selected(pl_module)
-        found = {name: module for name, module in _named(pl_module).items() if isinstance(original_module(module), nn.Embedding)}
+        found = {
+            name: module for name, module in _named(pl_module).items() if isinstance(original_module(module), nn.Embedding)
+        }
         if len(found) != 1:
             names = ", ".join(map(repr, found)) or "none"
             raise ValueError(f"which module is the embedding? Say modules=…; of nn.Embedding there are: {names}")

@@ -19,6 +19,7 @@ from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.tasks import Task
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import perturbing
+from lightning_noise.loop.perturbation import Context
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.functional import jackknife_error
 from lightning_noise.metrics.scores import MeanSquaredError
@@ -208,7 +209,9 @@ class Adaptation:
             key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
             if self._callback.one_draw_per_batch:
                 key = key / batch_idx  # a single draw would say more of itself than of the level
-            perturbations["boundary"] = self._callback.perturbation(trainer, pl_module, batch, level, key)
+            perturbations["boundary"] = self._callback.perturbation(
+                Context(trainer, pl_module, is_probe=True), batch, level, key
+            )
         return perturbations
 
     def _observed(self, trainer: Trainer, looked: _Pass) -> Observation:

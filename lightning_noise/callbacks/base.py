@@ -6,7 +6,8 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
@@ -23,6 +24,7 @@ from lightning_noise.loop.internals import (
     recomputes_statistics,
     should_log,
 )
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.rng import Key
@@ -78,13 +80,24 @@ class NoiseCallback(Callback, Perturbing):
         self.current_level = 0.0
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was
-        self._measured: dict[str, float | Tensor] | None = None  # what is logged of this batch; None: nothing is
+        self._is_logged = False  # this batch
+        self._stats: dict[str, float | Tensor] = {}
+
+    def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
+        """Returns the perturbation of a batch, to be entered."""
+        return Perturbation(partial(self.perturb, context, batch, level, key))
 
     @abstractmethod
-    def perturbation(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key
-    ) -> AbstractContextManager[Any]:
-        """Yields the batch to use, and at the end undoes, from a saved copy, whatever was changed elsewhere."""
+    def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
+        """Yields the batch to use once, and then undoes, from a saved copy, whatever was changed elsewhere.
+
+        Args:
+            context: Where the batch is perturbed.
+            batch: The batch.
+            level: The amount, above 0.
+            key: The key of the draws.
+            perturbation: Takes the statistics to log, and whether anything was changed.
+        """
 
     @abstractmethod
     def check(self, pl_module: LightningModule, batch: Any) -> None:
@@ -98,11 +111,15 @@ class NoiseCallback(Callback, Perturbing):
         # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
         training = not recomputes_statistics(trainer)
         self.current_level = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
-        self._measured = {"level": self.current_level} if training and _log_now(trainer) else None
+        self._is_logged = training and should_log(trainer)
+        self._stats = {}
 
-    def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
+    def training_perturbation(self, trainer: Trainer, batch: Any) -> Perturbation:
         key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
-        return self.perturbation(trainer, trainer.lightning_module, batch, self.current_level, key)
+        context = Context(trainer, trainer.lightning_module, is_logged=self._is_logged)
+        perturbation = self.perturbation(context, batch, self.current_level, key)
+        self._stats = perturbation.stats
+        return perturbation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
@@ -117,7 +134,7 @@ class NoiseCallback(Callback, Perturbing):
         loggers.show_text(trainer, f"noise/{self.name}/configuration", loggers.configuration(self))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._measured = None
+        self._is_logged = False
         if not _fetches_itself(trainer):  # there, the batch is known when it is fetched
             self.start_batch(trainer, batch, batch_idx)
 
@@ -133,8 +150,8 @@ class NoiseCallback(Callback, Perturbing):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         _end_perturbations(trainer)
-        if self._measured:
-            self._log(trainer, self._measured)
+        if self._is_logged:
+            self._log(trainer, {"level": self.current_level, **self._stats})
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.adaptive is not None:
@@ -274,12 +291,6 @@ def check_parameters_are_whole(trainer: Trainer, name: str) -> None:
 def _run_seed() -> int:
     """The seed that ``seed_everything`` was called with, or else 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
-
-
-def _log_now(trainer: Trainer) -> bool:
-    """Whether this training batch is one that is logged, every ``log_every_n_steps``."""
-    # the rule and its counter are Lightning's own, so that our points stand where those of the user stand
-    return should_log(trainer)
 
 
 def logging_step(trainer: Trainer) -> int:

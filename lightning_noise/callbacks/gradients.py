@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parameter import Parameter, is_lazy
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.loop.dispatch import parameters_of
 from lightning_noise.loop.internals import plain_name, takes_scaled_gradients
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import NoiseFunction, check_options
 from lightning_noise.perturb.weights import check_dense, local, parameter_key
@@ -91,10 +92,8 @@ class GradientNoise(NoiseCallback):
                 if parameter.requires_grad and not is_lazy(parameter):
                     Key(("trial",)).apply(self.noise, torch.zeros_like(local(parameter)), 0.01)
 
-    def perturbation(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key
-    ) -> AbstractContextManager[Any]:
-        return nullcontext(batch)
+    def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
+        yield batch  # the gradients are not there yet
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -121,13 +120,13 @@ class GradientNoise(NoiseCallback):
     def _perturb(self, gradients: dict[str, Tensor], key: Key, scale: Tensor | None) -> None:
         signal = error = torch.zeros(())
         for name, gradient in gradients.items():
-            clean = None if self._measured is None else gradient.clone()
+            clean = gradient.clone() if self._is_logged else None
             part = local(gradient)
             part.copy_(self._noisy(part, parameter_key(key, name, gradient), scale))
             if clean is not None:
                 signal, error = signal + _energy(clean), error + _energy(gradient.float() - clean.float())
-        if self._measured is not None:
-            self._measured["ratio"] = (error / signal).sqrt()
+        if self._is_logged:
+            self._stats["ratio"] = (error / signal).sqrt()
 
     def _noisy(self, gradient: Tensor, key: Key, scale: Tensor | None) -> Tensor:
         if scale is None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_noise.batch import Selector, find_inputs
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import Clip, NoiseFunction, check_options, perturb_batch, snr_db, try_noise, validate_clip
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule, Trainer
+    from pytorch_lightning import LightningModule
 
 __all__ = ["InputNoise"]
 
@@ -89,8 +89,7 @@ class InputNoise(NoiseCallback):
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         try_noise(batch, find_inputs(batch, self.inputs), self.noise, relative=self.relative, clip=self.clip)
 
-    @contextmanager
-    def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
+    def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs, absent=True)
         noisy = perturb_batch(
             batch,
@@ -98,11 +97,11 @@ class InputNoise(NoiseCallback):
             self.noise,
             level,
             key,
-            probability=self.probability if key.positions is None else 1.0,  # clean ones say nothing of held-out data
+            probability=1.0 if context.is_probe else self.probability,  # clean ones say nothing of held-out data
             per_sample=self.per_sample,
             relative=self.relative,
             clip=self.clip,
         )
-        if self._measured is not None and trainer.training:
-            self._measured["snr_db"] = snr_db(batch, noisy, paths)
+        if context.is_logged:
+            perturbation.stats["snr_db"] = snr_db(batch, noisy, paths)
         yield noisy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, replace
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import SmoothLabels
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import MixedLabelLoss
 from lightning_noise.noise import column, span, validate_dim
 from lightning_noise.perturb.inputs import like
@@ -21,7 +22,7 @@ from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule, Trainer
+    from pytorch_lightning import LightningModule
 
 __all__ = ["CutMix", "Mixup"]
 
@@ -111,12 +112,10 @@ class _Mixing(TargetCallback):
             if self.via == "batch" and not target.is_floating_point():
                 SmoothLabels(self.n_classes).check(target[target.long() != IGNORED])
 
-    @contextmanager
-    def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
+    def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs)
         mix = self._mix(get(batch, paths[0]), level, key)
-        if self._measured is not None:
-            self._measured["lam"] = mix.lam.mean()
+        perturbation.stats["lam"] = mix.lam.mean()
         for path in paths:
             leaf = get(batch, path)
             batch = replace(batch, path, like(leaf, mix.of_input(leaf.detach().as_subclass(Tensor))))

@@ -75,10 +75,10 @@ class RobustnessMonitor(Callback):
     ============================================  ===================================================================
 
     The metrics of a classifier are ``accuracy``, ``loss`` (cross-entropy), ``brier``, ``ece`` beside ``ece_floor``, what a
-    perfectly calibrated model would show, ``signed_gap`` (confidence minus accuracy), ``flip_rate`` (predictions that are not
-    the clean ones), ``entropy`` and ``failure_auroc``; see :mod:`lightning_noise.metrics`. Binary and multi-label predictions
-    are taken as those of two classes for each label, so that a Brier score is the sum over both. Of a regression there is ``loss``,
-    the mean squared error. NaN is logged as NaN, and ends no run.
+    perfectly calibrated model would show, ``signed_gap`` (confidence minus accuracy), ``flip_rate`` (predictions that differ
+    from the clean ones), ``entropy`` and ``failure_auroc``; see :mod:`lightning_noise.metrics`. Binary and multi-label
+    predictions count as predictions of two classes for each label, so a Brier score is the sum over both. The metric of a
+    regression is ``loss``, the mean squared error. NaN is logged as NaN and does not stop the run.
 
     In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor them. With
     ``every_n_epochs`` a key keeps its old value in between, so give ModelCheckpoint the same interval, and EarlyStopping

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from lightning_noise.batch import describe, find_target, get, replace
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import LabelNoise, SmoothLabels
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import LabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import NoiseFunction, check_floating, check_options, perturb_batch
@@ -20,7 +20,7 @@ from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule, Trainer
+    from pytorch_lightning import LightningModule
 
 __all__ = ["LabelSmoothing", "TargetNoise"]
 
@@ -108,8 +108,7 @@ class TargetNoise(TargetCallback):
             if index.shape != target.shape[:1] or index.is_floating_point():
                 raise ValueError(f"index must be an integer for each of the {len(target)} samples, got {describe(index)}")
 
-    @contextmanager
-    def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
+    def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         path = find_target(batch, self.target)
         target = get(batch, path)
         if not isinstance(self.noise, LabelNoise):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import NoiseFunction, check_options
 from lightning_noise.perturb.weights import GradientOf, PerturbedParameters, RelativeTo
@@ -146,17 +146,16 @@ class WeightNoise(NoiseCallback):
             finally:
                 noisy.exit()
 
-    @contextmanager
-    def perturbation(self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, key: Key) -> Iterator[Any]:
-        check_parameters_are_whole(trainer, self.name)
+    def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
+        check_parameters_are_whole(context.trainer, self.name)
         # of held-out data the samples have draws of their own, but the model is one
-        self._noisy = self._of(pl_module, level, key if key.positions is None else key.everywhere)
+        self._noisy = self._of(context.module, level, key.everywhere if context.is_probe else key)
         try:
             self._noisy.enter()
-            if self._measured is not None and trainer.training:
-                self._measured["ratio"] = self._measure(self._noisy)
+            if context.is_logged:
+                perturbation.stats["ratio"] = self._measure(self._noisy)
             yield batch
-            if trainer.training:
+            if not context.is_probe:
                 self._noisy.check_untouched(self._noisy.names)
         finally:
             self._noisy.exit()

@@ -12,6 +12,7 @@ from lightning_noise.batch import Path
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop.loggers import as_text
+from lightning_noise.loop.perturbation import Context
 from lightning_noise.noise import Noise, check_level
 from lightning_noise.perturb.inputs import (
     Clip,
@@ -90,7 +91,10 @@ class Probes:
             key = key / draw if draw else key  # the first is that of a monitor with one draw
             for level in self.levels[tag]:
                 if isinstance(probe, NoiseCallback):
-                    yield Condition(tag, level, draw), probe.perturbation(trainer, pl_module, batch, level, key)
+                    yield (
+                        Condition(tag, level, draw),
+                        probe.perturbation(Context(trainer, pl_module, is_probe=True), batch, level, key),
+                    )
                 else:
                     noisy = perturb_batch(batch, paths, probe, level, key, relative=self.relative, clip=self.clip)
                     yield Condition(tag, level, draw), nullcontext(noisy)
@@ -103,7 +107,7 @@ class Probes:
             if isinstance(probe, NoiseCallback):
                 # at the largest level, because at 0 nothing is done that could go wrong
                 key, level = Key(("trial",), positions=positions), max(self.levels[tag])
-                yield probe.perturbation(trainer, pl_module, batch, level, key)
+                yield probe.perturbation(Context(trainer, pl_module, is_probe=True), batch, level, key)
             else:
                 try_noise(batch, paths, probe, relative=self.relative, clip=self.clip)
 
