@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from lightning_noise import LabelSmoothing, Mixup
 from lightning_noise.callbacks.base import NoiseCallback
-from lightning_noise.callbacks.dispatch import TrainingDispatcher
+from lightning_noise.loop.dispatch import TrainingDispatcher
 
 CLASSES = 10
 SMOOTHING = 0.1

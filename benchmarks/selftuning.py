@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_noise import AdaptiveLevel, InputNoise, Key, LabelSmoothing, WeightNoise, noise, rules
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.metrics import ExpectedCalibrationError
-from lightning_noise.parameters import PerturbedParameters
+from lightning_noise.perturb.weights import PerturbedParameters
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS, BATCH, RATE = 25, 64, 3e-3

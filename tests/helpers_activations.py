@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_noise import Key
 from lightning_noise.callbacks.activations import OutputCallback
+from lightning_noise.loop.perturbation import Context
 
 KEY = Key((0, "activation", 0, 0), rank=0)
 
@@ -32,7 +33,7 @@ def within(
     callback: OutputCallback, module: Any, call: Callable[[], Any], key: Key = KEY, batch: Any = None, level: float = 0.5
 ):
     """What a call returns while the callback perturbs, outside a fit."""
-    with callback.perturbation(make_trainer(), module, batch, level, key):
+    with callback.perturbation(Context(make_trainer(), module), batch, level, key):
         return call()
 
 

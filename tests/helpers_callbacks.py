@@ -63,4 +63,4 @@ class LevelLog(pl.Callback):
         self.levels: list[float] = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.levels.append(self.callback.level_in_force)
+        self.levels.append(self.callback.current_level)

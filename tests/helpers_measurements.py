@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_noise import Key, RobustnessMonitor, noise, report
+from lightning_noise import Key, RobustnessMonitor, noise
 from lightning_noise.metrics import FlipRate
+from lightning_noise.report.model import Report
 
 LEVELS = (0.3, 1.0)
 # of sums in float32 over other batches, and of values that are logged in float32
@@ -43,7 +44,7 @@ def logged(trainer: pl.Trainer, prefix: str = "robustness/") -> dict[str, float]
     return {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
 
 
-def reported(monitor: RobustnessMonitor, *args: Any, **kwargs: Any) -> report.Report:
+def reported(monitor: RobustnessMonitor, *args: Any, **kwargs: Any) -> Report:
     validated(monitor, *args, **kwargs)
     assert monitor.report is not None
     return monitor.report

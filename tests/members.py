@@ -48,11 +48,11 @@ CALLBACKS = {
 # the same with other arguments, held to the laws of draws and levels alone
 VARIANTS = {
     "input, some samples": lambda level: InputNoise(noise.Uniform(), level, probability=0.5, per_sample=True, clip=(-2, 2)),
-    "input, relative": lambda level: InputNoise(noise.Gaussian(), level, relative=True, seed=3),
+    "input, relative": lambda level: InputNoise(noise.Gaussian(), level, relative="std", seed=3),
     "flips at the loss": lambda level: TargetNoise(labels.FlipLabels(N_CLASSES), level, via="loss"),
     "mixup, sampled": lambda level: Mixup(level, via="sample", per_sample=True),
     "weight, reparametrized": lambda level: WeightNoise(noise.Gaussian(), level, relative="std", gradient="reparametrized"),
-    "activation, relative": lambda level: ActivationNoise(noise.Uniform(), level, ["net.1", "net.4"], relative=True),
+    "activation, relative": lambda level: ActivationNoise(noise.Uniform(), level, ["net.1", "net.4"], relative="std"),
 }
 every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
 every_variant = pytest.mark.parametrize("make", (CALLBACKS | VARIANTS).values(), ids=CALLBACKS | VARIANTS)

@@ -17,9 +17,9 @@ from members import NOISES
 from torch import Tensor, nn
 
 from lightning_noise import InputNoise, Key, LabelSmoothing, RobustnessMonitor, noise, schedules
-from lightning_noise.batch import dotted, leaves
+from lightning_noise.batch import format_path, leaves
 from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
-from lightning_noise.perturb import perturbed_output
+from lightning_noise.perturb.inputs import perturb_output
 
 # --- where the noise is, and which
 
@@ -125,7 +125,7 @@ def test_all_outputs_of_an_lstm_and_of_attention_get_noise():
         found, clean = dict(leaves(noisy)), dict(leaves(inner(*arguments)))
         assert list(found) == list(clean) == ([(0,), (1, 0), (1, 1)] if isinstance(inner, nn.LSTM) else [(0,), (1,)])
         for path, leaf in found.items():
-            key = KEY / "module" / "inner" / 0 / "leaf" / dotted(path)
+            key = KEY / "module" / "inner" / 0 / "leaf" / format_path(path)
             assert torch.equal(leaf, key.apply(noise.Gaussian(), clean[path], 0.5))
 
 
@@ -190,7 +190,7 @@ def test_a_relative_level_is_in_units_of_each_samples_standard_deviation():
         return x + level[:, None]
 
     module, x = nn.Sequential(nn.Identity()), torch.tensor([[1.0, 3.0], [10.0, 30.0]])
-    noisy = within(ActivationNoise(ones, 0.5, "0", relative=True), module, lambda: module(x))
+    noisy = within(ActivationNoise(ones, 0.5, "0", relative="std"), module, lambda: module(x))
     assert torch.equal(noisy, x + torch.tensor([[0.5], [5.0]]))
 
 
@@ -198,7 +198,7 @@ def test_a_relative_level_is_in_units_of_each_samples_standard_deviation():
 def test_a_relative_level_of_samples_of_one_number_is_refused(shape):
     module = Returns(torch.zeros(shape))
     with pytest.raises(ValueError, match="samples of more than one number, got a tensor of shape"):
-        within(ActivationNoise(noise.Gaussian(), 0.5, "inner", relative=True), module, module)
+        within(ActivationNoise(noise.Gaussian(), 0.5, "inner", relative="std"), module, module)
 
 
 def test_a_copy_of_a_module_made_in_the_fit_and_a_saved_one_have_no_noise(tmp_path):
@@ -232,7 +232,7 @@ def test_a_noise_has_the_gradient_of_what_it_returns(member, level):
 @pytest.mark.parametrize("key", [KEY, Key(("probe",), positions=range(3))], ids=["all rows", "row by row"])
 def test_a_relative_level_has_the_gradient_of_the_standard_deviation(key):
     x = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: perturbed_output(x, noise.Gaussian(), 0.5, key, relative=True), (x,))
+    assert torch.autograd.gradcheck(lambda x: perturb_output(x, noise.Gaussian(), 0.5, key, relative="std"), (x,))
 
 
 def test_the_gradient_of_multiplicative_noise_has_its_factor():
@@ -375,7 +375,7 @@ def test_a_skipped_step_is_not_held_against_a_later_one_without_noise(build):
     ("build", "error", "message"),
     [
         (lambda: ActivationNoise(noise.Gaussian, 0.1, "net"), TypeError, r"a value such as noise.Gaussian\(\)"),  # type: ignore[arg-type]
-        (lambda: ActivationNoise(noise.Impulse(), 0.1, "net", relative=True), ValueError, "the level of Impulse has no unit"),
+        (lambda: ActivationNoise(noise.Impulse(), 0.1, "net", relative="std"), ValueError, "the level of Impulse has no unit"),
         (lambda: ActivationNoise(noise.Impulse(), 1.5, "net"), ValueError, r"in \[0, 1\], got 1.5"),
         (lambda: ActivationNoise(noise.Shot(), 0.1, "net"), ValueError, "the counts of Shot have no gradient"),
         (lambda: EmbeddingNoise(-1.0), ValueError, "finite and not negative, got -1.0"),

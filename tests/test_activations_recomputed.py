@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_noise import noise, schedules
 from lightning_noise.callbacks.activations import ActivationNoise
+from lightning_noise.loop.perturbation import Context
 
 
 class Checkpointed(Layers):
@@ -78,9 +79,9 @@ def test_a_module_that_is_called_twice_is_refused_when_it_is_computed_again(use_
 def test_a_module_that_is_called_for_each_of_two_batches_of_a_step_is_refused_when_it_is_computed_again():
     module, x = nn.Sequential(nn.Identity()), torch.ones(4, 3, requires_grad=True)
     callback = ActivationNoise(noise.Speckle(), 0.5, "0")
-    with callback.perturbation(make_trainer(), module, None, 0.5, KEY):  # type: ignore[arg-type]
+    with callback.perturbation(Context(make_trainer(), module), None, 0.5, KEY):  # type: ignore[arg-type]
         first = checkpoint(module, x, use_reentrant=True)
-        with callback.perturbation(make_trainer(), module, None, 0.5, KEY / "second"):  # type: ignore[arg-type]
+        with callback.perturbation(Context(make_trainer(), module), None, 0.5, KEY / "second"):  # type: ignore[arg-type]
             second: Any = checkpoint(module, x, use_reentrant=True)
             with pytest.raises(ValueError, match=r"computes '0' again.*which of the 2 calls"):
                 (first + second).sum().backward()

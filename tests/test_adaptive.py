@@ -63,7 +63,7 @@ def test_the_level_in_force_is_the_one_last_decided(make):
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            levels.append(callback.level_in_force)
+            levels.append(callback.current_level)
 
     callback = make(AdaptiveLevel(Plan((0.1, 0.0, 0.4)), 0.2))
     fit([callback, Watch()], max_epochs=4)

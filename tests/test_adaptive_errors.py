@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_found_before_the_training(setting, message):
 
 def test_of_several_targets_one_is_to_be_named():
     with pytest.raises(ValueError, match=r"of the targets \[1, 2\] an adaptive level reads one: give AdaptiveLevel"):
-        fit([Mixup(AdaptiveLevel(SignedGap()), targets=[1, 2])])
+        fit([Mixup(AdaptiveLevel(SignedGap()), target=[1, 2])])
 
 
 def test_noise_that_held_out_data_cannot_take_is_found_before_the_training():

@@ -17,9 +17,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import R2Score
 
 from lightning_noise import ActivationNoise, AdaptiveLevel, EmbeddingNoise, InputNoise, Key, LabelSmoothing, WeightNoise, noise
-from lightning_noise.callbacks.held_out import N_GROUPS, groups_of
+from lightning_noise.evaluation.positions import N_GROUPS, groups_of
 from lightning_noise.metrics import BrierScore
-from lightning_noise.parameters import weight_noise
+from lightning_noise.perturb.weights import weight_noise
 from lightning_noise.rules import Governor, SignedGap
 
 # --- it sees what it says
@@ -315,7 +315,7 @@ def test_inputs_and_targets_are_found_in_a_dict(adaptive):
 
 
 def test_the_target_of_the_callback_is_read():
-    callback = LabelSmoothing(AdaptiveLevel(SignedGap(), 0.02, inputs="data.x"), targets="y")
+    callback = LabelSmoothing(AdaptiveLevel(SignedGap(), 0.02, inputs="data.x"), target="y")
     fit([callback], module=Dictionary, train=loader(collate_fn=as_dict), validation=loader(HELD_OUT, collate_fn=as_dict))
     assert len(history(callback)) == 2
 

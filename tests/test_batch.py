@@ -13,7 +13,7 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
-from lightning_noise.batch import dotted, find_inputs, find_target, get, leaves, renewed, replace
+from lightning_noise.batch import find_inputs, find_target, format_path, get, leaves, map_tensors, replace
 
 X, Y, IDS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
 Pair = namedtuple("Pair", ["image", "label"])
@@ -164,7 +164,7 @@ BATCHES: dict[str, tuple[Any, Any, tuple]] = {
     "data frame among the leaves": ({"image": X, "table": DataFrame({"a": [1, 2]}, index=["c", "d"])}, None, ("image",)),
     "dict that answers for every attribute": (Answering(image=X, label=Y), "image", ("image",)),
     "functions and modules among the leaves": (
-        {"image": X, "f": dotted, "m": torch, "b": [].append, "c": Wrapped},
+        {"image": X, "f": format_path, "m": torch, "b": [].append, "c": Wrapped},
         None,
         ("image",),
     ),
@@ -216,7 +216,7 @@ def test_the_target_is_the_second_of_a_sequence_or_what_is_said():
 
 @pytest.mark.parametrize("batch", [{"image": X, "label": Y}, X, [X], [X, {"label": Y}]])
 def test_a_target_that_must_be_said_is_asked_for(batch):
-    with pytest.raises(ValueError, match=r"which leaf is the target\? Say targets=…; leaves are"):
+    with pytest.raises(ValueError, match=r"which leaf is the target\? Say target=…; leaves are"):
         find_target(batch)
 
 
@@ -326,7 +326,7 @@ def test_a_batch_without_tensors_is_said_to_have_none():
 
 
 def test_a_path_is_written_as_a_user_writes_it():
-    assert dotted(("data", 0, "x")) == "data.0.x"
+    assert format_path(("data", 0, "x")) == "data.0.x"
 
 
 def test_a_renewed_batch_shares_nothing_that_a_step_writes_to():
@@ -336,7 +336,7 @@ def test_a_renewed_batch_shares_nothing_that_a_step_writes_to():
     twice, plain = torch.zeros(2), Plain()
     image = Slots(twice, [1])
     batch = {"x": twice, "image": image, "pair": (twice, {1}), "plain": plain, "size": torch.Size([2]), "own": image}
-    new = renewed(batch, torch.clone)
+    new = map_tensors(batch, torch.clone)
     assert new["x"] is new["image"].image is new["pair"][0], "one tensor in three places"
     assert new["x"] is not twice
     assert new["own"] is new["image"] is not image
@@ -352,4 +352,4 @@ def test_a_renewed_batch_shares_nothing_that_a_step_writes_to():
 def test_an_object_that_points_back_at_its_owner_is_renewed():
     batch = {"x": torch.zeros(2)}
     batch["back"] = batch  # type: ignore[assignment]
-    assert renewed(batch, torch.clone)["x"] is not batch["x"]
+    assert map_tensors(batch, torch.clone)["x"] is not batch["x"]

@@ -28,7 +28,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_noise import InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise
-from lightning_noise.callbacks import boards
+from lightning_noise.loop import loggers
 from lightning_noise.schedules import Linear
 
 
@@ -46,7 +46,7 @@ class Charted(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if True not in self.answers:
-            self.answers.append(boards.lay_out_all(trainer, self))
+            self.answers.append(loggers.lay_out_all(trainer, self))
 
 
 def trainer_with(logger: Any, **kwargs: Any) -> pl.Trainer:
@@ -69,7 +69,7 @@ def red() -> Figure:
 
 def test_a_figure_goes_to_each_logger_that_takes_it(tmp_path):
     tensorboard, album = TensorBoardLogger(tmp_path / "one"), Album(tmp_path / "two")
-    boards.show(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red(), step=7)
+    loggers.show(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red(), step=7)
     tensorboard.finalize("success")
     event = EventAccumulator(tensorboard.log_dir).Reload().Images("a/b")[0]
     assert (event.step, event.width, event.height) == (7, 30, 20)
@@ -83,7 +83,7 @@ def test_a_figure_goes_to_each_logger_that_takes_it(tmp_path):
 
 def test_where_no_logger_takes_figures_they_are_files(tmp_path):
     logger = CSVLogger(tmp_path)
-    boards.show(trainer_with(logger), "robustness/curve", red(), step=7)
+    loggers.show(trainer_with(logger), "robustness/curve", red(), step=7)
     image = imread(Path(logger.log_dir) / "robustness" / "curve-7.png")
     assert image.shape[:2] == (20, 30)
     assert (image[..., :3] == [1, 0, 0]).all()
@@ -92,19 +92,19 @@ def test_where_no_logger_takes_figures_they_are_files(tmp_path):
 @pytest.mark.parametrize("logger", [False, DummyLogger()], ids=["none", "dummy"])
 def test_without_a_logger_nothing_is_written(logger, tmp_path):
     trainer = trainer_with(logger, default_root_dir=tmp_path)
-    boards.show(trainer, "a", red(), step=0)
-    boards.show_text(trainer, "b", "text")
-    boards.lay_out(trainer, {"c": ["d"]})
-    assert boards.takes_figures(trainer) is bool(logger)
+    loggers.show(trainer, "a", red(), step=0)
+    loggers.show_text(trainer, "b", "text")
+    loggers.lay_out(trainer, {"c": ["d"]})
+    assert loggers.takes_figures(trainer) is bool(logger)
     assert not list(tmp_path.iterdir())
 
 
 def test_other_processes_show_nothing_and_wait_for_nobody(tmp_path, monkeypatch):
     trainer = trainer_with([CSVLogger(tmp_path), album := Album(tmp_path)])
     monkeypatch.setattr(type(trainer), "is_global_zero", False)
-    assert not boards.takes_figures(trainer)
-    boards.show(trainer, "a", red(), step=0)
-    boards.show_text(trainer, "b", "text")
+    assert not loggers.takes_figures(trainer)
+    loggers.show(trainer, "a", red(), step=0)
+    loggers.show_text(trainer, "b", "text")
     assert album.pages == []
     assert not list(tmp_path.iterdir())
 
@@ -112,13 +112,13 @@ def test_other_processes_show_nothing_and_wait_for_nobody(tmp_path, monkeypatch)
 def test_the_process_that_logs_does_not_wait_for_the_others_either(tmp_path, monkeypatch):
     trainer = trainer_with(CSVLogger(tmp_path))
     monkeypatch.setattr(trainer.strategy, "broadcast", pytest.fail)
-    boards.show(trainer, "a", red(), step=0)
+    loggers.show(trainer, "a", red(), step=0)
     assert list(tmp_path.rglob("a-0.png"))
 
 
 def test_a_histogram_keeps_its_counts_and_moments(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    boards.show_histogram(trainer_with(logger), "h", [0.0, 1.0, 2.0, 4.0], [2, 0, 3], step=5)
+    loggers.show_histogram(trainer_with(logger), "h", [0.0, 1.0, 2.0, 4.0], [2, 0, 3], step=5)
     logger.finalize("success")
     event = EventAccumulator(logger.log_dir).Reload().Histograms("h")[0]
     value = event.histogram_value
@@ -158,7 +158,7 @@ class Other:
 
 def test_a_configuration_has_each_argument_in_a_row():
     callback = Mixup(Linear(0.0, 0.2), seed=3)
-    head, *rows = boards.configuration(callback).splitlines()
+    head, *rows = loggers.configuration(callback).splitlines()
     assert head == "**Mixup**"
     assert rows[1:3] == ["| argument | value |", "|---|---|"]
     assert f"| level | `{callback.level!r}` |" in rows
@@ -168,13 +168,13 @@ def test_a_configuration_has_each_argument_in_a_row():
 @pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
 def test_a_configuration_leaves_no_argument_out(make):
     callback = make(0.3)
-    rows = boards.configuration(callback).splitlines()[4:]
+    rows = loggers.configuration(callback).splitlines()[4:]
     assert [row.split(" ")[1] for row in rows] == list(inspect.signature(type(callback)).parameters)
 
 
 def test_a_configuration_is_the_same_in_each_run():
     probe = WeightNoise(noise.Gaussian(), 0.1)
-    text = boards.configuration(RobustnessMonitor({"w": probe, "x": noise.Impulse()}, [0.1], predict=Other()))  # type: ignore[arg-type]
+    text = loggers.configuration(RobustnessMonitor({"w": probe, "x": noise.Impulse()}, [0.1], predict=Other()))  # type: ignore[arg-type]
     assert "{'w': WeightNoise(noise=Gaussian(), level=0.1," in text
     assert "'x': Impulse(low=None, high=None)}" in text
     assert " at 0x" not in text
@@ -191,10 +191,10 @@ class Showing(RobustnessMonitor):
         return {"accuracy": [f"{self.name}/clean/accuracy$", f"{self.name}/gaussian/[^/]*/accuracy$"]}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        boards.lay_out_all(trainer, self)
-        boards.show(trainer, "figure", red(), step=3)
-        boards.show_text(trainer, "configuration", boards.configuration(self))
-        boards.show_histogram(trainer, "histogram", [0.0, 1.0, 3.0], [1, 2], step=3)
+        loggers.lay_out_all(trainer, self)
+        loggers.show(trainer, "figure", red(), step=3)
+        loggers.show_text(trainer, "configuration", loggers.configuration(self))
+        loggers.show_histogram(trainer, "histogram", [0.0, 1.0, 3.0], [1, 2], step=3)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_noise import AdaptiveLevel, InputNoise, Key, noise, schedules
-from lightning_noise.callbacks.dispatch import TrainingDispatcher
+from lightning_noise.loop.dispatch import TrainingDispatcher
 from lightning_noise.rules import AnyLevel, SignedGap
 from lightning_noise.schedules import Level
 from lightning_noise.testing import global_streams
@@ -282,7 +282,7 @@ def test_a_step_that_somebody_set_on_the_strategy_comes_back():
         (lambda: InputNoise(noise.Gaussian(), 0.1, clip=([0.0, 0.0], [1.0, 1.0, 1.0])), ValueError, "clip must be a pair"),
         (lambda: InputNoise(noise.Gaussian(), 0.1, clip=("0", "1")), ValueError, "clip must be a pair"),  # type: ignore[arg-type]
         (lambda: InputNoise(noise.Gaussian(), 0.1, clip=([], None)), ValueError, "clip must be a pair"),
-        (lambda: InputNoise(noise.Impulse(), 0.1, relative=True), ValueError, "the level of Impulse has no unit"),
+        (lambda: InputNoise(noise.Impulse(), 0.1, relative="std"), ValueError, "the level of Impulse has no unit"),
     ],
 )
 def test_a_wrong_argument_is_refused_when_the_callback_is_made(build, error, message):

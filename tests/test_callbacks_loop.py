@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import pytest
 import pytorch_lightning as pl
@@ -110,8 +109,7 @@ class Diary(NoiseCallback):
     def check(self, pl_module, batch):
         self.events.append(f"check {self.name}")
 
-    @contextmanager
-    def perturbation(self, trainer, pl_module, batch, level, key):
+    def perturb(self, context, batch, level, key, perturbation):
         self.events.append(f"begin {self.name}")
         try:
             yield batch
@@ -266,7 +264,7 @@ def test_the_epoch_that_weight_averaging_adds_for_batch_norm_is_clean():
     data = Rows()
     clean = [torch.equal(batch[0], data.x[i % 3 * 8 : i % 3 * 8 + 8]) for i, batch in enumerate(module.seen)]
     assert clean == [False] * 6 + [True] * 3
-    assert callback.level_in_force == 0
+    assert callback.current_level == 0
 
 
 @pytest.mark.slow

@@ -198,9 +198,9 @@ RAMP = schedules.Linear(0.1, 0.5, begin=1, until=3, unit="epoch")
         partial(InputNoise, shifted, schedules.Every(halved, every=2), inputs=["x.*", 1], clip=(None, [1.0, 2.0])),
         partial(GradientNoise, noise.Gaussian()),
         partial(GradientNoise, shifted, halved),
-        partial(RobustnessMonitor, noise.Gaussian(), inputs="image", targets="label"),
-        partial(RobustnessMonitor, shifted, [0.1, 2], inputs=[0, "x"], targets=2, predict=logits),
-        partial(RobustnessMonitor, InputNoise(noise.Uniform(), RAMP, relative=True, name="own"), [0.5]),
+        partial(RobustnessMonitor, noise.Gaussian(), inputs="image", target="label"),
+        partial(RobustnessMonitor, shifted, [0.1, 2], inputs=[0, "x"], target=2, predict=logits),
+        partial(RobustnessMonitor, InputNoise(noise.Uniform(), RAMP, relative="std", name="own"), [0.5]),
         partial(RobustnessMonitor, [noise.Uniform(), noise.Impulse(0.0, 1.0)], clip=(None, [1.0, 2.0])),
         partial(RobustnessMonitor, [shifted, Brighter(3.0)], {"brighter": [0.1, 0.2], "shifted": [3]}, clip=(0.0, None)),
         partial(RobustnessMonitor, {"salt": noise.Impulse(0.0, 1.0), "mine": shifted, "bright": Brighter()}, [0.1]),
@@ -213,10 +213,10 @@ def test_every_form_of_an_argument_reads_back(call, tmp_path: Path):
 
 
 ON_TARGETS = [
-    partial(TargetNoise, labels.FlipLabels(3), RAMP, targets=1, via="loss", index="i", ignore_index=2, seed=3, name="flips"),
-    partial(LabelSmoothing, RAMP, targets="y", name="soft"),
-    partial(Mixup, RAMP, inputs="x", targets="y", via="batch", per_sample=True, n_classes=3, seed=3, name="mix"),
-    partial(CutMix, RAMP, dim=(-1,), inputs=[0], targets="y", via="batch", per_sample=True, n_classes=3, seed=3, name="cut"),
+    partial(TargetNoise, labels.FlipLabels(3), RAMP, target=1, via="loss", index="i", ignore_index=2, seed=3, name="flips"),
+    partial(LabelSmoothing, RAMP, target="y", name="soft"),
+    partial(Mixup, RAMP, inputs="x", target="y", via="batch", per_sample=True, n_classes=3, seed=3, name="mix"),
+    partial(CutMix, RAMP, dim=(-1,), inputs=[0], target="y", via="batch", per_sample=True, n_classes=3, seed=3, name="cut"),
 ]
 IN_THE_MODEL = [
     partial(WeightNoise, Brighter(2.0), halved, params="net.*"),
@@ -231,7 +231,7 @@ IN_THE_MODEL = [
         name="in",
     ),
     partial(GradientNoise, noise.Uniform(), RAMP, seed=3, name="grad"),
-    partial(ActivationNoise, noise.Uniform(), RAMP, ["net.1", "net.4"], relative=True, seed=3, name="hidden"),
+    partial(ActivationNoise, noise.Uniform(), RAMP, ["net.1", "net.4"], relative="std", seed=3, name="hidden"),
     partial(EmbeddingNoise, RAMP, modules="words", mask="attention_mask", seed=3, name="tokens"),
 ]
 REPLAYS = [
@@ -242,7 +242,7 @@ REPLAYS = [
         {"small": [0.1, 0.2], "mine": [0.3]},
         inputs=["x.*", 1],
         clip=(None, 2.0),
-        relative=True,
+        relative="std",
         every_n_epochs=2,
         max_batches=1,
         seed=4,
@@ -282,7 +282,7 @@ ADAPTIVE = partial(
     0.1,
     metric="regression",
     inputs=["x.*", 1],
-    targets="y",
+    target="y",
     predict=logits,
     max_batches=3,
 )
@@ -294,7 +294,7 @@ GAP = partial(SignedGap, step=0.02, hi=0.5, average=0.4, z=2.0)
     [
         partial(InputNoise, noise.Gaussian(), ADAPTIVE()),
         partial(WeightNoise, noise.Gaussian(), AdaptiveLevel(Governor(0.1)), relative="std"),
-        partial(ActivationNoise, noise.Speckle(), AdaptiveLevel(Governor(0.1), inputs=0, targets=1), "net.1"),
+        partial(ActivationNoise, noise.Speckle(), AdaptiveLevel(Governor(0.1), inputs=0, target=1), "net.1"),
         partial(EmbeddingNoise, AdaptiveLevel(Governor(0.1))),
         partial(LabelSmoothing, AdaptiveLevel(GAP(), 0.1, metric="binary")),
         partial(GradientNoise, noise.Gaussian(), AdaptiveLevel(GAP())),
@@ -357,7 +357,7 @@ CALLBACKS = [
         inputs=[0],
         probability=0.5,
         per_sample=True,
-        relative=True,
+        relative="std",
         clip=(-2.0, None),
         seed=3,
         name="first",
@@ -367,13 +367,13 @@ CALLBACKS = [
         {"small": noise.Gaussian(), "mine": shifted},
         {"small": [0.1, 0.2], "mine": [0.3]},
         inputs=0,
-        targets=1,
+        target=1,
         predict=logit_of,
         metrics="binary",
         n_draws=2,
         baseline="earlier",
         clip=(-2.0, 2.0),
-        relative=True,
+        relative="std",
         every_n_epochs=2,
         max_batches=1,
         dataloader_idx=1,
@@ -404,7 +404,7 @@ FLAGS = """
     --trainer.callbacks.noises.mine=test_cli.shifted
     --trainer.callbacks.levels={small: [0.1, 0.2], mine: [0.3]}
     --trainer.callbacks.inputs=0
-    --trainer.callbacks.targets=1
+    --trainer.callbacks.target=1
     --trainer.callbacks.predict=test_cli.logit_of
     --trainer.callbacks.metrics=binary
     --trainer.callbacks.n_draws=2
@@ -447,7 +447,7 @@ def fit(config: Path, *flags: str) -> LightningCLI:
 def test_a_run_repeats_itself_from_the_config_that_it_saves(way, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     figures = {f"small/{level}/accuracy": 0.5 for level in (0.1, 0.2)}
-    noises = {"small": "Gaussian(), relative=True, clip=(-2.0, 2.0)"}
+    noises = {"small": "Gaussian(), relative='std', clip=(-2.0, 2.0)"}
     report.write("earlier", report.make(figures, [], [], noises=noises, levels={"small": [0.1, 0.2]}, task="binary"))
     expected = [comparable(call()) for call in CALLBACKS]
     config = write(tmp_path, CALLBACKS if way == "file" else [], **SETTINGS)
@@ -583,7 +583,7 @@ def test_the_example_trains_in_growing_noise_and_keeps_the_weights_with_the_best
     cli = runpy.run_path(str(folder / "digits.py"), run_name="__main__")["cli"]
     (callback,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, InputNoise)]
     assert callback.level == schedules.Linear(0.0, 0.8, until=0.5)
-    assert callback.level_in_force == 0.8
+    assert callback.current_level == 0.8
     best = cli.trainer.checkpoint_callback
     assert isinstance(best, ModelCheckpoint)
     assert best.best_model_score is not None

@@ -184,7 +184,7 @@ def test_a_loader_of_graphs_gets_noise_and_a_monitor():
 
     data = [graph for rows in CHUNKS for graph in graphs(rows).to_data_list()]
     module = Graphs(lambda b: (b.x, b.y))
-    monitor = RobustnessMonitor(noise.Gaussian(), [0.1, 3.0], inputs="x", targets="y")
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.1, 3.0], inputs="x", target="y")
     _, trainer = fit(
         [InputNoise(noise.Gaussian(), 0.5, inputs="x"), monitor],
         module=module,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_noise.__main__ import LEVELS, RECIPES, _conclusion
+from lightning_noise.demo.__main__ import LEVELS, RECIPES, _conclusion
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

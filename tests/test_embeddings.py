@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_noise import Key
 from lightning_noise.callbacks.activations import EmbeddingNoise
+from lightning_noise.loop.perturbation import Context
 
 N_WORDS, LENGTH, WIDTH = 20, 7, 6
 
@@ -197,9 +198,9 @@ def test_each_of_two_batches_of_a_step_has_its_mask():
     module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
     ids, mask = Sentences().ids, Sentences().mask
     callback, trainer = EmbeddingNoise(5.0, mask="mask"), make_trainer()
-    with callback.perturbation(trainer, module, {"mask": mask}, 5.0, KEY):  # type: ignore[arg-type]
+    with callback.perturbation(Context(trainer, module), {"mask": mask}, 5.0, KEY):  # type: ignore[arg-type]
         module["words"](ids)
-        with callback.perturbation(trainer, module, {"mask": mask.flip(0)}, 5.0, KEY / "second"):  # type: ignore[arg-type]
+        with callback.perturbation(Context(trainer, module), {"mask": mask.flip(0)}, 5.0, KEY / "second"):  # type: ignore[arg-type]
             noisy = module["words"](ids.flip(0))
     delta = noisy - module["words"](ids.flip(0))
     assert not delta[mask.flip(0) == 0].any()
@@ -210,7 +211,7 @@ def test_it_must_be_said_which_of_several_embeddings_gets_noise():
     class Several(Tokens):
         def __init__(self):
             super().__init__()
-            self.places = nn.Embedding(LENGTH, WIDTH)
+            self.positions_of = nn.Embedding(LENGTH, WIDTH)
 
     with pytest.raises(ValueError, match=r"Say modules=…; of nn\.Embedding there are: 'words', 'places'"):
         EmbeddingNoise(5.0).selected(Several())

@@ -16,7 +16,7 @@ from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 from torch import Tensor
 
-from lightning_noise import figures, schedules
+from lightning_noise import plots, schedules
 from lightning_noise.metrics.functional import bin_indices
 from lightning_noise.rules import Decision
 
@@ -27,7 +27,7 @@ def points(line: Line2D) -> list[list[float]]:
 
 def test_a_preview_draws_each_schedule_with_its_mean():
     ramp, pulses = schedules.Linear(0.0, 1.0), schedules.Every(0.5, every=2)
-    figure = figures.schedule_preview({"ramp": ramp, "pulses": pulses, "flat": 0.2}, steps=10, epochs=5)
+    figure = plots.schedule_preview({"ramp": ramp, "pulses": pulses, "flat": 0.2}, steps=10, epochs=5)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["ramp\nmean 0.45", "pulses\nmean 0.3", "flat\nmean 0.2"]
     rise, on_and_off = (np.asarray(axes.lines[0].get_ydata()) for axes in figure.axes[:2])
     assert rise == pytest.approx([step / 10 for step in range(10)])
@@ -36,7 +36,7 @@ def test_a_preview_draws_each_schedule_with_its_mean():
 
 
 def test_a_robustness_curve_goes_up_in_level():
-    figure = figures.robustness_curve({"gaussian": {0.2: 0.8, 0.0: 0.95, 0.1: 0.9}, "impulse": {0.05: 0.7}}, ylabel="skill")
+    figure = plots.robustness_curve({"gaussian": {0.2: 0.8, 0.0: 0.95, 0.1: 0.9}, "impulse": {0.05: 0.7}}, ylabel="skill")
     axes = figure.axes[0]
     assert points(axes.lines[0]) == [[0, 0.95], [0.1, 0.9], [0.2, 0.8]]
     assert points(axes.lines[1]) == [[0.05, 0.7]]
@@ -61,7 +61,7 @@ def points_within_and_outside(axes: Axes) -> tuple[list[list[float]], list[list[
 def test_a_reliability_diagram_shows_what_chance_explains_and_what_not():
     confidence_sum, correct = torch.tensor([0.0, 30.0, 60.0, 90.0]), torch.tensor([0, 31, 45, 99])
     count, variance_sum = torch.tensor([0, 100, 100, 100]), torch.tensor([0.0, 21.0, 24.0, 9.0])
-    figure = figures.reliability_diagram({"clean": (confidence_sum, correct, count, variance_sum)})
+    figure = plots.reliability_diagram({"clean": (confidence_sum, correct, count, variance_sum)})
     axes = figure.axes[0]
     within, outside = points_within_and_outside(axes)
     # exact up to the rounding of a quotient
@@ -87,7 +87,7 @@ def test_a_reliability_diagram_shows_what_chance_explains_and_what_not():
 
 def test_a_calibrated_model_is_within_the_band_of_chance_but_for_one_bin_in_twenty(generator):
     panels = {str(i): calibrated(60_000, 150, generator) for i in range(4)}
-    found = [points_within_and_outside(axes) for axes in figures.reliability_diagram(panels).axes]
+    found = [points_within_and_outside(axes) for axes in plots.reliability_diagram(panels).axes]
     within, outside = (sum(map(len, which)) for which in zip(*found, strict=True))
     assert within + outside == 4 * 75, "bins below a half are empty"
     share = math.erfc(2**0.5)  # of a normal beyond two standard deviations: 0.0455
@@ -98,7 +98,7 @@ def test_a_calibrated_model_is_within_the_band_of_chance_but_for_one_bin_in_twen
 @pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 2), (4, 4), (5, 3), (6, 3), (11, 4)])
 def test_panels_of_reliability_stand_in_rows_of_at_most_four(n, columns, generator):
     titles = [f"gaussian {i}" for i in range(n)]
-    figure = figures.reliability_diagram({title: calibrated(50, 15, generator) for title in titles})
+    figure = plots.reliability_diagram({title: calibrated(50, 15, generator) for title in titles})
     figure.savefig(io.BytesIO())  # empty bins are drawn without a warning
     assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == titles
     assert len({round(axes.get_position().x0, 6) for axes in figure.axes}) == columns
@@ -111,7 +111,7 @@ def test_panels_of_reliability_stand_in_rows_of_at_most_four(n, columns, generat
 @pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 3, 20, 30), (6, 28, 28)], ids=str)
 def test_images_are_shown_side_by_side_in_the_range_of_the_first(shape):
     clean = 2 + 3 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    figure = figures.samples({"clean": clean, "noisy": clean + 100, "noisier": clean - 100}, n_samples=2)
+    figure = plots.samples({"clean": clean, "noisy": clean + 100, "noisier": clean - 100}, n_samples=2)
     assert figure is not None
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["clean", "noisy", "noisier"]
@@ -130,7 +130,7 @@ def test_images_are_shown_side_by_side_in_the_range_of_the_first(shape):
 @pytest.mark.parametrize(("shape", "lines"), [((5, 2, 100), 2), ((5, 64), 1)], ids=str)
 def test_signals_are_drawn_as_lines(shape, lines):
     clean = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    figure = figures.samples({"clean": clean, "noisy": clean + 1}, n_samples=3)
+    figure = plots.samples({"clean": clean, "noisy": clean + 1}, n_samples=3)
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes[:2]] == ["clean", "noisy"]
     assert len(figure.axes) == 3 * 2
@@ -149,7 +149,7 @@ MOVES = [
 
 
 def test_the_reasons_of_an_adaptation_show_where_the_level_went():
-    above, below = figures.adaptation(MOVES).axes
+    above, below = plots.adaptation(MOVES).axes
     levels, *reasons = above.lines
     assert points(levels) == [[move.step, move.level] for move in MOVES]
     assert {line.get_label(): line.get_marker() for line in reasons} == {
@@ -162,12 +162,12 @@ def test_the_reasons_of_an_adaptation_show_where_the_level_went():
     assert len({line.get_color() for line in reasons}) == 5
     assert [line.get_label() for line in below.lines] == ["without noise", "at the level"]
     targets = [move._replace(boundary=math.nan) for move in MOVES]  # which have no boundary
-    assert [line.get_label() for line in figures.adaptation(targets).axes[1].lines] == ["without noise"]
+    assert [line.get_label() for line in plots.adaptation(targets).axes[1].lines] == ["without noise"]
 
 
 def test_the_legends_of_an_adaptation_cover_no_axes():
     reasons = ["waited", "rested", "held", "grew", "shrank", "guarded", "retreated", "panicked"]
-    figure = figures.adaptation([Decision(10 * i, 0.1 * i, 0.9, 0.8, reason, 0.0) for i, reason in enumerate(reasons)])
+    figure = plots.adaptation([Decision(10 * i, 0.1 * i, 0.9, 0.8, reason, 0.0) for i, reason in enumerate(reasons)])
     figure.draw_without_rendering()
     legends = [legend.get_window_extent() for axes in figure.axes if (legend := axes.get_legend())]
     assert len(legends) == 2
@@ -177,14 +177,14 @@ def test_the_legends_of_an_adaptation_cover_no_axes():
 
 @pytest.mark.parametrize("shape", [(4, 10), (4, 2, 8, 8), (4,), (4, 3, 8, 8, 8)], ids=str)
 def test_what_is_neither_image_nor_signal_is_no_picture(shape):
-    assert figures.samples({"clean": torch.zeros(shape)}) is None
+    assert plots.samples({"clean": torch.zeros(shape)}) is None
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 1, 100)], ids=["images", "signals"])
 def test_captions_are_red_where_they_differ_from_the_first_column(shape):
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     captions = {"clean": list("012345"), "noisy": list("092945")}
-    figure = figures.samples({"clean": x, "noisy": x}, n_samples=2, captions=captions)
+    figure = plots.samples({"clean": x, "noisy": x}, n_samples=2, captions=captions)
     assert figure is not None
     figure.draw_without_rendering()
     found = [(text.get_text(), text.get_color(), text.get_window_extent()) for axes in figure.axes for text in axes.texts]
@@ -194,9 +194,9 @@ def test_captions_are_red_where_they_differ_from_the_first_column(shape):
 
 
 def test_a_constant_image_and_half_precision_are_drawn():
-    assert figures.samples({"clean": torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)}) is not None
+    assert plots.samples({"clean": torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)}) is not None
 
 
 def test_pyplot_keeps_no_figure():
-    figures.robustness_curve({"a": {0.1: 0.5}})
+    plots.robustness_curve({"a": {0.1: 0.5}})
     assert plt.get_fignums() == []

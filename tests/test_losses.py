@@ -14,10 +14,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_noise import losses
-from lightning_noise.losses import (
-    Mixing,
-    Smoothing,
+from lightning_noise.losses import modes
+from lightning_noise.losses.modes import (
+    MixedLabelLoss,
+    SmoothedLabelLoss,
     smoothed_binary_cross_entropy_with_logits,
     smoothed_cross_entropy,
     smoothed_nll_loss,
@@ -130,7 +130,7 @@ WEIGHT = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.1, 1.0, 0.7])
 )  # fmt: skip
 def test_the_criterion_of_the_user_is_smoothed_with_its_own_arguments(hard, smoothed):
     x, target = logits(16, 7), labels(16)
-    with Smoothing(target, level()):
+    with SmoothedLabelLoss(target, level()):
         loss = hard(x, target)
     assert torch.equal(loss, smoothed(x, target))
 
@@ -139,10 +139,10 @@ def test_a_binary_criterion_is_smoothed_and_mixed():
     x, target, lam = logits(6, 5), torch.randint(0, 2, (6, 5)).float(), torch.rand(6)
     criterion = nn.BCEWithLogitsLoss(pos_weight=torch.rand(5))
     smooth = 0.9 * target + 0.05
-    with Smoothing(target, level()):
+    with SmoothedLabelLoss(target, level()):
         loss = criterion(x, target)
     torch.testing.assert_close(loss, criterion(x, smooth))  # rounded once more: torch's tolerance for float32
-    with Smoothing(target, level()), Mixing(target, PARTNERS, lam):
+    with SmoothedLabelLoss(target, level()), MixedLabelLoss(target, PARTNERS, lam):
         loss = criterion(x, target)
     expected = criterion(x, lam[:, None] * smooth + (1 - lam[:, None]) * smooth[PARTNERS])
     torch.testing.assert_close(loss, expected)
@@ -151,16 +151,16 @@ def test_a_binary_criterion_is_smoothed_and_mixed():
 @pytest.mark.parametrize("lam", [torch.tensor(0.3), torch.rand(6)], ids=["one", "each"])
 def test_mixing_is_of_smoothed_losses_in_either_order(lam):
     x, target, weight = logits(6, 7, 4), labels(6, 4, ignored=True), torch.rand(CLASSES)
-    with Smoothing(target, level()) as smoothing, Mixing(target, PARTNERS, lam) as mixing:
+    with SmoothedLabelLoss(target, level()) as smoothing, MixedLabelLoss(target, PARTNERS, lam) as mixing:
         inside = F.cross_entropy(x, target, weight)
-    assert smoothing.hit
-    assert mixing.hit
-    with Mixing(target, PARTNERS, lam) as mixing, Smoothing(target, level()) as smoothing:
+    assert smoothing.applied
+    assert mixing.applied
+    with MixedLabelLoss(target, PARTNERS, lam) as mixing, SmoothedLabelLoss(target, level()) as smoothing:
         outside = F.cross_entropy(x, target, weight)
-    assert smoothing.hit
-    assert mixing.hit
+    assert smoothing.applied
+    assert mixing.applied
     assert torch.equal(inside, outside)
-    with Mixing(target, PARTNERS, lam):
+    with MixedLabelLoss(target, PARTNERS, lam):
         expected = F.cross_entropy(x, target, weight, label_smoothing=0.1)
     torch.testing.assert_close(inside, expected)  # the weights of ignored positions: torch's tolerance for float32
 
@@ -168,7 +168,7 @@ def test_mixing_is_of_smoothed_losses_in_either_order(lam):
 def test_a_loss_on_another_target_is_left_alone():
     x, target, other = logits(6, 7), labels(6), labels(6)
     binary = torch.rand(6, 7)
-    with Smoothing(target, level()) as smoothing, Mixing(target, PARTNERS, level(0.3)) as mixing:
+    with SmoothedLabelLoss(target, level()) as smoothing, MixedLabelLoss(target, PARTNERS, level(0.3)) as mixing:
         found = [
             F.cross_entropy(x, other),
             F.cross_entropy(x, (target + other) % CLASSES),
@@ -178,8 +178,8 @@ def test_a_loss_on_another_target_is_left_alone():
             F.binary_cross_entropy_with_logits(x[:, 0], (x.argmax(1) == target).float()),
             F.mse_loss(x[:, 0], target.float()),
         ]
-        assert not smoothing.hit
-        assert not mixing.hit
+        assert not smoothing.applied
+        assert not mixing.applied
     expected = [
         F.cross_entropy(x, other),
         F.cross_entropy(x, (target + other) % CLASSES),
@@ -194,14 +194,14 @@ def test_a_loss_on_another_target_is_left_alone():
 
 def test_labels_that_are_learned_are_followed():
     x, target = logits(6, 7), torch.rand(6, 7).softmax(1).requires_grad_()
-    with Smoothing(target, level()):
+    with SmoothedLabelLoss(target, level()):
         loss = F.cross_entropy(x, target.clone())
     assert torch.equal(gradient(loss, target), gradient(F.cross_entropy(x, target, label_smoothing=0.1), target))
 
 
 def test_two_targets_have_a_mode_each():
     x, first, second = logits(6, 7), labels(6), labels(6)
-    with Smoothing(first, level(0.1)), Smoothing(second, level(0.2)):
+    with SmoothedLabelLoss(first, level(0.1)), SmoothedLabelLoss(second, level(0.2)):
         found = F.cross_entropy(x, first), F.cross_entropy(x, second)
     expected = F.cross_entropy(x, first, label_smoothing=0.1), F.cross_entropy(x, second, label_smoothing=0.2)
     assert all(map(torch.equal, found, expected))
@@ -211,7 +211,7 @@ def test_metrics_of_the_step_see_the_labels():
     x, target = logits(64, 7), labels(64)
     clean, noisy = MulticlassAccuracy(CLASSES, average="micro"), MulticlassAccuracy(CLASSES, average="micro")
     expected = clean(x, target)
-    with Smoothing(target, level(0.5)), Mixing(target, torch.randperm(64), torch.rand(64)):
+    with SmoothedLabelLoss(target, level(0.5)), MixedLabelLoss(target, torch.randperm(64), torch.rand(64)):
         F.cross_entropy(x, target)
         assert noisy(x, target) == expected
     assert noisy.compute() == expected
@@ -219,20 +219,20 @@ def test_metrics_of_the_step_see_the_labels():
 
 def test_statistics_of_the_labels_may_have_a_size_of_their_own():
     x, target = logits(6, 7), torch.tensor([0, 0, 1, 2, 3, 3])
-    with Mixing(target, torch.tensor([2, 3, 4, 2, 2, 2]), level(0.3)) as mode:
+    with MixedLabelLoss(target, torch.tensor([2, 3, 4, 2, 2, 2]), level(0.3)) as mode:
         assert target.unique().view(2, 2).shape == (2, 2)
         assert target.nonzero().view(2, 2).shape == (2, 2)
         assert target[target > 2].tolist() == [3, 3]
         assert target.max(0).values == 3
         assert [label.item() for label in target] == target.tolist()
         F.cross_entropy(x, target)
-    assert mode.hit
+    assert mode.applied
 
 
 def test_no_random_number_is_drawn():
     x, target = logits(6, 7), labels(6)
     state = torch.get_rng_state()
-    with Smoothing(target, level()), Mixing(target, PARTNERS, torch.rand(6, generator=torch.Generator())):
+    with SmoothedLabelLoss(target, level()), MixedLabelLoss(target, PARTNERS, torch.rand(6, generator=torch.Generator())):
         F.cross_entropy(x, target)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -241,7 +241,7 @@ def test_no_random_number_is_drawn():
 def test_a_criterion_that_smooths_already_is_refused(smoothing):
     x, target = logits(6, 7), labels(6)
     with (
-        Smoothing(target, level()),
+        SmoothedLabelLoss(target, level()),
         pytest.raises(ValueError, match=rf"one owner, but the criterion has label_smoothing={smoothing}"),
     ):
         nn.CrossEntropyLoss(label_smoothing=smoothing)(x, target)
@@ -249,28 +249,32 @@ def test_a_criterion_that_smooths_already_is_refused(smoothing):
 
 def test_two_smoothings_of_one_target_are_refused():
     x, target = logits(6, 7), labels(6)
-    with Smoothing(target, level()), Smoothing(target, level()), pytest.raises(ValueError, match="another mode smooths"):
+    with (
+        SmoothedLabelLoss(target, level()),
+        SmoothedLabelLoss(target, level()),
+        pytest.raises(ValueError, match="another mode smooths"),
+    ):
         F.cross_entropy(x, target)
 
 
 @pytest.mark.parametrize("value", [0.1, torch.rand(6)])
 def test_a_level_that_is_no_scalar_tensor_is_refused(value):
     with pytest.raises(TypeError, match=r"level must be a tensor of shape \(\)"):
-        Smoothing(labels(6), value)
+        SmoothedLabelLoss(labels(6), value)
 
 
 def test_an_exception_leaves_no_mode_behind():
     x, target = logits(6, 7), labels(6)
 
     def step() -> None:
-        with Smoothing(target, level()), Mixing(target, PARTNERS, level(0.3)):
+        with SmoothedLabelLoss(target, level()), MixedLabelLoss(target, PARTNERS, level(0.3)):
             F.cross_entropy(x, target[:3])
 
     expected = F.cross_entropy(x, target)
     with pytest.raises(ValueError, match="batch_size"):
         step()
     assert torch.equal(F.cross_entropy(x, target), expected)
-    assert losses._active.get() == ()
+    assert modes._active.get() == ()
 
 
 def test_a_focal_loss_is_that_function_of_the_softened_loss():
@@ -279,7 +283,7 @@ def test_a_focal_loss_is_that_function_of_the_softened_loss():
     def focal(loss: torch.Tensor) -> torch.Tensor:
         return ((1 - (-loss).exp()) ** 2 * loss).mean()
 
-    with Smoothing(target, level()):
+    with SmoothedLabelLoss(target, level()):
         loss = focal(F.cross_entropy(x, target, reduction="none"))
     assert torch.equal(loss, focal(F.cross_entropy(x, target, reduction="none", label_smoothing=0.1)))
 
@@ -291,11 +295,11 @@ def test_autocast_is_as_for_the_loss_of_torch(dtype, ignored):
     net, x, target = nn.Linear(5, 7), torch.randn(16, 5), labels(16, ignored=ignored)
     with torch.autocast("cpu", dtype):
         expected = F.cross_entropy(net(x), target, label_smoothing=0.1)
-        with Smoothing(target, level()):
+        with SmoothedLabelLoss(target, level()):
             loss = F.cross_entropy(net(x), target)
             log = F.nll_loss(F.log_softmax(net(x), 1), target)
             binary = F.binary_cross_entropy_with_logits(net(x)[:, 0], target.clamp(0, 1).float())
-        with Mixing(target, torch.randperm(16), torch.rand(16)):
+        with MixedLabelLoss(target, torch.randperm(16), torch.rand(16)):
             mixed = F.cross_entropy(net(x), target)
     assert loss.dtype == log.dtype == mixed.dtype == expected.dtype == torch.float32
     assert binary.isfinite()
@@ -310,9 +314,12 @@ def test_class_ids_survive_half_precision(dtype):
     x[0, 2049] = x[1, 2051] = 10
     expected = F.cross_entropy(x, target, label_smoothing=0.1)
     assert F.cross_entropy(x, target - 1) > 8 * expected  # where an id would be rounded to
-    with Smoothing(target, level()):
+    with SmoothedLabelLoss(target, level()):
         assert torch.equal(F.cross_entropy(x, target), expected)
-    with Smoothing(target, level()), Mixing(target, torch.tensor([0, 1]), torch.tensor([0.3, 0.5], dtype=dtype)):
+    with (
+        SmoothedLabelLoss(target, level()),
+        MixedLabelLoss(target, torch.tensor([0, 1]), torch.tensor([0.3, 0.5], dtype=dtype)),
+    ):
         torch.testing.assert_close(F.cross_entropy(x, target), expected)  # the resolution of the dtype
 
 
@@ -324,12 +331,12 @@ def losses_of(step, backend: Any) -> tuple[list[float], list[float]]:
         x, target, lam, level_ = torch.randn(6, 5), labels(6, 1), torch.rand(6), level(0.1 * (i + 1))
         for run, out in zip((compiled, step), found, strict=True):
             with (
-                Smoothing(target, level_) as smoothing,
-                Mixing(target, torch.randperm(6, generator=torch.Generator()), lam) as mixing,
+                SmoothedLabelLoss(target, level_) as smoothing,
+                MixedLabelLoss(target, torch.randperm(6, generator=torch.Generator()), lam) as mixing,
             ):
                 out.append(run(x, target).item())
-            assert smoothing.hit
-            assert mixing.hit
+            assert smoothing.applied
+            assert mixing.applied
     return found
 
 
@@ -372,10 +379,10 @@ def test_what_is_made_of_the_target_is_followed_in_compiled_code(name):
     found = []
     for run in (torch.compile(step, backend="eager", fullgraph=True), step):
         target = TARGET.clone()
-        with Smoothing(target, level()) as smoothing, Mixing(target, PARTNERS, lam) as mixing:
+        with SmoothedLabelLoss(target, level()) as smoothing, MixedLabelLoss(target, PARTNERS, lam) as mixing:
             found.append(run(target))
-        assert smoothing.hit
-        assert mixing.hit
+        assert smoothing.applied
+        assert mixing.applied
     assert torch.equal(*found)
 
 
@@ -384,9 +391,9 @@ def test_a_compiled_module_within_the_step_is_compiled_once_and_its_loss_softene
     compiled, x = torch.compile(net, backend=counter), torch.randn(6, 5)
     for i in range(4):
         target, epsilon = labels(6), 0.1 * (i + 1)
-        with Smoothing(target, level(epsilon)) as mode:
+        with SmoothedLabelLoss(target, level(epsilon)) as mode:
             loss = F.cross_entropy(compiled(x), target)
-        assert mode.hit
+        assert mode.applied
         assert torch.equal(loss, F.cross_entropy(net(x), target, label_smoothing=epsilon))
     assert counter.frame_count == 1
 
@@ -394,7 +401,7 @@ def test_a_compiled_module_within_the_step_is_compiled_once_and_its_loss_softene
 def test_a_target_that_is_made_in_a_compiled_part_is_followed_out_of_it():
     x, target = logits(6, 7), labels(6, 1)
     prepare = torch.compile(lambda y: y.long().view(-1), backend="eager")
-    with Smoothing(target, level()) as mode:
+    with SmoothedLabelLoss(target, level()) as mode:
         loss = F.cross_entropy(x, prepare(target))
-    assert mode.hit
+    assert mode.applied
     assert torch.equal(loss, F.cross_entropy(x, target.view(-1), label_smoothing=0.1))

@@ -13,7 +13,7 @@ from helpers_losses import CLASSES, DERIVED, IGNORED, PARTNERS, REDUCTIONS, TARG
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_noise.losses import Mixing, Relabelling, Smoothing, SoftTargets
+from lightning_noise.losses.modes import LabelLoss, MixedLabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +37,9 @@ def test_what_is_made_of_the_target_is_smoothed(name):
     derive, arrange = DERIVED[name]
     x = arrange(logits(6, 1, 4, 7))
     expected = F.cross_entropy(x, derive(TARGET), label_smoothing=0.1)
-    with Smoothing(TARGET, level()) as mode:
+    with SmoothedLabelLoss(TARGET, level()) as mode:
         loss = F.cross_entropy(x, derive(TARGET))
-    assert mode.hit
+    assert mode.applied
     assert torch.equal(loss, expected)
 
 
@@ -57,9 +57,9 @@ def test_what_is_made_of_the_target_is_mixed(name, reduction):
     (derive, arrange), (a, b), target, lam = DERIVED[name], derived_pair(name), TARGET.clone(), 0.3
     x = arrange(logits(6, 1, 4, 7))
     expected = lam * F.cross_entropy(x, a, reduction=reduction) + (1 - lam) * F.cross_entropy(x, b, reduction=reduction)
-    with Mixing(target, PARTNERS, level(lam)) as mode:
+    with MixedLabelLoss(target, PARTNERS, level(lam)) as mode:
         loss = F.cross_entropy(x, derive(target), reduction=reduction)
-    assert mode.hit
+    assert mode.applied
     assert torch.equal(loss, expected)
     assert torch.equal(target, TARGET)
 
@@ -70,9 +70,9 @@ def test_the_share_of_each_sample_goes_where_its_elements_go(name, weighted):
     (derive, arrange), (a, b), lam = DERIVED[name], derived_pair(name), torch.rand(6)
     x, weight = arrange(logits(6, 1, 4, 7)), torch.rand(CLASSES) + 0.1 if weighted else None
     share = arrange(lam.view(6, 1, 1, 1).expand(6, 1, 4, 7)).select(1, 0)
-    with Mixing(TARGET, PARTNERS, lam) as mode:
+    with MixedLabelLoss(TARGET, PARTNERS, lam) as mode:
         loss = F.cross_entropy(x, derive(TARGET), weight)
-    assert mode.hit
+    assert mode.applied
     # a sum in another order: torch's tolerance for float32
     torch.testing.assert_close(loss, by_hand(x, a, b, share, weight))
 
@@ -83,7 +83,7 @@ def test_the_share_of_each_sample_goes_where_its_elements_go(name, weighted):
 def test_one_share_for_each_sample_is_the_samples_one_by_one(loss, reduction):
     x, lam = logits(6, 7, 3), torch.rand(6)
     target = torch.rand(6, 7, 3) if loss is F.binary_cross_entropy_with_logits else labels(6, 3)
-    with Mixing(target, PARTNERS, lam):
+    with MixedLabelLoss(target, PARTNERS, lam):
         together = loss(x, target, reduction=reduction)
     partner = target[PARTNERS]
     singles = [
@@ -105,7 +105,7 @@ def test_probabilities_mix_linearly(lam, reduction, weighted):
     x, target, weight = logits(6, 7, 5), torch.rand(6, 7, 5).softmax(1), torch.rand(CLASSES) if weighted else None
     share = lam.view(-1, 1, 1)
     expected = F.cross_entropy(x, share * target + (1 - share) * target[PARTNERS], weight, reduction=reduction)
-    with Mixing(target, PARTNERS, lam):
+    with MixedLabelLoss(target, PARTNERS, lam):
         loss = F.cross_entropy(x, target, weight, reduction=reduction)
     torch.testing.assert_close(loss, expected)  # the same sum in another order: torch's tolerance for float32
 
@@ -113,7 +113,7 @@ def test_probabilities_mix_linearly(lam, reduction, weighted):
 @pytest.mark.parametrize("lam", [torch.tensor(0.3), torch.rand(6)], ids=["one", "each"])
 def test_one_hot_labels_mix_as_classes_do(lam):
     x, target = logits(6, 7, 4), labels(6, 4)
-    with Mixing(target, PARTNERS, lam):
+    with MixedLabelLoss(target, PARTNERS, lam):
         classes = F.cross_entropy(x, target)
         one_hot = F.cross_entropy(x, F.one_hot(target, CLASSES).float().movedim(-1, 1))
     torch.testing.assert_close(classes, one_hot)  # the same sum in another order: torch's tolerance for float32
@@ -125,7 +125,7 @@ def test_one_hot_labels_mix_as_classes_do(lam):
 def test_each_term_is_divided_by_what_counts_in_it(lam, weighted, ignore_index):
     x, target, weight = logits(6, 7, 9), labels(6, 9), torch.rand(CLASSES) if weighted else None
     target[0] = ignore_index  # so that the two terms differ in what they leave out
-    with Mixing(target, PARTNERS, lam):
+    with MixedLabelLoss(target, PARTNERS, lam):
         loss = F.cross_entropy(x, target, weight, ignore_index=ignore_index)
     expected = by_hand(x, target, target[PARTNERS], lam.view(-1, 1).expand(6, 9), weight, ignore_index)
     torch.testing.assert_close(loss, expected)  # a sum in another order: torch's tolerance for float32
@@ -137,18 +137,18 @@ def test_a_sample_that_is_its_own_partner_keeps_its_loss(size):
     x, target = logits(size, 7), labels(size)
     expected = F.cross_entropy(x, target)
     for lam in (torch.tensor(0.25), torch.full((size,), 0.25)):
-        with Mixing(target, torch.arange(size), lam):
+        with MixedLabelLoss(target, torch.arange(size), lam):
             # a quarter and three quarters of a number may differ from it in the last bit
             torch.testing.assert_close(F.cross_entropy(x, target), expected)
 
 
 # what is computed anew in the backward pass
-SOFTENED: dict[str, Callable[[torch.Tensor], list[SoftTargets]]] = {
-    "smoothing": lambda y: [Smoothing(y, level())],
-    "mixing": lambda y: [Mixing(y, PARTNERS, torch.linspace(0, 1, 6))],
-    "other labels": lambda y: [Relabelling(y, (y + 1) % CLASSES)],
-    "smoothing and mixing": lambda y: [Smoothing(y, level()), Mixing(y, PARTNERS, torch.tensor(0.3))],
-    "other labels, smoothed": lambda y: [Relabelling(y, (y + 1) % CLASSES), Smoothing(y, level())],
+SOFTENED: dict[str, Callable[[torch.Tensor], list[LabelLoss]]] = {
+    "smoothing": lambda y: [SmoothedLabelLoss(y, level())],
+    "mixing": lambda y: [MixedLabelLoss(y, PARTNERS, torch.linspace(0, 1, 6))],
+    "other labels": lambda y: [NoisyLabelLoss(y, (y + 1) % CLASSES)],
+    "smoothing and mixing": lambda y: [SmoothedLabelLoss(y, level()), MixedLabelLoss(y, PARTNERS, torch.tensor(0.3))],
+    "other labels, smoothed": lambda y: [NoisyLabelLoss(y, (y + 1) % CLASSES), SmoothedLabelLoss(y, level())],
 }
 
 
@@ -181,7 +181,7 @@ def test_a_loss_that_is_checkpointed_is_softened_again_in_the_backward_pass(buil
 def test_a_backward_pass_takes_its_arguments_within_a_mode():
     x, y = torch.randn(6, CLASSES, requires_grad=True), labels(6)
     scale = torch.tensor(3.0)
-    with Smoothing(y, level()):
+    with SmoothedLabelLoss(y, level()):
         loss = F.cross_entropy(x, y)
         loss.backward(scale, retain_graph=True)
         loss.backward(gradient=scale, inputs=[x], retain_graph=True)
@@ -195,7 +195,7 @@ def test_a_backward_pass_takes_its_arguments_within_a_mode():
 def test_a_partner_without_a_label_that_counts_gives_its_place_to_the_own_one(lam):
     x = torch.randn(4, CLASSES, requires_grad=True)
     y = torch.tensor([0, -100, -100, -100])
-    with Mixing(y, torch.tensor([1, 2, 3, 0]), lam):
+    with MixedLabelLoss(y, torch.tensor([1, 2, 3, 0]), lam):
         losses = [F.cross_entropy(x[y >= 0], y[y >= 0]), F.cross_entropy(x[:1], y[:1])]
     for loss in losses:
         torch.testing.assert_close(loss, F.cross_entropy(x[:1], y[:1]))  # a sum of two shares: torch's tolerance for float32
@@ -206,7 +206,7 @@ def test_a_partner_without_a_label_that_counts_gives_its_place_to_the_own_one(la
 
 def test_labels_that_are_missing_by_a_number_of_ones_own_never_reach_the_loss():
     x, y = torch.randn(4, CLASSES), torch.tensor([0, -1, 2, 3])
-    with Mixing(y, torch.tensor([1, 2, 3, 0]), torch.tensor(0.5)):
+    with MixedLabelLoss(y, torch.tensor([1, 2, 3, 0]), torch.tensor(0.5)):
         loss = F.cross_entropy(x[y != -1], y[y != -1])
     first, second = F.cross_entropy(x[[0, 2, 3]], y[[0, 2, 3]]), F.cross_entropy(x[[0, 2, 3]], torch.tensor([0, 3, 0]))
     torch.testing.assert_close(loss, 0.5 * first + 0.5 * second)
@@ -215,46 +215,46 @@ def test_labels_that_are_missing_by_a_number_of_ones_own_never_reach_the_loss():
 def test_pseudo_labels_that_are_merged_with_the_target_are_not_followed():
     x, y, known = torch.randn(4, CLASSES), labels(4), torch.tensor([True, False, True, False])
     for merged in (lambda: torch.where(known, y, labels(4)), lambda: torch.where(~known, labels(4), y)):
-        with Smoothing(y, level()) as mode:
+        with SmoothedLabelLoss(y, level()) as mode:
             F.cross_entropy(x, merged())
-        assert not mode.hit
+        assert not mode.applied
 
 
 @pytest.mark.parametrize("move", [lambda y: y.sort().values, torch.msort])
 def test_a_share_that_is_lost_on_the_way_is_refused(move):
     x, y = torch.randn(6, CLASSES), labels(6)
-    with Mixing(y, PARTNERS, torch.rand(6)), pytest.raises(ValueError, match="lam of each sample does not follow"):
+    with MixedLabelLoss(y, PARTNERS, torch.rand(6)), pytest.raises(ValueError, match="lam of each sample does not follow"):
         F.cross_entropy(x, move(y))
 
 
 def test_labels_that_are_changed_at_the_loss_cannot_be_mixed_there():
     x, y, noisy = torch.randn(6, CLASSES), labels(6), labels(6)
     refused = pytest.raises(ValueError, match="change them before, in the batch")
-    with Mixing(y, PARTNERS, torch.tensor(0.3)), Relabelling(y, noisy), refused:
+    with MixedLabelLoss(y, PARTNERS, torch.tensor(0.3)), NoisyLabelLoss(y, noisy), refused:
         F.cross_entropy(x, y)
-    with Relabelling(y, noisy), Mixing(y, PARTNERS, torch.tensor(0.3)):
+    with NoisyLabelLoss(y, noisy), MixedLabelLoss(y, PARTNERS, torch.tensor(0.3)):
         loss = F.cross_entropy(x, y)
     assert torch.equal(loss, 0.3 * F.cross_entropy(x, noisy) + 0.7 * F.cross_entropy(x, noisy[PARTNERS]))
 
 
 def test_unsigned_labels_are_not_taken_for_the_ignored_one():
     x, y = torch.randn(4, 200), torch.tensor([156, 156, 3, 4], dtype=torch.uint8)
-    with Mixing(y, torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.5)):
+    with MixedLabelLoss(y, torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.5)):
         loss = F.cross_entropy(x, y.long())
     expected = 0.5 * F.cross_entropy(x, y.long()) + 0.5 * F.cross_entropy(x, y.long()[[1, 2, 3, 0]])
     torch.testing.assert_close(loss, expected)  # a sum in another order: torch's tolerance for float32
 
 
 def test_a_loss_that_is_only_logged_is_no_hit():
-    with Smoothing(y := labels(6), level()) as mode, torch.no_grad():
+    with SmoothedLabelLoss(y := labels(6), level()) as mode, torch.no_grad():
         F.cross_entropy(torch.randn(6, CLASSES), y)
-    assert not mode.hit
+    assert not mode.applied
 
 
 def test_a_criterion_that_smooths_may_be_mixed():
     x, target, criterion = logits(6, 7), labels(6), nn.CrossEntropyLoss(label_smoothing=0.1)
     expected = 0.3 * criterion(x, target) + 0.7 * criterion(x, target[PARTNERS])
-    with Mixing(target, PARTNERS, level(0.3)):
+    with MixedLabelLoss(target, PARTNERS, level(0.3)):
         assert torch.equal(criterion(x, target), expected)
 
 
@@ -265,7 +265,7 @@ def test_mixing_twice_mixes_four_labels():
     one_hot = F.one_hot(target, CLASSES).float()
     once = first[:, None] * one_hot + (1 - first[:, None]) * one_hot[PARTNERS]
     twice = second[:, None] * once + (1 - second[:, None]) * once[shift]
-    with Mixing(target, PARTNERS, first), Mixing(target, shift, second):
+    with MixedLabelLoss(target, PARTNERS, first), MixedLabelLoss(target, shift, second):
         loss = F.cross_entropy(x, target)
     torch.testing.assert_close(loss, F.cross_entropy(x, twice))  # a sum in another order: torch's tolerance for float32
 
@@ -281,13 +281,13 @@ def test_mixing_twice_mixes_four_labels():
 )
 def test_shapes_that_do_not_fit_are_refused(target, partners, lam):
     with pytest.raises(ValueError, match=r"for a target of 4 samples, partners must be of shape \(4,\) and lam"):
-        Mixing(target, partners, lam)
+        MixedLabelLoss(target, partners, lam)
 
 
 def test_a_share_that_is_lost_on_the_way_is_refused_and_one_for_the_batch_is_not_lost():
     x, target = logits(6, 7), F.one_hot(labels(6), CLASSES)
-    with Mixing(target, PARTNERS, torch.rand(6)), pytest.raises(ValueError, match="lam of each sample does not follow"):
+    with MixedLabelLoss(target, PARTNERS, torch.rand(6)), pytest.raises(ValueError, match="lam of each sample does not follow"):
         F.cross_entropy(x, target.argmax(1))
     expected = 0.3 * F.cross_entropy(x, target.argmax(1)) + 0.7 * F.cross_entropy(x, target[PARTNERS].argmax(1))
-    with Mixing(target, PARTNERS, level(0.3)):
+    with MixedLabelLoss(target, PARTNERS, level(0.3)):
         assert torch.equal(F.cross_entropy(x, target.argmax(1)), expected)

@@ -24,6 +24,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise, report
+from lightning_noise.loop.perturbation import Context
 from lightning_noise.metrics.functional import jackknife_error
 
 
@@ -84,7 +85,7 @@ def truth(task: str, noisy: Tensor, clean: Tensor, target: Tensor) -> dict[str, 
         "signed_gap": (confidence.mean() - (chosen == label).double().mean()).item(),
         "flip_rate": (chosen != probabilities(task, clean).argmax(1)).double().mean().item(),
         "entropy": -(p * p.log()).sum(1).mean().item(),
-        "error_auroc": float(roc_auc_score(chosen != label, -surest)),
+        "failure_auroc": float(roc_auc_score(chosen != label, -surest)),
     }
 
 
@@ -99,7 +100,7 @@ def test_a_task_is_measured_as_other_libraries_do(task):
     for place, noisy in outputs.items():
         for metric, value in truth(task, noisy, clean, data.y).items():
             # a confidence at the limit of a bin may fall into the next and be tied there: half of over a hundred pairs
-            tolerance = 5e-3 if metric == "error_auroc" else FLOAT32
+            tolerance = 5e-3 if metric == "failure_auroc" else FLOAT32
             assert found[f"{place}/{metric}"] == pytest.approx(value, abs=tolerance, rel=FLOAT32), (place, metric)
     assert found["soft/loss_drop"] == pytest.approx(
         found["clean/loss"] - fmean(found[f"soft/{level:g}/loss"] for level in LEVELS), abs=FLOAT32
@@ -212,7 +213,7 @@ def test_noise_in_weights_is_drawn_once_for_all_samples_and_its_draws_widen_the_
         of_draws = []
         for draw in range(3):
             key = Key((0, "probe", "weight", *([draw] if draw else [])))
-            with probe.perturbation(trainer, module, data.x, level, key) as x:
+            with probe.perturbation(Context(trainer, module, is_probe=True), data.x, level, key) as x:
                 of_draws.append(nn.functional.cross_entropy(predicted(module, x), data.y).item())
         losses[level] = fmean(of_draws)
         assert found[f"weight/{level:g}/loss"] == pytest.approx(losses[level], abs=FLOAT32)
@@ -324,13 +325,13 @@ def test_where_only_callbacks_are_probes_and_predict_is_given_no_input_is_looked
 
     module, data = Halves(classifier().net), Rows(29, seed=1)
     batches = loader(data, collate_fn=collate)
-    monitor = RobustnessMonitor(WeightNoise(noise.Gaussian(), 0.0), LEVELS, targets="y", predict=joined)
+    monitor = RobustnessMonitor(WeightNoise(noise.Gaussian(), 0.0), LEVELS, target="y", predict=joined)
     trainer = make_trainer([monitor])
     trainer.validate(module, batches, verbose=False)
     plain = validated(RobustnessMonitor(WeightNoise(noise.Gaussian(), 0.0), LEVELS), module, data)
     assert logged(trainer) == plain
     with pytest.raises(ValueError, match="inputs"):
-        make_trainer([RobustnessMonitor(noise.Gaussian(), LEVELS, targets="y", predict=joined)]).test(module, batches)
+        make_trainer([RobustnessMonitor(noise.Gaussian(), LEVELS, target="y", predict=joined)]).test(module, batches)
 
 
 @pytest.mark.parametrize("metrics", [lambda: "multiclass", own], ids=["multiclass", "own"])

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import Subset
 
 from lightning_noise import InputNoise, RobustnessMonitor, WeightNoise, noise, report
-from lightning_noise.callbacks.held_out import N_GROUPS, groups_of
+from lightning_noise.evaluation.positions import N_GROUPS, groups_of
 
 # --- the report
 

@@ -34,8 +34,8 @@ from lightning_noise.metrics import (
     calibration_z,
     corruption_error,
     debiased_calibration_error,
-    error_auroc,
     expected_calibration_error,
+    failure_auroc,
     flip_rate,
     mean_corruption_error,
     murphy_decomposition,
@@ -302,7 +302,7 @@ def test_selection_equals_its_definitions(n, n_levels):
     values = metric.compute()
     hit = (target == 0).numpy()
     assert values["aurc"].item() == pytest.approx(plain_aurc(level.numpy(), hit), abs=1e-6)  # returned in float32
-    assert values["error_auroc"].item() == pytest.approx(roc_auc_score(~hit, -level.numpy()), abs=1e-6)
+    assert values["failure_auroc"].item() == pytest.approx(roc_auc_score(~hit, -level.numpy()), abs=1e-6)
 
 
 @pytest.mark.parametrize("n_wrong", [0, 1, 3000, 10_000])
@@ -321,7 +321,7 @@ def test_selection_at_the_edges(data):
     wrong = (data[0].argmax(1) != data[1]).float().mean().item()
     values = metric.compute()
     assert values["aurc"].item() == pytest.approx(wrong, abs=1e-6)  # all are as confident
-    assert values["error_auroc"].isnan() if wrong in (0, 1) else values["error_auroc"] == 0.5
+    assert values["failure_auroc"].isnan() if wrong in (0, 1) else values["failure_auroc"] == 0.5
 
 
 def test_selection_tells_confidences_near_one_apart():
@@ -329,7 +329,7 @@ def test_selection_tells_confidences_near_one_apart():
     log_odds = torch.tensor([3.0, 4.0, 5.0, 6.0]) * math.log(10)
     metric = SelectiveClassification()
     metric.update(torch.stack([log_odds, torch.zeros(4)], 1), torch.tensor([1, 1, 0, 0]))
-    assert metric.compute()["error_auroc"] == 1
+    assert metric.compute()["failure_auroc"] == 1
 
 
 def test_a_random_ranking_has_half_of_the_roc_curve():
@@ -340,7 +340,7 @@ def test_a_random_ranking_has_half_of_the_roc_curve():
     n_right = int(hit.sum())
     # five standard errors of the Mann-Whitney statistic
     tolerance = 5 * math.sqrt((n + 1) / (12 * n_right * (n - n_right)))
-    assert abs(error_auroc(correct, count).item() - 0.5) < tolerance
+    assert abs(failure_auroc(correct, count).item() - 0.5) < tolerance
 
 
 def plain_detected(noisy: list[int], clean: list[int]) -> float:

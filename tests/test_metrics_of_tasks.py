@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from helpers_metrics import assert_same_values, predictions
 
+from lightning_noise.evaluation.tasks import LOGGED, Task, as_classes, check_target, monitor_metrics
 from lightning_noise.metrics import CrossEntropy
 from lightning_noise.metrics.base import Predictions
-from lightning_noise.metrics.monitored import LOGGED, Task, as_classes, check_target, monitor_metrics
 
 
 def of_task(task: Task, n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,7 +101,7 @@ def test_half_precision_is_read_in_float32():
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(task, preds, target):
-    with pytest.raises(ValueError, match=f"the module returned .* but the task '{task}' reads .*; give predict=…, targets=…"):
+    with pytest.raises(ValueError, match=f"the module returned .* but the task '{task}' reads .*; give predict=…, target=…"):
         as_classes(preds, target, task)
 
 

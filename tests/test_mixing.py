@@ -236,7 +236,7 @@ def test_all_inputs_are_mixed_in_one_way_and_the_batch_is_untouched():
             return F.cross_entropy(self(batch["a"] + batch["b"].square()), batch["y"])
 
     train = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
-    fit([Mixup(1.0, inputs=["a", "b"], targets="y")], module=Dicts, train=train, max_epochs=1)
+    fit([Mixup(1.0, inputs=["a", "b"], target="y")], module=Dicts, train=train, max_epochs=1)
     assert torch.equal(seen[0]["a"], -seen[0]["b"])
     assert not torch.equal(seen[0]["a"], x)
     assert all(torch.equal(batch[key], value) for key, value in before.items())
@@ -254,7 +254,7 @@ def test_the_targets_of_several_heads_are_mixed_with_the_same_shares():
             return losses[0] + losses[1]
 
     train = DataLoader([{"x": x, "y": y, "z": z}], batch_size=None)  # type: ignore[arg-type]
-    callback = Mixup(1.0, targets=["y", "z"], seed=0)
+    callback = Mixup(1.0, target=["y", "z"], seed=0)
     module, _ = fit([callback], module=Heads, train=train, max_epochs=1, limit_val_batches=0)
     mix = mixed_of(callback, x)
     logits = Linear()(mix.blended(x))
@@ -284,11 +284,11 @@ def test_mixed_inputs_keep_their_precision_and_round_once(dtype):
             ValueError,
             r"a box of the axes \(-2, -1\) does not fit",
         ),
-        (Mixup(targets="z"), data(), ValueError, "no leaf 'z' in the batch"),
+        (Mixup(target="z"), data(), ValueError, "no leaf 'z' in the batch"),
         (Mixup(via="batch"), data(), ValueError, "SmoothLabels needs n_classes=… here"),
         (Mixup(via="batch", n_classes=2), data(), ValueError, r"labels must be in \[0, 2\), got 0 to 2"),
         (CutMix(), TensorDataset(torch.rand(4, 1, 8, 8), torch.zeros(4, 2, 2).long()), ValueError, "as fine as the input"),
-        (CutMix(inputs=["0", "1"], targets=1), TensorDataset(torch.rand(4, 6, 6), torch.rand(4, 3, 3)), ValueError, "one box"),
+        (CutMix(inputs=["0", "1"], target=1), TensorDataset(torch.rand(4, 6, 6), torch.rand(4, 3, 3)), ValueError, "one box"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -318,11 +318,11 @@ def test_arguments_that_make_no_sense_are_refused(build, message):
 
 def test_the_share_is_logged():
     callback = Mixup(1.0, seed=0)
-    callback._measured = {}
     x, y = data().tensors
-    with callback.perturbation(None, None, [x, y], 1.0, KEY):  # type: ignore[arg-type]
+    perturbation = callback.perturbation(None, [x, y], 1.0, KEY)  # type: ignore[arg-type]
+    with perturbation:
         pass
-    assert callback._measured["lam"] == mixed_of(callback, x).lam.mean()
+    assert perturbation.stats["lam"] == mixed_of(callback, x).lam.mean()
 
 
 def test_rows_of_the_loader_are_untouched():

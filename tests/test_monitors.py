@@ -201,7 +201,7 @@ def test_a_clip_of_tensors_is_one_for_each_channel():
 
 def test_clip_and_relative_apply_to_the_noisy_input_alone():
     recorder = Recorder()
-    validated(RobustnessMonitor(noise.Gaussian(), [3.0], predict=recorder, clip=(-0.1, 0.1), relative=True))
+    validated(RobustnessMonitor(noise.Gaussian(), [3.0], predict=recorder, clip=(-0.1, 0.1), relative="std"))
     assert torch.equal(torch.cat(recorder.inputs[::2]), HELD_OUT.x)
     assert torch.cat(recorder.inputs[1::2]).abs().max() <= 0.1
 
@@ -339,7 +339,7 @@ def test_inputs_and_targets_are_found_in_a_dict():
         x, y = (torch.stack(column) for column in zip(*samples, strict=True))
         return {"data": {"x": x}, "y": y}
 
-    monitor = RobustnessMonitor(noise.Gaussian(), [0.5], inputs="data.x", targets="y")
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5], inputs="data.x", target="y")
     found = validated(monitor, Dictionary, validation=loader(HELD_OUT, collate_fn=collate))
     plain = validated(RobustnessMonitor({"gaussian": noise.Gaussian()}, [0.5]))
     assert found["robustness/clean/loss"] == plain["robustness/clean/loss"]
@@ -451,9 +451,9 @@ def test_other_loggers_and_none_work(kind, tmp_path):
         (lambda: RobustnessMonitor(lambda x, level, generator: x), "<lambda> is no name for a noise; give a mapping"),
         (lambda: RobustnessMonitor({"f": lambda x, level, generator: x}), "'f' needs levels"),
         (lambda: RobustnessMonitor(noise.Gaussian(), [0.1, 0.1000001]), "must differ in their first six digits"),
-        (lambda: RobustnessMonitor(noise.Impulse(), relative=True), "the level of Impulse has no unit"),
+        (lambda: RobustnessMonitor(noise.Impulse(), relative="std"), "the level of Impulse has no unit"),
         (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), clip=(0, 1)), "give them to the callback"),
-        (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), relative=True), "give them to the callback"),
+        (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), relative="std"), "give them to the callback"),
         (lambda: RobustnessMonitor(noise.Gaussian(), clip=(1, 0)), "clip must be a pair"),
         (lambda: RobustnessMonitor(noise.SwapNoise()), "'swapnoise' cannot be a probe: it mixes rows"),
         (lambda: RobustnessMonitor({"swap": InputNoise(noise.SwapNoise(), 0.1)}), "'swap' cannot be a probe: it mixes rows"),

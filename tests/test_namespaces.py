@@ -214,7 +214,7 @@ held_out = DataLoader(TensorDataset(torch.randn(8, 32), torch.randint(2, (8,))),
 callbacks = [InputNoise(noise.Gaussian(), 0.5), RobustnessMonitor(noise.Gaussian(), [0.5])]
 trainer = pl.Trainer(fast_dev_run=2, accelerator="cpu", enable_progress_bar=False, callbacks=callbacks)
 trainer.fit(Module(), val_dataloaders=held_out)
-assert callbacks[0].level_in_force == 0.5
+assert callbacks[0].current_level == 0.5
 assert "robustness/score" in trainer.callback_metrics
 """
 

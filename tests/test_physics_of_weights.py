@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_noise import Key, WeightNoise, noise
-from lightning_noise.parameters import PerturbedParameters, weight_noise
+from lightning_noise.perturb.weights import PerturbedParameters, weight_noise
 
 N = 20_000
 SIGMA = 0.3

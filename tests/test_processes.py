@@ -11,7 +11,7 @@ import torch
 from helpers import Rows, execute
 
 from lightning_noise import Key, noise
-from lightning_noise.parameters import RelativeTo, unit_of, weight_noise
+from lightning_noise.perturb.weights import RelativeTo, unit_of, weight_noise
 
 Result = dict[str, Any]
 

@@ -43,7 +43,7 @@ def test_the_examples_run_one_after_the_other(
     assert re.search(r"^input: waited 3 times, .*; from 0 to ", capsys.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("family", ["noise", "rules", "schedules", "figures", "metrics", "testing"])
+@pytest.mark.parametrize("family", ["noise", "rules", "schedules", "plots", "metrics", "testing"])
 def test_the_names_that_it_mentions_exist(family):
     members = set(re.findall(rf"(?<![\w/]){family}\.(\w+)", README))
     assert members

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import ReplayMonitor, WeightNoise, noise
-from lightning_noise.callbacks.dispatch import EvaluationDispatcher
-from lightning_noise.callbacks.isolation import Silent, State
+from lightning_noise.loop.dispatch import EvaluationDispatcher
+from lightning_noise.loop.snapshot import Silent, State
 from lightning_noise.testing import global_streams
 
 

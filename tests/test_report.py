@@ -15,7 +15,7 @@ from scipy import stats
 
 from lightning_noise import report
 from lightning_noise.metrics import jackknife_error
-from lightning_noise.report import _t_quantile
+from lightning_noise.report.model import Figure, Report, _t_quantile
 
 N_GROUPS = 20
 LEVELS = {"gaussian": (0.1, 0.2)}
@@ -27,7 +27,7 @@ def stream(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def means(samples: Mapping[str, Array], groups: Array, **about: Any) -> report.Report:
+def means(samples: Mapping[str, Array], groups: Array, **about: Any) -> Report:
     """The report of means over samples, each of which is in a group."""
     sizes = np.bincount(groups, minlength=N_GROUPS)
     sums = {key: np.bincount(groups, x, N_GROUPS) for key, x in samples.items()}
@@ -174,7 +174,7 @@ def test_correlated_places_of_a_sample_count_as_the_sample():
 # --- against a baseline
 
 
-def pair(n: int = 2000, **about: Any) -> tuple[report.Report, report.Report, Array, Array]:
+def pair(n: int = 2000, **about: Any) -> tuple[Report, Report, Array, Array]:
     """Two models that fail on much the same samples."""
     generator = stream()
     hardness, groups = generator.normal(size=n), generator.integers(0, N_GROUPS, n)
@@ -212,7 +212,7 @@ def test_a_model_does_not_differ_from_itself():
     assert [ratio[part] for part in ("value", "standard_error", "low", "high")] == [1, 0, 1, 1]
 
 
-def full(noises: Mapping[str, str], levels: Mapping[str, tuple[float, ...]]) -> report.Report:
+def full(noises: Mapping[str, str], levels: Mapping[str, tuple[float, ...]]) -> Report:
     keys = [f"{tag}/{level:g}/accuracy" for tag in noises for level in levels[tag]]
     keys += ["clean/accuracy", *(f"{tag}/accuracy_drop" for tag in noises), "score"]
     generator = stream()
@@ -264,7 +264,7 @@ def test_a_report_reads_back(tmp_path):
 
 
 def test_what_is_no_number_is_null(tmp_path):
-    values = {"clean/accuracy": 0.5, "clean/ece_z": math.inf, "clean/error_auroc": math.nan}
+    values = {"clean/accuracy": 0.5, "clean/ece_z": math.inf, "clean/failure_auroc": math.nan}
     made = report.make(values, [values], [1], noises={}, levels={})
     report.write(tmp_path, made, made)
     held = json.loads((tmp_path / "report.json").read_text())["figures"]
@@ -272,7 +272,7 @@ def test_what_is_no_number_is_null(tmp_path):
     assert held["clean/accuracy"]["low"] is None, "of one sample nothing is known"
     read = report.read(tmp_path)["figures"]
     assert math.isnan(read["clean/ece_z"]["value"])
-    assert math.isnan(read["clean/error_auroc"]["without"][0])
+    assert math.isnan(read["clean/failure_auroc"]["without"][0])
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def cells(markdown: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in (rows[0], *rows[2:])]
 
 
-def figure(value: float, half: float = 0.0) -> report.Figure:
+def figure(value: float, half: float = 0.0) -> Figure:
     return {"value": value, "standard_error": half / 2, "low": value - half, "high": value + half, "spread": 0.0, "without": []}
 
 
@@ -330,7 +330,7 @@ def test_a_change_is_bold_where_its_interval_leaves_out_0():
     generator, n = stream(), 400
     groups, hardness = generator.integers(0, N_GROUPS, n), np.sort(generator.random(n))
 
-    def of_model(*right: int) -> report.Report:
+    def of_model(*right: int) -> Report:
         places = ("clean", "gaussian/0.1", "gaussian/0.2")
         return means({f"{place}/accuracy": hardness < hardness[k] for place, k in zip(places, right, strict=True)}, groups)
 

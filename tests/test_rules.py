@@ -272,7 +272,7 @@ def test_the_smoothing_settles_where_the_gap_is_0():
 
 
 def test_a_level_and_its_rule_are_values():
-    one, two = (AdaptiveLevel(Governor(chance=0.1), 0.2, metric="binary", targets="y") for _ in range(2))
+    one, two = (AdaptiveLevel(Governor(chance=0.1), 0.2, metric="binary", target="y") for _ in range(2))
     assert one == two
     assert hash(one) == hash(two)
 

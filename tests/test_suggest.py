@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_noise import ActivationNoise, InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise
-from lightning_noise.suggest import RangeTest, _crossing, suggest_level
+from lightning_noise.callbacks.suggest import RangeTest, _crossing, suggest_level
 from lightning_noise.testing import global_streams
 
 NORMAL = NormalDist()

@@ -55,7 +55,7 @@ def test_smoothing_trains_as_the_criterion_that_smooths(kwargs, level):
 
     class Follow(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            levels.append(smoothing.level_in_force)
+            levels.append(smoothing.current_level)
 
     def by_hand(logits, y):
         return F.cross_entropy(logits, y, label_smoothing=levels[len(hand.losses)], **kwargs)
@@ -297,7 +297,7 @@ def flipped(callback, *, module=Dicts, **kwargs) -> list[dict[int, bool]]:
 
 def test_with_an_index_the_same_samples_flip_in_every_epoch_for_any_batch_size():
     def make():
-        return TargetNoise(labels.FlipLabels(N_CLASSES), 0.3, targets="y", index="i", seed=0)
+        return TargetNoise(labels.FlipLabels(N_CLASSES), 0.3, target="y", index="i", seed=0)
 
     first, *others = flipped(make())
     assert all(epoch == first for epoch in others)
@@ -307,14 +307,14 @@ def test_with_an_index_the_same_samples_flip_in_every_epoch_for_any_batch_size()
 
 
 def test_without_an_index_the_flips_are_new_in_each_epoch():
-    epochs = flipped(TargetNoise(labels.FlipLabels(N_CLASSES), 0.3, targets="y"))
+    epochs = flipped(TargetNoise(labels.FlipLabels(N_CLASSES), 0.3, target="y"))
     assert epochs[0] != epochs[1] != epochs[2]
     changed = [value for epoch in epochs for value in epoch.values()]
     assert abs(sum(changed) / len(changed) - 0.3) <= 5 * math.sqrt(0.3 * 0.7 / len(changed))  # five standard errors
 
 
 def test_flips_at_a_rising_level_are_nested():
-    callback = TargetNoise(labels.FlipLabels(N_CLASSES), lambda progress: 0.2 * (1 + progress.epoch), targets="y", index="i")
+    callback = TargetNoise(labels.FlipLabels(N_CLASSES), lambda progress: 0.2 * (1 + progress.epoch), target="y", index="i")
     low, middle, high = ({i for i, changed in epoch.items() if changed} for epoch in flipped(callback))
     assert low < middle < high
 
@@ -433,9 +433,9 @@ def test_wrong_arguments_are_refused_where_they_are_given(build, error, message)
         (TargetNoise(labels.FlipLabels(2), 0.1), ValueError, r"labels must be in \[0, 2\), got 0 to 2"),
         (TargetNoise(labels.SmoothLabels(), 0.1, via="batch"), ValueError, "SmoothLabels needs n_classes=… here"),
         (TargetNoise(noise.Gaussian(), 0.1), TypeError, r"Gaussian needs floats, but the input '1' is int64"),
-        (TargetNoise(labels.FlipLabels(3), 0.1, targets=0), TypeError, "labels must be class indices"),
+        (TargetNoise(labels.FlipLabels(3), 0.1, target=0), TypeError, "labels must be class indices"),
         (TargetNoise(labels.FlipLabels(3), 0.1, index=0), ValueError, r"index must be an integer for each of the 200 samples"),
-        (LabelSmoothing(0.1, targets="label"), ValueError, "no leaf 'label' in the batch; leaves are: '0' float32"),
+        (LabelSmoothing(0.1, target="label"), ValueError, "no leaf 'label' in the batch; leaves are: '0' float32"),
     ],
 )
 def test_what_does_not_suit_the_batch_is_found_on_the_first_one(callback, error, message):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_noise import Key, WeightNoise, noise
-from lightning_noise.parameters import PerturbedParameters, weight_noise
+from lightning_noise.perturb.weights import PerturbedParameters, weight_noise
 
 UNITS = [(noise.Gaussian(), unit) for unit in (None, "std", "max", "filter")]
 MULTIPLICATIVE = [noise.Speckle(), noise.DropConnect(), noise.FeatureDropout(rescale=False), noise.Scaling(), noise.SNR()]

@@ -15,7 +15,7 @@ import torch
 from helpers import Classifier, Rows, loader, make_trainer
 
 from lightning_noise import noise
-from lightning_noise.suggest import RangeTest, suggest_level
+from lightning_noise.callbacks.suggest import RangeTest, suggest_level
 
 
 def found(**kwargs) -> RangeTest:

@@ -21,7 +21,7 @@ from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 from lightning_noise import GradientNoise, Key, RobustnessMonitor, WeightNoise, noise
-from lightning_noise.parameters import PerturbedParameters, RelativeTo
+from lightning_noise.perturb.weights import PerturbedParameters, RelativeTo
 
 
 class Sharded(Classifier):
