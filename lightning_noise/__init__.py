@@ -1,6 +1,6 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
-from lightning_noise import labels, metrics, noise, plots, report, rules, schedules, testing
+from lightning_noise import labels, metrics, noise, plots, report, rules, schedules, tasks, testing
 from lightning_noise._version import __version__
 from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
 from lightning_noise.callbacks.gradients import GradientNoise
@@ -37,5 +37,6 @@ __all__ = [
     "rules",
     "schedules",
     "suggest_level",
+    "tasks",
     "testing",
 ]

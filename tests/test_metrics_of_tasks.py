@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers_metrics import assert_same_values, predictions
 
-from lightning_noise.evaluation.tasks import LOGGED, Task, as_classes, check_target, monitor_metrics
+from lightning_noise.evaluation.old_tasks import LOGGED, Task, as_classes, check_target, monitor_metrics
 from lightning_noise.metrics import CrossEntropy
 from lightning_noise.metrics.base import Predictions
 

@@ -1,1 +1,3 @@
-"""The callbacks that a user adds to a trainer."""
+"""Callbacks."""
+
+__all__: list[str] = []

@@ -14,9 +14,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_noise import plots
+from lightning_noise.evaluation.old_predictor import Predictor
+from lightning_noise.evaluation.old_tasks import Task
 from lightning_noise.evaluation.positions import N_GROUPS, SamplePositions, check_validation, groups_of, seen_by_all
-from lightning_noise.evaluation.predictor import Predictor
-from lightning_noise.evaluation.tasks import Task
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import perturbing
 from lightning_noise.loop.perturbation import Context

@@ -18,6 +18,8 @@ from lightning_noise import plots, report
 from lightning_noise.batch import Path, Selector, get
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
 from lightning_noise.evaluation.conditions import Probe, Probes
+from lightning_noise.evaluation.old_predictor import Predictor
+from lightning_noise.evaluation.old_tasks import LOGGED, Task, monitor_metrics
 from lightning_noise.evaluation.positions import (
     N_GROUPS,
     SamplePositions,
@@ -29,9 +31,7 @@ from lightning_noise.evaluation.positions import (
     is_due,
     seen_by_all,
 )
-from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import CLEAN, Condition, Measurement
-from lightning_noise.evaluation.tasks import LOGGED, Task, monitor_metrics
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import class_of_callbacks, n_evaluation_loaders
 from lightning_noise.noise import Noise
@@ -266,13 +266,13 @@ class RobustnessMonitor(Callback):
         perturbations = self.probes.perturbations(trainer, pl_module, batch, paths, positions)
         for condition, perturbation in chain([(Condition(CLEAN), nullcontext(batch))], perturbations):
             noisy, preds, labels = self._predictor.read(trainer, pl_module, perturbation, paths, target)
-            if condition.tag == CLEAN:
+            if condition.noise == CLEAN:
                 self._predictor.check(target, preds)
             if self._measurement is None:
                 # a new one for each validation: a fit cannot update the inference tensors that `trainer.validate` leaves
                 self._measurement = self._begun(preds)
             preds = preds[:counted]  # the last batch of a process may be all padding
-            if condition.tag == CLEAN:
+            if condition.noise == CLEAN:
                 clean = self._measurement.read(preds)
             self._measurement.update(condition, preds, labels[:counted], clean, groups[:counted])
             if batch_idx == 0 and paths and condition.draw == 0 and loggers.takes_figures(trainer):
@@ -359,7 +359,7 @@ class RobustnessMonitor(Callback):
         report.write(loggers.folder(trainer) / folder, self.report, self._baseline)
         step = logging_step(trainer)
         for tag in self.levels if calibration else ():
-            panels = {_title(condition): bins for condition, bins in calibration.items() if condition.tag in (CLEAN, tag)}
+            panels = {_title(condition): bins for condition, bins in calibration.items() if condition.noise in (CLEAN, tag)}
             loggers.show(trainer, f"{prefix}/{tag}/reliability", plots.reliability_diagram(panels), step)
         self._show_samples(trainer, prefix)
 
@@ -390,7 +390,7 @@ class RobustnessMonitor(Callback):
 
     def _show_samples(self, trainer: Trainer, prefix: str) -> None:
         for tag in self.levels:
-            columns = {_title(condition): shown for condition, shown in self._shown.items() if condition.tag in (CLEAN, tag)}
+            columns = {_title(condition): shown for condition, shown in self._shown.items() if condition.noise in (CLEAN, tag)}
             inputs = {title: shown.inputs for title, shown in columns.items()}
             captions = {title: shown.captions for title, shown in columns.items()}
             if columns and (figure := plots.samples(inputs, captions=captions)) is not None:

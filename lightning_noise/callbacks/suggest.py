@@ -18,8 +18,8 @@ from lightning_noise import plots
 from lightning_noise.batch import Path, Selector
 from lightning_noise.callbacks.base import Callback, NoiseCallback, check_parameters_are_whole
 from lightning_noise.evaluation.conditions import Probe, Probes
+from lightning_noise.evaluation.old_predictor import Predictor
 from lightning_noise.evaluation.positions import SamplePositions, check_counts
-from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop.internals import data_source, original_module, trainer_of
 from lightning_noise.loop.snapshot import restore_after
@@ -237,7 +237,7 @@ class _Count(Callback):
         perturbations = self.probes.perturbations(trainer, pl_module, batch, paths, positions)
         for condition, perturbation in chain([(Condition(CLEAN), nullcontext(batch))], perturbations):
             _, preds, labels = self.predictor.read(trainer, pl_module, perturbation, paths, target)
-            if condition.tag == CLEAN:
+            if condition.noise == CLEAN:
                 self.predictor.check(labels, preds)
                 reference = labels if self.predictor.labelled else preds.argmax(1)
             wrong = (preds.argmax(1) != reference) | preds.isnan().any(1)  # of NaN the largest is the first

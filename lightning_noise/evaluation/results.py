@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_noise.evaluation.tasks import MonitorMetrics
+from lightning_noise.evaluation.old_tasks import MonitorMetrics
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import PredictiveEntropy
 from lightning_noise.metrics.functional import robustness_summary
@@ -25,14 +25,14 @@ _COMPARED = ("accuracy", "loss")  # of which drops are told: the others say more
 class Condition(NamedTuple):
     """The noise that the data were seen through, its level, and which of its draws."""
 
-    tag: str
+    noise: str
     level: float = 0.0
     draw: int = 0
 
     @property
     def place(self) -> str:
         """The part of a key that says so, of which the draw is none."""
-        return self.tag if self.tag == CLEAN else f"{self.tag}/{self.level:g}"
+        return self.noise if self.noise == CLEAN else f"{self.noise}/{self.level:g}"
 
 
 Values = Mapping[Condition, Mapping[str, float]]
@@ -88,7 +88,7 @@ class Measurement:
     def update(self, condition: Condition, preds: Tensor, target: Tensor, clean_preds: Any, groups: Tensor) -> None:
         """Adds predictions of samples of these groups."""
         metrics = self._of(condition, preds)
-        if condition.tag == CLEAN:
+        if condition.noise == CLEAN:
             self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
         if len(target):
             more = {"groups": groups} if isinstance(metrics, MonitorMetrics) else {}
@@ -136,7 +136,7 @@ class Measurement:
         }
         flat = {f"{condition.place}/{key}": value for condition, found in averaged.items() for key, value in found.items()}
         clean = averaged.pop(Condition(CLEAN))
-        noisy = {(condition.tag, condition.level): self._brief(found) for condition, found in averaged.items()}
+        noisy = {(condition.noise, condition.level): self._brief(found) for condition, found in averaged.items()}
         compared = {key: value for key, value in clean.items() if self._logged is None or key in _COMPARED}
         return flat | robustness_summary(compared, noisy, self._chance, weights=self.weights)
 
@@ -152,7 +152,7 @@ class Measurement:
         of_draws = [
             # each as if it were the only one
             self._summarized(
-                {place._replace(draw=0): x for place, x in values.items() if place.tag == CLEAN or place.draw == draw}
+                {place._replace(draw=0): x for place, x in values.items() if place.noise == CLEAN or place.draw == draw}
             )
             for draw in range(n_draws)
         ]

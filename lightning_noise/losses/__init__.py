@@ -1,1 +1,3 @@
 """Losses of smoothed, noisy and mixed labels."""
+
+__all__: list[str] = []

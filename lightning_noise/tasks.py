@@ -1,0 +1,344 @@
+r"""Tasks: what the outputs of a module mean, and which metrics compare them with the target.
+
+A task is a value. It reads outputs and targets, refuses values that contradict it, knows the metric of a guess, and makes the
+metrics. Monitors, adaptive levels and the range test all ask the task and never its name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from lightning_noise.batch import describe
+from lightning_noise.metrics.base import Predictions, Sums
+from lightning_noise.metrics.calibration import CalibrationBins
+from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
+from lightning_noise.metrics.scores import BrierScore, CrossEntropy, MeanSquaredError
+
+__all__ = ["Binary", "Custom", "GroupedMetrics", "Multiclass", "Multilabel", "Regression", "Task"]
+
+
+class Task(ABC):
+    """What the outputs of a module mean. A subclass is a frozen dataclass.
+
+    Attributes:
+        main: The metric that scores, adaptive levels and robustness curves rest on.
+        logged: The metrics that a monitor logs at each level by default.
+        expects: The shapes that the task reads, for messages.
+        has_classes: Whether predictions are logits of shape :math:`(B, K, *)` after :meth:`read`.
+    """
+
+    main: ClassVar[str]
+    logged: ClassVar[tuple[str, ...]]
+    expects: ClassVar[str]
+    has_classes: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The name of the task in reports and messages."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def read(self, output: Any, target: Tensor) -> tuple[Any, Tensor]:
+        """Returns predictions and target as the metrics read them, in at least float32.
+
+        The values of the target are not looked at, because that would wait for the device; :meth:`check` does.
+
+        Raises:
+            ValueError: If output and target do not fit each other or the task.
+        """
+
+    @abstractmethod
+    def metrics(self, preds: Any, n_groups: int = 1) -> MetricCollection:
+        """Returns all metrics of the task.
+
+        Args:
+            preds: Predictions from :meth:`read`, which tell the number of classes.
+            n_groups: The number of groups of samples whose sums are kept apart.
+        """
+
+    @abstractmethod
+    def main_metric(self, n_groups: int = 1) -> Metric:
+        """Returns a metric that has the value of ``main``."""
+
+    def check(self, target: Tensor, preds: Any) -> None:  # noqa: B027  # most values suit most tasks
+        """Raises a ValueError if the values of the target contradict the task."""
+
+    def chance(self, preds: Any) -> float | None:
+        """Returns the main metric of a guess, or ``None`` if the task does not know it."""
+        return None
+
+    def score(self, values: Mapping[str, float]) -> float:
+        """Returns a number that is larger for a better model, from metrics by their names."""
+        return values[self.main]
+
+    def placeholder(self, output: Any, rows: Tensor) -> Tensor:
+        """Returns a tensor of the shape that the target of such an output has, for data without labels."""
+        if not isinstance(output, Tensor) or output.ndim < 1 + self.has_classes or len(output) != len(rows):
+            raise ValueError(
+                f"the module returned {describe(output)} for {len(rows)} samples, but {type(self).__name__}() expects "
+                f"{self.expects}; give predict=… or another task"
+            )
+        return output
+
+    def _refuse(self, output: Any, target: Tensor) -> ValueError:
+        return ValueError(
+            f"the module returned {describe(output)} for a target of {describe(target)}, but {type(self).__name__}() expects "
+            f"{self.expects}; give predict=…, target=… or another task of lightning_noise.tasks"
+        )
+
+
+class GroupedMetrics(MetricCollection):
+    """Metrics of one task whose sums are kept apart for groups of samples, and which read the logits once."""
+
+    def __init__(self, metrics: dict[str, Metric]):
+        # no two metrics have the same states, so there is nothing to find out by comparing them
+        super().__init__(metrics, compute_groups=False)  # type: ignore[arg-type]
+
+    def read(self, preds: Any) -> Any:
+        """Returns what several collections can be given, so that it is read once."""
+        return preds if "mse" in self else Predictions.of(preds)
+
+    def update(self, *, preds: Any, clean_preds: Any, **kwargs: Any) -> None:
+        """Adds ``preds``, ``target``, ``clean_preds`` and ``groups``."""
+        super().update(preds=self.read(preds), clean_preds=self.read(clean_preds), **kwargs)
+
+    def totals(self) -> dict[str, float]:
+        """Returns the values of all data; see ``Sums.totals``."""
+        return _merge([metric.totals() for metric in self._sums() if not isinstance(metric, NoiseDetection)])
+
+    def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Returns the values of all data, and the values without each group in turn; see ``Sums.estimates``."""
+        totals, rests = zip(*(metric.estimates() for metric in self._sums()), strict=True)
+        return _merge(totals), [_merge(parts) for parts in zip(*rests, strict=True)]
+
+    def _sums(self) -> list[Sums]:
+        return [metric for metric in self.values(copy_state=False) if isinstance(metric, Sums)]
+
+
+class _Classification(Task):
+    """A task whose predictions are classes."""
+
+    main: ClassVar[str] = "accuracy"
+    logged: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "ece")
+    has_classes: ClassVar[bool] = True
+
+    def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
+        return GroupedMetrics(
+            {
+                "loss": CrossEntropy(n_groups),
+                "brier": BrierScore(n_groups),
+                "calibration": CalibrationBins(n_groups=n_groups),
+                "flip_rate": FlipRate(n_groups),
+                "entropy": PredictiveEntropy(preds.shape[1], n_groups),
+                "selection": SelectiveClassification(n_groups),
+                "detection": NoiseDetection(n_groups),
+            }
+        )
+
+    def main_metric(self, n_groups: int = 1) -> Metric:
+        return CalibrationBins(n_groups=n_groups)
+
+    def chance(self, preds: Any) -> float:
+        return 1 / preds.shape[1]
+
+
+@dataclass(frozen=True)
+class Multiclass(_Classification):
+    r"""One class out of :math:`K` for each sample, or for each position of it.
+
+    Outputs are logits of shape :math:`(B, K, *)` and targets class indices of shape :math:`(B, *)`.
+
+    Example:
+        >>> task = Multiclass()
+        >>> preds, target = task.read(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+        >>> metrics = task.metrics(preds, n_groups=2)
+        >>> metrics.update(preds=preds, clean_preds=preds, target=target, groups=torch.tensor([0, 0, 0, 1]))
+        >>> values, without = metrics.estimates()
+        >>> values["accuracy"], [each["accuracy"] for each in without], task.chance(preds)
+        (0.75, [0.0, 1.0], 0.25)
+    """
+
+    expects: ClassVar[str] = "logits of shape (B, K, *) and class indices of shape (B, *)"
+
+    def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        if not _is_floating(output) or output.ndim < 2 or output.shape[1] < 2 or output[:, 0].shape != target.shape:
+            raise self._refuse(output, target)
+        return _at_least_float32(output), target
+
+    def check(self, target: Tensor, preds: Tensor) -> None:
+        n_classes = preds.shape[1]
+        if not target.numel():
+            return
+        whole = not target.is_floating_point() and target.dtype != torch.bool
+        if not whole or target.min() < 0 or target.max() >= n_classes:
+            raise ValueError(
+                f"Multiclass() expects class indices in [0, {n_classes}), got {_describe_range(target)}; for targets of 0 "
+                "and 1 give task=tasks.Binary() or tasks.Multilabel(), for numbers tasks.Regression(), and to ignore some "
+                "labels tasks.Custom() of metrics that ignore them"
+            )
+
+    def placeholder(self, output: Any, rows: Tensor) -> Tensor:
+        return super().placeholder(output, rows)[:, 0]
+
+
+class _YesOrNo(_Classification):
+    """Labels of 0 and 1, each of which counts as a prediction of two classes."""
+
+    has_classes: ClassVar[bool] = True
+
+    def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        if not _is_floating(output) or output.shape != target.shape:
+            raise self._refuse(output, target)
+        logits = _at_least_float32(output)
+        return torch.stack([torch.zeros_like(logits), logits], 1), target.long()
+
+    def check(self, target: Tensor, preds: Tensor) -> None:
+        if not ((target == 0) | (target == 1)).all():
+            raise ValueError(
+                f"{type(self).__name__}() expects targets of 0 and 1, got {_describe_range(target)}; for class indices give "
+                "task=tasks.Multiclass()"
+            )
+
+
+@dataclass(frozen=True)
+class Binary(_YesOrNo):
+    r"""Yes or no for each sample, or for each position of it.
+
+    Outputs are logits of shape :math:`(B, *)` or :math:`(B, 1, *)`, and targets are 0 or 1, of any dtype and of shape
+    :math:`(B, *)`. A logit :math:`z` becomes the logits :math:`(0, z)` of two classes. Their softmax is
+    :math:`(1 - \sigma(z), \sigma(z))` and their cross-entropy the binary one; a Brier score is the sum over both classes.
+
+    Example:
+        >>> Binary().read(torch.tensor([[2.0], [-1.0]]), torch.tensor([1.0, 0.0]))
+        (tensor([[ 0.,  2.],
+                [ 0., -1.]]), tensor([1, 0]))
+    """
+
+    expects: ClassVar[str] = "logits of shape (B, *) or (B, 1, *) and targets of 0 and 1 of shape (B, *)"
+
+    def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(output, Tensor) and output.ndim == target.ndim + 1 and output.shape[1] == 1:
+            output = output.squeeze(1)
+        return super().read(output, target)
+
+
+@dataclass(frozen=True)
+class Multilabel(_YesOrNo):
+    r"""Yes or no for each of :math:`L` labels of a sample.
+
+    Outputs are logits of shape :math:`(B, L, *)`, and targets are 0 or 1, of any dtype and of the same shape. Each label counts
+    as a prediction of its own, as in :class:`Binary`.
+
+    Example:
+        >>> preds, target = Multilabel().read(torch.zeros(4, 3), torch.ones(4, 3))
+        >>> preds.shape, target.shape
+        (torch.Size([4, 2, 3]), torch.Size([4, 3]))
+    """
+
+    expects: ClassVar[str] = "logits of shape (B, L, *) and targets of 0 and 1 of that shape"
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    r"""Numbers.
+
+    Outputs and targets are floating-point tensors of one shape :math:`(B, *)`; a target of shape :math:`(B,)` does not fit an
+    output of shape :math:`(B, 1)`.
+
+    Example:
+        >>> preds, target = Regression().read(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+        >>> metrics = Regression().metrics(preds)
+        >>> metrics.update(preds=preds, clean_preds=preds, target=target)
+        >>> metrics.totals()["mse"]
+        2.0
+    """
+
+    main: ClassVar[str] = "mse"
+    logged: ClassVar[tuple[str, ...]] = ("mse",)
+    expects: ClassVar[str] = "floating-point outputs and targets of one shape (B, *), where (B, 1) is not (B,)"
+
+    def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        if not _is_floating(output) or output.shape != target.shape or not target.is_floating_point():
+            raise self._refuse(output, target)
+        return _at_least_float32(output), _at_least_float32(target)
+
+    def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
+        return GroupedMetrics({"mse": MeanSquaredError(n_groups)})
+
+    def main_metric(self, n_groups: int = 1) -> Metric:
+        return MeanSquaredError(n_groups)
+
+    def score(self, values: Mapping[str, float]) -> float:
+        return -values["mse"]
+
+
+@dataclass(frozen=True)
+class Custom(Task):
+    """Metrics of your own.
+
+    They are given the output of the module as it is, the target, and ``clean_preds=`` if a metric takes it. The output must be
+    a tensor with a row for each row of the target. The main metric is ``"accuracy"``, or else the first. Intervals are not
+    known, because a ``MetricCollection`` keeps no groups apart.
+
+    Args:
+        collection: A metric of torchmetrics or of this package, or a ``MetricCollection``; each value must be one number.
+
+    Example:
+        >>> from torchmetrics.classification import MulticlassF1Score
+        >>> Custom(MulticlassF1Score(5)).main
+        'MulticlassF1Score'
+    """
+
+    collection: Metric | MetricCollection
+    expects: ClassVar[str] = "a tensor with a row for each row of the target"
+
+    def __post_init__(self):
+        if not isinstance(self.collection, Metric | MetricCollection):
+            raise TypeError(f"Custom expects a Metric or MetricCollection of torchmetrics, got {self.collection!r}")
+
+    @property
+    def main(self) -> str:  # type: ignore[override]
+        return "accuracy" if "accuracy" in self.logged else self.logged[0]
+
+    @property
+    def logged(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(map(str, self.metrics(None)))
+
+    def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(output, Tensor) or output.shape[:1] != target.shape[:1]:
+            raise self._refuse(output, target)
+        return output, target
+
+    def metrics(self, preds: Any, n_groups: int = 1) -> MetricCollection:
+        if isinstance(self.collection, MetricCollection):
+            return self.collection.clone()
+        return MetricCollection(self.collection.clone())
+
+    def main_metric(self, n_groups: int = 1) -> Metric:
+        return self.metrics(None)[self.main]
+
+    def score(self, values: Mapping[str, float]) -> float:
+        return values[self.main] if self.main_metric().higher_is_better is not False else -values[self.main]
+
+
+def _is_floating(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _describe_range(target: Tensor) -> str:
+    return f"{describe(target)} from {target.min().item()} to {target.max().item()}"
+
+
+def _merge(parts: Any) -> dict[str, float]:
+    return {key: value for part in parts for key, value in part.items()}
