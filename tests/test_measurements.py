@@ -25,7 +25,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise, report
 from lightning_noise.loop.perturbation import Context
-from lightning_noise.metrics.functional import jackknife_error
+from lightning_noise.metrics.statistics import jackknife_error
 
 
 class Model(Classifier):

@@ -15,7 +15,7 @@ from scipy import stats
 
 from lightning_noise import report
 from lightning_noise.metrics import jackknife_error
-from lightning_noise.report.model import Figure, Report, _t_quantile
+from lightning_noise.report.model import Figure, Report
 
 N_GROUPS = 20
 LEVELS = {"gaussian": (0.1, 0.2)}
@@ -76,12 +76,6 @@ def test_what_does_not_scatter_has_no_error_at_all():
 
 
 # --- intervals
-
-
-@pytest.mark.parametrize("degrees", [1, 1.3, 2, 5, 19, 37.8, 60, 400])
-def test_the_quantile_is_that_of_scipy(degrees):
-    # trapezia, which are worst where a power between 0 and 1 goes to 0
-    assert _t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-4 if degrees < 2 else 1e-6)
 
 
 def test_the_interval_has_the_degrees_of_freedom_of_its_errors():

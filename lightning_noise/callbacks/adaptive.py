@@ -21,8 +21,8 @@ from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import perturbing
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.metrics.calibration import CalibrationBins
-from lightning_noise.metrics.functional import jackknife_error
 from lightning_noise.metrics.scores import MeanSquaredError
+from lightning_noise.metrics.statistics import jackknife_error
 from lightning_noise.noise import check_level
 from lightning_noise.rng import Key
 from lightning_noise.rules import AdaptiveLevel, Decision, Governor, Observation, Rule, SignedGap

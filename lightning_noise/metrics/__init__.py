@@ -13,7 +13,6 @@ from lightning_noise.metrics.functional import (
     expected_calibration_error,
     failure_auroc,
     flip_rate,
-    jackknife_error,
     mean_corruption_error,
     murphy_decomposition,
     noise_detected,
@@ -22,6 +21,7 @@ from lightning_noise.metrics.functional import (
     signed_gap,
 )
 from lightning_noise.metrics.scores import BrierDecomposition, BrierScore, CrossEntropy, MeanSquaredError
+from lightning_noise.metrics.statistics import Interval, jackknife_error, t_interval, wilson_interval
 
 __all__ = [
     "BrierDecomposition",
@@ -30,6 +30,7 @@ __all__ = [
     "CrossEntropy",
     "ExpectedCalibrationError",
     "FlipRate",
+    "Interval",
     "MeanSquaredError",
     "NoiseDetection",
     "PredictiveEntropy",
@@ -52,4 +53,6 @@ __all__ = [
     "retention",
     "robustness_summary",
     "signed_gap",
+    "t_interval",
+    "wilson_interval",
 ]

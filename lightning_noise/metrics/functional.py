@@ -21,7 +21,6 @@ __all__ = [
     "expected_calibration_error",
     "failure_auroc",
     "flip_rate",
-    "jackknife_error",
     "mean_corruption_error",
     "murphy_decomposition",
     "noise_detected",
@@ -420,35 +419,3 @@ def robustness_summary(
     if "accuracy" in clean:
         summary["score"] = (clean["accuracy"] + summary["accuracy_mean"]) / 2
     return summary
-
-
-def jackknife_error(total: float, without: Sequence[float], sizes: Sequence[int]) -> float:
-    r"""Returns the standard error of a figure from its values without each group of the samples in turn.
-
-    .. math:: \text{SE}^2 = \frac{1}{G} \sum_g \frac{(\tilde\theta_g - \bar\theta)^2}{h_g - 1}, \quad
-        \tilde\theta_g = h_g \theta - (h_g - 1) \theta_{-g}, \quad h_g = \frac{n}{m_g}
-
-    Here :math:`\bar\theta` is the mean of the pseudo-values :math:`\tilde\theta_g`, weighted by the sizes :math:`m_g`. The
-    square is unbiased where the figure is a mean over samples that were assigned to groups at random, whatever the sizes. The
-    error has one degree of freedom less than there are groups. For a figure that is no smooth function of means it is too
-    large: by half for the calibration error of a calibrated model.
-
-    Args:
-        total: The figure of all samples.
-        without: The figure without each of the :math:`G` groups.
-        sizes: The number of samples in each group; an empty one is left out, and of fewer than two there is no error: NaN.
-
-    References:
-        Delete-m Jackknife for Unequal m (Busing et al., 1999), https://doi.org/10.1023/A:1008800423698
-
-    Example:
-        >>> jackknife_error(3.0, [4.5, 3.0, 1.5], [1, 1, 1])  # of 0, 3 and 6: their standard deviation over the root of 3
-        1.7320508075688772
-    """
-    n = sum(sizes)
-    groups = [(n / size, value) for size, value in zip(sizes, without, strict=True) if size]
-    if len(groups) < 2:
-        return math.nan
-    pseudo = [(ratio, (ratio - 1) * (total - value)) for ratio, value in groups]  # less the figure, so that 0 is exact
-    centre = math.fsum(value / ratio for ratio, value in pseudo)
-    return math.sqrt(fmean((value - centre) ** 2 / (ratio - 1) for ratio, value in pseudo))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from lightning_noise._version import __version__
-from lightning_noise.metrics.functional import corruption_error, jackknife_error, mean_corruption_error
+from lightning_noise.metrics.functional import corruption_error, mean_corruption_error
+from lightning_noise.metrics.statistics import jackknife_error, t_interval, wilson_interval
 
 __all__ = ["corruption", "corruption_errors", "differences", "make", "markdown", "read", "values_of", "write"]
 
@@ -75,8 +73,8 @@ def make(
         if key in spread:
             errors.append((spread[key], draws - 1))
         proportion = key.rpartition("/")[2] in _PROPORTIONS
-        figure = _with_interval(value, errors, n=sum(sizes) if proportion else None)
-        figures[key] = figure | {"spread": spread.get(key, 0.0), "without": left_out}
+        interval = wilson_interval(value, errors, sum(sizes)) if proportion else t_interval(value, errors)
+        figures[key] = {"value": value, **interval._asdict(), "spread": spread.get(key, 0.0), "without": left_out}
     return {
         "version": __version__,
         "task": task,
@@ -202,39 +200,8 @@ def _compared(
     for key, value in total.items():
         errors = [(jackknife_error(value, [w[key] for w in without], sizes), _degrees(sizes)) for without, sizes in parts]
         errors += [(r["figures"].get(key, {}).get("spread", 0.0), r["draws"] - 1) for r in (report, baseline)]
-        compared[key] = _with_interval(value, errors) | {"paired": len(parts) == 1}
+        compared[key] = {"value": value, **t_interval(value, errors)._asdict(), "paired": len(parts) == 1}
     return compared
-
-
-def _with_interval(value: float, errors: Iterable[tuple[float, int]], n: int | None = None) -> Figure:
-    """The figure with the 95 % interval of independent errors and their degrees of freedom; of a proportion with its n."""
-    errors = [(error, degrees) for error, degrees in errors if error != 0]
-    error = math.hypot(*(error for error, _ in errors))
-    # the degrees of freedom of Welch and Satterthwaite
-    quantile = _t_quantile(1 / math.fsum((part / error) ** 4 / degrees for part, degrees in errors)) if error > 0 else math.nan
-    low, high = (value - quantile * error, value + quantile * error) if error else (value, value)
-    if n is not None and not math.isnan(error):
-        scatters = error > 0 and 0 < value < 1
-        low, high = _wilson(value, value * (1 - value) / error**2 if scatters else n, quantile if scatters else 1.96)
-    return {"value": value, "standard_error": error, "low": low, "high": high}
-
-
-def _wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
-    r"""Wilson's interval: the rates :math:`p` for which the value is within the quantile of :math:`\sqrt{p (1 - p) / n}`."""
-    shift = quantile**2 / n
-    centre, half = value + shift / 2, math.sqrt(value * (1 - value) * shift + shift**2 / 4)
-    return (centre - half) / (1 + shift), (centre + half) / (1 + shift)
-
-
-@lru_cache
-def _t_quantile(degrees: float) -> float:
-    r"""The 0.975 quantile of :math:`t = \sqrt{\nu} \tan \theta`, where the density of the angle is :math:`\cos^{\nu - 1}`."""
-    angle = torch.linspace(0, math.pi / 2, 2**14 + 1, dtype=torch.float64)
-    below = torch.cumulative_trapezoid(angle.cos() ** (degrees - 1), angle)
-    share = below / below[-1]
-    i = int(torch.searchsorted(share, 0.95))
-    rest = (0.95 - share[i - 1]) / (share[i] - share[i - 1])
-    return math.sqrt(degrees) * math.tan(angle[i] + rest * (angle[i + 1] - angle[i]))
 
 
 def _degrees(sizes: Sequence[int]) -> int:
