@@ -155,14 +155,14 @@ class Adaptation:
         prefix = f"adaptive/{self._callback.name}"
         # the values are those of all processes already
         pl_module.log_dict({f"{prefix}/{key}": value for key, value in logged.items()}, sync_dist=True, rank_zero_only=True)
-        loggers.show_text(trainer, f"{prefix}/reason", f"{reason}: {rule.describe(observation)}", step)
+        loggers.log_text(trainer, f"{prefix}/reason", f"{reason}: {rule.describe(observation)}", step)
 
     def conclude(self, trainer: Trainer, step: int) -> None:
         """Says at the end of a fit what was done."""
         rank_zero_info(self.summary())
-        loggers.show_text(trainer, f"adaptive/{self._callback.name}/summary", self.summary(), step)
+        loggers.log_text(trainer, f"adaptive/{self._callback.name}/summary", self.summary(), step)
         if self.history and loggers.takes_figures(trainer):
-            loggers.show(trainer, f"adaptive/{self._callback.name}/moves", plots.adaptation(self.history), step)
+            loggers.log_figure(trainer, f"adaptive/{self._callback.name}/moves", plots.adaptation(self.history), step)
 
     def _is_its_turn(self, trainer: Trainer) -> bool:
         moving: list[Any] = [callback for callback in perturbing(trainer) if getattr(callback, "adaptive", None) is not None]

@@ -131,7 +131,7 @@ class NoiseCallback(Callback, Perturbing):
         self._check_run(trainer)
         self._checked = False
         TrainingDispatcher.attach(trainer)
-        loggers.show_text(trainer, f"noise/{self.name}/configuration", loggers.configuration(self))
+        loggers.log_text(trainer, f"noise/{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._is_logged = False

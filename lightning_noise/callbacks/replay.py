@@ -137,7 +137,7 @@ class ReplayMonitor(Callback, Replaying):
         check_validation(trainer, "ReplayMonitor", self.every_n_epochs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loggers.show_text(trainer, f"{self.name}/configuration", loggers.configuration(self))
+        loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
@@ -160,7 +160,7 @@ class ReplayMonitor(Callback, Replaying):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and not self._laid_out:
-            self._laid_out = loggers.lay_out_all(trainer, self)
+            self._laid_out = loggers.log_layout(trainer, self)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, pl_module, f"test/{self.name}")

@@ -182,7 +182,7 @@ class RobustnessMonitor(Callback):
         check_validation(trainer, "RobustnessMonitor", self.every_n_epochs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loggers.show_text(trainer, f"{self.name}/configuration", loggers.configuration(self))
+        loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
@@ -208,7 +208,7 @@ class RobustnessMonitor(Callback):
         if trainer.state.fn == "validate":
             self._conclude(trainer, self.name, f"validate/{self.name}")
         elif not trainer.sanity_checking and not self._laid_out:
-            self._laid_out = loggers.lay_out_all(trainer, self)
+            self._laid_out = loggers.log_layout(trainer, self)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._conclude(trainer, self.name, self.name)
@@ -342,9 +342,9 @@ class RobustnessMonitor(Callback):
         step, entropies = logging_step(trainer), measurement.entropies()
         if loggers.takes_figures(trainer):
             for condition, (edges, counts) in entropies.items():
-                loggers.show_histogram(trainer, f"{prefix}/{condition.place}/entropies", edges, counts, step)
+                loggers.log_histogram(trainer, f"{prefix}/{condition.place}/entropies", edges, counts, step)
             if "accuracy" in self._measured or "loss" in self._measured:
-                loggers.show(trainer, f"{prefix}/curve", self._curve(found), step)
+                loggers.log_figure(trainer, f"{prefix}/curve", self._curve(found), step)
             if not self._pictured:  # the noise is the same in each epoch
                 self._show_samples(trainer, prefix)
 
@@ -356,11 +356,12 @@ class RobustnessMonitor(Callback):
         self.report = self._reported(trainer, self._measurement)
         if not loggers.takes_figures(trainer):
             return
-        report.write(loggers.folder(trainer) / folder, self.report, self._baseline)
+        with loggers.warn_on_failure("the report"):
+            report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
         step = logging_step(trainer)
         for tag in self.levels if calibration else ():
             panels = {_title(condition): bins for condition, bins in calibration.items() if condition.noise in (CLEAN, tag)}
-            loggers.show(trainer, f"{prefix}/{tag}/reliability", plots.reliability_diagram(panels), step)
+            loggers.log_figure(trainer, f"{prefix}/{tag}/reliability", plots.reliability_diagram(panels), step)
         self._show_samples(trainer, prefix)
 
     def _reported(self, trainer: Trainer, measurement: Measurement) -> dict[str, Any]:
@@ -394,7 +395,7 @@ class RobustnessMonitor(Callback):
             inputs = {title: shown.inputs for title, shown in columns.items()}
             captions = {title: shown.captions for title, shown in columns.items()}
             if columns and (figure := plots.samples(inputs, captions=captions)) is not None:
-                loggers.show(trainer, f"{prefix}/{tag}/samples", figure, logging_step(trainer))
+                loggers.log_figure(trainer, f"{prefix}/{tag}/samples", figure, logging_step(trainer))
         self._pictured = True
 
 

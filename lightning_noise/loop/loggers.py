@@ -1,13 +1,16 @@
-"""What the loggers of a trainer can show beside numbers: figures, texts, histograms and charts of several tags.
+"""Figures, texts, histograms and chart layouts for the loggers of a trainer.
 
-The process that logs shows it alone, and nothing here waits for the other processes.
+Only the rank that logs does anything, and no function waits for another rank. If a logger raises an exception, the run goes on
+with a warning.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -24,113 +27,122 @@ if TYPE_CHECKING:
 __all__ = [
     "Charting",
     "as_text",
-    "configuration",
-    "folder",
-    "lay_out",
-    "lay_out_all",
-    "show",
-    "show_histogram",
-    "show_text",
+    "describe_arguments",
+    "log_dir",
+    "log_figure",
+    "log_histogram",
+    "log_layout",
+    "log_text",
     "takes_figures",
+    "warn_on_failure",
 ]
-
-Charts = Mapping[str, Sequence[str]]
 
 
 @runtime_checkable
 class Charting(Protocol):
-    """A callback whose tags belong together in charts."""
+    """A callback that groups its tags into charts."""
 
-    def charts(self) -> Charts:
-        """Returns, for each title of a chart, the regular expressions of its tags; empty as long as they are not known."""
+    def charts(self) -> Mapping[str, Sequence[str]]:
+        """Returns the regular expressions of the tags by chart title; empty until the tags are known."""
         ...
 
 
-def takes_figures(trainer: Trainer) -> bool:
-    """Returns whether :func:`show` shows anything, so that nothing is drawn for nobody."""
-    return trainer.is_global_zero and bool(trainer.loggers) and not is_fast_dev_run(trainer)
+def log_figure(trainer: Trainer, key: str, figure: Figure, step: int) -> None:
+    """Logs a figure, or writes it as a PNG file.
 
-
-def show(trainer: Trainer, key: str, figure: Figure, step: int) -> None:
-    """Hands a figure to the loggers that take figures, or else writes ``<key>-<step>.png`` into the folder of the first.
-
-    TensorBoard takes a figure, and Weights & Biases takes an image of it. Without a logger nothing is written.
+    TensorBoard receives the figure, and Weights & Biases an image of the figure. If no logger accepts figures, the figure is
+    written to ``<key>-<step>.png`` in the folder of the first logger. Without a logger nothing is written.
 
     Args:
-        trainer: The trainer whose loggers are meant.
+        trainer: The trainer.
         key: The tag of the figure.
         figure: The figure.
-        step: Its place on the x axis of the logs.
+        step: The position on the x axis of the logs.
     """
     if not takes_figures(trainer):
         return
-    taken = [_hand_over(logger, key, figure, step) for logger in trainer.loggers]
-    if not any(taken):
-        path = folder(trainer) / f"{key}-{step}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+    is_taken = False
+    for logger in trainer.loggers:
+        with warn_on_failure(f"the figure {key!r}"):
+            experiment: Any = getattr(logger, "experiment", None)
+            log_image = getattr(logger, "log_image", None)
+            if hasattr(experiment, "add_figure"):
+                is_taken = True
+                experiment.add_figure(key, figure, global_step=step)
+            elif log_image is not None:
+                is_taken = True
+                log_image(key, [_to_pixels(figure)], step=step)
+    if not is_taken:
+        with warn_on_failure(f"the figure {key!r}"):
+            path = log_dir(trainer) / f"{key}-{step}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
 
 
-def show_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
-    """Hands a text in Markdown to the loggers that take texts."""
-    for experiment in _experiments(trainer, "add_text"):
-        experiment.add_text(key, text, step)
+def takes_figures(trainer: Trainer) -> bool:
+    """Returns whether :func:`log_figure` would do anything; if not, a figure need not be drawn."""
+    return trainer.is_global_zero and bool(trainer.loggers) and not is_fast_dev_run(trainer)
 
 
-def show_histogram(trainer: Trainer, key: str, edges: Sequence[float], counts: Sequence[int], step: int) -> None:
-    """Hands a histogram to the loggers that take the counts of one.
+def log_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
+    """Logs a text in Markdown to the loggers that accept texts."""
+    _call_experiments(trainer, f"the text {key!r}", "add_text", key, text, step)
+
+
+def log_histogram(trainer: Trainer, key: str, edges: Sequence[float], counts: Sequence[int], step: int) -> None:
+    """Logs a histogram to the loggers that accept its counts.
 
     Args:
-        trainer: The trainer whose loggers are meant.
+        trainer: The trainer.
         key: The tag of the histogram.
-        edges: The edges of the bins, from the lowest to the highest, of shape :math:`(M + 1,)`.
-        counts: How many values each bin has, of shape :math:`(M,)`.
-        step: Its place on the x axis of the logs.
+        edges: The edges of the bins, ascending, of shape :math:`(M + 1,)`.
+        counts: The number of values in each bin, of shape :math:`(M,)`.
+        step: The position on the x axis of the logs.
     """
     limits, n = np.asarray(edges), np.asarray(counts)
-    middle = (limits[1:] + limits[:-1]) / 2
-    for experiment in _experiments(trainer, "add_histogram_raw"):
-        experiment.add_histogram_raw(
-            key,
-            min=edges[0],
-            max=edges[-1],
-            num=n.sum(),
-            sum=n @ middle,
-            sum_squares=n @ middle**2,
-            bucket_limits=list(edges[1:]),
-            bucket_counts=list(counts),
-            global_step=step,
-        )
+    centers = (limits[1:] + limits[:-1]) / 2
+    _call_experiments(
+        trainer,
+        f"the histogram {key!r}",
+        "add_histogram_raw",
+        key,
+        min=edges[0],
+        max=edges[-1],
+        num=n.sum(),
+        sum=n @ centers,
+        sum_squares=n @ centers**2,
+        bucket_limits=list(edges[1:]),
+        bucket_counts=list(counts),
+        global_step=step,
+    )
 
 
-def lay_out(trainer: Trainer, charts: Charts) -> None:
-    """Gives TensorBoard's custom scalars a chart for each title, with the tags that its regular expressions match.
+def log_layout(trainer: Trainer, callback: Charting) -> bool:
+    """Logs the charts of all callbacks as one layout, once every callback knows its tags.
 
-    TensorBoard reads one layout of a run, so that all charts of a run must come in one call, and matches a regular expression
-    from the first character of a tag, but not to its last.
-    """
-    for experiment in _experiments(trainer, "add_custom_scalars"):
-        experiment.add_custom_scalars({"lightning_noise": {title: ["Multiline", list(tags)] for title, tags in charts.items()}})
-
-
-def lay_out_all(trainer: Trainer, monitor: Charting) -> bool:
-    """Lets the first of the callbacks with charts write those of all, as soon as each knows its own.
-
-    For ``on_validation_end`` of each of them, since some learn in a validation which keys there are.
+    TensorBoard reads a single layout per run, so the first callback with charts logs the charts of all. Call this function in
+    ``on_validation_end``, because some callbacks learn their tags in a validation. TensorBoard matches a regular expression
+    from the first character of a tag, but not to the last.
 
     Returns:
-        Whether all knew them, so that the callback need not ask again in this run.
+        Whether every callback knew its tags, so that the callback need not ask again in this run.
     """
     charting = class_of_callbacks(trainer, Charting)
-    charts = [callback.charts() for callback in charting]
-    if all(charts) and charting[0] is monitor:
-        lay_out(trainer, _levels(trainer) | _merged(charts))
+    charts = [each.charts() for each in charting]
+    if all(charts) and charting[0] is callback:
+        layout: dict[str, list[str]] = {}
+        if class_of_callbacks(trainer, Perturbing):
+            layout["noise"] = ["noise/.*/level$"]
+        for title, tags in (item for each in charts for item in each.items()):
+            layout.setdefault(title, []).extend(tags)
+        category = {"lightning_noise": {title: ["Multiline", tags] for title, tags in layout.items()}}
+        _call_experiments(trainer, "the layout of the charts", "add_custom_scalars", category)
     return all(charts)
 
 
-def folder(trainer: Trainer) -> Path:
-    """Returns where the first logger writes, or would write, on the process that logs."""
-    # not `trainer.log_dir`, which waits for the other processes
+def log_dir(trainer: Trainer) -> Path:
+    """Returns the folder of the first logger, even if that logger writes no files."""
+    # not `trainer.log_dir`, which waits for the other ranks
     logger: Any = trainer.loggers[0]
     if logger.log_dir is not None:
         return Path(logger.log_dir)
@@ -138,12 +150,27 @@ def folder(trainer: Trainer) -> Path:
     return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)  # as ModelCheckpoint does
 
 
-def configuration(callback: Any) -> str:
-    """Returns the arguments that a callback was made with as a table in Markdown, read from its attributes of these names.
+@contextmanager
+def warn_on_failure(what: str) -> Iterator[None]:
+    """Warns about an exception instead of raising it, because a side product must not end a run.
+
+    Args:
+        what: What could not be logged, for the warning.
+    """
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"could not log {what}: {type(error).__name__}: {error}", stacklevel=2)
+
+
+def describe_arguments(callback: Any) -> str:
+    """Returns the constructor arguments of a callback as a Markdown table.
+
+    The values are read from the attributes of the same names.
 
     Example:
         >>> from lightning_noise import InputNoise, noise
-        >>> print(configuration(InputNoise(noise.Gaussian(), 0.1, clip=(0, 1))))
+        >>> print(describe_arguments(InputNoise(noise.Gaussian(), 0.1, clip=(0, 1))))
         **InputNoise**
         <BLANKLINE>
         | argument | value |
@@ -157,57 +184,37 @@ def configuration(callback: Any) -> str:
 
 
 def as_text(value: Any, without: Collection[str] = ()) -> str:
-    """Returns the value in a line, without the address of an object, which differs from run to run."""
+    """Returns a value as one line of text that is the same in every run.
+
+    Args:
+        value: The value. A noise callback is shown as a call of its constructor.
+        without: The arguments of a noise callback that are not shown.
+    """
     if isinstance(value, Perturbing):
-        arguments = ", ".join(
-            f"{name}={as_text(argument)}" for name, argument in _arguments(value).items() if name not in without
-        )
-        return f"{type(value).__name__}({arguments})"
+        arguments = {name: argument for name, argument in _arguments(value).items() if name not in without}
+        return f"{type(value).__name__}({', '.join(f'{name}={as_text(argument)}' for name, argument in arguments.items())})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {as_text(item)}" for key, item in value.items()) + "}"
+    # the address of an object differs from run to run
     return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
-
-
-def _hand_over(logger: Any, key: str, figure: Figure, step: int) -> bool:
-    experiment: Any = getattr(logger, "experiment", None)
-    if hasattr(experiment, "add_figure"):
-        experiment.add_figure(key, figure, global_step=step)
-        return True
-    if hasattr(logger, "log_image"):
-        logger.log_image(key, [_pixels(figure)], step=step)
-        return True
-    return False
-
-
-def _pixels(figure: Figure) -> np.ndarray:
-    """The figure as red, green and blue of whole numbers, of shape (H, W, 3)."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _experiments(trainer: Trainer, method: str) -> Iterator[Any]:
-    """What has the method among the experiments of the loggers, on the process that logs."""
-    for logger in trainer.loggers if trainer.is_global_zero else []:
-        if hasattr(experiment := getattr(logger, "experiment", None), method):
-            yield experiment
-
-
-def _levels(trainer: Trainer) -> dict[str, list[str]]:
-    """The chart of the levels in force, where any are."""
-    noisy = bool(class_of_callbacks(trainer, Perturbing))
-    return {"noise": ["noise/.*/level$"]} if noisy else {}
-
-
-def _merged(charts: Sequence[Charts]) -> dict[str, list[str]]:
-    """All charts, of which those of one title become one."""
-    merged: dict[str, list[str]] = {}
-    for some in charts:
-        for title, tags in some.items():
-            merged.setdefault(title, []).extend(tags)
-    return merged
 
 
 def _arguments(callback: Any) -> dict[str, Any]:
     names = inspect.signature(type(callback)).parameters
     return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
+
+
+def _call_experiments(trainer: Trainer, what: str, method: str, *args: Any, **kwargs: Any) -> None:
+    """Calls the method of every logger's experiment that has the method, on the rank that logs."""
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        with warn_on_failure(what):
+            experiment: Any = getattr(logger, "experiment", None)
+            if hasattr(experiment, method):
+                getattr(experiment, method)(*args, **kwargs)
+
+
+def _to_pixels(figure: Figure) -> np.ndarray:
+    """Returns the figure as RGB values of type uint8, of shape (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,4 +1,4 @@
-"""What is shown arrives: in TensorBoard, in a logger of images, or in a file."""
+"""Figures, texts, histograms and layouts arrive in TensorBoard, in a logger of images, or in a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lightning_noise.schedules import Linear
 
 
 class Charted(pl.Callback):
-    """A callback with charts, known from the second validation on where it learns them late."""
+    """A callback with charts. If it is late, it learns its tags in the second validation."""
 
     def __init__(self, name: str, late: bool = False):
         self.name = name
@@ -46,7 +46,7 @@ class Charted(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if True not in self.answers:
-            self.answers.append(loggers.lay_out_all(trainer, self))
+            self.answers.append(loggers.log_layout(trainer, self))
 
 
 def trainer_with(logger: Any, **kwargs: Any) -> pl.Trainer:
@@ -64,12 +64,19 @@ def red() -> Figure:
     return Figure(figsize=(0.3, 0.2), dpi=100, facecolor="red")
 
 
+CALLS = {
+    "figure": lambda trainer: loggers.log_figure(trainer, "a", red(), step=0),
+    "text": lambda trainer: loggers.log_text(trainer, "a", "text"),
+    "histogram": lambda trainer: loggers.log_histogram(trainer, "a", [0.0, 1.0, 2.0], [1, 2], step=0),
+}
+
+
 # --- figures
 
 
 def test_a_figure_goes_to_each_logger_that_takes_it(tmp_path):
     tensorboard, album = TensorBoardLogger(tmp_path / "one"), Album(tmp_path / "two")
-    loggers.show(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red(), step=7)
+    loggers.log_figure(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red(), step=7)
     tensorboard.finalize("success")
     event = EventAccumulator(tensorboard.log_dir).Reload().Images("a/b")[0]
     assert (event.step, event.width, event.height) == (7, 30, 20)
@@ -81,9 +88,9 @@ def test_a_figure_goes_to_each_logger_that_takes_it(tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_where_no_logger_takes_figures_they_are_files(tmp_path):
+def test_a_figure_that_no_logger_takes_is_written_to_a_file(tmp_path):
     logger = CSVLogger(tmp_path)
-    loggers.show(trainer_with(logger), "robustness/curve", red(), step=7)
+    loggers.log_figure(trainer_with(logger), "robustness/curve", red(), step=7)
     image = imread(Path(logger.log_dir) / "robustness" / "curve-7.png")
     assert image.shape[:2] == (20, 30)
     assert (image[..., :3] == [1, 0, 0]).all()
@@ -91,34 +98,34 @@ def test_where_no_logger_takes_figures_they_are_files(tmp_path):
 
 @pytest.mark.parametrize("logger", [False, DummyLogger()], ids=["none", "dummy"])
 def test_without_a_logger_nothing_is_written(logger, tmp_path):
-    trainer = trainer_with(logger, default_root_dir=tmp_path)
-    loggers.show(trainer, "a", red(), step=0)
-    loggers.show_text(trainer, "b", "text")
-    loggers.lay_out(trainer, {"c": ["d"]})
+    trainer = trainer_with(logger, callbacks=[charted := Charted("c")], default_root_dir=tmp_path)
+    for log in CALLS.values():
+        log(trainer)
+    assert loggers.log_layout(trainer, charted)
     assert loggers.takes_figures(trainer) is bool(logger)
     assert not list(tmp_path.iterdir())
 
 
-def test_other_processes_show_nothing_and_wait_for_nobody(tmp_path, monkeypatch):
+def test_other_ranks_log_nothing_and_wait_for_nobody(tmp_path, monkeypatch):
     trainer = trainer_with([CSVLogger(tmp_path), album := Album(tmp_path)])
     monkeypatch.setattr(type(trainer), "is_global_zero", False)
     assert not loggers.takes_figures(trainer)
-    loggers.show(trainer, "a", red(), step=0)
-    loggers.show_text(trainer, "b", "text")
+    for log in CALLS.values():
+        log(trainer)
     assert album.pages == []
     assert not list(tmp_path.iterdir())
 
 
-def test_the_process_that_logs_does_not_wait_for_the_others_either(tmp_path, monkeypatch):
+def test_the_rank_that_logs_waits_for_nobody_either(tmp_path, monkeypatch):
     trainer = trainer_with(CSVLogger(tmp_path))
     monkeypatch.setattr(trainer.strategy, "broadcast", pytest.fail)
-    loggers.show(trainer, "a", red(), step=0)
+    loggers.log_figure(trainer, "a", red(), step=0)
     assert list(tmp_path.rglob("a-0.png"))
 
 
 def test_a_histogram_keeps_its_counts_and_moments(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    loggers.show_histogram(trainer_with(logger), "h", [0.0, 1.0, 2.0, 4.0], [2, 0, 3], step=5)
+    loggers.log_histogram(trainer_with(logger), "h", [0.0, 1.0, 2.0, 4.0], [2, 0, 3], step=5)
     logger.finalize("success")
     event = EventAccumulator(logger.log_dir).Reload().Histograms("h")[0]
     value = event.histogram_value
@@ -127,6 +134,32 @@ def test_a_histogram_keeps_its_counts_and_moments(tmp_path):
     assert (value.sum, value.sum_squares) == (2 * 0.5 + 3 * 3, 2 * 0.25 + 3 * 9)
     assert list(value.bucket_limit) == [1, 2, 4]
     assert list(value.bucket) == [2, 0, 3]
+
+
+class Broken(TensorBoardLogger):
+    """A logger whose experiment fails, as one that has lost its connection."""
+
+    @property
+    def experiment(self) -> Any:
+        raise ConnectionError("no route to host")
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_logger_that_fails_warns_and_the_next_one_logs(what, tmp_path):
+    working = TensorBoardLogger(tmp_path / "working")
+    trainer = trainer_with([Broken(tmp_path / "broken"), working])
+    with pytest.warns(UserWarning, match=f"could not log the {what} 'a': ConnectionError: no route to host"):
+        CALLS[what](trainer)
+    working.finalize("success")
+    tags = EventAccumulator(working.log_dir).Reload().Tags()
+    assert sum(map(bool, (tags["images"], tags["tensors"], tags["histograms"]))) == 1
+
+
+def test_a_folder_that_cannot_be_written_warns(tmp_path):
+    logger = CSVLogger(tmp_path)
+    tmp_path.joinpath("lightning_logs").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="could not log the figure 'a': "):
+        loggers.log_figure(trainer_with(logger), "a", red(), step=0)
 
 
 # --- charts
@@ -153,12 +186,12 @@ def test_without_noise_in_the_training_there_is_no_chart_of_it(tmp_path):
 
 
 class Other:
-    """Has no text of its own but its address."""
+    """An object whose text has its address."""
 
 
 def test_a_configuration_has_each_argument_in_a_row():
     callback = Mixup(Linear(0.0, 0.2), seed=3)
-    head, *rows = loggers.configuration(callback).splitlines()
+    head, *rows = loggers.describe_arguments(callback).splitlines()
     assert head == "**Mixup**"
     assert rows[1:3] == ["| argument | value |", "|---|---|"]
     assert f"| level | `{callback.level!r}` |" in rows
@@ -168,13 +201,13 @@ def test_a_configuration_has_each_argument_in_a_row():
 @pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
 def test_a_configuration_leaves_no_argument_out(make):
     callback = make(0.3)
-    rows = loggers.configuration(callback).splitlines()[4:]
+    rows = loggers.describe_arguments(callback).splitlines()[4:]
     assert [row.split(" ")[1] for row in rows] == list(inspect.signature(type(callback)).parameters)
 
 
 def test_a_configuration_is_the_same_in_each_run():
     probe = WeightNoise(noise.Gaussian(), 0.1)
-    text = loggers.configuration(RobustnessMonitor({"w": probe, "x": noise.Impulse()}, [0.1], predict=Other()))  # type: ignore[arg-type]
+    text = loggers.describe_arguments(RobustnessMonitor({"w": probe, "x": noise.Impulse()}, [0.1], predict=Other()))  # type: ignore[arg-type]
     assert "{'w': WeightNoise(noise=Gaussian(), level=0.1," in text
     assert "'x': Impulse(low=None, high=None)}" in text
     assert " at 0x" not in text
@@ -185,21 +218,21 @@ def test_a_configuration_is_the_same_in_each_run():
 
 
 class Showing(RobustnessMonitor):
-    """Shows all that can be shown."""
+    """Logs everything that can be logged."""
 
     def charts(self) -> dict[str, list[str]]:
         return {"accuracy": [f"{self.name}/clean/accuracy$", f"{self.name}/gaussian/[^/]*/accuracy$"]}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loggers.lay_out_all(trainer, self)
-        loggers.show(trainer, "figure", red(), step=3)
-        loggers.show_text(trainer, "configuration", loggers.configuration(self))
-        loggers.show_histogram(trainer, "histogram", [0.0, 1.0, 3.0], [1, 2], step=3)
+        loggers.log_layout(trainer, self)
+        loggers.log_figure(trainer, "figure", red(), step=3)
+        loggers.log_text(trainer, "configuration", loggers.describe_arguments(self))
+        loggers.log_histogram(trainer, "histogram", [0.0, 1.0, 3.0], [1, 2], step=3)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a TensorBoard that shows a fit."""
+    """Yields the address of a TensorBoard that shows a fit."""
     folder = tmp_path_factory.mktemp("served")
     callbacks = [InputNoise(noise.Gaussian(), 0.2), Showing(noise.Gaussian(), {"gaussian": [0.1, 0.5]})]
     fit(
