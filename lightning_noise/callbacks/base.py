@@ -182,6 +182,11 @@ class NoiseCallback(Callback, Perturbing):
         TrainingDispatcher.detach(trainer)
 
     @property
+    def severities(self) -> tuple[float, ...]:
+        """The levels at which a monitor evaluates the noise by default."""
+        return tuple(getattr(getattr(self, "noise", None), "severities", ()))
+
+    @property
     def _seed(self) -> int:
         return _run_seed() if self.seed is None else self.seed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_noise.batch import Selector, find_inputs
@@ -17,7 +17,7 @@ from lightning_noise.rules import AnyLevel
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
 
-__all__ = ["InputNoise"]
+__all__ = ["InputNoise", "as_probes", "name_noises"]
 
 
 class InputNoise(NoiseCallback):
@@ -105,3 +105,59 @@ class InputNoise(NoiseCallback):
         if context.is_logged:
             perturbation.stats["snr_db"] = snr_db(batch, noisy, paths)
         yield noisy
+
+
+def name_noises(
+    noises: Noise | NoiseCallback | NoiseFunction | Sequence[Any] | Mapping[str, Any],
+) -> dict[str, Noise | NoiseCallback | NoiseFunction]:
+    """Returns noises by their names: the class name in lower case, or the name of a callback or function.
+
+    Example:
+        >>> from lightning_noise import noise
+        >>> name_noises([noise.Gaussian(), InputNoise(noise.Uniform(), 0.1, name="even")]).keys()
+        dict_keys(['gaussian', 'even'])
+    """
+    if isinstance(noises, Mapping):
+        return dict(noises)
+    probes = [noises] if callable(noises) or isinstance(noises, NoiseCallback) else list(noises)
+    names = [_name(probe) for probe in probes]
+    if len(set(names)) < len(names):
+        raise ValueError(f"several noises have one name among {names}; give a mapping from name to noise")
+    return dict(zip(names, probes, strict=True))
+
+
+def as_probes(
+    noises: Mapping[str, Noise | NoiseCallback | NoiseFunction],
+    *,
+    inputs: Selector | None = None,
+    relative: Literal["std"] | None = None,
+    clip: Clip | None = None,
+) -> dict[str, NoiseCallback]:
+    """Returns a noise callback for each noise. A noise becomes an ``InputNoise``, and a noise callback stays as it is.
+
+    Raises:
+        ValueError: If held-out data cannot be evaluated under the noise, or an option is given for a noise callback.
+    """
+    probes = {}
+    for name, noise in noises.items():
+        if not isinstance(noise, NoiseCallback):
+            noise = InputNoise(noise, 0.0, inputs=inputs, relative=relative, clip=clip, name=name)
+        elif relative or clip is not None:
+            raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
+        if not noise.can_probe:
+            raise ValueError(
+                f"{name!r} cannot be a probe: {type(noise).__name__} mixes samples, or changes labels or gradients"
+            )
+        if getattr(getattr(noise, "noise", None), "mixes_samples", False):
+            raise ValueError(f"{name!r} cannot be a probe: it mixes rows, so the noise of a sample would depend on its batch")
+        probes[name] = noise
+    return probes
+
+
+def _name(probe: Any) -> str:
+    if isinstance(probe, NoiseCallback):
+        return probe.name
+    name = getattr(probe, "__name__", type(probe).__name__)
+    if not name.isidentifier():
+        raise ValueError(f"{name} is no name for a noise; give a mapping from name to noise")
+    return name.lower()

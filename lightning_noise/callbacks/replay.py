@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_noise.batch import Path, Selector, find_inputs, get, leaves
 from lightning_noise.callbacks.base import Callback, NoiseCallback
-from lightning_noise.evaluation.conditions import Probe, Probes
+from lightning_noise.evaluation.old_conditions import Probe, Probes
 from lightning_noise.evaluation.positions import SamplePositions, check_counts, check_name, check_validation, is_due
 from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop import loggers

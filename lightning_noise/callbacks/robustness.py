@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 from lightning_noise import plots, report
 from lightning_noise.batch import Path, Selector, get
 from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
-from lightning_noise.evaluation.conditions import Probe, Probes
+from lightning_noise.evaluation.old_conditions import Probe, Probes
 from lightning_noise.evaluation.old_predictor import Predictor
 from lightning_noise.evaluation.old_tasks import LOGGED, Task, monitor_metrics
 from lightning_noise.evaluation.positions import (

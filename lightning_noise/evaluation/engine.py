@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.positions import SamplePositions, groups_of
 from lightning_noise.evaluation.predictor import Predictor
-from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop.perturbation import Context, Perturbation
 
 __all__ = ["Conditions", "Pass", "Reading", "try_conditions"]
@@ -78,9 +78,9 @@ class Pass:
         positions, counted = self._positions.take(context.trainer, dataloader_idx, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)[:counted]
         perturbations = conditions.perturbations(context, batch, batch_idx, positions)
-        for condition, perturbation in chain([(Condition(CLEAN), unperturbed(batch))], perturbations):
+        for condition, perturbation in chain([(CLEAN, unperturbed(batch))], perturbations):
             seen, preds, labels = self.predictor(context, perturbation, paths, target)
-            if condition.noise == CLEAN and self.predictor.labelled:
+            if condition == CLEAN and self.predictor.labelled:
                 self.predictor.task.check(target, preds)
             yield Reading(condition, seen, preds[:counted], labels[:counted], groups)
 
@@ -89,7 +89,7 @@ def try_conditions(predictor: Predictor, context: Context, batch: Any, condition
     """Raises the error that an evaluation of such a batch will raise."""
     paths, target = predictor.locate(batch)
     perturbations = conditions.perturbations(context, batch, 0, range(len(target)))
-    for _, perturbation in chain([(Condition(CLEAN), unperturbed(batch))], perturbations):
+    for _, perturbation in chain([(CLEAN, unperturbed(batch))], perturbations):
         _, preds, _ = predictor(context, perturbation, paths, target)
         if predictor.labelled:
             predictor.task.check(target, preds)
