@@ -27,9 +27,11 @@ from lightning_noise.metrics import (
     CrossEntropy,
     ExpectedCalibrationError,
     FlipRate,
+    MeanAbsoluteError,
     MeanSquaredError,
     NoiseDetection,
     PredictiveEntropy,
+    R2Score,
     SelectiveClassification,
     TemperatureScaling,
 )
@@ -79,8 +81,11 @@ EXACT_METRICS = [
 ]
 
 
+REGRESSION_METRICS = [MeanSquaredError, MeanAbsoluteError, R2Score]
+
+
 # all metrics, with what some of them compare: predictions without noise
-METRICS: list[Any] = [*EXACT_METRICS, FlipRate, NoiseDetection, MeanSquaredError]
+METRICS: list[Any] = [*EXACT_METRICS, FlipRate, NoiseDetection, *REGRESSION_METRICS]
 
 
 NOISES = [

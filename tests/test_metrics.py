@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_metrics import assert_same_values, plain_ece, predictions
-from members import EXACT_METRICS, METRICS
+from members import EXACT_METRICS, METRICS, REGRESSION_METRICS
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -19,7 +19,6 @@ from lightning_noise.metrics import (
     CalibrationBins,
     CrossEntropy,
     ExpectedCalibrationError,
-    MeanSquaredError,
     TemperatureScaling,
     bin_indices,
     expected_calibration_error,
@@ -68,7 +67,7 @@ def batch_of(metric: Any, n: int = 200, places: tuple[int, ...] = ()) -> dict[st
         "target": torch.randint(0, 5, shape, generator=generator),
         "groups": torch.randint(0, 4, (n,), generator=generator),
     }
-    if isinstance(metric, MeanSquaredError):  # eighths, whose squares and their sums are exact
+    if isinstance(metric, tuple(REGRESSION_METRICS)):  # eighths, whose squares and their sums are exact
         values["preds"] = torch.randint(-99, 99, shape, generator=generator) / 8
         values["target"] = values["target"].float()
     return metric._filter_kwargs(**values)

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_metrics import plain_ece, predictions
+from members import REGRESSION_METRICS
 from scipy.integrate import trapezoid
 from scipy.optimize import minimize_scalar
 from scipy.stats import entropy as scipy_entropy
 from scipy.stats import norm
-from sklearn.metrics import brier_score_loss, mean_squared_error, roc_auc_score
+from sklearn.metrics import brier_score_loss, mean_absolute_error, mean_squared_error, r2_score, roc_auc_score
 
 from lightning_noise.metrics import (
     BrierDecomposition,
@@ -22,9 +23,11 @@ from lightning_noise.metrics import (
     CalibrationBins,
     ExpectedCalibrationError,
     FlipRate,
+    MeanAbsoluteError,
     MeanSquaredError,
     NoiseDetection,
     PredictiveEntropy,
+    R2Score,
     SelectiveClassification,
     TemperatureScaling,
     area_under_curve,
@@ -389,13 +392,43 @@ def test_the_histogram_of_the_entropy_is_that_of_numpy():
         PredictiveEntropy(4).update(logits)
 
 
-def test_the_squared_error_equals_that_of_scikit_learn_and_is_float32_where_there_is_no_other(monkeypatch):
+@pytest.mark.parametrize(
+    ("metric", "reference"),
+    [(MeanSquaredError, mean_squared_error), (MeanAbsoluteError, mean_absolute_error), (R2Score, r2_score)],
+)
+def test_regression_metrics_equal_those_of_scikit_learn(metric, reference):
     generator = torch.Generator().manual_seed(0)
-    preds, target = torch.randn(2, 50, 3, generator=generator)
-    metric = MeanSquaredError()
-    metric.update(preds, target)
-    assert metric.compute().item() == pytest.approx(mean_squared_error(target.numpy(), preds.numpy()), rel=1e-6)  # float32
+    target = 3 + torch.randn(50, 3, generator=generator)
+    preds = target + torch.randn(50, 3, generator=generator)
+    metric = metric()
+    for part in zip(preds.split(20), target.split(20), strict=True):
+        metric.update(*part)
+    expected = reference(target.flatten().double().numpy(), preds.flatten().double().numpy())
+    assert metric.compute().item() == pytest.approx(expected, abs=1e-6)  # returned in float32
+
+
+def test_r2_is_0_for_the_mean_and_nan_without_variance():
+    metric = R2Score()
+    metric.update(torch.full((4,), 2.5), torch.arange(1.0, 5.0))
+    assert metric.compute() == 0
+    metric.reset()
+    metric.update(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 2.0]))
+    assert metric.compute().isnan()
+
+
+@pytest.mark.parametrize("metric", REGRESSION_METRICS)
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_regression_metrics_refuse_errors_that_are_not_finite(metric, broken):
+    metric = metric()
+    metric.update(torch.tensor([1.0, broken]), torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match="finite predictions, but 1 predictions"):
+        metric.compute()
+
+
+@pytest.mark.parametrize("metric", REGRESSION_METRICS)
+def test_regression_metrics_sum_in_float32_on_a_device_without_float64(metric, monkeypatch):
     monkeypatch.setattr(scores, "_WITHOUT_FLOAT64", {"meta"})
+    metric = metric()
     assert metric.to("cpu").error_sum.dtype == torch.float64
     metric.to("meta")
     assert metric.error_sum.dtype == torch.float32

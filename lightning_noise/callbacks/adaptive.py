@@ -236,7 +236,7 @@ class _Pass:
     """What is measured in a validation: the metric without noise and at the boundary."""
 
     def __init__(self, metric: Task | Metric):
-        self.key = "metric" if isinstance(metric, Metric) else "loss" if metric == "regression" else "accuracy"
+        self.key = "metric" if isinstance(metric, Metric) else "mse" if metric == "regression" else "accuracy"
         self.metrics: dict[str, Metric] = {}
         self.sample_positions = SamplePositions()
         self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # of the groups of samples

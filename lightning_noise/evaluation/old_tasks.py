@@ -71,7 +71,9 @@ def monitor_metrics(task: Task, num_classes: int = 2, n_groups: int = 1) -> Moni
         (0.75, [0.0, 1.0])
     """
     if task == "regression":
-        return MonitorMetrics({"loss": MeanSquaredError(n_groups)}, compute_groups=False)
+        metric = MeanSquaredError(n_groups)
+        metric.key = "loss"  # type: ignore[misc]  # the name that monitors and reports read
+        return MonitorMetrics({"loss": metric}, compute_groups=False)
     metrics = {
         "loss": CrossEntropy(n_groups),
         "brier": BrierScore(n_groups),

@@ -344,6 +344,13 @@ def state_names(metric: Metric) -> list[str]:
     return list(metric._defaults)
 
 
+def cast_states(metric: Metric, states: Iterable[str], dtype: torch.dtype) -> None:
+    """Gives states another dtype that ``reset`` keeps; ``Metric.set_dtype`` would change all floating-point states."""
+    for state in states:
+        metric._defaults[state] = metric._defaults[state].to(dtype)  # type: ignore[union-attr]
+        setattr(metric, state, getattr(metric, state).to(dtype))
+
+
 @contextmanager
 def sync_states(metric: Metric) -> Iterator[None]:
     """Holds the states over all processes within, if the metric is one that ``compute`` synchronizes."""

@@ -20,7 +20,14 @@ from lightning_noise.metrics.functional import (
     robustness_summary,
     signed_gap,
 )
-from lightning_noise.metrics.scores import BrierDecomposition, BrierScore, CrossEntropy, MeanSquaredError
+from lightning_noise.metrics.scores import (
+    BrierDecomposition,
+    BrierScore,
+    CrossEntropy,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    R2Score,
+)
 from lightning_noise.metrics.statistics import Interval, jackknife_error, t_interval, wilson_interval
 
 __all__ = [
@@ -31,9 +38,11 @@ __all__ = [
     "ExpectedCalibrationError",
     "FlipRate",
     "Interval",
+    "MeanAbsoluteError",
     "MeanSquaredError",
     "NoiseDetection",
     "PredictiveEntropy",
+    "R2Score",
     "SelectiveClassification",
     "TemperatureScaling",
     "area_under_curve",

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_noise.loop.internals import cast_states
 from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, validate_bins, whole
 from lightning_noise.metrics.functional import bin_indices, murphy_decomposition
 
-__all__ = ["BrierDecomposition", "BrierScore", "CrossEntropy", "MeanSquaredError"]
+__all__ = ["BrierDecomposition", "BrierScore", "CrossEntropy", "MeanAbsoluteError", "MeanSquaredError", "R2Score"]
 
 
 class CrossEntropy(Sums[Tensor]):
@@ -155,18 +156,49 @@ class BrierDecomposition(Sums[dict[str, Tensor]]):
         return {"brier": score, **dict(zip(("reliability", "resolution", "uncertainty"), parts, strict=True))}
 
 
-class MeanSquaredError(Sums[Tensor]):
+class _RegressionSums(Sums[Tensor]):
+    """Sums of real numbers, in float64 or, on a device without float64, in float32."""
+
+    def __init__(self, n_groups: int, *states: str):
+        super().__init__(n_groups, count=())
+        self.states = states
+        for state in states:
+            self.add_state(state, torch.zeros(n_groups, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor, groups: Tensor | None = None) -> None:
+        """Adds predictions and targets of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
+        dtype = getattr(self, self.states[0]).dtype
+        target = target.to(dtype)
+        terms = self._terms(preds.to(dtype) - target, target)
+        finite = torch.stack([term.isfinite() for term in terms.values()]).all(0)
+        self._add(groups, **{state: term.where(finite, 0.0) for state, term in terms.items()})
+        self._add(groups, count=torch.ones_like(finite), undefined=~finite)
+
+    def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Returns what each element adds to each state."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if fn(torch.zeros(())).device.type in _WITHOUT_FLOAT64:
+            cast_states(self, self.states, torch.float32)
+        return super()._apply(fn, *args, **kwargs)
+
+
+_WITHOUT_FLOAT64 = {"mps"}
+
+
+class MeanSquaredError(_RegressionSums):
     r"""The mean squared error of a regression, in units of the target squared.
 
-    .. math:: \frac{1}{n} \sum_i (\hat y_i - y_i)^2
+    .. math:: \text{MSE} = \frac{1}{n} \sum_i (\hat y_i - y_i)^2
 
-    It is summed in float64, or in float32 where the device has no float64, and so the same for any order but for rounding.
+    Sums are in float64, or in float32 on a device without float64, so another order of the samples changes only the rounding.
 
     Args:
         n_groups: The number of groups of samples for :meth:`estimates`.
 
     Raises:
-        ValueError: At ``compute``, if an error was not finite.
+        ValueError: At ``compute``, if a squared error was not finite.
 
     Example:
         >>> metric = MeanSquaredError()
@@ -176,32 +208,98 @@ class MeanSquaredError(Sums[Tensor]):
     """
 
     higher_is_better = False
-    key = "loss"
+    key = "mse"
 
     error_sum: Tensor
 
     def __init__(self, n_groups: int = 1):
-        super().__init__(n_groups, count=())
-        self.add_state("error_sum", torch.zeros(n_groups, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(n_groups, "error_sum")
 
-    def update(self, preds: Tensor, target: Tensor, groups: Tensor | None = None) -> None:
-        """Adds predictions and targets of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
-        dtype = self.error_sum.dtype
-        error = (preds.to(dtype) - target.to(dtype)).square()
-        defined = error.isfinite()
-        self._add(groups, error_sum=error.where(defined, 0.0), count=torch.ones_like(defined).long(), undefined=~defined)
+    def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"error_sum": error.square()}
 
     def _value(self, sums: dict[str, Tensor]) -> Tensor:
         return sums["error_sum"] / sums["count"]
 
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        if fn(torch.zeros(())).device.type in _WITHOUT_FLOAT64:
-            self._defaults["error_sum"] = self._defaults["error_sum"].float()  # type: ignore[union-attr]
-            self.error_sum = self.error_sum.float()
-        return super()._apply(fn, *args, **kwargs)
+
+class MeanAbsoluteError(_RegressionSums):
+    r"""The mean absolute error of a regression, in units of the target.
+
+    .. math:: \text{MAE} = \frac{1}{n} \sum_i |\hat y_i - y_i|
+
+    Sums are as in :class:`MeanSquaredError`.
+
+    Args:
+        n_groups: The number of groups of samples for :meth:`estimates`.
+
+    Raises:
+        ValueError: At ``compute``, if an error was not finite.
+
+    Example:
+        >>> metric = MeanAbsoluteError()
+        >>> metric.update(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0]))
+        >>> metric.compute()  # (0 + 2) / 2
+        tensor(1.)
+    """
+
+    higher_is_better = False
+    key = "mae"
+
+    error_sum: Tensor
+
+    def __init__(self, n_groups: int = 1):
+        super().__init__(n_groups, "error_sum")
+
+    def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"error_sum": error.abs()}
+
+    def _value(self, sums: dict[str, Tensor]) -> Tensor:
+        return sums["error_sum"] / sums["count"]
 
 
-_WITHOUT_FLOAT64 = {"mps"}
+class R2Score(_RegressionSums):
+    r"""The coefficient of determination of a regression: the share of the target's variance that is explained.
+
+    .. math:: R^2 = 1 - \frac{\text{MSE}}{\text{Var}(y)}, \quad
+        \text{Var}(y) = \frac{1}{n} \sum_i y_i^2 - \Big( \frac{1}{n} \sum_i y_i \Big)^2
+
+    Predicting the mean of the target gives 0, and a worse model is negative. All :math:`n` elements count alike: several
+    outputs share one mean, unlike in scikit-learn, which averages a score for each output. Without a group, mean and variance
+    are those of the remaining samples. If all targets are equal, the value is NaN.
+
+    Sums are as in :class:`MeanSquaredError`. The variance is a difference, so its relative error is that of the sums times
+    :math:`\overline{y^2} / \text{Var}(y)`.
+
+    Args:
+        n_groups: The number of groups of samples for :meth:`estimates`.
+
+    Raises:
+        ValueError: At ``compute``, if a squared error or a squared target was not finite.
+
+    Example:
+        >>> metric = R2Score()
+        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+        >>> metric.compute()  # 1 - (1 / 2) / 1
+        tensor(0.5000)
+    """
+
+    higher_is_better = True
+    key = "r2"
+
+    error_sum: Tensor
+    target_sum: Tensor
+    square_sum: Tensor
+
+    def __init__(self, n_groups: int = 1):
+        super().__init__(n_groups, "error_sum", "target_sum", "square_sum")
+
+    def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"error_sum": error.square(), "target_sum": target, "square_sum": target.square()}
+
+    def _value(self, sums: dict[str, Tensor]) -> Tensor:
+        count = sums["count"]
+        variance = sums["square_sum"] / count - (sums["target_sum"] / count).square()
+        return 1 - (sums["error_sum"] / count / variance).where(variance > 0, torch.nan)
 
 
 def _brier(preds: Predictions, target: Tensor) -> Tensor:
