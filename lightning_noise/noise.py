@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lightning_noise._checks import check_level
+from lightning_noise._tensor import column, span, validate_dim
+
 __all__ = [
     "SNR",
     "ColoredNoise",
@@ -96,22 +99,6 @@ class Noise(ABC):
             level: A positive number, or a tensor that broadcasts against ``x`` and may hold zeros.
             generator: The only source of randomness.
         """
-
-
-def check_level(level: float, max_level: float = math.inf) -> float:
-    """Returns the level as a float, or raises an error where it is no number, negative, not finite or above the largest."""
-    if isinstance(level, str | bytes | bool) or not hasattr(level, "__float__"):
-        raise TypeError(f"a level must be a number, got {level!r}")
-    level = float(level)
-    if not (0 <= level <= max_level and math.isfinite(level)):
-        wanted = "finite and not negative" if max_level == math.inf else f"in [0, {max_level:g}]"
-        raise ValueError(f"a level must be {wanted}, got {level}")
-    return level
-
-
-def column(values: Tensor, x: Tensor) -> Tensor:
-    """Returns the values of the samples, of shape (B,), in the shape that broadcasts against ``x``."""
-    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -679,16 +666,6 @@ def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
         )
 
 
-def validate_dim(dim: Sequence[int]) -> tuple[int, ...]:
-    """Returns the axes of a box as a tuple, or raises a ValueError where they are none."""
-    if isinstance(dim, int):
-        raise TypeError(f"dim must be a tuple of axes such as (-1,), got {dim}")
-    dim = tuple(dim)
-    if not dim or len(set(dim)) < len(dim) or max(dim) >= 0:
-        raise ValueError(f"dim must be different axes counted from the end, such as (-2, -1), got {dim}")
-    return dim
-
-
 def _norm(x: Tensor) -> Tensor:
     return column(torch.linalg.vector_norm(x.flatten(1), dim=1), x)
 
@@ -698,15 +675,6 @@ def _before_padding(x: Tensor, padding: float) -> Tensor:
     # the value as it is in the precision that x may have come from
     values = torch.stack([torch.tensor(padding, dtype=dtype).to(x.dtype) for dtype in (x.dtype, torch.float16, torch.bfloat16)])
     return (~torch.isin(x, values.to(x.device))).to(x.dtype).flip(-1).cummax(-1).values.flip(-1)
-
-
-def span(start: Tensor, length: float | Tensor, x: Tensor, dim: int) -> Tensor:
-    """Where the axis of each sample lies in [start, start + length), in a shape that broadcasts against ``x``."""
-    shape = [1] * (x.ndim - 1)
-    shape[dim] = -1
-    position = torch.arange(x.shape[dim], device=x.device).view(1, *shape)
-    start, end = column(start, x), column(start + length, x)
-    return (position >= start) & (position < end)
 
 
 def _sample_extreme(x: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:

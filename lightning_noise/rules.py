@@ -13,9 +13,9 @@ from typing import Any, ClassVar, NamedTuple, get_args
 
 from torchmetrics import Metric
 
+from lightning_noise._checks import check_level
 from lightning_noise.batch import Selector
 from lightning_noise.evaluation.old_tasks import Task
-from lightning_noise.noise import check_level
 from lightning_noise.schedules import Level
 
 __all__ = ["AdaptiveLevel", "AnyLevel", "Decision", "Governor", "Observation", "Rule", "SignedGap", "State"]

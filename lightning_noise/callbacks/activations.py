@@ -20,7 +20,8 @@ from lightning_noise.loop.internals import original_module, plain_name, register
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, Shot, Uniform
 from lightning_noise.patterns import match
-from lightning_noise.perturb.inputs import NoiseFunction, check_options, check_output, perturb_output
+from lightning_noise.perturb.inputs import NoiseFunction, check_options
+from lightning_noise.perturb.outputs import check_output, perturb_output
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_noise import plots
+from lightning_noise._checks import check_level
 from lightning_noise.evaluation.old_predictor import Predictor
 from lightning_noise.evaluation.old_tasks import Task
 from lightning_noise.evaluation.positions import N_GROUPS, SamplePositions, check_validation, groups_of, seen_by_all
@@ -23,7 +24,6 @@ from lightning_noise.loop.perturbation import Context
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.scores import MeanSquaredError
 from lightning_noise.metrics.statistics import jackknife_error
-from lightning_noise.noise import check_level
 from lightning_noise.rng import Key
 from lightning_noise.rules import AdaptiveLevel, Decision, Governor, Observation, Rule, SignedGap
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +12,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_noise._checks import check_level
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.adaptive import Adaptation
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.loop.internals import (
     Callback,
-    batches_that_stepped,
-    last_epoch_that_trains,
     recomputes_statistics,
     should_log,
 )
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.loop.progress import logging_step, outline, progress_at, run_seed
 from lightning_noise.losses.modes import LabelLoss
-from lightning_noise.noise import Noise, check_level
+from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
 from lightning_noise.rules import AdaptiveLevel, AnyLevel, Rule
 from lightning_noise.schedules import Progress, Schedule, level_at
@@ -34,7 +33,7 @@ from lightning_noise.schedules import Progress, Schedule, level_at
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["Callback", "NoiseCallback", "TargetCallback", "Via", "check_parameters_are_whole", "logging_step"]
+__all__ = ["Callback", "NoiseCallback", "TargetCallback", "Via", "check_parameters_are_whole"]
 
 Via = Literal["loss", "batch", "sample"]
 
@@ -110,7 +109,7 @@ class NoiseCallback(Callback, Perturbing):
         self._batch_idx = batch_idx
         # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
         training = not recomputes_statistics(trainer)
-        self.current_level = self._level_at(_progress(trainer, batch_idx)) if training else 0.0
+        self.current_level = self._level_at(progress_at(trainer, batch_idx)) if training else 0.0
         self._is_logged = training and should_log(trainer)
         self._stats = {}
 
@@ -188,14 +187,14 @@ class NoiseCallback(Callback, Perturbing):
 
     @property
     def _seed(self) -> int:
-        return _run_seed() if self.seed is None else self.seed
+        return run_seed() if self.seed is None else self.seed
 
     def _check_run(self, trainer: Trainer) -> None:
         """Refuses what cannot work in this run at its start and not hours later."""
         if self.adaptive is not None:
             self.adaptive.check_run(trainer)
         # a callable may read the state of the run, which is not known ahead
-        for progress in _outline(trainer) if isinstance(self.level, Schedule) else [_progress(trainer, 0)]:
+        for progress in outline(trainer) if isinstance(self.level, Schedule) else [progress_at(trainer, 0)]:
             self._level_at(progress)
 
     def _log(self, trainer: Trainer, measured: dict[str, float | Tensor]) -> None:
@@ -291,38 +290,6 @@ def check_parameters_are_whole(trainer: Trainer, name: str) -> None:
                 f"{name!r} cannot work with {strategy.__name__}, which has no whole parameters outside of the forward pass; "
                 "use DDPStrategy, or ModelParallelStrategy with fully_shard"
             )
-
-
-def _run_seed() -> int:
-    """The seed that ``seed_everything`` was called with, or else 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
-
-
-def logging_step(trainer: Trainer) -> int:
-    """Returns the place on the x axis of the logs, which counts batches and not the steps of several optimizers."""
-    return batches_that_stepped(trainer)
-
-
-def _progress(trainer: Trainer, batch_idx: int) -> Progress:
-    epoch, fractions = trainer.current_epoch, []
-    if trainer.max_steps is not None and trainer.max_steps > 0:
-        fractions.append(trainer.global_step / trainer.max_steps)
-    if (epochs := last_epoch_that_trains(trainer)) > 0:
-        batches = trainer.num_training_batches
-        within = batch_idx / batches if 0 < batches < math.inf else 0.0
-        fractions.append((epoch + within) / epochs)
-    return Progress(trainer.global_step, epoch, min(max(fractions), 1.0) if fractions else None)
-
-
-def _outline(trainer: Trainer) -> list[Progress]:
-    """The start and, in a run with a known end, a hundred moments of it, the last among them."""
-    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-    if not (0 < steps < math.inf and 0 < batches < math.inf):
-        return [_progress(trainer, 0)]
-    if (epochs := last_epoch_that_trains(trainer)) > 0:
-        steps = min(steps, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-    chosen = [int((steps - 1) * i / 100) for i in range(101)]
-    return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in chosen]
 
 
 def _fetches_itself(trainer: Trainer) -> bool:

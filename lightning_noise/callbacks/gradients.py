@@ -16,7 +16,8 @@ from lightning_noise.loop.internals import plain_name, takes_scaled_gradients
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import NoiseFunction, check_options
-from lightning_noise.perturb.weights import check_dense, local, parameter_key
+from lightning_noise.perturb.sharding import gradient_of, local, parameter_key, whole
+from lightning_noise.perturb.weights import check_dense
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 from lightning_noise.schedules import InverseTime
@@ -140,19 +141,11 @@ def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Te
     """The gradients that the optimizer will use, each once, by the name of the parameter."""
     names = {parameter: plain_name(name) for name, parameter in pl_module.named_parameters()}
     # a parameter that no module has is known by its place in the optimizer
-    named = {names.get(parameter, str(i)): _whole(parameter) for i, parameter in enumerate(parameters_of(optimizer))}
+    named = {names.get(parameter, str(i)): gradient_of(parameter) for i, parameter in enumerate(parameters_of(optimizer))}
     found = {name: gradient for name, gradient in named.items() if gradient is not None}
     for name, gradient in found.items():
         check_dense(name, gradient)
     return found
-
-
-def _whole(parameter: Any) -> Tensor | None:
-    """The gradient, laid out over the processes as its parameter: noise in each part of a sum would be added up."""
-    gradient = parameter.grad
-    if gradient is not None and getattr(gradient, "placements", None) != getattr(parameter, "placements", None):
-        parameter.grad = gradient.redistribute(placements=parameter.placements)
-    return parameter.grad
 
 
 def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
@@ -165,5 +158,4 @@ def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
 
 def _energy(x: Tensor) -> Tensor:
     """The sum of the squares, over all shards."""
-    total = x.float().square().sum()
-    return total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[operator]
+    return whole(x.float().square().sum())

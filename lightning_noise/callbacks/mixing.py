@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_noise._tensor import column, like, span, validate_dim
 from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, replace
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import MixedLabelLoss
-from lightning_noise.noise import column, span, validate_dim
-from lightning_noise.perturb.inputs import like
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 

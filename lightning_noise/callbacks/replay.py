@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_noise._checks import check_counts
 from lightning_noise.batch import Path, Selector, find_inputs, get, leaves
 from lightning_noise.callbacks.base import Callback, NoiseCallback
 from lightning_noise.evaluation.old_conditions import Probe, Probes
-from lightning_noise.evaluation.positions import SamplePositions, check_counts, check_name, check_validation, is_due
+from lightning_noise.evaluation.positions import SamplePositions, check_name, check_validation, is_due
 from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying

@@ -15,15 +15,15 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lightning_noise import plots, report
+from lightning_noise._checks import check_counts
 from lightning_noise.batch import Path, Selector, get
-from lightning_noise.callbacks.base import Callback, NoiseCallback, logging_step
+from lightning_noise.callbacks.base import Callback, NoiseCallback
 from lightning_noise.evaluation.old_conditions import Probe, Probes
 from lightning_noise.evaluation.old_predictor import Predictor
 from lightning_noise.evaluation.old_tasks import LOGGED, Task, monitor_metrics
 from lightning_noise.evaluation.positions import (
     N_GROUPS,
     SamplePositions,
-    check_counts,
     check_name,
     check_pipe,
     check_validation,
@@ -34,6 +34,7 @@ from lightning_noise.evaluation.positions import (
 from lightning_noise.evaluation.results import CLEAN, Condition, Measurement
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import class_of_callbacks, n_evaluation_loaders
+from lightning_noise.loop.progress import logging_step
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import Clip, NoiseFunction
 

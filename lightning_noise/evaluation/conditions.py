@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple, Protocol
 
+from lightning_noise._checks import check_level
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.noise import check_level
 from lightning_noise.rng import Key
 
 __all__ = ["CLEAN", "NOISY", "OVERALL", "WORST", "Condition", "Conditions", "Probe"]

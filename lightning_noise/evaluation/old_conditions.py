@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_noise._checks import check_level
 from lightning_noise.batch import Path
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop.loggers import as_text
 from lightning_noise.loop.perturbation import Context
-from lightning_noise.noise import Noise, check_level
+from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import (
     Clip,
     NoiseFunction,

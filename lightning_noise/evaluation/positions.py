@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "N_GROUPS",
     "SamplePositions",
-    "check_counts",
     "check_name",
     "check_pipe",
     "check_validation",
@@ -61,13 +60,6 @@ class SamplePositions:
             counted = len(range(first, min(positions.stop, len(sampler.dataset)), replicas))  # type: ignore[arg-type]
         self.seen += rows
         return positions, counted
-
-
-def check_counts(**counts: int | None) -> None:
-    """Raises a ValueError where a number of something is below 1."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def check_name(trainer: Trainer, monitor: Any) -> None:

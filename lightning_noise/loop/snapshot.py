@@ -27,10 +27,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lightning_noise._tensor import like
 from lightning_noise.batch import map_tensors
 from lightning_noise.loop.dispatch import parameters_of
 from lightning_noise.loop.internals import parameters_of_layer, private_attributes, rng_states, set_rng_states, state_of_run
-from lightning_noise.perturb.inputs import like
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

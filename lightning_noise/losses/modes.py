@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_noise._tensor import column
 from lightning_noise.batch import describe
 from lightning_noise.loop.internals import run_backward
-from lightning_noise.noise import column
 
 __all__ = [
     "LabelLoss",

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import Path, describe, format_path, get, leaves, replace
-from lightning_noise.noise import Noise, column
+from lightning_noise._tensor import column, like
+from lightning_noise.batch import Path, describe, format_path, get, replace
+from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Schedule
 
 __all__ = [
     "Clip",
     "NoiseFunction",
+    "apply_noise",
     "check_floating",
     "check_options",
-    "check_output",
-    "like",
     "perturb_batch",
-    "perturb_output",
     "snr_db",
     "try_noise",
     "validate_clip",
@@ -58,71 +56,13 @@ def perturb_batch(
         leaf = get(batch, path)
         x = leaf.detach().as_subclass(Tensor)
         levels = _levels(x, level, key, probability, per_sample)
-        y = _noisy(x, path, noise, levels, key, relative)
+        y = apply_noise(x, path, noise, levels, key, relative)
         if clip is not None and y.is_floating_point():  # the codes of categories have no range
             y = _clipped(y, *clip)
         if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
             y = torch.where(column(levels > 0, x), y, x)
         batch = replace(batch, path, like(leaf, y))
     return batch
-
-
-def perturb_output(
-    output: Any,
-    noise: Callable[..., Tensor],
-    level: float,
-    key: Key,
-    *,
-    module: str = "",
-    relative: Literal["std"] | None = None,
-) -> Any:
-    """Returns what a module returned with noise in each of its floating-point tensors, each with a draw of its own.
-
-    These are the tensors that are reached through tuples, lists, mappings and dataclasses and have a first axis. All else, such
-    as a distribution, a cache or a finished loss, is the same object. A tensor that occurs twice is one tensor afterwards, too.
-    The output itself and its tensors stay as they are. The gradient is that of the noisy output, also of the standard deviation
-    that a relative level is in units of.
-
-    Args:
-        output: What the module returned.
-        noise: The noise.
-        level: The amount.
-        key: The key of the draws.
-        module: The name of the module, for messages.
-        relative: The level is in units of the standard deviation of each row of the first axis.
-
-    Raises:
-        TypeError: There is no such tensor, or one is not dense.
-        ValueError: The noise cuts the gradient, or with a draw for each sample the first axis is not that of the samples.
-    """
-    found = [
-        (path, leaf) for path, leaf in leaves(output) if leaf.is_floating_point() and leaf.ndim and _is_plain(output, path)
-    ]
-    if not found:
-        raise TypeError(
-            f"noise needs a floating-point tensor with an axis, but {module!r} returned {describe(output)}; "
-            "select other modules"
-        )
-    noisy: dict[int, Tensor] = {}
-    for path, leaf in found:
-        if id(leaf) not in noisy:
-            check_output(leaf, key, module, path)
-            noisy[id(leaf)] = _noisy_output(leaf, path, noise, level, key, relative)
-        output = replace(output, path, noisy[id(leaf)])
-    return output
-
-
-def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
-    """Raises an error where a tensor that a module returned cannot take noise, with the way out."""
-    where = f"{module!r} returned" + (f" in {format_path(path)!r}" if path else "")
-    if leaf.layout != torch.strided or leaf.is_nested:
-        kind = "a nested tensor" if leaf.is_nested else f"a tensor of {leaf.layout}"
-        raise TypeError(f"noise needs a dense tensor, but {where} {kind}; select other modules")
-    if key.positions is not None and len(leaf) != len(key.positions):
-        raise ValueError(
-            f"each of the {len(key.positions)} samples has a draw of its own, but {where} {describe(leaf)}; "
-            "select a module whose first axis is that of the samples"
-        )
 
 
 def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
@@ -188,40 +128,11 @@ def validate_clip(clip: Any) -> Clip | None:
     return _plain(low), _plain(high)
 
 
-def like(leaf: Tensor, y: Tensor) -> Tensor:
-    """Returns ``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
-    return _as_subclass_of(leaf, y).requires_grad_(leaf.requires_grad)
-
-
-def _as_subclass_of(leaf: Tensor, y: Tensor) -> Tensor:
-    if type(leaf) is not Tensor:
-        y = y.as_subclass(type(leaf))
-        vars(y).update(vars(leaf))
-    return y
-
-
-def _noisy(
+def apply_noise(
     x: Tensor, path: Path, noise: Callable[..., Tensor], levels: float | Tensor, key: Key, relative: Literal["std"] | None
 ) -> Tensor:
+    """Returns the leaf at a path with noise; the key of the draw has the path in it."""
     return (key / "leaf" / format_path(path)).apply(noise, x, levels * _std(x) if relative else levels)
-
-
-def _noisy_output(
-    leaf: Tensor, path: Path, noise: Callable[..., Tensor], level: float, key: Key, relative: Literal["std"] | None
-) -> Tensor:
-    y = _noisy(leaf.as_subclass(Tensor), path, noise, level, key, relative)
-    if torch.is_grad_enabled() and leaf.requires_grad and not y.requires_grad:
-        called = getattr(noise, "__name__", type(noise).__name__)
-        raise ValueError(f"{called} cuts the gradient, so that what comes before would not learn: it must not detach x")
-    return _as_subclass_of(leaf, y)
-
-
-def _is_plain(output: Any, path: Path) -> bool:
-    """Whether the path leads through containers alone, and not into an object that makes something of its tensors."""
-    return all(
-        isinstance(part, tuple | list | Mapping) or is_dataclass(part)
-        for part in (get(output, path[:i]) for i in range(len(path)))
-    )
 
 
 def _plain(bound: Tensor | None) -> Bound:

@@ -6,16 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_noise._tensor import column
 from lightning_noise.loop.internals import copy_all_, count_writes, plain_name, register_gradient_hook, register_state_dict_hook
-from lightning_noise.noise import column
 from lightning_noise.patterns import match
+from lightning_noise.perturb.sharding import check_rows_are_whole, is_sharded, local, parameter_key, reshard, whole, with_local
 from lightning_noise.rng import Key
 
 __all__ = [
@@ -24,8 +25,6 @@ __all__ = [
     "RelativeTo",
     "check_dense",
     "find_parameters",
-    "local",
-    "parameter_key",
     "unit_of",
     "weight_noise",
 ]
@@ -122,7 +121,7 @@ class PerturbedParameters:
         gradient: GradientOf = "straight_through",
     ):
         self.module = module
-        _reshard(module)
+        reshard(module)
         self.names = {parameter: name for name, parameter in find_parameters(module, params).items()}
         self.noise = noise
         self.level = level
@@ -134,13 +133,14 @@ class PerturbedParameters:
         self._versions: dict[nn.Parameter, int] = {}
         self._updates: Counter[nn.Parameter] = Counter()
         self._handles: list[Any] = []
-        self._sharded = any(_is_sharded(parameter) for parameter in self.names)
+        self._sharded = any(is_sharded(parameter) for parameter in self.names)
         # processes that share a tensor must see one noise
         self.key = key.everywhere if self._sharded else key
         if self._sharded and self.reparametrized:
             raise ValueError("gradient='reparametrized' needs whole parameters, but these are sharded over processes")
         if relative == "filter":
-            _check_rows_are_whole(self.names)
+            for parameter, name in self.names.items():
+                check_rows_are_whole(parameter, name)
 
     def enter(self) -> None:
         """Perturbs all parameters."""
@@ -156,13 +156,13 @@ class PerturbedParameters:
         for handle in self._handles:
             handle.remove()
         self.restore(self.names)
-        _reshard(self.module)
+        reshard(self.module)
 
     def check_untouched(self, parameters: Iterable[nn.Parameter]) -> None:
         """Raises a ValueError where somebody has written to a noisy parameter, which would be lost when it is restored."""
         for parameter in parameters:
             written = parameter in self.clean and self._versions[parameter] != _version(parameter)
-            if written and not _is_sharded(parameter) and self._is_changed(parameter):
+            if written and not is_sharded(parameter) and self._is_changed(parameter):
                 raise ValueError(
                     f"the training step has written to {self.names[parameter]!r} while there was noise in it; change weights "
                     "in on_train_batch_end, when they are clean, or select other parameters by params=…"
@@ -206,9 +206,9 @@ class PerturbedParameters:
         key = parameter_key(self.key / "parameter", self.names[parameter], parameter)
         if updates := self._updates[parameter]:
             key = key / updates
-        if _is_sharded(parameter) and self.relative in ("std", "max"):  # which are those of the whole tensor
-            whole = parameter.full_tensor().float()  # type: ignore[attr-defined]
-            return weight_noise(w, self.noise, self.level * unit_of(whole, self.relative), key)
+        if is_sharded(parameter) and self.relative in ("std", "max"):  # which are those of the whole tensor
+            unit = unit_of(whole(parameter).float(), self.relative)
+            return weight_noise(w, self.noise, self.level * unit, key)
         return weight_noise(w, self.noise, self.level, key, self.relative)
 
     def _is_changed(self, parameter: nn.Parameter) -> bool:
@@ -238,7 +238,7 @@ class PerturbedParameters:
             entry, clean = state_dict.get(prefix + name), self.clean.get(parameter)
             # an entry that is not the parameter has been put there by a noise that began before this one
             if entry is not None and clean is not None and local(entry).data_ptr() == local(parameter).data_ptr():
-                state_dict[prefix + name] = _like(parameter, clean)
+                state_dict[prefix + name] = with_local(parameter, clean)
 
 
 def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None) -> dict[str, nn.Parameter]:
@@ -283,21 +283,6 @@ def _version(parameter: nn.Parameter) -> int:
     return count_writes(parameter) - _WRITES.get(parameter, 0)
 
 
-def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
-    """Returns the key of the draw of a parameter, which differs from shard to shard of a sharded one."""
-    key = key / name
-    if _is_sharded(parameter):
-        coordinates = parameter.device_mesh.get_coordinate()  # type: ignore[attr-defined]
-        for coordinate, placement in zip(coordinates, parameter.placements, strict=True):  # type: ignore[attr-defined]
-            key = key / coordinate if placement.is_shard() else key
-    return key
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Returns what this process has of a tensor."""
-    return tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
 def check_dense(name: str, gradient: Tensor) -> None:
     """Raises a TypeError where the gradient of the parameter cannot take noise, with the way out."""
     if gradient.layout != torch.strided:
@@ -313,37 +298,6 @@ def _check_factor_is_constant(gradient: Tensor, w: Tensor) -> None:
             "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
             "use 'straight_through', or a noise such as Speckle()"
         )
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "placements")
-
-
-def _like(parameter: Tensor, w: Tensor) -> Tensor:
-    """What this process has as the tensor that the parameter is."""
-    if not _is_sharded(parameter):
-        return w
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    return type(parameter.data).from_local(w, mesh, placements, shape=parameter.shape, stride=parameter.stride())  # type: ignore[attr-defined]
-
-
-def _reshard(module: nn.Module) -> None:
-    """Gives back what was gathered of sharded parameters, which does not follow what happens to the shards."""
-    for child in module.modules():  # an evaluation leaves what it gathered, and with it other parameters in the module
-        if _gathers(type(child)):
-            child.reshard()  # type: ignore[operator]
-
-
-@cache
-def _gathers(kind: type[nn.Module]) -> bool:
-    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)
-
-
-def _check_rows_are_whole(names: dict[nn.Parameter, str]) -> None:
-    for parameter, name in names.items():
-        placements = getattr(parameter, "placements", ())
-        if any(placement.is_shard() and placement.dim != 0 for placement in placements):
-            raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {placements}")
 
 
 def _filter_norm(w: Tensor) -> Tensor:

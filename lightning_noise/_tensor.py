@@ -1,0 +1,59 @@
+"""Small tensor helpers that noises, losses and perturbations share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_type_of", "column", "like", "span", "validate_dim"]
+
+
+def column(values: Tensor, x: Tensor) -> Tensor:
+    """Returns one value per sample, of shape (B,), in the shape that broadcasts against ``x``."""
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def span(start: Tensor, length: float | Tensor, x: Tensor, dim: int) -> Tensor:
+    """Returns a mask of [start, start + length) along an axis, in the shape that broadcasts against ``x``.
+
+    Args:
+        start: The first position of each sample, of shape (B,).
+        length: The number of positions, for all samples or of shape (B,).
+        x: The tensor of shape (B, *) that will be masked.
+        dim: The axis, counted from the end.
+    """
+    shape = [1] * (x.ndim - 1)
+    shape[dim] = -1
+    position = torch.arange(x.shape[dim], device=x.device).view(1, *shape)
+    start, end = column(start, x), column(start + length, x)
+    return (position >= start) & (position < end)
+
+
+def like(leaf: Tensor, y: Tensor) -> Tensor:
+    """Returns ``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
+    return as_type_of(leaf, y).requires_grad_(leaf.requires_grad)
+
+
+def as_type_of(leaf: Tensor, y: Tensor) -> Tensor:
+    """Returns ``y`` as the subclass of ``leaf``, with its attributes."""
+    if type(leaf) is not Tensor:
+        y = y.as_subclass(type(leaf))
+        vars(y).update(vars(leaf))
+    return y
+
+
+def validate_dim(dim: Sequence[int]) -> tuple[int, ...]:
+    """Returns axes as a tuple.
+
+    Raises:
+        TypeError: ``dim`` is a number.
+        ValueError: Two axes are the same, or an axis is not counted from the end.
+    """
+    if isinstance(dim, int):
+        raise TypeError(f"dim must be a tuple of axes such as (-1,), got {dim}")
+    dim = tuple(dim)
+    if not dim or len(set(dim)) < len(dim) or max(dim) >= 0:
+        raise ValueError(f"dim must be different axes counted from the end, such as (-2, -1), got {dim}")
+    return dim

@@ -1,0 +1,78 @@
+"""Parameters that are sharded over ranks, as DTensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lightning_noise.rng import Key
+
+if TYPE_CHECKING or torch.distributed.is_available():
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+else:  # a build of torch that shards nothing
+    DTensor = FSDPModule = type("Absent", (), {})
+
+__all__ = ["check_rows_are_whole", "gradient_of", "is_sharded", "local", "parameter_key", "reshard", "whole", "with_local"]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Returns whether this rank may hold only a part of the tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns the part of a tensor that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns a tensor gathered from all ranks."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def with_local(tensor: Tensor, part: Tensor) -> Tensor:
+    """Returns a tensor that is sharded like ``tensor``, of which this rank holds ``part``."""
+    if not isinstance(tensor, DTensor):
+        return part
+    return DTensor.from_local(part, tensor.device_mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
+
+
+def gradient_of(parameter: Tensor) -> Tensor | None:
+    """Returns the gradient, sharded like its parameter.
+
+    A gradient may still be a sum of which each rank holds a summand. Noise in each summand would be added up.
+    """
+    gradient = parameter.grad
+    if isinstance(parameter, DTensor) and isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
+        parameter.grad = gradient.redistribute(placements=parameter.placements)
+    return parameter.grad
+
+
+def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
+    """Returns the key of a parameter; each shard of a sharded parameter has a key of its own."""
+    key = key / name
+    if isinstance(parameter, DTensor):
+        coordinates = parameter.device_mesh.get_coordinate() or ()
+        for coordinate, placement in zip(coordinates, parameter.placements, strict=True):
+            key = key / coordinate if placement.is_shard() else key
+    return key
+
+
+def check_rows_are_whole(parameter: Tensor, name: str) -> None:
+    """Raises a ValueError if a row of the parameter is spread over ranks."""
+    placements = parameter.placements if isinstance(parameter, DTensor) else ()
+    if any(placement.is_shard() and not placement.is_shard(0) for placement in placements):
+        raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {placements}")
+
+
+def reshard(module: nn.Module) -> None:
+    """Frees the gathered copies of sharded parameters.
+
+    Evaluation leaves these copies, and with them other parameters, in the module. They do not follow changes of the shards.
+    """
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            child.reshard()
