@@ -24,7 +24,7 @@ test: ## Run all tests but the slow ones.
 slow: ## Run the slow tests.
 	pytest -m slow
 
-docs: ## Run the examples of the docstrings and of the README.
+docs: ## Run the examples of the docstrings, the README and the docs.
 	pytest lightning_noise tests/test_readme*.py
 
 both: VENV ?= build/both

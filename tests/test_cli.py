@@ -565,9 +565,9 @@ def test_what_is_read_but_wrong_is_refused_in_the_words_of_the_class(changed, me
         read(write(tmp_path, [{"class_path": "InputNoise", "init_args": {"noise": "Gaussian", "level": 0.1} | changed}]))
 
 
-def test_the_lines_of_the_readme_read(tmp_path: Path):
-    (lines,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    config = tmp_path / "readme.yaml"
+def test_the_lines_of_the_guide_read(tmp_path: Path):
+    (lines,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.DOTALL)
+    config = tmp_path / "guide.yaml"
     config.write_text(lines)
     assert found(read(config, "--seed_everything=0")) == [
         comparable(RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1, 0.2, 0.4])),
