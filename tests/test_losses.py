@@ -14,10 +14,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_noise.losses import modes
-from lightning_noise.losses.modes import (
+from lightning_noise.losses import (
     MixedLabelLoss,
     SmoothedLabelLoss,
+    modes,
     smoothed_binary_cross_entropy_with_logits,
     smoothed_cross_entropy,
     smoothed_nll_loss,

@@ -13,7 +13,7 @@ from helpers_losses import CLASSES, DERIVED, IGNORED, PARTNERS, REDUCTIONS, TARG
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_noise.losses.modes import LabelLoss, MixedLabelLoss, NoisyLabelLoss, SmoothedLabelLoss
+from lightning_noise.losses import LabelLoss, MixedLabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 
 
 @pytest.fixture(autouse=True)

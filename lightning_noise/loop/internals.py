@@ -47,7 +47,6 @@ __all__ = [
     "register_gradient_hook",
     "register_state_dict_hook",
     "rng_states",
-    "run_backward",
     "runs_backward",
     "set_rng_states",
     "should_log",
@@ -310,25 +309,6 @@ def count_writes(tensor: Tensor) -> int:
 def runs_backward() -> bool:
     """Returns whether a backward pass is running. Activation checkpointing runs a part of the forward pass in it."""
     return torch._C._current_graph_task_id() != -1
-
-
-def run_backward(
-    tensors: tuple[Tensor, ...],
-    gradients: Iterable[Tensor | None],
-    *,
-    inputs: tuple[Tensor, ...],
-    retain_graph: bool,
-    create_graph: bool,
-) -> None:
-    """Runs the backward pass as ``torch.autograd.backward`` does, but within the modes for torch functions.
-
-    Each public function leaves these modes for the time of the pass. A checkpointed loss that is computed again in the pass
-    would then be the loss of the true labels.
-    """
-    gradients = torch.autograd._make_grads(tensors, tuple(gradients), is_grads_batched=False)
-    torch.autograd.graph._engine_run_backward(
-        tensors, gradients, retain_graph, create_graph, inputs, allow_unreachable=True, accumulate_grad=True
-    )
 
 
 def takes_scaled_gradients(optimizer: Optimizer) -> bool:

@@ -1,3 +1,18 @@
 """Losses of smoothed, noisy and mixed labels."""
 
-__all__: list[str] = []
+from lightning_noise.losses.functional import (
+    smoothed_binary_cross_entropy_with_logits,
+    smoothed_cross_entropy,
+    smoothed_nll_loss,
+)
+from lightning_noise.losses.modes import LabelLoss, MixedLabelLoss, NoisyLabelLoss, SmoothedLabelLoss
+
+__all__ = [
+    "LabelLoss",
+    "MixedLabelLoss",
+    "NoisyLabelLoss",
+    "SmoothedLabelLoss",
+    "smoothed_binary_cross_entropy_with_logits",
+    "smoothed_cross_entropy",
+    "smoothed_nll_loss",
+]
