@@ -193,7 +193,7 @@ def test_a_prediction_that_is_no_number_is_an_error(metric, broken):
     logits[3, 1] = broken
     values = metric()
     values.update(logits, target)
-    with pytest.raises(ValueError, match="reads finite predictions, but 1 predictions were not a number"):
+    with pytest.raises(ValueError, match="expects finite predictions, got 1 that are NaN"):
         values.compute()
     values.reset()
     values.update(*predictions(20))
@@ -231,7 +231,7 @@ def test_losses_of_any_size_add_up_and_those_without_bound_are_none():
     for loss in (2.0**41, math.inf):
         metric.reset()
         metric.update(torch.tensor([[-loss, 0.0]]), torch.zeros(1, dtype=torch.long))
-        with pytest.raises(ValueError, match="CrossEntropy reads finite predictions, but 1 predictions"):
+        with pytest.raises(ValueError, match="CrossEntropy expects finite predictions, got 1 that"):
             metric.compute()
 
 

@@ -1,4 +1,4 @@
-"""Metrics of robustness and calibration."""
+"""Metrics of accuracy, calibration, confidence and robustness, with their standard errors."""
 
 from lightning_noise.metrics.calibration import CalibrationBins, ExpectedCalibrationError, TemperatureScaling
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification

@@ -1,32 +1,31 @@
-"""What the metrics share: sums that are whole numbers, kept apart for groups of samples, and what is read of logits."""
+"""Exact sums for groups of samples, and the quantities that metrics read from logits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_noise.loop.internals import state_names, sync_states
-from lightning_noise.metrics.functional import bin_indices
+from lightning_noise.metrics.functional.calibration import bin_indices
 
-__all__ = ["RESOLUTION", "Predictions", "Sums", "validate_bins", "whole"]
+__all__ = ["RESOLUTION", "Predictions", "Sums", "quantize", "validate_bins"]
 
-# what is summed becomes whole multiples of 2^-24, the resolution of float32 below 1: exact, in any order and on any device
+# summands become whole multiples of 2^-24, the resolution of float32 below 1: exact, in any order and on any device
 RESOLUTION = 2**24
 
 Value = TypeVar("Value", Tensor, dict[str, Tensor])
 
 
 class Sums(Metric, Generic[Value]):
-    r"""A metric of sums that are whole numbers, and so exact in any order; it counts the predictions that are none.
+    r"""A metric whose states are sums over samples, separately for groups of samples.
 
-    A sample belongs to one of :math:`G` groups, and each state has a leading axis of them, so that the metric can be had of
-    all data and without one of the groups in turn, from which a jackknife tells its standard error.
+    The sums are integers and so exact in any order. Each state has a leading axis of :math:`G` groups. The metric without one
+    of the groups, which a jackknife needs, therefore costs no second pass. Predictions that are not finite are counted.
 
     Args:
         n_groups: The number of groups, :math:`G`.
@@ -35,7 +34,7 @@ class Sums(Metric, Generic[Value]):
 
     is_differentiable = False
     full_state_update = False
-    key: ClassVar[str]  # what a value is called that is one tensor
+    key: ClassVar[str]  # the name of a value that is a single tensor
 
     count: Tensor
     undefined: Tensor
@@ -51,54 +50,55 @@ class Sums(Metric, Generic[Value]):
 
     def compute(self) -> Value:
         sums = {state: values.sum(0) for state, values in self._states().items()}
-        # here and not in update, where the question would wait for the device in each step
+        # not in update, where looking at the value would wait for the device in each step
         if sums["undefined"]:
             raise ValueError(
-                f"{type(self).__name__} reads finite predictions, but {sums['undefined'].item()} predictions were not a number "
-                "or gave an infinite loss; look for NaN and infinity in what the module returns"
+                f"{type(self).__name__} expects finite predictions, got {sums['undefined'].item()} that are NaN or give an "
+                "infinite loss; look for NaN and infinity in the outputs of the module"
             )
-        return self._single(self._value_of(sums))
+        value = self._value_in_float64(sums)
+        if isinstance(value, dict):
+            return {key: each.float().to(self.device) for key, each in value.items()}
+        return value.float().to(self.device)
 
     def totals(self) -> dict[str, float]:
-        """Returns the values of all data, over all processes, by the keys of ``compute``; NaN where a prediction was none."""
-        return self._floats({state: values.sum(0) for state, values in self._synchronised().items()})
+        """Returns the values of all samples of all ranks, by the keys of ``compute``.
+
+        If a prediction was not finite, they are NaN.
+        """
+        return self._floats({state: values.sum(0) for state, values in self._synchronized_states().items()})
 
     def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Returns the values of all data, and those without each group in turn, over all processes.
+        """Returns the values of all samples, and the values without each group, over all ranks.
 
-        They have the keys of ``compute``, in float64, and are not a number where a prediction was none.
+        They have the keys of ``compute``, are computed in float64, and are NaN if a prediction was not finite.
         """
-        states = self._synchronised()
+        states = self._synchronized_states()
         total = {state: values.sum(0) for state, values in states.items()}
-        rest = [{state: total[state] - values[group] for state, values in states.items()} for group in range(self.n_groups)]
-        return self._floats(total), [self._floats(sums) for sums in rest]
+        without = [{state: total[state] - values[group] for state, values in states.items()} for group in range(self.n_groups)]
+        return self._floats(total), [self._floats(sums) for sums in without]
 
     def _value(self, sums: dict[str, Tensor]) -> Value:
-        """The value of sums without the axis of groups, all of them in float64."""
+        """Returns the value of sums in float64, without the axis of groups."""
         raise NotImplementedError
 
-    def _value_of(self, sums: Mapping[str, Tensor]) -> Value:
+    def _value_in_float64(self, sums: dict[str, Tensor]) -> Value:
         return self._value({state: values.double() for state, values in sums.items()})
 
     def _states(self) -> dict[str, Tensor]:
         return {state: getattr(self, state).cpu() for state in state_names(self)}  # not every device has float64
 
-    def _synchronised(self) -> dict[str, Tensor]:
+    def _synchronized_states(self) -> dict[str, Tensor]:
         with sync_states(self):
             return self._states()
 
-    def _single(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: self._single(each) for key, each in value.items()}
-        return value.float().to(self.device)
-
-    def _floats(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        value = self._value_of(sums)
+    def _floats(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        value = self._value_in_float64(sums)
         values = value if isinstance(value, dict) else {self.key: value}
         return {key: math.nan if sums["undefined"] else each.item() for key, each in values.items()}
 
     def _add(self, groups: Tensor | None, **values: Tensor) -> None:
-        """Adds values of shape (B, *), sample by sample, to the states of their names."""
+        """Adds values of shape (B, *) to the states of the same names, for each group."""
         for state, value in values.items():
             sums = getattr(self, state)
             if groups is None:
@@ -108,7 +108,7 @@ class Sums(Metric, Generic[Value]):
                 sums.index_add_(0, groups, of_samples.to(sums.dtype))
 
     def _add_binned(self, groups: Tensor | None, bins: Tensor, **values: Tensor) -> None:
-        """Adds values of shape (B, *) to the bins of the states of their names."""
+        """Adds values of shape (B, *) to the bins of the states of the same names, for each group."""
         size = getattr(self, next(iter(values)))[0].numel()
         if groups is not None:
             bins = bins + size * groups.view(-1, *[1] * (bins.ndim - 1))
@@ -118,9 +118,10 @@ class Sums(Metric, Generic[Value]):
 
 
 class Predictions:
-    """Logits of shape (B, K, *), in at least float32, and what metrics read of them, of shape (B, *), computed once.
+    """Logits of shape (B, K, *) with the quantities that metrics read from them.
 
-    Several metrics can be updated with one of these instead of the logits.
+    The logits are in at least float32. Each quantity is computed once and has shape (B, *), except for probabilities. Several
+    metrics can be updated with the same object instead of the logits.
     """
 
     n_odds = 4096
@@ -136,7 +137,7 @@ class Predictions:
 
     @cached_property
     def label(self) -> Tensor:
-        return self.logits.max(1).indices  # several times as fast as argmax, where the classes are not the last axis
+        return self.logits.max(1).indices  # several times as fast as argmax if the classes are not the last axis
 
     @cached_property
     def log_probabilities(self) -> Tensor:
@@ -152,7 +153,7 @@ class Predictions:
 
     @cached_property
     def undefined(self) -> Tensor:
-        """One where the prediction is not a number, else zero."""
+        """1 if the prediction is NaN, else 0."""
         return self.log_confidence.isnan().long()
 
     @cached_property
@@ -165,29 +166,35 @@ class Predictions:
 
     @cached_property
     def odds_bins(self) -> Tensor:
-        """The bins of the confidence among 4096 of equal width in its log-odds, in which 1 - c changes by 0.9 %."""
+        """The bins of the confidence among 4096 of equal width in the log-odds; within a bin, 1 - c changes by 0.9 %."""
         log_odds = self.log_confidence - (-self.log_confidence.expm1()).log()
         log_odds = log_odds.nan_to_num(0.0).clamp(-self.limit, self.limit)
         return bin_indices((log_odds / self.limit + 1) / 2, self.n_odds)
 
     def log_probability(self, target: Tensor) -> Tensor:
+        """Returns the log-probability of the target; the last target is remembered."""
         if self._scored is None or self._scored[0] is not target:
             self._scored = target, self.log_probabilities.gather(1, target[:, None]).squeeze(1)
         return self._scored[1]
 
     def check_classes(self, metric: Sums, num_classes: int) -> None:
-        if self.logits.shape[1] != num_classes:
+        """Raises a ValueError if the logits have another number of classes."""
+        n_classes = self.logits.shape[1]
+        if n_classes != num_classes:
             name = type(metric).__name__
-            raise ValueError(f"{name}(num_classes={num_classes}) got logits of {self.logits.shape[1]} classes")
+            raise ValueError(
+                f"{name}(num_classes={num_classes}) expects logits of shape (B, {num_classes}, *), got {n_classes} classes; "
+                f"give {name}(num_classes={n_classes})"
+            )
 
 
-def whole(values: Tensor) -> Tensor:
+def quantize(values: Tensor) -> Tensor:
     """Returns the values as whole multiples of the resolution."""
     return (values * RESOLUTION).round().long()
 
 
 def validate_bins(n_bins: int) -> int:
-    """Returns the number of bins, or raises a ValueError where it is none."""
+    """Returns the number of bins, or raises a ValueError if it is below 1."""
     if n_bins < 1:
         raise ValueError(f"n_bins must be at least 1, got {n_bins}")
     return n_bins

@@ -1,4 +1,4 @@
-"""What the confidence of a classifier says, and how noise changes it."""
+"""What the confidence of a classifier says about errors and about noise."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ import math
 
 from torch import Tensor
 
-from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, whole
-from lightning_noise.metrics.functional import aurc, bin_indices, failure_auroc, noise_detected
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, quantize
+from lightning_noise.metrics.functional.calibration import bin_indices
+from lightning_noise.metrics.functional.confidence import aurc, failure_auroc, noise_detected
 
 __all__ = ["FlipRate", "NoiseDetection", "PredictiveEntropy", "SelectiveClassification"]
 
 
 class SelectiveClassification(Sums[dict[str, Tensor]]):
-    r"""How well the confidence ranks the predictions, right before wrong, from a histogram of 4096 bins.
+    r"""How well the confidence ranks correct predictions before wrong ones.
 
-    ===============  ===================================================================================
-    ``aurc``         the area under the risk-coverage curve, between its best value and the error rate
-    ``failure_auroc``  the area under the ROC curve of errors: 1/2 where the confidence says nothing of them
-    ===============  ===================================================================================
+    =================  =====================================================================================
+    ``aurc``           the area under the risk-coverage curve, between its best value and the error rate
+    ``failure_auroc``  the area under the ROC curve of errors: 1/2 if the confidence says nothing about errors
+    =================  =====================================================================================
 
-    See :func:`~lightning_noise.metrics.functional.aurc` and :func:`~lightning_noise.metrics.functional.failure_auroc`. The bins
-    are of equal width in the logarithm of :math:`c / (1 - c)`, as many models have most of their confidences above 0.999; those
-    in a bin, within 0.9 % in :math:`1 - c`, are tied.
+    The formulas are :func:`~lightning_noise.metrics.functional.aurc` and
+    :func:`~lightning_noise.metrics.functional.failure_auroc`. The states are histograms of 4096 bins of equal width in
+    :math:`\log (c / (1 - c))`, because most confidences of many models lie above 0.999. Predictions in one bin, within 0.9 %
+    in :math:`1 - c`, are tied.
 
     Args:
         n_groups: The number of groups of samples for :meth:`estimates`.
 
     Raises:
-        ValueError: At ``compute``, if a prediction was not a number.
+        ValueError: At ``compute``, if a prediction was not finite.
 
     Example:
         >>> import torch
         >>> metric = SelectiveClassification()
         >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
-        >>> metric.compute()["failure_auroc"]  # the surer one is right
+        >>> metric.compute()["failure_auroc"]  # the more confident prediction is correct
         tensor(1.)
     """
 
@@ -55,23 +57,24 @@ class SelectiveClassification(Sums[dict[str, Tensor]]):
 
 
 class NoiseDetection(Sums[dict[str, Tensor]]):
-    r"""How well noisy samples are told from clean ones by their lower confidence, from histograms of 4096 bins.
+    r"""How well a lower confidence tells noisy samples from clean ones.
 
-    ==================  =================================================================================================
-    ``noise_auroc``     the chance that a noisy sample is less confident than a clean one, ties half: 1/2 if noise is unseen
-    ``noise_detected``  the share of the noisy ones below the confidence that 95 % of the clean ones reach
-    ==================  =================================================================================================
+    ==================  ==========================================================================================
+    ``noise_auroc``     the probability that a noisy sample is less confident than a clean one, with ties counted
+                        half: 1/2 if the noise does not show
+    ``noise_detected``  the share of noisy samples that are less confident than 95 % of the clean ones
+    ==================  ==========================================================================================
 
-    It says how far noise shows in the confidence and is no goal by itself: training that makes a model robust should lower it
-    while the accuracy under noise holds, and a model that is as unsure of everything under noise as its errors ask for has a
-    high one. Read it beside the accuracy; whether confidence tells right from wrong is :class:`SelectiveClassification`. The
-    bins are those of that class; see :func:`~lightning_noise.metrics.functional.noise_detected` for ties.
+    Detection is not a goal by itself. Training that makes a model robust should lower it while the accuracy under noise
+    holds. A model whose confidence falls under noise as its accuracy does has a high detection rate. So read both values
+    beside the accuracy. :class:`SelectiveClassification` says whether the confidence tells correct from wrong; the bins are
+    the same. For ties see :func:`~lightning_noise.metrics.functional.noise_detected`.
 
     Args:
         n_groups: The number of groups of samples for :meth:`estimates`.
 
     Raises:
-        ValueError: At ``compute``, if a prediction was not a number.
+        ValueError: At ``compute``, if a prediction was not finite.
 
     References:
         A Baseline for Detecting Misclassified and Out-of-Distribution Examples (Hendrycks and Gimpel, 2017),
@@ -92,7 +95,7 @@ class NoiseDetection(Sums[dict[str, Tensor]]):
         super().__init__(n_groups, noisy=Predictions.n_odds, clean=Predictions.n_odds)
 
     def update(self, preds: Tensor | Predictions, clean_preds: Tensor | Predictions, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)`, under and without noise, in groups of shape :math:`(B,)`."""
+        """Adds logits of shape :math:`(B, K, *)` under noise and without, in groups of shape :math:`(B,)`."""
         noisy, clean = Predictions.of(preds), Predictions.of(clean_preds)
         self._add_binned(groups, noisy.odds_bins, noisy=noisy.ones)
         self._add_binned(groups, clean.odds_bins, clean=clean.ones)
@@ -104,18 +107,18 @@ class NoiseDetection(Sums[dict[str, Tensor]]):
 
 
 class PredictiveEntropy(Sums[Tensor]):
-    r"""The mean entropy of the predicted distributions, in nats, which needs no labels.
+    r"""The mean entropy of the predicted distributions, in nats; no labels are needed.
 
     .. math:: \frac{1}{n} \sum_i \sum_k -p_{ik} \log p_{ik}
 
-    It is 0 where each prediction is certain and :math:`\log K` where each is uniform.
+    The mean is 0 if each prediction is certain, and :math:`\log K` if each is uniform.
 
     Args:
         num_classes: The number of classes, :math:`K`.
         n_groups: The number of groups of samples for :meth:`estimates`.
 
     Raises:
-        ValueError: If the logits are of another number of classes; at ``compute``, if a prediction was not a number.
+        ValueError: If the logits have another number of classes; at ``compute``, if a prediction was not finite.
 
     Example:
         >>> import torch
@@ -137,33 +140,35 @@ class PredictiveEntropy(Sums[Tensor]):
     def update(self, preds: Tensor | Predictions, target: Tensor | None = None, groups: Tensor | None = None) -> None:
         """Adds logits of shape :math:`(B, K, *)`, in groups of shape :math:`(B,)`.
 
-        The target is not read, and is taken from a ``MetricCollection``.
+        The target is ignored; a ``MetricCollection`` passes it.
         """
         preds = Predictions.of(preds)
         preds.check_classes(self, self.num_classes)
-        # a probability of 0 adds nothing, and below the bound all are; in place, as a third such tensor would cost more
+        # a probability of 0, as all below the bound are, adds nothing; in place, because a third tensor of this size costs more
         entropy = -preds.log_probabilities.clamp_min(-1000.0).mul_(preds.probabilities).sum(1).nan_to_num(0.0)
-        self._add(groups, entropy_sum=whole(entropy), undefined=preds.undefined)
+        self._add(groups, entropy_sum=quantize(entropy), undefined=preds.undefined)
         bins = bin_indices(entropy / math.log(self.num_classes), self.n_bins)
         self._add_binned(groups, bins, count=preds.ones)
 
     def histogram(self) -> tuple[list[float], list[int]]:
-        r"""Returns the limits of 64 bins from 0 to :math:`\log K`, in nats, and the predictions in each, of all processes."""
-        limits = [math.log(self.num_classes) * edge / self.n_bins for edge in range(self.n_bins + 1)]
-        return limits, self._synchronised()["count"].sum(0).tolist()
+        r"""Returns the edges of 64 bins from 0 to :math:`\log K`, in nats, and the counts in them over all ranks."""
+        edges = [math.log(self.num_classes) * edge / self.n_bins for edge in range(self.n_bins + 1)]
+        return edges, self._synchronized_states()["count"].sum(0).tolist()
 
     def _value(self, sums: dict[str, Tensor]) -> Tensor:
         return sums["entropy_sum"] / RESOLUTION / sums["count"].sum()
 
 
 class FlipRate(Sums[Tensor]):
-    """The share of the predictions that change under noise; see :func:`~lightning_noise.metrics.functional.flip_rate`.
+    """The share of predictions that change under noise.
+
+    The formula is :func:`~lightning_noise.metrics.functional.flip_rate`.
 
     Args:
         n_groups: The number of groups of samples for :meth:`estimates`.
 
     Raises:
-        ValueError: At ``compute``, if a prediction was not a number.
+        ValueError: At ``compute``, if a prediction was not finite.
 
     Example:
         >>> import torch
@@ -182,7 +187,7 @@ class FlipRate(Sums[Tensor]):
         super().__init__(n_groups, flips=(), count=())
 
     def update(self, preds: Tensor | Predictions, clean_preds: Tensor | Predictions, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)`, under and without noise, in groups of shape :math:`(B,)`."""
+        """Adds logits of shape :math:`(B, K, *)` under noise and without, in groups of shape :math:`(B,)`."""
         noisy, clean = Predictions.of(preds), Predictions.of(clean_preds)
         undefined = noisy.undefined | clean.undefined
         self._add(groups, flips=noisy.label != clean.label, count=noisy.ones, undefined=undefined)

@@ -1,4 +1,4 @@
-"""Losses: how far predictions are from the targets, of classifiers and in regression."""
+"""Scores of predictions against targets, for classifiers and regression."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import torch
 from torch import Tensor
 
 from lightning_noise.loop.internals import cast_states
-from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, validate_bins, whole
-from lightning_noise.metrics.functional import bin_indices, murphy_decomposition
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, quantize, validate_bins
+from lightning_noise.metrics.functional.calibration import bin_indices
+from lightning_noise.metrics.functional.scores import murphy_decomposition
 
 __all__ = ["BrierDecomposition", "BrierScore", "CrossEntropy", "MeanAbsoluteError", "MeanSquaredError", "R2Score"]
 
 
 class CrossEntropy(Sums[Tensor]):
-    r"""The mean cross-entropy, :math:`-\log p_y` averaged over all predictions, in nats.
+    r"""The mean cross-entropy of all predictions, in nats.
 
-    It is the same for any split into batches, any order and any number of processes.
+    .. math:: \frac{1}{n} \sum_i -\log p_{i y_i}
+
+    The value is the same for any split into batches, any order and any number of ranks.
 
     Args:
         n_groups: The number of groups of samples for :meth:`estimates`.
 
     Raises:
-        ValueError: At ``compute``, if a loss was not a number or above :math:`2^{40}`, as where a class has the probability 0.
+        ValueError: At ``compute``, if a loss was NaN or above :math:`2^{40}`, as for a class with the probability 0.
 
     Example:
         >>> metric = CrossEntropy()
@@ -34,7 +37,7 @@ class CrossEntropy(Sums[Tensor]):
 
     higher_is_better = False
     key = "loss"
-    limit = 2.0**40  # the sum of 2^23 such losses is a whole number of 64 bits
+    limit = 2.0**40  # the sum of 2^23 such losses fits an int64
 
     loss_whole: Tensor
     loss_fraction: Tensor
@@ -49,7 +52,7 @@ class CrossEntropy(Sums[Tensor]):
         defined = loss <= self.limit
         loss = loss.where(defined, 0.0)
         floor = loss.floor()
-        sums = {"loss_whole": floor.long(), "loss_fraction": whole(loss - floor), "count": preds.ones}
+        sums = {"loss_whole": floor.long(), "loss_fraction": quantize(loss - floor), "count": preds.ones}
         self._add(groups, **sums, undefined=~defined)
 
     def _value(self, sums: dict[str, Tensor]) -> Tensor:
@@ -57,17 +60,18 @@ class CrossEntropy(Sums[Tensor]):
 
 
 class BrierScore(Sums[Tensor]):
-    r"""The Brier score of all classes, the mean squared distance of the probabilities from the truth.
+    r"""The Brier score of all classes.
 
     .. math:: \frac{1}{n} \sum_{i, k} (p_{ik} - [y_i = k])^2
 
-    It lies in [0, 2], and lower is better. :class:`BrierDecomposition` tells its parts apart.
+    The score is the mean squared distance of the probabilities from the truth. It lies in [0, 2]; lower is better.
+    :class:`BrierDecomposition` splits it into its parts.
 
     Args:
         n_groups: The number of groups of samples for :meth:`estimates`.
 
     Raises:
-        ValueError: At ``compute``, if a prediction was not a number.
+        ValueError: At ``compute``, if a prediction was not finite.
 
     References:
         Verification of Forecasts Expressed in Terms of Probability (Brier, 1950),
@@ -98,17 +102,18 @@ class BrierScore(Sums[Tensor]):
 
 
 class BrierDecomposition(Sums[dict[str, Tensor]]):
-    r"""The Brier score of all classes and its parts, from sums in bins of equal width for each class.
+    r"""The Brier score of all classes with its parts: reliability, resolution, uncertainty.
 
     .. math:: \frac{1}{n} \sum_{i, k} (p_{ik} - [y_i = k])^2 \approx \text{reliability} - \text{resolution} + \text{uncertainty}
 
-    The parts leave a remainder, from probabilities that differ within a bin of width :math:`1 / M`.
+    The states are sums in bins of equal width for each class. The parts leave a remainder, because probabilities differ within
+    a bin of width :math:`1 / M`.
 
     ===============  ======================================================================
     ``brier``        the score; lower is better
-    ``reliability``  how far probabilities are from frequencies: miscalibration, squared
-    ``resolution``   how far the predictions tell the samples apart; higher is better
-    ``uncertainty``  the score of predicting the frequency of each class, a fact of the data
+    ``reliability``  the squared miscalibration: how far probabilities are from frequencies
+    ``resolution``   how far the predictions separate the samples; higher is better
+    ``uncertainty``  the score of predicting class frequencies, a property of the data
     ===============  ======================================================================
 
     Args:
@@ -117,10 +122,10 @@ class BrierDecomposition(Sums[dict[str, Tensor]]):
         n_groups: The number of groups of samples for :meth:`estimates`.
 
     Raises:
-        ValueError: If the logits are of another number of classes; at ``compute``, if a prediction was not a number.
+        ValueError: If the logits have another number of classes; at ``compute``, if a prediction was not finite.
 
     References:
-        Those of :class:`BrierScore` and :func:`~lightning_noise.metrics.functional.murphy_decomposition`.
+        See :class:`BrierScore` and :func:`~lightning_noise.metrics.functional.murphy_decomposition`.
 
     Example:
         >>> metric = BrierDecomposition(num_classes=2)
@@ -145,9 +150,9 @@ class BrierDecomposition(Sums[dict[str, Tensor]]):
         preds.check_classes(self, self.num_classes)
         self._add(groups, score_sum=_brier(preds, target), undefined=preds.undefined)
         classes = torch.arange(self.num_classes, device=target.device).view(-1, *[1] * (target.ndim - 1))
-        probabilities, hot = preds.probabilities.nan_to_num(0.0), target[:, None] == classes
+        probabilities, correct = preds.probabilities.nan_to_num(0.0), target[:, None] == classes
         bins = bin_indices(probabilities, self.n_bins) + self.n_bins * classes
-        sums = {"probability_sum": whole(probabilities), "correct": hot, "count": torch.ones_like(bins)}
+        sums = {"probability_sum": quantize(probabilities), "correct": correct, "count": torch.ones_like(bins)}
         self._add_binned(groups, bins, **sums)
 
     def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -303,6 +308,6 @@ class R2Score(_RegressionSums):
 
 
 def _brier(preds: Predictions, target: Tensor) -> Tensor:
-    """The score of each prediction; with sum p^2 - 2 p_y + 1 no tensor of all classes is made for the truth."""
+    """Returns the score of each prediction as sum p^2 - 2 p_y + 1, which needs no one-hot targets."""
     score = preds.probabilities.square().sum(1) - 2 * preds.log_probability(target).exp() + 1
-    return whole(score.nan_to_num(0.0).clamp_min(0))
+    return quantize(score.nan_to_num(0.0).clamp_min(0))

@@ -1,0 +1,145 @@
+"""Summaries of metrics under noise, on floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
+
+__all__ = ["area_under_curve", "corruption_error", "mean_corruption_error", "retention", "robustness_summary"]
+
+
+def retention(noisy: float, clean: float, chance: float) -> float:
+    r"""Returns the share of the skill above chance that is retained under noise.
+
+    .. math:: \frac{A_\text{noisy} - A_\text{chance}}{A_\text{clean} - A_\text{chance}}
+
+    The share is comparable between tasks with different numbers of classes. If the clean model has no skill, it is NaN.
+
+    Example:
+        >>> retention(noisy=0.5, clean=0.75, chance=0.25)
+        0.5
+    """
+    return (noisy - chance) / (clean - chance) if clean > chance else math.nan
+
+
+def area_under_curve(curve: Mapping[float, float]) -> float:
+    r"""Returns the mean of a curve over its levels.
+
+    .. math:: \frac{1}{l_m - l_1} \sum_{i=2}^m (l_i - l_{i-1}) \frac{A_i + A_{i-1}}{2}
+
+    The mean is the area under straight lines between the points, divided by their range. Wide gaps between levels weigh more
+    than narrow ones. A curve of one point is its own mean. Compare areas only if their levels are the same.
+
+    Args:
+        curve: The value at each level, in any order.
+
+    Example:
+        >>> area_under_curve({0.0: 1.0, 0.1: 1.0, 0.5: 0.5})  # (0.1 * 1 + 0.4 * 0.75) / 0.5
+        0.8
+    """
+    points = sorted(curve.items())
+    (first, value), (last, _) = points[0], points[-1]
+    area = sum((right - left) * (low + high) / 2 for (left, low), (right, high) in pairwise(points))
+    return area / (last - first) if last > first else value
+
+
+def corruption_error(errors: Sequence[float], baseline: Sequence[float]) -> float:
+    r"""Returns the errors under a noise, relative to a baseline.
+
+    .. math:: \text{CE} = \sum_s E_s \Big/ \sum_s E_s^\text{baseline}
+
+    A value below 1 means that the model is more robust than the baseline. If the baseline makes no error, the value is NaN.
+
+    Args:
+        errors: The error rate at each level.
+        baseline: The error rates of another model, at the same levels.
+
+    Raises:
+        ValueError: If the two differ in length.
+
+    References:
+        Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261. Their
+        baseline is AlexNet; yours is a run of your own.
+
+    Example:
+        >>> corruption_error([0.1, 0.2], baseline=[0.2, 0.4])
+        0.5
+    """
+    if len(errors) != len(baseline):
+        raise ValueError(
+            f"errors and baseline must hold an error rate for each level, got {len(errors)} and {len(baseline)} levels"
+        )
+    return sum(errors) / sum(baseline) if sum(baseline) else math.nan
+
+
+def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]]) -> float:
+    """Returns the mean of :func:`corruption_error` over noises, the mCE.
+
+    Args:
+        errors: The error rates at the levels of each noise, by tag.
+        baseline: The error rates of another model.
+
+    Raises:
+        ValueError: If the two differ in noises or levels.
+
+    Example:
+        >>> mean_corruption_error({"gaussian": [0.1], "shot": [0.3]}, baseline={"gaussian": [0.2], "shot": [0.3]})
+        0.75
+    """
+    if errors.keys() != baseline.keys():
+        raise ValueError(f"errors and baseline must hold the same noises, got {sorted(errors)} and {sorted(baseline)}")
+    return fmean(corruption_error(rates, baseline[tag]) for tag, rates in errors.items())
+
+
+def robustness_summary(
+    clean: Mapping[str, float],
+    noisy: Mapping[tuple[str, float], Mapping[str, float]],
+    chance: float | None,
+    weights: Collection[str] = (),
+) -> dict[str, float]:
+    """Returns the cost of each noise, and means over all noises.
+
+    =============================  ====================================================================================
+    ``<tag>/<metric>_drop``        clean minus noisy, averaged over the levels
+    ``<tag>/accuracy_retention``   :func:`retention` of the accuracy, averaged over the levels
+    ``<tag>/accuracy_area``        :func:`area_under_curve` of the accuracy from level 0, which is clean
+    ``<tag>/sensitivity``          for weight noise, the rise of the loss, averaged over the levels: the sharpness
+    ``<metric>_mean``              the average over tags and levels
+    ``score``                      half the clean plus half the mean noisy accuracy
+    =============================  ====================================================================================
+
+    Retention, area and score need a metric ``"accuracy"``, and the sensitivity needs a ``"loss"``.
+
+    Args:
+        clean: Metrics without noise, by name. Each gets a drop.
+        noisy: The same metrics for each tag and level of a noise. Further metrics get only a mean.
+        chance: The accuracy of a guess. If it is ``None``, there is no retention.
+        weights: The tags of weight noise.
+
+    Example:
+        >>> noisy = {("gaussian", 0.1): {"accuracy": 0.75}, ("gaussian", 0.2): {"accuracy": 0.5}}
+        >>> robustness_summary({"accuracy": 1.0}, noisy, chance=0.5)["score"]
+        0.8125
+    """
+    curves: dict[str, dict[float, Mapping[str, float]]] = {}
+    for (tag, level), metrics in noisy.items():
+        curves.setdefault(tag, {})[level] = metrics
+    summary = {}
+    for tag, curve in curves.items():
+        drops = {key: fmean(clean[key] - metrics[key] for metrics in curve.values()) for key in clean}
+        summary |= {f"{tag}/{key}_drop": drop for key, drop in drops.items()}
+        if tag in weights and "loss" in clean:
+            summary[f"{tag}/sensitivity"] = -drops["loss"]
+        if "accuracy" in clean:
+            accuracies = {level: metrics["accuracy"] for level, metrics in curve.items()}
+            summary[f"{tag}/accuracy_area"] = area_under_curve({0.0: clean["accuracy"]} | accuracies)
+            if chance is not None:
+                retained = (retention(accuracy, clean["accuracy"], chance) for accuracy in accuracies.values())
+                summary[f"{tag}/accuracy_retention"] = fmean(retained)
+    conditions = list(noisy.values())
+    summary |= {f"{key}_mean": fmean(metrics[key] for metrics in conditions) for key in conditions[0]}
+    if "accuracy" in clean:
+        summary["score"] = (clean["accuracy"] + summary["accuracy_mean"]) / 2
+    return summary
