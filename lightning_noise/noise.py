@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from lightning_noise._checks import check_level
 from lightning_noise._tensor import column, span, validate_dim
+from lightning_noise.schedules import Schedule
 
 __all__ = [
     "SNR",
@@ -36,7 +37,11 @@ __all__ = [
     "Speckle",
     "SwapNoise",
     "Uniform",
+    "as_noise",
 ]
+
+# a function from (x, level, *, generator) to a tensor; in a configuration file Callable[..., Tensor] would mean Tensor itself
+NoiseFunction = Callable[..., Any]
 
 
 class Noise(ABC):
@@ -52,6 +57,7 @@ class Noise(ABC):
         max_level: The largest level that has a meaning.
         requires_float: Whether the noise needs floating-point values. If not, it also takes integers, such as category codes.
         mixes_samples: Whether a sample gets values of other samples, so that its noise depends on the batch it is in.
+        is_known: Whether these attributes are known. A function may be additive, and a call of it may have side effects.
 
     Example:
         >>> x = torch.zeros(2, 3)
@@ -67,6 +73,12 @@ class Noise(ABC):
     max_level: ClassVar[float] = math.inf
     requires_float: ClassVar[bool] = True
     mixes_samples: ClassVar[bool] = False
+    is_known: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        """The name of the noise in messages."""
+        return type(self).__name__
 
     def __call__(self, x: Tensor, level: float | Tensor, *, generator: torch.Generator) -> Tensor:
         r"""Perturbs ``x`` of shape :math:`(B, *)`.
@@ -99,6 +111,50 @@ class Noise(ABC):
             level: A positive number, or a tensor that broadcasts against ``x`` and may hold zeros.
             generator: The only source of randomness.
         """
+
+
+@dataclass(frozen=True, repr=False)
+class _FunctionNoise(Noise):
+    """A function as a noise. The function gets tensor and level as they are, and takes care of half precision itself."""
+
+    function: NoiseFunction
+
+    is_known: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, x: Tensor, level: float | Tensor, *, generator: torch.Generator) -> Tensor:
+        return self.function(x, level, generator=generator)
+
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+        return self(x, level, generator=generator)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+
+def as_noise(noise: Noise | NoiseFunction) -> Noise:
+    """Returns a noise, or a function wrapped into a noise.
+
+    Args:
+        noise: A noise, or a function ``noise(x, level, *, generator)``.
+
+    Raises:
+        TypeError: ``noise`` is a class, a schedule or not callable.
+
+    Example:
+        >>> def shift(x, level, *, generator):
+        ...     return x + level
+        >>> as_noise(shift)(torch.zeros(2), 0.5, generator=torch.Generator())
+        tensor([0.5000, 0.5000])
+    """
+    if isinstance(noise, Noise):
+        return noise
+    if isinstance(noise, type | Schedule) or not callable(noise):
+        raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}")
+    return _FunctionNoise(noise)
 
 
 @dataclass(frozen=True)

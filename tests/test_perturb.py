@@ -74,7 +74,7 @@ def test_a_relative_level_is_computed_in_the_precision_of_the_input():
         return x + level[:, None]
 
     x = 1e9 + torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    out = perturb_batch(x, [()], shift, 1.0, KEY, relative="std")
+    out = perturb_batch(x, [()], noise.as_noise(shift), 1.0, KEY, relative="std")
     # float64 resolves 1e-7 at 1e9
     torch.testing.assert_close(out - x, x.std(1, correction=0)[:, None].expand(3, 4), rtol=0, atol=1e-6)
 
@@ -168,7 +168,7 @@ def test_a_function_is_a_noise():
     def shift(x, level, *, generator):
         return x + level
 
-    assert torch.equal(perturb_batch([torch.zeros(2, 2)], [(0,)], shift, 0.5, KEY)[0], torch.full((2, 2), 0.5))
+    assert torch.equal(perturb_batch([torch.zeros(2, 2)], [(0,)], noise.as_noise(shift), 0.5, KEY)[0], torch.full((2, 2), 0.5))
 
 
 def test_the_signal_to_noise_ratio_is_that_of_the_batch():

@@ -99,7 +99,7 @@ def reparametrized_once(**arguments: Any) -> PerturbedParameters:
     ("arguments", "message"),
     [
         ({"noise": noise.Gaussian(), "relative": "std"}, "has no second derivatives of noise that is relative to the weights"),
-        ({"noise": lambda w, level, *, generator: w.detach()}, "needs a noise that can be differentiated"),
+        ({"noise": noise.as_noise(lambda w, level, *, generator: w.detach())}, "needs a noise that can be differentiated"),
     ],
     ids=["relative", "detached"],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,9 @@ from lightning_noise.batch import describe, find_target, get
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.loop.internals import original_module, plain_name, register_forward_hook, runs_backward
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.noise import Noise, Shot, Uniform
+from lightning_noise.noise import Noise, NoiseFunction, Shot, Uniform, as_noise
 from lightning_noise.patterns import match
-from lightning_noise.perturb.inputs import NoiseFunction, check_options
+from lightning_noise.perturb.inputs import check_relative
 from lightning_noise.perturb.outputs import check_output, perturb_output
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
@@ -67,19 +66,19 @@ class OutputCallback(NoiseCallback):
         modules: The patterns of their names; left out, the callback chooses.
         seed: The seed of the draws.
         name: The name in the log.
-        max_level: The largest level that has a meaning.
+        noise: The noise, if the callback has one.
     """
 
     def __init__(
         self,
-        level: AnyLevel,
+        level: AnyLevel | None,
         *,
+        noise: Noise | None = None,
         modules: str | Sequence[str] | None,
         seed: int | None,
         name: str,
-        max_level: float = math.inf,
     ):
-        super().__init__(level, seed=seed, name=name, max_level=max_level)
+        super().__init__(level, noise=noise, seed=seed, name=name)
         self.modules = modules
         self._handles: list[RemovableHandle] = []
         self._in_force: _InForce | None = None
@@ -237,20 +236,22 @@ class ActivationNoise(OutputCallback):
     def __init__(
         self,
         noise: Noise | NoiseFunction,
-        level: AnyLevel,
-        modules: str | Sequence[str],
+        level: AnyLevel | None = None,
+        modules: str | Sequence[str] | None = None,
         *,
         relative: Literal["std"] | None = None,
         seed: int | None = None,
         name: str = "activation",
     ):
-        check_options(noise, relative)
+        if modules is None:
+            raise TypeError("ActivationNoise needs the names of modules; type modules='*' for all of them")
+        self.noise = as_noise(noise)
+        check_relative(self.noise, relative)
         if isinstance(noise, Shot):
             raise ValueError(
                 "the counts of Shot have no gradient, so that what comes before would not learn; use noise.Speckle() instead"
             )
-        super().__init__(level, modules=modules, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
-        self.noise = noise
+        super().__init__(level, noise=self.noise, modules=modules, seed=seed, name=name)
         self.relative: Literal["std"] | None = relative
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
@@ -302,7 +303,7 @@ class EmbeddingNoise(OutputCallback):
 
     def __init__(
         self,
-        level: AnyLevel,
+        level: AnyLevel | None = None,
         *,
         modules: str | Sequence[str] | None = None,
         mask: int | str | None = None,

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_noise._checks import check_level
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.adaptive import Adaptation
+from lightning_noise.labels import LabelNoise
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.loop.internals import (
@@ -46,36 +47,34 @@ class NoiseCallback(Callback, Perturbing):
 
     Args:
         level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
-            :class:`~lightning_noise.AdaptiveLevel`.
-        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
+            :class:`~lightning_noise.AdaptiveLevel`; ``None`` for a callback that only monitors use.
+        noise: The noise, if the callback has one.
+        seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
-        max_level: The largest level that has a meaning.
 
     Attributes:
-        can_probe: Whether it may perturb held-out data, as what mixes samples, or changes labels or gradients, may not.
-        one_draw_per_batch: Whether all samples share one draw, as in weights.
-        adaptive: What moves the level, where it is an adaptive one.
+        adaptive: What moves an adaptive level.
     """
 
-    can_probe: ClassVar[bool] = True
-    one_draw_per_batch: ClassVar[bool] = False
-
-    def __init__(self, level: AnyLevel, *, seed: int | None, name: str, max_level: float = math.inf):
+    def __init__(self, level: AnyLevel | None, *, noise: Noise | LabelNoise | None = None, seed: int | None, name: str):
         if isinstance(level, Noise | Rule):
             raise TypeError(f"level must be a number, a schedule, a callable or an AdaptiveLevel, got {level!r}")
         self.seed = seed
         self.name = name
-        self.max_level = max_level
+        if noise is not None:
+            self.max_level = noise.max_level
+        if isinstance(noise, Noise):
+            self.severities, self.mixes_samples = noise.severities, noise.mixes_samples
         self.level: Any = level
         self.adaptive: Adaptation | None = None
         if isinstance(level, AdaptiveLevel):
-            check_level(level.start, max_level)
+            check_level(level.start, self.max_level)
             self.adaptive = Adaptation(self, level)
             # not methods of the class: callbacks without a state may have one state key, and are refused in our own words
             self.state_dict = self.adaptive.state_dict
             self.load_state_dict = self.adaptive.load_state_dict
-        elif not callable(level):
-            self.level = check_level(level, max_level)
+        elif level is not None and not callable(level):
+            self.level = check_level(level, self.max_level)
         self.current_level = 0.0
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was
@@ -123,6 +122,11 @@ class NoiseCallback(Callback, Perturbing):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
             raise ValueError(f"two noise callbacks are named {self.name!r}; give one of them another name=…")
+        if stage == "fit" and self.level is None:
+            raise ValueError(
+                f"{self.name!r} has no level to train with; type {type(self).__name__}(…, level={self._some_level}), "
+                "or give the callback to a monitor alone"
+            )
         if self.adaptive is not None:
             self.adaptive.prepare(stage)
 
@@ -181,9 +185,8 @@ class NoiseCallback(Callback, Perturbing):
         TrainingDispatcher.detach(trainer)
 
     @property
-    def severities(self) -> tuple[float, ...]:
-        """The levels at which a monitor evaluates the noise by default."""
-        return tuple(getattr(getattr(self, "noise", None), "severities", ()))
+    def _some_level(self) -> float:
+        return self.severities[0] if self.severities else min(0.1, self.max_level)
 
     @property
     def _seed(self) -> int:
@@ -218,7 +221,7 @@ class TargetCallback(NoiseCallback):
         via: ``"loss"``, ``"batch"`` or ``"sample"``.
         seed: The seed of the draws.
         name: The name in the log.
-        max_level: The largest level that has a meaning.
+        noise: The noise, if the callback has one.
     """
 
     can_probe: ClassVar[bool] = False
@@ -227,13 +230,13 @@ class TargetCallback(NoiseCallback):
         self,
         level: AnyLevel,
         *,
+        noise: Noise | LabelNoise | None = None,
         target: Selector | None,
         via: Via | None,
         seed: int | None,
         name: str,
-        max_level: float = math.inf,
     ):
-        super().__init__(level, seed=seed, name=name, max_level=max_level)
+        super().__init__(level, noise=noise, seed=seed, name=name)
         if via not in (None, "loss", "batch", "sample"):
             raise ValueError(f"via must be 'loss', 'batch' or 'sample', got {via!r}")
         self.target: Any = target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,8 +13,7 @@ from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_w
 from lightning_noise.loop.dispatch import parameters_of
 from lightning_noise.loop.internals import plain_name, takes_scaled_gradients
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.noise import Noise
-from lightning_noise.perturb.inputs import NoiseFunction, check_options
+from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.sharding import gradient_of, local, parameter_key, whole
 from lightning_noise.perturb.weights import check_dense
 from lightning_noise.rng import Key
@@ -81,14 +79,12 @@ class GradientNoise(NoiseCallback):
         seed: int | None = None,
         name: str = "gradient",
     ):
-        level = InverseTime(0.1) if level is None else level
-        super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
-        check_options(noise, None)
-        self.noise = noise
+        self.noise = as_noise(noise)
+        super().__init__(InverseTime(0.1) if level is None else level, noise=self.noise, seed=seed, name=name)
         self._reached = False  # by the hook before an update
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        if isinstance(self.noise, Noise):  # a function may count its calls
+        if self.noise.is_known:  # a function may count its calls
             for parameter in pl_module.parameters():
                 if parameter.requires_grad and not is_lazy(parameter):
                     Key(("trial",)).apply(self.noise, torch.zeros_like(local(parameter)), 0.01)

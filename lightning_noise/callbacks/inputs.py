@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_noise.batch import Selector, find_inputs
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.noise import Noise
-from lightning_noise.perturb.inputs import Clip, NoiseFunction, check_options, perturb_batch, snr_db, try_noise, validate_clip
+from lightning_noise.noise import Noise, NoiseFunction, as_noise
+from lightning_noise.perturb.inputs import Clip, check_relative, perturb_batch, snr_db, try_noise, validate_clip
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
 
-__all__ = ["InputNoise", "as_probes", "name_noises"]
+__all__ = ["InputNoise", "as_probe", "as_probes", "name_noises"]
 
 
 class InputNoise(NoiseCallback):
@@ -65,7 +64,7 @@ class InputNoise(NoiseCallback):
     def __init__(
         self,
         noise: Noise | NoiseFunction,
-        level: AnyLevel,
+        level: AnyLevel | None = None,
         *,
         inputs: Selector | None = None,
         probability: float = 1.0,
@@ -75,11 +74,11 @@ class InputNoise(NoiseCallback):
         seed: int | None = None,
         name: str = "input",
     ):
-        super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
+        self.noise = as_noise(noise)
+        super().__init__(level, noise=self.noise, seed=seed, name=name)
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be in [0, 1], got {probability}")
-        check_options(noise, relative)
-        self.noise = noise
+        check_relative(self.noise, relative)
         self.inputs = inputs
         self.probability = probability
         self.per_sample = per_sample
@@ -138,26 +137,55 @@ def as_probes(
     Raises:
         ValueError: If held-out data cannot be evaluated under the noise, or an option is given for a noise callback.
     """
-    probes = {}
-    for name, noise in noises.items():
-        if not isinstance(noise, NoiseCallback):
-            noise = InputNoise(noise, 0.0, inputs=inputs, relative=relative, clip=clip, name=name)
-        elif relative or clip is not None:
-            raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
-        if not noise.can_probe:
-            raise ValueError(
-                f"{name!r} cannot be a probe: {type(noise).__name__} mixes samples, or changes labels or gradients"
-            )
-        if getattr(getattr(noise, "noise", None), "mixes_samples", False):
-            raise ValueError(f"{name!r} cannot be a probe: it mixes rows, so the noise of a sample would depend on its batch")
-        probes[name] = noise
-    return probes
+    return {name: as_probe(noise, inputs=inputs, relative=relative, clip=clip, name=name) for name, noise in noises.items()}
 
 
-def _name(probe: Any) -> str:
+def as_probe(
+    noise: Noise | NoiseCallback | NoiseFunction,
+    *,
+    inputs: Selector | None = None,
+    relative: Literal["std"] | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+) -> NoiseCallback:
+    """Returns a noise callback under which held-out data can be evaluated.
+
+    A noise becomes an ``InputNoise``. A noise callback stays the same object.
+
+    Args:
+        noise: The noise, a function or a noise callback.
+        inputs: Which leaf of the batch the noise perturbs.
+        relative: The unit of the level, as for ``InputNoise``.
+        clip: Bounds of the noisy input.
+        name: The name in messages. Default: the name of the callback, or of the noise in lower case.
+
+    Raises:
+        ValueError: Held-out data cannot be evaluated under the noise, or an option is given for a noise callback.
+
+    Example:
+        >>> from lightning_noise import noise
+        >>> as_probe(noise.Gaussian()).name
+        'gaussian'
+    """
+    if name is None:
+        name = _name(noise)
+    if isinstance(noise, NoiseCallback):
+        probe = noise
+        if relative or clip is not None:
+            raise ValueError(f"relative and clip are arguments of a callback; type {type(noise).__name__}(…, clip={clip})")
+    else:
+        probe = InputNoise(noise, inputs=inputs, relative=relative, clip=clip, name=name)
+    if not probe.can_probe:
+        raise ValueError(f"{name!r} cannot be a probe: {type(noise).__name__} mixes samples, or changes labels or gradients")
+    if probe.mixes_samples:
+        raise ValueError(f"{name!r} cannot be a probe: it mixes rows, so the noise of a sample would depend on its batch")
+    return probe
+
+
+def _name(probe: Noise | NoiseCallback | NoiseFunction) -> str:
     if isinstance(probe, NoiseCallback):
         return probe.name
-    name = getattr(probe, "__name__", type(probe).__name__)
+    name = as_noise(probe).title
     if not name.isidentifier():
         raise ValueError(f"{name} is no name for a noise; give a mapping from name to noise")
     return name.lower()

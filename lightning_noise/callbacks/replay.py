@@ -38,8 +38,8 @@ from lightning_noise.loop.snapshot import (
     restore_trainer,
     restore_weights,
 )
-from lightning_noise.noise import Noise
-from lightning_noise.perturb.inputs import Clip, NoiseFunction
+from lightning_noise.noise import Noise, NoiseFunction
+from lightning_noise.perturb.inputs import Clip
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

@@ -35,8 +35,8 @@ from lightning_noise.evaluation.results import CLEAN, Condition, Measurement
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import class_of_callbacks, n_evaluation_loaders
 from lightning_noise.loop.progress import logging_step
-from lightning_noise.noise import Noise
-from lightning_noise.perturb.inputs import Clip, NoiseFunction
+from lightning_noise.noise import Noise, NoiseFunction
+from lightning_noise.perturb.inputs import Clip
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

@@ -25,8 +25,8 @@ from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop.internals import data_source, original_module, trainer_of
 from lightning_noise.loop.snapshot import restore_after
 from lightning_noise.metrics.functional import retention as retention_of
-from lightning_noise.noise import Noise
-from lightning_noise.perturb.inputs import Clip, NoiseFunction
+from lightning_noise.noise import Noise, NoiseFunction
+from lightning_noise.perturb.inputs import Clip
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule, LightningModule, Trainer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,8 @@ from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import LabelNoise, SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import LabelLoss, NoisyLabelLoss, SmoothedLabelLoss
-from lightning_noise.noise import Noise
-from lightning_noise.perturb.inputs import NoiseFunction, check_floating, check_options, perturb_batch
+from lightning_noise.noise import Noise, NoiseFunction, as_noise
+from lightning_noise.perturb.inputs import check_floating, perturb_batch
 from lightning_noise.rng import Key
 from lightning_noise.rules import AnyLevel
 
@@ -83,16 +82,13 @@ class TargetNoise(TargetCallback):
         seed: int | None = None,
         name: str = "target",
     ):
-        is_labels = isinstance(noise, LabelNoise)
-        if not is_labels:
-            check_options(noise, None)
+        self.noise = noise if isinstance(noise, LabelNoise) else as_noise(noise)
+        if isinstance(self.noise, Noise):
             if via is not None or index is not None:
-                raise ValueError(f"via and index are for labels; {type(noise).__name__} goes into the batch")
+                raise ValueError(f"via and index are for labels; {self.noise.title} goes into the batch")
         elif via is None:
             via = "loss" if isinstance(noise, SmoothLabels) else "sample"
-        max_level = getattr(noise, "max_level", math.inf)
-        super().__init__(level, target=target, via=via, seed=seed, name=name, max_level=max_level)
-        self.noise = noise
+        super().__init__(level, noise=self.noise, target=target, via=via, seed=seed, name=name)
         self.index = index
         self.ignore_index = ignore_index
 

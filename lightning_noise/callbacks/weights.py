@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,8 +12,8 @@ from torch.nn import Parameter
 
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.noise import Noise
-from lightning_noise.perturb.inputs import NoiseFunction, check_options
+from lightning_noise.noise import Noise, NoiseFunction, as_noise
+from lightning_noise.perturb.inputs import check_relative
 from lightning_noise.perturb.weights import GradientOf, PerturbedParameters, RelativeTo
 from lightning_noise.rng import Key
 from lightning_noise.rules import AdaptiveLevel, AnyLevel
@@ -110,7 +109,7 @@ class WeightNoise(NoiseCallback):
     def __init__(
         self,
         noise: Noise | NoiseFunction,
-        level: AnyLevel,
+        level: AnyLevel | None = None,
         *,
         relative: RelativeTo | None = None,
         params: str | Sequence[str] | None = None,
@@ -118,19 +117,19 @@ class WeightNoise(NoiseCallback):
         seed: int | None = None,
         name: str = "weight",
     ):
-        super().__init__(level, seed=seed, name=name, max_level=getattr(noise, "max_level", math.inf))
+        self.noise = as_noise(noise)
+        super().__init__(level, noise=self.noise, seed=seed, name=name)
         if relative not in (None, "std", "max", "filter"):
             raise ValueError(f"relative must be 'std', 'max', 'filter' or None, got {relative!r}")
         if gradient not in ("straight_through", "reparametrized"):
             raise ValueError(f"gradient must be 'straight_through' or 'reparametrized', got {gradient!r}")
-        check_options(noise, relative)
+        check_relative(self.noise, relative)
         if isinstance(level, AdaptiveLevel) and level.start > _HIGH:
             warnings.warn(
                 f"the level of {name!r} starts at {level.start:g}, at which weights may learn nothing before it has come down; "
                 "start at 0, from where it rises as far as the model bears it",
                 stacklevel=2,
             )
-        self.noise = noise
         self.relative: RelativeTo | None = relative
         self.params = params
         self.gradient: GradientOf = gradient
@@ -140,7 +139,7 @@ class WeightNoise(NoiseCallback):
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         noisy = self._of(pl_module, 0.01, Key(("trial",)))
-        if isinstance(self.noise, Noise):  # a function may count its calls
+        if self.noise.is_known:  # a function may count its calls
             try:
                 noisy.enter()
             finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
@@ -14,12 +13,11 @@ from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop.loggers import as_text
 from lightning_noise.loop.perturbation import Context
-from lightning_noise.noise import Noise
+from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import (
     Clip,
-    NoiseFunction,
     check_floating,
-    check_options,
+    check_relative,
     perturb_batch,
     try_noise,
     validate_clip,
@@ -113,7 +111,7 @@ class Probes:
                 try_noise(batch, paths, probe, relative=self.relative, clip=self.clip)
 
 
-def _tagged(noises: Probe | Sequence[Probe] | Mapping[str, Probe]) -> dict[str, Probe]:
+def _tagged(noises: Probe | Sequence[Probe] | Mapping[str, Probe]) -> dict[str, Noise | NoiseCallback]:
     if isinstance(noises, Mapping):
         tagged = dict(noises)
     else:
@@ -123,36 +121,36 @@ def _tagged(noises: Probe | Sequence[Probe] | Mapping[str, Probe]) -> dict[str, 
             raise ValueError(f"several noises have one tag among {[_tag(probe) for probe in probes]}; give a mapping from tag")
     if not tagged or CLEAN in tagged or any("/" in tag for tag in tagged):
         raise ValueError(f"noises must be at least one, and no tag may be {CLEAN!r} or have a slash, got {list(tagged)}")
-    return tagged
+    return {tag: probe if isinstance(probe, NoiseCallback) else as_noise(probe) for tag, probe in tagged.items()}
 
 
 def _tag(probe: Probe) -> str:
     if isinstance(probe, NoiseCallback):
         return probe.name
-    name = getattr(probe, "__name__", type(probe).__name__)
+    name = as_noise(probe).title
     if not name.isidentifier():
         raise ValueError(f"{name} is no name for a noise; give a mapping from tag to noise")
     return name.lower()
 
 
-def _check_probe(tag: str, probe: Probe, relative: Literal["std"] | None, clip: Clip | None) -> None:
+def _check_probe(tag: str, probe: Noise | NoiseCallback, relative: Literal["std"] | None, clip: Clip | None) -> None:
     if not isinstance(probe, NoiseCallback):
-        check_options(probe, relative)
+        check_relative(probe, relative)
     elif relative or clip is not None:
         raise ValueError("relative and clip of a noise callback are its own: give them to the callback")
-    if not getattr(probe, "can_probe", True):
+    if isinstance(probe, NoiseCallback) and not probe.can_probe:
         raise ValueError(f"{tag!r} cannot be a probe: {type(probe).__name__} mixes samples, or changes labels or gradients")
-    if getattr(getattr(probe, "noise", probe), "mixes_samples", False):
+    if probe.mixes_samples:
         raise ValueError(f"{tag!r} cannot be a probe: it mixes rows, so the noise of a sample would depend on its batch")
 
 
-def _levels_of(tag: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None) -> tuple[float, ...]:
-    noise = getattr(probe, "noise", probe)
+def _levels_of(
+    tag: str, probe: Noise | NoiseCallback, levels: Sequence[float] | Mapping[str, Sequence[float]] | None
+) -> tuple[float, ...]:
     given = levels.get(tag) if isinstance(levels, Mapping) else levels
     if given is not None and not hasattr(given, "__iter__"):
         raise TypeError(f"levels must be a list, or a mapping from tag to lists, got {levels!r}")
-    max_level = getattr(noise, "max_level", math.inf)
-    chosen = tuple(check_level(level, max_level) for level in (getattr(noise, "severities", ()) if given is None else given))
+    chosen = tuple(check_level(level, probe.max_level) for level in (probe.severities if given is None else given))
     if not chosen:
         raise ValueError(f"{tag!r} needs levels: give levels=…, a list or a mapping from tag")
     if len({f"{level:g}" for level in chosen}) < len(chosen):

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_noise.loop.internals import class_of_callbacks
+from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -32,19 +35,33 @@ class Perturbing(ABC):
     """What the dispatcher asks of a callback.
 
     Attributes:
-        name: The name of the callback, of which there is one in a trainer.
-        current_level: The level of this batch; at 0 the callback is passed over.
+        name: The name of the callback, which no other callback of the trainer has.
+        current_level: The level of this batch; at level 0 the callback is skipped.
+        severities: The levels at which a monitor evaluates the noise by default.
+        max_level: The largest level that has a meaning.
+        mixes_samples: Whether the noise of a sample depends on the other samples of its batch.
+        can_probe: Whether held-out data can be evaluated under the noise.
+        one_draw_per_batch: Whether all samples of a batch share one draw, such as that of the weights.
     """
 
     name: str
     current_level: float
+    severities: tuple[float, ...] = ()
+    max_level: float = math.inf
+    mixes_samples: bool = False
+    can_probe: ClassVar[bool] = True
+    one_draw_per_batch: ClassVar[bool] = False
+
+    @abstractmethod
+    def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
+        """Returns the perturbation of a batch, a context manager that yields the noisy batch."""
 
     @abstractmethod
     def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Sets the level for this training batch."""
 
     @abstractmethod
-    def training_perturbation(self, trainer: Trainer, batch: Any) -> AbstractContextManager[Any]:
+    def training_perturbation(self, trainer: Trainer, batch: Any) -> Perturbation:
         """Returns the perturbation of this training batch, which yields the batch to use."""
 
     def pause(self, parameters: list[Parameter]) -> None:  # noqa: B027  # only noise in parameters has something to do

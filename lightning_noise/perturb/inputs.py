@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,14 +12,12 @@ from lightning_noise._tensor import column, like
 from lightning_noise.batch import Path, describe, format_path, get, replace
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
-from lightning_noise.schedules import Schedule
 
 __all__ = [
     "Clip",
-    "NoiseFunction",
     "apply_noise",
     "check_floating",
-    "check_options",
+    "check_relative",
     "perturb_batch",
     "snr_db",
     "try_noise",
@@ -28,14 +26,12 @@ __all__ = [
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
-# it returns a tensor, but in a configuration file Callable[..., Tensor] would mean the constructor of a tensor
-NoiseFunction = Callable[..., Any]
 
 
 def perturb_batch(
     batch: Any,
     paths: list[Path],
-    noise: Callable[..., Tensor],
+    noise: Noise,
     level: float,
     key: Key,
     *,
@@ -79,35 +75,31 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
     return 10 * torch.log10(signal / error)
 
 
-def check_floating(batch: Any, paths: list[Path], noise: Callable[..., Tensor]) -> None:
+def check_floating(batch: Any, paths: list[Path], noise: Noise) -> None:
     """Raises a TypeError where a leaf cannot take noise, with the way out."""
     for path in paths:
         leaf = get(batch, path)
         if leaf.layout != torch.strided or leaf.is_nested:
             raise TypeError(f"noise needs a dense tensor, but the input {format_path(path)!r} is {leaf.layout}")
-        if getattr(noise, "requires_float", True) and not leaf.is_floating_point():
+        if noise.requires_float and not leaf.is_floating_point():
             raise TypeError(
-                f"{type(noise).__name__} needs floats, but the input {format_path(path)!r} is {describe(leaf)}. "
+                f"{noise.title} needs floats, but the input {format_path(path)!r} is {describe(leaf)}. "
                 "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
                 "or name another leaf with inputs=…"
             )
 
 
-def try_noise(
-    batch: Any, paths: list[Path], noise: Callable[..., Tensor], *, relative: Literal["std"] | None, clip: Clip | None
-) -> None:
+def try_noise(batch: Any, paths: list[Path], noise: Noise, *, relative: Literal["std"] | None, clip: Clip | None) -> None:
     """Raises the error that the noise will raise on such a batch, though its level may be 0 for long."""
     check_floating(batch, paths, noise)
-    if isinstance(noise, Noise):  # a function may count its calls
+    if noise.is_known:  # a function may count its calls
         perturb_batch(batch, paths, noise, 0.01, Key(("trial",)), relative=relative, clip=clip)
 
 
-def check_options(noise: Callable[..., Tensor], relative: str | None) -> None:
-    """Raises an error where the noise is none, or its level cannot be relative to the data."""
-    if isinstance(noise, type | Schedule) or not callable(noise):
-        raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}")
-    if relative and not getattr(noise, "additive", True):
-        raise ValueError(f"relative='std' is for additive noise; the level of {type(noise).__name__} has no unit")
+def check_relative(noise: Noise, relative: str | None) -> None:
+    """Raises a ValueError if ``relative`` is set for a noise that is not additive."""
+    if relative and noise.is_known and not noise.additive:
+        raise ValueError(f"relative={relative!r} is for additive noise; the level of {noise.title} has no unit")
 
 
 def validate_clip(clip: Any) -> Clip | None:
@@ -129,7 +121,7 @@ def validate_clip(clip: Any) -> Clip | None:
 
 
 def apply_noise(
-    x: Tensor, path: Path, noise: Callable[..., Tensor], levels: float | Tensor, key: Key, relative: Literal["std"] | None
+    x: Tensor, path: Path, noise: Noise, levels: float | Tensor, key: Key, relative: Literal["std"] | None
 ) -> Tensor:
     """Returns the leaf at a path with noise; the key of the draw has the path in it."""
     return (key / "leaf" / format_path(path)).apply(noise, x, levels * _std(x) if relative else levels)

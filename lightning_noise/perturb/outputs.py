@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_noise._tensor import as_type_of
 from lightning_noise.batch import Path, describe, format_path, get, leaves, replace
+from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import apply_noise
 from lightning_noise.rng import Key
 
@@ -19,7 +20,7 @@ __all__ = ["check_output", "perturb_output"]
 
 def perturb_output(
     output: Any,
-    noise: Callable[..., Tensor],
+    noise: Noise,
     level: float,
     key: Key,
     *,
@@ -75,13 +76,10 @@ def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
         )
 
 
-def _noisy_output(
-    leaf: Tensor, path: Path, noise: Callable[..., Tensor], level: float, key: Key, relative: Literal["std"] | None
-) -> Tensor:
+def _noisy_output(leaf: Tensor, path: Path, noise: Noise, level: float, key: Key, relative: Literal["std"] | None) -> Tensor:
     y = apply_noise(leaf.as_subclass(Tensor), path, noise, level, key, relative)
     if torch.is_grad_enabled() and leaf.requires_grad and not y.requires_grad:
-        called = getattr(noise, "__name__", type(noise).__name__)
-        raise ValueError(f"{called} cuts the gradient, so that what comes before would not learn: it must not detach x")
+        raise ValueError(f"{noise.title} cuts the gradient, so that what comes before would not learn: it must not detach x")
     return as_type_of(leaf, y)
 
 

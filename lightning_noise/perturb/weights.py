@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_noise._tensor import column
 from lightning_noise.loop.internals import copy_all_, count_writes, plain_name, register_gradient_hook, register_state_dict_hook
+from lightning_noise.noise import Noise
 from lightning_noise.patterns import match
 from lightning_noise.perturb.sharding import check_rows_are_whole, is_sharded, local, parameter_key, reshard, whole, with_local
 from lightning_noise.rng import Key
@@ -34,9 +35,7 @@ RelativeTo = Literal["std", "max", "filter"]
 GradientOf = Literal["straight_through", "reparametrized"]
 
 
-def weight_noise(
-    w: Tensor, noise: Callable[..., Tensor], level: float | Tensor, key: Key, relative: RelativeTo | None = None
-) -> Tensor:
+def weight_noise(w: Tensor, noise: Noise, level: float | Tensor, key: Key, relative: RelativeTo | None = None) -> Tensor:
     r"""Returns the weights with noise, as a function of ``w`` that can be differentiated.
 
     .. math:: \tilde w = \text{noise}(w, \sigma u), \quad
@@ -113,7 +112,7 @@ class PerturbedParameters:
         self,
         module: nn.Module,
         params: str | Sequence[str] | None,
-        noise: Callable[..., Tensor],
+        noise: Noise,
         level: float,
         key: Key,
         *,
@@ -126,7 +125,7 @@ class PerturbedParameters:
         self.noise = noise
         self.level = level
         self.relative: RelativeTo | None = relative
-        self.is_absolute: bool = relative is None and getattr(noise, "additive", False)
+        self.is_absolute: bool = relative is None and noise.additive
         # what is absolute does not depend on the weights
         self.reparametrized = gradient == "reparametrized" and not self.is_absolute
         self.clean: dict[nn.Parameter, Tensor] = {}
