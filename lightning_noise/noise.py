@@ -1,8 +1,8 @@
-r"""Noise as a value: a distribution around a tensor, with the amount left open.
+r"""Noise as a value: a distribution around a tensor, whose amount is scheduled.
 
-A noise maps a tensor :math:`x` and a level to a perturbed copy of :math:`x`. The level is the one number that is scheduled,
-and always an amplitude: 0 is no noise and more is more. Where the randomness comes from is the caller's business, so a noise
-has no state, compares by its fields and can be used in any place and in any order.
+A noise maps a tensor :math:`x` and a level to a perturbed copy of :math:`x`. The level is always an amplitude: 0 is no noise,
+and a higher level is more noise. The caller provides the randomness. So a noise has no state, compares by its fields, and can
+be used in any place and in any order.
 """
 
 from __future__ import annotations
@@ -45,19 +45,21 @@ NoiseFunction = Callable[..., Any]
 
 
 class Noise(ABC):
-    r"""A random map of a tensor onto a tensor of the same shape, dtype, device and memory format.
+    r"""A random map of a tensor to a tensor of the same kind.
 
-    Calling it returns a new tensor, ``x`` itself at level 0, and never writes to ``x``. Half precision is perturbed in float32
-    and rounded once, at the end. A subclass is a frozen dataclass that implements :meth:`perturb`; any callable with the
-    signature of :meth:`__call__` serves as a noise, too.
+    The result has the shape, dtype, device and memory format of ``x``. A noise never writes to ``x``; at level 0 it returns
+    ``x`` itself. Half precision is perturbed in float32 and rounded once, at the end.
+
+    A subclass is a frozen dataclass that implements :meth:`perturb`. Any function with the signature of :meth:`__call__` is a
+    noise, too; see :func:`as_noise`.
 
     Attributes:
-        severities: The five levels that the literature tests with, for data in [0, 1].
-        additive: Whether the level is in the units of the data, so that it can be given relative to their standard deviation.
+        severities: Five levels at which the literature tests, for data in [0, 1].
+        additive: Whether the level is in the units of the data, and so can be relative to their standard deviation.
         max_level: The largest level that has a meaning.
         requires_float: Whether the noise needs floating-point values. If not, it also takes integers, such as category codes.
-        mixes_samples: Whether a sample gets values of other samples, so that its noise depends on the batch it is in.
-        is_known: Whether these attributes are known. A function may be additive, and a call of it may have side effects.
+        mixes_samples: Whether a sample receives values of other samples, so that its noise depends on its batch.
+        is_known: Whether these attributes are known. A function may be additive and may have side effects.
 
     Example:
         >>> x = torch.zeros(2, 3)
@@ -84,10 +86,9 @@ class Noise(ABC):
         r"""Perturbs ``x`` of shape :math:`(B, *)`.
 
         Args:
-            x: A floating-point tensor, or one of integers where the noise is not arithmetic.
-            level: The amount, a number or a tensor of shape :math:`(B,)` with a level for each sample. Row ``i`` of
-                ``noise(x, levels)`` equals row ``i`` of ``noise(x, levels[i])`` from the same state of the generator, unless
-                the noise says otherwise.
+            x: A floating-point tensor, or an integer tensor if the noise does not require floats.
+            level: A number, or a tensor of shape :math:`(B,)` with a level for each sample. Row ``i`` of ``noise(x, levels)``
+                equals row ``i`` of ``noise(x, levels[i])`` from the same state of the generator. Exceptions are documented.
             generator: The source of randomness, on the device of ``x``.
         """
         # bfloat16 has 256 numbers in [0.5, 1): too few to draw from
@@ -96,7 +97,7 @@ class Noise(ABC):
             level = column(level.to(dtype), x)
         elif check_level(level, self.max_level) == 0:
             return x
-        if x.numel() == 0:  # the last batch of a process may be empty
+        if x.numel() == 0:  # the last batch of a rank may be empty
             return x
         # contiguous: the draw of an element must not depend on the memory format
         y = self.perturb((x.to(dtype) if self.requires_float else x).contiguous(), level, generator).to(x.dtype)
@@ -104,10 +105,10 @@ class Noise(ABC):
 
     @abstractmethod
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        """Returns a perturbed copy of ``x``, which is contiguous and, for arithmetic, at least in float32 here.
+        """Returns a perturbed copy of ``x``.
 
         Args:
-            x: The tensor, which may be the caller's own: it must not be written to.
+            x: A contiguous tensor, in at least float32 if the noise requires floats. Never write to it.
             level: A positive number, or a tensor that broadcasts against ``x`` and may hold zeros.
             generator: The only source of randomness.
         """
@@ -115,7 +116,7 @@ class Noise(ABC):
 
 @dataclass(frozen=True, repr=False)
 class _FunctionNoise(Noise):
-    """A function as a noise. The function gets tensor and level as they are, and takes care of half precision itself."""
+    """A function as a noise; the function handles half precision itself."""
 
     function: NoiseFunction
 
@@ -164,8 +165,8 @@ class Gaussian(Noise):
     .. math:: y = x + \sigma \epsilon, \quad \epsilon \sim \mathcal{N}(0, I)
 
     The mean is preserved and the variance is :math:`\sigma^2`. The level is the standard deviation :math:`\sigma \geq 0` in the
-    units of the data; ImageNet-C uses 0.08 to 0.38 on pixels in [0, 1], and training with 0.5 there gave the best robustness of
-    the second paper. Nothing is clipped here: a clipped Gaussian has another mean and variance.
+    units of the data. On pixels in [0, 1], ImageNet-C uses 0.08 to 0.38; training with 0.5 gave the best robustness in the
+    second paper. The result is not clipped, because clipping changes the mean and the variance.
 
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261
@@ -193,9 +194,9 @@ class Uniform(Noise):
 
     .. math:: y = x + a u, \quad u \sim \mathcal{U}(-1, 1)
 
-    The mean is preserved, the variance is :math:`a^2 / 3` and no element moves by more than :math:`a`. The level is the
-    half-width :math:`a \geq 0` in the units of the data; :math:`a = \sqrt{3} \sigma` matches the variance of
-    :class:`Gaussian`, and so do the severities.
+    The mean is preserved, the variance is :math:`a^2 / 3`, and no element moves by more than :math:`a`. The level is the
+    half-width :math:`a \geq 0` in the units of the data. At :math:`a = \sqrt{3} \sigma` the variance is that of
+    :class:`Gaussian`, as for the severities.
 
     Example:
         >>> y = Uniform()(torch.zeros(1000), 0.5, generator=torch.Generator().manual_seed(0))
@@ -217,7 +218,7 @@ class Speckle(Noise):
     .. math:: y = x \, (1 + \sigma \epsilon), \quad \epsilon \sim \mathcal{N}(0, I)
 
     The mean is preserved and the variance is :math:`\sigma^2 x^2`, so zeros stay zero. The level is the relative standard
-    deviation :math:`\sigma \geq 0`; ImageNet-C uses 0.15 to 0.6.
+    deviation :math:`\sigma \geq 0`. ImageNet-C uses 0.15 to 0.6.
 
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261
@@ -235,20 +236,20 @@ class Speckle(Noise):
 
 @dataclass(frozen=True)
 class Impulse(Noise):
-    r"""Sets a share of the elements to the lowest or the highest value: salt and pepper.
+    r"""Sets elements to the lowest or highest value: salt-and-pepper noise.
 
     .. math:: y = \begin{cases} \text{low} & u < p / 2 \\ \text{high} & u \geq 1 - p / 2 \\ x & \text{else} \end{cases}
         \quad u \sim \mathcal{U}(0, 1)
 
-    The mean is :math:`(1 - p) x + p \, (\text{low} + \text{high}) / 2`. The level is the share :math:`p \in [0, 1]` of the
-    elements; ImageNet-C uses 0.03 to 0.27.
+    The mean is :math:`(1 - p) x + p \, (\text{low} + \text{high}) / 2`. The level is the share :math:`p \in [0, 1]` of
+    elements. ImageNet-C uses 0.03 to 0.27.
 
     Args:
-        low: The value of pepper; left out, the smallest of the sample, which suits normalised data.
-        high: The value of salt; left out, the largest of the sample.
+        low: The value of pepper. Default: the smallest value of the sample, which suits normalized data.
+        high: The value of salt. Default: the largest value of the sample.
 
     Raises:
-        ValueError: The level is above 1, or ``low`` or ``high`` is left out and a sample is a single number.
+        ValueError: If the level is above 1, or if ``low`` or ``high`` is ``None`` and a sample is a single number.
 
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261
@@ -275,21 +276,23 @@ class Impulse(Noise):
 
 @dataclass(frozen=True)
 class Shot(Noise):
-    r"""Counts events instead of measuring an intensity: Poisson noise, as that of photons.
+    r"""Replaces an intensity by a count of events: Poisson noise, as of photons.
 
     .. math:: y = \frac{\lambda}{s} k, \quad k \sim \mathrm{Poisson}\left(\frac{s x}{\lambda}\right)
 
-    The mean is preserved and the variance is :math:`\lambda x / s`, so zeros stay zero. The level is :math:`\lambda \geq 0`,
-    the inverse of the number of events that are counted at :math:`x = 1`; ImageNet-C uses 1/60 to 1/3 on pixels in [0, 1].
-    How many random numbers a Poisson draw takes depends on its mean, so samples with levels of their own have the
-    distribution that they have alone, but not the same draw.
+    The mean is preserved and the variance is :math:`\lambda x / s`, so zeros stay zero. With a scale of 1, the level
+    :math:`\lambda \geq 0` is the inverse of the number of events at :math:`x = 1`. ImageNet-C uses 1/60 to 1/3 on pixels in
+    [0, 1].
+
+    A Poisson draw consumes a number of random numbers that depends on its mean. So with a level for each sample, a sample has
+    the same distribution as alone but not the same draw.
 
     Args:
-        scale: Events per unit of the data at level 1, :math:`s`: 1 for data in [0, 1] and for counts, which are drawn anew at
-            level 1; 1/255 for pixels up to 255.
+        scale: Events per unit of the data at level 1, :math:`s`. Use 1 for data in [0, 1] and for counts, which level 1 draws
+            anew, and 1/255 for pixels up to 255.
 
     Raises:
-        ValueError: The data are negative, or the scale is not positive.
+        ValueError: If the data are negative, or the scale is not positive.
 
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261
@@ -310,11 +313,14 @@ class Shot(Noise):
             raise ValueError(f"scale must be positive, got {self.scale}")
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        if (x < 0).any():  # waits for the device, but a Poisson draw of a negative mean is undefined there
-            raise ValueError("Shot needs data that are not negative: leave the normalisation to the module, in its forward")
+        if (x < 0).any():  # waits for the device, but torch.poisson of a negative mean is undefined there
+            raise ValueError(
+                f"Shot needs data that are not negative, got a minimum of {x.min().item():g}; normalize the data in the "
+                "forward of the module instead"
+            )
         gain = torch.as_tensor(level / self.scale, dtype=x.dtype, device=x.device)
         mean = x / gain
-        # beyond, the noise is less than 1/32768 of x, and counts do not fit everywhere; no level at all is there, too
+        # beyond 2^30, the noise is below 1/32768 of x and counts do not fit everywhere; a level of 0 has an infinite mean
         countable = mean < 2.0**30
         counts = torch.poisson(torch.where(countable, mean, 0.0), generator=generator)
         return torch.where(countable, counts.mul_(gain), x)
@@ -322,21 +328,22 @@ class Shot(Noise):
 
 @dataclass(frozen=True)
 class SNR(Noise):
-    r"""Adds Gaussian noise at an exact signal-to-noise ratio to each sample.
+    r"""Adds Gaussian noise to each sample at an exact signal-to-noise ratio.
 
     .. math:: y = x + a \frac{\lVert x \rVert}{\lVert \epsilon \rVert} \epsilon, \quad \epsilon \sim \mathcal{N}(0, I)
 
-    The norm is that of the draw and not of its distribution, so :math:`10 \log_{10} \lVert x \rVert^2 / \lVert y - x \rVert^2`
-    is exactly :math:`-20 \log_{10} a` for each sample, and a silent one stays silent. The level is the relative amplitude
+    Each draw is normalized, so :math:`10 \log_{10} \lVert x \rVert^2 / \lVert y - x \rVert^2` is exactly
+    :math:`-20 \log_{10} a` for each sample. A silent sample stays silent. The level is the relative amplitude
     :math:`a \geq 0`: give ``schedules.from_snr_db(20)`` for 20 decibels. The severities are those of Aurora-2: 20, 15, 10, 5
     and 0 decibels.
 
     Args:
-        center: Measure the signal around its mean in each sample, as for images, where the mean is most of the power.
-        padding: The value that fills up shorter series, at the end of the last axis: there it stays and does not count.
+        center: Whether the signal is measured around the mean of each sample. Use this for images, where the mean is most of
+            the power.
+        padding: The value that pads short series at the end of the last axis. Padding is left as it is and does not count.
 
     Raises:
-        ValueError: A sample is a single number, or both ``center`` and ``padding`` are given.
+        ValueError: If a sample is a single number, or both ``center`` and ``padding`` are given.
 
     References:
         The Aurora Experimental Framework (Hirsch and Pearce, 2000), https://www.isca-archive.org/asr_2000/hirsch00_asr.html
@@ -355,7 +362,10 @@ class SNR(Noise):
 
     def __post_init__(self):
         if self.center and self.padding is not None:
-            raise ValueError("center is for images and padding for series; give one of them")
+            raise ValueError(
+                f"center and padding exclude each other, got center=True and padding={self.padding}; give one of them: center "
+                "for images, padding for series"
+            )
         if self.padding is not None and not math.isfinite(self.padding):
             raise ValueError(f"padding must be finite, got {self.padding}")
 
@@ -367,28 +377,28 @@ class SNR(Noise):
         elif self.padding is not None:
             series = _before_padding(x, self.padding)
             signal, noise = x * series, noise.mul_(series)
-        # a sample that is all padding has no noise to divide by
+        # a sample of padding alone has no noise to divide by
         gain = _norm(signal) / _norm(noise).clamp_min(torch.finfo(x.dtype).tiny)
         return noise.mul_(gain * level).add_(x)
 
 
 @dataclass(frozen=True)
 class ColoredNoise(Noise):
-    r"""Adds noise whose power falls or rises with the frequency along the last axis.
+    r"""Adds noise with a power-law spectrum along the last axis.
 
     .. math:: y = x + \sigma \frac{n}{\sqrt{\overline{n^2}}}, \quad
         \hat{n}_f \sim f^{-\beta / 2} \, \mathcal{N}_{\mathbb{C}}(0, 1), \quad \hat{n}_0 = 0
 
-    The noise of each series has mean 0 and a root mean square of exactly :math:`\sigma \geq 0`, which is the level, in the
-    units of the data; the severities are those of :class:`Gaussian`. Its power spectrum falls by :math:`3.01 \beta` decibels
-    per octave: :math:`\beta` = 0 is white, 1 pink (the flicker of electronics, the background in audio), 2 brown (a drift), -1
-    blue and -2 violet. With ``relative="std"`` and ``schedules.from_snr_db`` it is at a signal-to-noise ratio.
+    The noise of each series has mean 0 and a root mean square of exactly :math:`\sigma \geq 0`. The level is :math:`\sigma` in
+    the units of the data; the severities are those of :class:`Gaussian`. The power spectrum falls by :math:`3.01 \beta`
+    decibels per octave: :math:`\beta` = 0 is white, 1 pink (flicker of electronics, background in audio), 2 brown (a drift), -1
+    blue, and -2 violet. For a signal-to-noise ratio, use ``relative="std"`` with ``schedules.from_snr_db``.
 
     Args:
         exponent: The slope :math:`\beta`.
 
     Raises:
-        ValueError: The last axis has fewer than two elements.
+        ValueError: If the last axis has fewer than two elements.
 
     References:
         On Generating Power Law Noise (Timmer and König, 1995), https://ui.adsabs.harvard.edu/abs/1995A%26A...300..707T
@@ -413,14 +423,14 @@ class ColoredNoise(Noise):
         n = x.shape[-1]
         if n < 2:
             raise ValueError(f"ColoredNoise needs a last axis of at least two elements, got shape {tuple(x.shape)}")
-        z = x.new_empty(*x.shape[:-1], n - 1).normal_(generator=generator)  # what a real series of mean 0 has in its spectrum
+        z = x.new_empty(*x.shape[:-1], n - 1).normal_(generator=generator)  # the degrees of freedom of mean 0
         half, even = n // 2, 1 - n % 2
         spectrum = torch.complex(pad(z[..., :half], (1, 0)), pad(z[..., half:], (1, even)))
         frequency = torch.arange(half + 1, dtype=x.dtype, device=x.device).clamp_min_(1)
-        strongest = 1 if self.exponent > 0 else half  # to which the others are relative, so that none overflows
+        strongest = 1 if self.exponent > 0 else half  # amplitudes are relative to the strongest, so they cannot overflow
         amplitude = frequency.div_(strongest) ** (-self.exponent / 2)
         if even:
-            amplitude[-1] *= math.sqrt(2)  # the highest frequency is real: one number has to have the power of two
+            amplitude[-1] *= math.sqrt(2)  # the highest frequency is real: one number carries the power of two
         noise = torch.fft.irfft(spectrum.mul_(amplitude), n)
         norm = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
         gain = math.sqrt(n) / norm.clamp_min_(torch.finfo(x.dtype).tiny)  # a series of two may draw an exact 0
@@ -429,17 +439,17 @@ class ColoredNoise(Noise):
 
 @dataclass(frozen=True)
 class Drift(Noise):
-    r"""Adds a random walk along the last axis, as a sensor that loses its calibration.
+    r"""Adds a random walk along the last axis, as of a drifting sensor.
 
     .. math:: y_t = x_t + \frac{\sigma}{\sqrt{T}} \sum_{s=1}^{t} \epsilon_s, \quad \epsilon_s \sim \mathcal{N}(0, 1)
 
     The mean is preserved and the variance is :math:`\sigma^2 t / T`. The level is the standard deviation
-    :math:`\sigma \geq 0` at the end of the series, in the units of the data. The noise of a whole series has half the power of
-    :class:`Gaussian` at the same level, so the severities are :math:`\sqrt{2}` times as high. :class:`ColoredNoise` with the
-    exponent 2 is a walk that comes back to where it began.
+    :math:`\sigma \geq 0` at the end of the series, in the units of the data. At the same level, the noise of a series has half
+    the power of :class:`Gaussian`, so the severities are :math:`\sqrt{2}` times as high. :class:`ColoredNoise` with exponent 2
+    is a walk that returns to its start.
 
     Raises:
-        ValueError: A sample is a single number.
+        ValueError: If a sample is a single number.
 
     References:
         An Introduction to Inertial Navigation (Woodman, 2007), https://doi.org/10.48456/tr-696
@@ -460,16 +470,16 @@ class Drift(Noise):
 
 @dataclass(frozen=True)
 class Scaling(Noise):
-    r"""Scales each series by one Gaussian factor, as sensors of different gain do.
+    r"""Scales each series by a Gaussian factor, as sensors of different gain do.
 
     .. math:: y_t = x_t \, (1 + \sigma \epsilon), \quad \epsilon \sim \mathcal{N}(0, 1)
 
-    A series is the last axis, so each channel of each sample has a factor of its own. The mean is preserved and the variance
-    is :math:`\sigma^2 x^2`, as with :class:`Speckle`. The level is the relative standard deviation :math:`\sigma \geq 0`; the
-    source uses 0.1, the first of the severities.
+    A series is the last axis, so each channel of each sample has its own factor. The mean is preserved and the variance is
+    :math:`\sigma^2 x^2`, as with :class:`Speckle`. The level is the relative standard deviation :math:`\sigma \geq 0`. The
+    paper uses 0.1, the first severity.
 
     Raises:
-        ValueError: A sample is a single number.
+        ValueError: If a sample is a single number.
 
     References:
         Data Augmentation of Wearable Sensor Data for Parkinson's Disease Monitoring using Convolutional Neural Networks (Um et
@@ -490,20 +500,21 @@ class Scaling(Noise):
 
 @dataclass(frozen=True)
 class PatchGaussian(Noise):
-    r"""Adds Gaussian noise within a square at a random place of each image.
+    r"""Adds Gaussian noise within a random square of each image.
 
     .. math:: y = x + \sigma m \epsilon, \quad \epsilon \sim \mathcal{N}(0, I)
 
-    The mask :math:`m` is 1 in a square whose centre is uniform over the pixels and which is cut off at the edges; all channels
-    share it. Images are the last two axes. It joins the clean accuracy of cutout and the robustness of Gaussian noise. The
-    level is the standard deviation :math:`\sigma \geq 0` in the units of the data, with the severities of :class:`Gaussian`.
+    The mask :math:`m` is 1 in a square that all channels share. The center is uniform over the pixels, and the square is cut
+    off at the edges. Images are the last two axes. The paper reports the clean accuracy of cutout with the robustness of
+    Gaussian noise. The level is the standard deviation :math:`\sigma \geq 0` in the units of the data, with the severities of
+    :class:`Gaussian`.
 
     Args:
-        size: The side of the square in pixels. Of the source, 25 on the 32 pixels of CIFAR-10 and up to 250 on the 224 of
-            ImageNet, so that the square covers much of the image.
+        size: The side of the square in pixels. The paper uses 25 on the 32 pixels of CIFAR-10 and up to 250 on the 224 pixels
+            of ImageNet, so the square covers much of the image.
 
     Raises:
-        ValueError: The size is below 1, or a sample has fewer than two axes.
+        ValueError: If the size is below 1, or a sample has fewer than two axes.
 
     References:
         Improving Robustness Without Sacrificing Accuracy with Patch Gaussian Augmentation (Lopes et al., 2019),
@@ -529,7 +540,7 @@ class PatchGaussian(Noise):
         places = x.new_empty(2, len(x)).uniform_(generator=generator)
         height, width = (min(self.size, n) for n in x.shape[-2:])
         z = x.new_empty(*x.shape[:-2], height, width).normal_(generator=generator).mul_(level)
-        # a tile of the square over the image: wherever the square is, it holds each number once at most
+        # tiles of the square over the image: wherever the square lies, it holds each draw at most once
         repeats = (math.ceil(n / m) for n, m in zip(x.shape[-2:], (height, width), strict=True))
         z = z.repeat(*[1] * (x.ndim - 2), *repeats)[..., : x.shape[-2], : x.shape[-1]]
         rows, columns = (
@@ -541,23 +552,23 @@ class PatchGaussian(Noise):
 
 @dataclass(frozen=True)
 class Masking(Noise):
-    r"""Replaces a box at a random place of each sample by a constant: cutout, random erasing, time and frequency masks.
+    r"""Masks a random box of each sample: cutout, random erasing, SpecAugment.
 
     .. math:: y = \begin{cases} v & \text{in a box with } p^{1/k} \text{ of the length of each of } k \text{ axes} \\
         x & \text{else} \end{cases}
 
-    The level is the share :math:`p \in [0, 1]` of the sample that is masked. Lengths are rounded up or down to whole elements
-    at random such that :math:`p` is met exactly on average, and the box lies wholly within the sample. The severities span the
-    range of random erasing.
+    The level is the share :math:`p \in [0, 1]` of the sample that is masked. Lengths are rounded up or down at random, so that
+    the mean of the masked share is exactly :math:`p`. The box lies within the sample. The severities span the range of random
+    erasing.
 
     Args:
-        dim: The axes of the box, counted from the end; it goes through all of the others. ``(-2, -1)`` is a box of an image,
-            ``(-1,)`` a span of a series or of the time of a spectrogram, ``(-2,)`` a band of its frequencies.
-        value: What is put in, :math:`v`; 0 is the mean of normalised data.
+        dim: The axes of the box, counted from the end. Along all other axes the box spans the sample. ``(-2, -1)`` is a box of
+            an image, ``(-1,)`` a span of a series or of the time of a spectrogram, ``(-2,)`` a band of frequencies.
+        value: The value in the box, :math:`v`. The default 0 is the mean of normalized data.
 
     Raises:
-        ValueError: The level is above 1, ``dim`` is empty, repeats itself or does not count from the end, or a sample has
-            fewer axes.
+        ValueError: If the level is above 1, if ``dim`` is empty, repeats an axis or does not count from the end, or if a sample
+            has fewer axes.
 
     References:
         Improved Regularization of Convolutional Neural Networks with Cutout (DeVries and Taylor, 2017),
@@ -579,7 +590,7 @@ class Masking(Noise):
     max_level: ClassVar[float] = 1.0
 
     def __post_init__(self):
-        object.__setattr__(self, "dim", validate_dim(self.dim))  # hashable, and no longer the caller's list
+        object.__setattr__(self, "dim", validate_dim(self.dim))  # a tuple is hashable and not the caller's list
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
         _check_axes(self, x, -min(self.dim))
@@ -595,20 +606,20 @@ class Masking(Noise):
 
 @dataclass(frozen=True)
 class FeatureDropout(Noise):
-    r"""Sets a share of the elements to zero and scales up the others: dropout of the inputs.
+    r"""Sets elements to zero and scales up the others: dropout of inputs.
 
     .. math:: y = \frac{m}{1 - p} \, x, \quad m \sim \mathrm{Bernoulli}(1 - p)
 
-    The mean is preserved and the variance is :math:`x^2 p / (1 - p)`, as with ``torch.nn.Dropout``; without ``rescale``
-    they are :math:`(1 - p) x` and :math:`p (1 - p) x^2`. The level is the share :math:`p \in [0, 1]`. For tables 0.1 to 0.2
-    is usual; 0 stands for the mean of a normalised column.
+    The mean is preserved and the variance is :math:`x^2 p / (1 - p)`, as with ``torch.nn.Dropout``. Without ``rescale`` the
+    mean is :math:`(1 - p) x` and the variance :math:`p (1 - p) x^2`. The level is the share :math:`p \in [0, 1]` of elements.
+    For tables 0.1 to 0.2 is usual; 0 is the mean of a normalized column.
 
     Args:
-        rescale: Divide by :math:`1 - p`, so that the model sees inputs of the same mean with and without noise. Give
-            ``False`` for values that are missing, as in a denoising autoencoder or in a test of what a lost feature costs.
+        rescale: Whether to divide by :math:`1 - p`, so that inputs have the same mean with and without noise. Give ``False``
+            for missing values, as in a denoising autoencoder or to measure the cost of a lost feature.
 
     Raises:
-        ValueError: The level is above 1.
+        ValueError: If the level is above 1.
 
     References:
         Dropout: A Simple Way to Prevent Neural Networks from Overfitting (Srivastava et al., 2014),
@@ -628,20 +639,20 @@ class FeatureDropout(Noise):
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _dropped(x, level, generator, self.rescale)
+        return _drop(x, level, generator, self.rescale)
 
 
 @dataclass(frozen=True)
 class DropConnect(Noise):
-    r"""Sets a share of the weights to zero and scales the others up: :class:`FeatureDropout` under its name for weights.
+    r"""Sets weights to zero and scales up the others: dropout of weights.
 
     .. math:: \tilde w = \frac{m}{1 - p} \, w, \quad m \sim \mathrm{Bernoulli}(1 - p)
 
-    The mean is preserved and the variance is :math:`\frac{p}{1 - p} w^2`. The level is the share :math:`p \in [0, 1]`; the
-    source takes 0.5 in fully connected layers.
+    The mean is preserved and the variance is :math:`\frac{p}{1 - p} w^2`, as with :class:`FeatureDropout`. The level is the
+    share :math:`p \in [0, 1]` of weights. The paper uses 0.5 in fully connected layers.
 
     Raises:
-        ValueError: The level is above 1.
+        ValueError: If the level is above 1.
 
     References:
         Regularization of Neural Networks using DropConnect (Wan et al., 2013),
@@ -656,25 +667,28 @@ class DropConnect(Noise):
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _dropped(x, level, generator, rescale=True)
+        return _drop(x, level, generator, rescale=True)
 
 
 @dataclass(frozen=True)
 class SwapNoise(Noise):
-    r"""Replaces a share of the cells of a table by the cell of the same column in another row of the batch.
+    r"""Replaces cells of a table by cells of other rows of the batch.
 
     .. math:: y_{ij} = \begin{cases} x_{kj} & u_{ij} < p, \; k \sim \mathcal{U}\{1, \dots, B\} \setminus \{i\} \\
         x_{ij} & \text{else} \end{cases}
 
-    A cell of the result has exactly the distribution of its column, whatever that is, so the noise suits categories as well
-    as numbers, and takes integers as they are. A cell changes with probability :math:`p \, P(x_{ij} \neq x_{kj})`. The level is
-    the share :math:`p \in [0, 1]`; 0.15 is usual for denoising autoencoders of tables, VIME takes 0.3 and SCARF 0.6. A column
-    is a position of the sample, so images and series can be swapped, too. A batch of one row stays as it is, and because the
-    noise of a row depends on the others, it cannot be a probe of held-out data. Name the leaves to be swapped: with
-    ``inputs="*"`` integer labels would be, too.
+    The column stays the same, so a cell of the result has exactly the distribution of its column. The noise suits categories
+    as well as numbers, and keeps integers. A cell changes with probability :math:`p \, P(x_{ij} \neq x_{kj})`. A column is a
+    position of the sample, so images and series can be swapped, too. A batch of one row does not change.
+
+    The level is the share :math:`p \in [0, 1]` of cells. For denoising autoencoders of tables 0.15 is usual; VIME uses 0.3 and
+    SCARF 0.6.
+
+    The noise of a row depends on the other rows, so it cannot probe held-out data. Name the leaves to swap, because
+    ``inputs="*"`` would also swap integer labels.
 
     Raises:
-        ValueError: The level is above 1.
+        ValueError: If the level is above 1.
 
     References:
         VIME: Extending the Success of Self- and Semi-supervised Learning to Tabular Domain (Yoon et al., 2020),
@@ -702,15 +716,15 @@ class SwapNoise(Noise):
         dtype = torch.promote_types(x.dtype, torch.float32)
         swapped = torch.empty_like(x, dtype=dtype).uniform_(generator=generator) < level
         rows = torch.randint(n - 1, x.shape, generator=generator, device=x.device)
-        rows.add_(rows >= column(torch.arange(n, device=x.device), x))  # any but the own
+        rows.add_(rows >= column(torch.arange(n, device=x.device), x))  # any row but the sample's own
         return torch.where(swapped, x.gather(0, rows), x)
 
 
-def _dropped(x: Tensor, level: float | Tensor, generator: torch.Generator, rescale: bool) -> Tensor:
+def _drop(x: Tensor, level: float | Tensor, generator: torch.Generator, rescale: bool) -> Tensor:
     kept = x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
     if not rescale:
         return kept
-    # where all is dropped, a factor of infinity would come back in the gradient
+    # at p = 1, an infinite factor would make the gradient NaN
     return kept / ((1 - level).clamp_min(2**-24) if isinstance(level, Tensor) else max(1 - level, 2**-24))
 
 
@@ -727,13 +741,15 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _before_padding(x: Tensor, padding: float) -> Tensor:
-    """1 up to the last element of each series that is not padding, and 0 from there on."""
-    # the value as it is in the precision that x may have come from
+    """Returns 1 up to the last element of each series that is not padding, and 0 after it."""
+    # x may have been converted from half precision, where the value is rounded
     values = torch.stack([torch.tensor(padding, dtype=dtype).to(x.dtype) for dtype in (x.dtype, torch.float16, torch.bfloat16)])
     return (~torch.isin(x, values.to(x.device))).to(x.dtype).flip(-1).cummax(-1).values.flip(-1)
 
 
 def _sample_extreme(x: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
     if x.ndim < 2:
-        raise ValueError(f"a sample of one number has no range, got shape {tuple(x.shape)}; give low and high")
+        raise ValueError(
+            f"Impulse needs samples of several numbers to find low and high, got shape {tuple(x.shape)}; give low and high"
+        )
     return column(reduce(x.flatten(1), 1), x)
