@@ -1,4 +1,4 @@
-"""A classifier of handwritten digits with a LightningCLI; it knows nothing of noise, which comes with `noise.yaml`."""
+"""A classifier of handwritten digits with a LightningCLI. It contains no noise; `noise.yaml` adds the noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DigitClassifier(pl.LightningModule):
     """A small convolutional network.
 
     Args:
-        channels: The channels of the first layer; the second has twice as many.
+        channels: The number of channels of the first layer. The second layer has twice as many.
         lr: The learning rate.
     """
 
@@ -50,10 +50,10 @@ class DigitClassifier(pl.LightningModule):
 
 
 class Digits(pl.LightningDataModule):
-    """The 1797 images of 8 x 8 pixels that come with scikit-learn, with pixels in [0, 1].
+    """The 1797 digits of scikit-learn, images of 8 x 8 pixels in [0, 1].
 
     Args:
-        batch_size: The images of a batch.
+        batch_size: The number of images in a batch.
     """
 
     def __init__(self, batch_size: int = 64):
