@@ -150,7 +150,7 @@ def test_two_processes_give_what_one_does(tmp_path):
 
 def test_processes_that_log_different_keys_are_told(monkeypatch):
     monkeypatch.setattr(SingleDeviceStrategy, "reduce_boolean_decision", lambda self, decision, all=True: False)
-    with pytest.raises(ValueError, match=r"the processes log different keys, .* logs \['validation_step.val_loss'\]"):
+    with pytest.raises(ValueError, match=r"all ranks must log the same keys .* logs \['validation_step.val_loss'\]"):
         validated(ReplayMonitor(noise.Gaussian()))
 
 

@@ -23,7 +23,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import ReplayMonitor, WeightNoise, noise
 from lightning_noise.loop.dispatch import EvaluationDispatcher
-from lightning_noise.loop.snapshot import Silent, State
+from lightning_noise.loop.loggers import SilentLogger
+from lightning_noise.loop.snapshot import State
 from lightning_noise.testing import global_streams
 
 
@@ -294,7 +295,7 @@ def test_arrays_that_nobody_can_write_to_are_not_copied():
     module, trainer = fit(module=KeepsElsewhere)
     state = State(trainer)
     mapped = module.mapped
-    with state.entered(state.held()):
+    with state.entered(state.current()):
         assert module.mapped is mapped
 
 
@@ -333,8 +334,8 @@ class Unlike:
 
 
 def test_a_silent_logger_can_what_the_logger_can_and_does_nothing():
-    silent: Any = Silent(Unlike())
-    assert isinstance(Silent(Unlike()), Unlike)
+    silent: Any = SilentLogger(Unlike())
+    assert isinstance(SilentLogger(Unlike()), Unlike)
     assert not hasattr(silent, "add_figure"), "modules ask which logger it is"
     silent.add_scalar("loss", 1.0)
     with silent.add_scalar() as within:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Charting",
+    "SilentLogger",
     "as_text",
     "describe_arguments",
     "log_dir",
@@ -148,6 +150,44 @@ def log_dir(trainer: Trainer) -> Path:
         return Path(logger.log_dir)
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)  # as ModelCheckpoint does
+
+
+class SilentLogger:
+    """Stands in for a logger, or for a part of a logger, and does nothing if called.
+
+    Numbers and texts, such as ``log_dir`` and ``version``, are those of the logger. So is the class, because a module may ask
+    which logger it has. Lightning's ``DummyLogger`` has neither.
+
+    Args:
+        logger: The logger or its part.
+    """
+
+    def __init__(self, logger: Any):
+        self._silenced = logger
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self._silenced)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._silenced is None:
+            return SilentLogger(None)
+        value = getattr(self._silenced, name)  # raises if the logger has no such attribute, for which a module may ask
+        return value if isinstance(value, str | int | float | None) else SilentLogger(value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> SilentLogger:
+        return SilentLogger(None)
+
+    __getitem__ = __setitem__ = __enter__ = __call__
+
+    def __exit__(self, *args: Any) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())  # otherwise Python would call `__getitem__` without end
+
+    def __fspath__(self) -> str:
+        return tempfile.gettempdir()  # a module may write to a path that a call returned
 
 
 @contextmanager

@@ -1,0 +1,139 @@
+"""A validation or test epoch that is run once more, in a state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lightning_noise.loop.internals import (
+    current_hook,
+    empty_results,
+    exchange_evaluation_results,
+    logged_name,
+    logged_so_far,
+    reduce_logged,
+)
+from lightning_noise.loop.loggers import SilentLogger
+from lightning_noise.loop.snapshot import Contents, State, restore_rng, restore_trainer
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+__all__ = ["Replay", "restore_weights", "stage_of"]
+
+
+class Replay:
+    """The user's validation or test epoch, run once more beside the user's own.
+
+    The module logs into another of Lightning's own collections of results. Reductions, batch sizes and the suffixes of several
+    loaders are therefore Lightning's.
+
+    Args:
+        trainer: The trainer. The replay begins with what its module holds now.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.state = State(trainer)
+        self._results = empty_results(trainer)
+        self._callback_metrics = logged_so_far(trainer)  # and their siblings, by their private names
+        self._collected: set[str] = set()
+        self._values: dict[str, Tensor] = {}
+
+    @contextmanager
+    def entered(self, before: Contents) -> Iterator[None]:
+        """Puts state, results and silent loggers in the place of the user's within.
+
+        Args:
+            before: What the module holds, from ``state.current()``.
+        """
+        trainer: Any = self.trainer
+        with restore_trainer(trainer), self.state.entered(before):
+            trainer.loggers = [SilentLogger(logger) for logger in trainer.loggers]
+            exchange_evaluation_results(trainer, self._results, self._callback_metrics)
+            yield
+
+    def run_step(
+        self,
+        step: Callable[..., Any],
+        batch: Any,
+        indices: tuple[int, ...],
+        *,
+        batch_idx: int,
+        dataloader_idx: int | None,
+        rng: dict[str, Any],
+    ) -> None:
+        """Runs the step, and the module's hooks before and after it, within :meth:`entered`.
+
+        Args:
+            step: The step of the strategy.
+            batch: The batch, to which the step may write.
+            indices: The further arguments of the step.
+            batch_idx: The index of the batch.
+            dataloader_idx: The index of the loader, or ``None`` if there is one loader.
+            rng: The random streams that the hook before the user's step begins with.
+        """
+        results = self._results
+        if dataloader_idx != results.dataloader_idx:
+            self._collect()  # Lightning does so between two loaders, which may share a metric
+        results.dataloader_idx, results.batch, results.batch_size = dataloader_idx, batch, None
+        arguments = (batch, batch_idx) if dataloader_idx is None else (batch, batch_idx, dataloader_idx)
+        with restore_rng(rng):  # the step then begins with the streams of the user's step
+            self._call("batch_start", *arguments)
+        self._call("batch_end", step(batch, *indices), *arguments)
+
+    def finish(self, before: Contents) -> dict[str, Tensor]:
+        """Runs the module's hook at the end of the epoch, and returns what it logged for the epoch."""
+        with self.entered(before):
+            self._collect()
+            self._results.dataloader_idx = self._results.batch = self._results.batch_size = None
+            self._call("epoch_end")
+            self._collect()
+        return self._values
+
+    def _call(self, event: str, *arguments: Any) -> None:
+        module, name = self.trainer.lightning_module, f"on_{stage_of(self.trainer)}_{event}"
+        with current_hook(module, name):
+            getattr(module, name)(*arguments)
+
+    def _collect(self) -> None:
+        """Computes, over all ranks, what was logged since the last call."""
+        logged = {key: value for key, value in self._results.valid_items() if value.meta.on_epoch}
+        new = {key: value for key, value in logged.items() if key not in self._collected}
+        if self.trainer.world_size > 1:  # what a single rank logs has no value on the others
+            new = {key: value for key, value in new.items() if not value.meta.sync.rank_zero_only}
+        keys, strategy = list(new), self.trainer.strategy
+        if not strategy.reduce_boolean_decision(strategy.broadcast(keys) == keys):
+            raise ValueError(f"all ranks must log the same keys to be reduced, but this rank logs {keys}")
+        for value in new.values():
+            reduce_logged(value, strategy.reduce)
+        metrics = self._results.metrics(on_step=False)["callback"]
+        self._callback_metrics["_callback_metrics"].update(metrics)
+        for name in (logged_name(self._results, value) for value in new.values()):
+            self._values[name] = metrics[name].squeeze().to(torch.promote_types(metrics[name].dtype, torch.float32))
+        self._collected |= new.keys()
+
+
+@contextmanager
+def restore_weights(weights: list[tuple[Parameter, Tensor, Tensor]]) -> Iterator[None]:
+    """Restores weights that the module exchanges within, be it their values or their tensors.
+
+    Args:
+        weights: Each parameter with its ``data`` and a copy of its ``data``.
+    """
+    try:
+        yield
+    finally:
+        for parameter, data, values in weights:
+            data.copy_(values)
+            parameter.data = data
+
+
+def stage_of(trainer: Trainer) -> str:
+    """Returns the part of the names of hooks and steps that stands for the stage: validation or test."""
+    return "test" if trainer.testing else "validation"
