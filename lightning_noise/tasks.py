@@ -7,7 +7,7 @@ metrics. Monitors, adaptive levels and the range test all ask the task and never
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,23 +19,37 @@ from lightning_noise.batch import describe
 from lightning_noise.metrics.base import Predictions, Sums
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
-from lightning_noise.metrics.scores import BrierScore, CrossEntropy, MeanSquaredError
+from lightning_noise.metrics.scores import BrierScore, CrossEntropy, MeanAbsoluteError, MeanSquaredError, R2Score
 
-__all__ = ["Binary", "Custom", "GroupedMetrics", "Multiclass", "Multilabel", "Regression", "Task"]
+__all__ = [
+    "Binary",
+    "Custom",
+    "CustomMetrics",
+    "GroupedMetrics",
+    "Multiclass",
+    "Multilabel",
+    "Regression",
+    "Task",
+    "TaskMetrics",
+]
 
 
 class Task(ABC):
     """What the outputs of a module mean. A subclass is a frozen dataclass.
 
     Attributes:
-        main: The metric that scores, adaptive levels and robustness curves rest on.
-        logged: The metrics that a monitor logs at each level by default.
+        main: The metric that adaptive levels and robustness curves rest on.
+        logged: The metrics that a monitor logs by default, the most important first.
+        compared: The metrics whose clean and noisy values are subtracted.
+        proportions: The metrics that are shares of the samples, which have Wilson's intervals.
         expects: The shapes that the task reads, for messages.
         has_classes: Whether predictions are logits of shape :math:`(B, K, *)` after :meth:`read`.
     """
 
     main: ClassVar[str]
     logged: ClassVar[tuple[str, ...]]
+    compared: ClassVar[tuple[str, ...]]
+    proportions: ClassVar[tuple[str, ...]] = ()
     expects: ClassVar[str]
     has_classes: ClassVar[bool] = False
 
@@ -43,6 +57,11 @@ class Task(ABC):
     def name(self) -> str:
         """The name of the task in reports and messages."""
         return type(self).__name__.lower()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all metrics."""
+        return tuple(self.metrics(torch.zeros(1, 2)).totals())
 
     @abstractmethod
     def read(self, output: Any, target: Tensor) -> tuple[Any, Tensor]:
@@ -55,7 +74,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def metrics(self, preds: Any, n_groups: int = 1) -> MetricCollection:
+    def metrics(self, preds: Any, n_groups: int = 1) -> TaskMetrics:
         """Returns all metrics of the task.
 
         Args:
@@ -74,9 +93,13 @@ class Task(ABC):
         """Returns the main metric of a guess, or ``None`` if the task does not know it."""
         return None
 
+    def higher_is_better(self, metric: str) -> bool:
+        """Returns whether a larger value of a compared metric is better."""
+        return metric == self.main
+
     def score(self, values: Mapping[str, float]) -> float:
         """Returns a number that is larger for a better model, from metrics by their names."""
-        return values[self.main]
+        return values[self.main] if self.higher_is_better(self.main) else -values[self.main]
 
     def placeholder(self, output: Any, rows: Tensor) -> Tensor:
         """Returns a tensor of the shape that the target of such an output has, for data without labels."""
@@ -95,31 +118,77 @@ class Task(ABC):
 
 
 class GroupedMetrics(MetricCollection):
-    """Metrics of one task whose sums are kept apart for groups of samples, and which read the logits once."""
+    """Metrics of a task whose sums are kept apart for groups of samples.
 
-    def __init__(self, metrics: dict[str, Metric]):
-        # no two metrics have the same states, so there is nothing to find out by comparing them
+    Args:
+        metrics: The metrics.
+        read: Computes once what all metrics need of the predictions. Default: the predictions as they are.
+    """
+
+    def __init__(self, metrics: dict[str, Metric], read: Callable[[Any], Any] | None = None):
+        # no two metrics have the same states, so comparing the states finds nothing
         super().__init__(metrics, compute_groups=False)  # type: ignore[arg-type]
+        self._read = read
 
     def read(self, preds: Any) -> Any:
-        """Returns what several collections can be given, so that it is read once."""
-        return preds if "mse" in self else Predictions.of(preds)
+        """Returns predictions that several collections can be updated with, so that they are read once."""
+        return preds if self._read is None else self._read(preds)
 
     def update(self, *, preds: Any, clean_preds: Any, **kwargs: Any) -> None:
         """Adds ``preds``, ``target``, ``clean_preds`` and ``groups``."""
         super().update(preds=self.read(preds), clean_preds=self.read(clean_preds), **kwargs)
 
     def totals(self) -> dict[str, float]:
-        """Returns the values of all data; see ``Sums.totals``."""
-        return _merge([metric.totals() for metric in self._sums() if not isinstance(metric, NoiseDetection)])
+        """Returns the values of all samples of all ranks; NaN if a prediction was NaN."""
+        return _merge([metric.totals() for metric in self._sums()])
 
     def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Returns the values of all data, and the values without each group in turn; see ``Sums.estimates``."""
+        """Returns the values of all samples of all ranks, and the values without each group."""
         totals, rests = zip(*(metric.estimates() for metric in self._sums()), strict=True)
         return _merge(totals), [_merge(parts) for parts in zip(*rests, strict=True)]
 
+    def calibration_bins(self) -> list[Tensor] | None:
+        """Returns the sums in bins of the confidence, or ``None`` if there is no confidence."""
+        return next((metric.bins() for metric in self._sums() if isinstance(metric, CalibrationBins)), None)
+
     def _sums(self) -> list[Sums]:
         return [metric for metric in self.values(copy_state=False) if isinstance(metric, Sums)]
+
+
+class CustomMetrics:
+    """Metrics of the user, which know no groups of samples. The methods are those of :class:`GroupedMetrics`."""
+
+    def __init__(self, collection: MetricCollection):
+        self.collection = collection
+
+    def to(self, device: torch.device) -> CustomMetrics:
+        self.collection.to(device)
+        return self
+
+    def read(self, preds: Any) -> Any:
+        return preds
+
+    def update(self, *, preds: Any, target: Tensor, clean_preds: Any, groups: Tensor | None = None) -> None:
+        self.collection.update(preds=preds, target=target, clean_preds=clean_preds)
+
+    def totals(self) -> dict[str, float]:
+        values = self.collection.compute()
+        for name in map(str, self.collection):
+            value = values.get(name)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ValueError(
+                    f"a metric must be one number to be logged, but {name!r} is {value!r}; choose an average for it"
+                )
+        return {name: value.item() for name, value in values.items()}
+
+    def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
+        return self.totals(), []
+
+    def calibration_bins(self) -> None:
+        return None
+
+
+TaskMetrics = GroupedMetrics | CustomMetrics
 
 
 class _Classification(Task):
@@ -127,6 +196,8 @@ class _Classification(Task):
 
     main: ClassVar[str] = "accuracy"
     logged: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "ece")
+    compared: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
+    proportions: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_area", "flip_rate", "noise_detected", "score")
     has_classes: ClassVar[bool] = True
 
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
@@ -139,7 +210,8 @@ class _Classification(Task):
                 "entropy": PredictiveEntropy(preds.shape[1], n_groups),
                 "selection": SelectiveClassification(n_groups),
                 "detection": NoiseDetection(n_groups),
-            }
+            },
+            read=Predictions.of,
         )
 
     def main_metric(self, n_groups: int = 1) -> Metric:
@@ -261,7 +333,8 @@ class Regression(Task):
     """
 
     main: ClassVar[str] = "mse"
-    logged: ClassVar[tuple[str, ...]] = ("mse",)
+    logged: ClassVar[tuple[str, ...]] = ("mse", "mae")
+    compared: ClassVar[tuple[str, ...]] = ("mse", "mae", "r2")
     expects: ClassVar[str] = "floating-point outputs and targets of one shape (B, *), where (B, 1) is not (B,)"
 
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,13 +343,16 @@ class Regression(Task):
         return _at_least_float32(output), _at_least_float32(target)
 
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
-        return GroupedMetrics({"mse": MeanSquaredError(n_groups)})
+        return GroupedMetrics({"mse": MeanSquaredError(n_groups), "mae": MeanAbsoluteError(n_groups), "r2": R2Score(n_groups)})
 
     def main_metric(self, n_groups: int = 1) -> Metric:
         return MeanSquaredError(n_groups)
 
+    def higher_is_better(self, metric: str) -> bool:
+        return metric == "r2"
+
     def score(self, values: Mapping[str, float]) -> float:
-        return -values["mse"]
+        return values["r2"]
 
 
 @dataclass(frozen=True)
@@ -304,28 +380,39 @@ class Custom(Task):
             raise TypeError(f"Custom expects a Metric or MetricCollection of torchmetrics, got {self.collection!r}")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(map(str, self._collection()))
+
+    @property
     def main(self) -> str:  # type: ignore[override]
-        return "accuracy" if "accuracy" in self.logged else self.logged[0]
+        return "accuracy" if "accuracy" in self.names else self.names[0]
 
     @property
     def logged(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(map(str, self.metrics(None)))
+        return (self.main, *(name for name in self.names if name != self.main))
+
+    @property
+    def compared(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.logged
 
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(output, Tensor) or output.shape[:1] != target.shape[:1]:
             raise self._refuse(output, target)
         return output, target
 
-    def metrics(self, preds: Any, n_groups: int = 1) -> MetricCollection:
+    def metrics(self, preds: Any, n_groups: int = 1) -> CustomMetrics:
+        return CustomMetrics(self._collection())
+
+    def main_metric(self, n_groups: int = 1) -> Metric:
+        return self._collection()[self.main]
+
+    def higher_is_better(self, metric: str) -> bool:
+        return self._collection()[metric].higher_is_better is not False
+
+    def _collection(self) -> MetricCollection:
         if isinstance(self.collection, MetricCollection):
             return self.collection.clone()
         return MetricCollection(self.collection.clone())
-
-    def main_metric(self, n_groups: int = 1) -> Metric:
-        return self.metrics(None)[self.main]
-
-    def score(self, values: Mapping[str, float]) -> float:
-        return values[self.main] if self.main_metric().higher_is_better is not False else -values[self.main]
 
 
 def _is_floating(output: Any) -> bool:

@@ -33,6 +33,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_noise import ActivationNoise, InputNoise, Key, RobustnessMonitor, WeightNoise, noise
+from lightning_noise.evaluation.conditions import Condition
 from lightning_noise.metrics import ExpectedCalibrationError
 from lightning_noise.testing import global_streams
 
@@ -101,28 +102,39 @@ def test_the_values_are_those_of_a_hand_written_loop():
         calibration = ExpectedCalibrationError()
         calibration.update(logits, HELD_OUT.y)
         accuracy[level] = (logits.argmax(1) == HELD_OUT.y).double().mean().item()
-        assert found[f"robustness/soft/{level:g}/accuracy"] == pytest.approx(accuracy[level], abs=1e-7)
+        assert found[f"robustness_levels/soft/{level:g}/accuracy"] == pytest.approx(accuracy[level], abs=1e-7)
         # sums in float32, in other batches
-        assert found[f"robustness/soft/{level:g}/loss"] == pytest.approx(F.cross_entropy(logits, HELD_OUT.y).item(), rel=1e-6)
-        assert found[f"robustness/soft/{level:g}/ece"] == pytest.approx(calibration.compute().item(), abs=1e-6)
+        assert found[f"robustness_levels/soft/{level:g}/loss"] == pytest.approx(
+            F.cross_entropy(logits, HELD_OUT.y).item(), rel=1e-6
+        )
+        assert found[f"robustness_levels/soft/{level:g}/ece"] == pytest.approx(calibration.compute().item(), abs=1e-6)
     clean, mean = accuracy[0.0], sum(accuracy.values()) / 3
     retained = sum((value - 1 / 3) / (clean - 1 / 3) for value in accuracy.values()) / 3
     assert clean > 1 / 3
-    assert found["robustness/clean/accuracy"] == pytest.approx(clean, abs=1e-7)
-    assert found["robustness/soft/accuracy_drop"] == pytest.approx(clean - mean, abs=1e-6)
-    assert found["robustness/soft/accuracy_retention"] == pytest.approx(retained, abs=1e-6)
-    assert found["robustness/accuracy_mean"] == pytest.approx(mean, abs=1e-6)
+    assert found["robustness/accuracy_clean"] == pytest.approx(clean, abs=1e-7)
+    assert found["robustness/accuracy_worst"] == pytest.approx(min(accuracy.values()), abs=1e-7)
+    assert found["robustness/accuracy_drop"] == pytest.approx(clean - mean, abs=1e-6)
+    assert found["robustness/accuracy_retention"] == pytest.approx(retained, abs=1e-6)
+    assert found["robustness/accuracy_noisy"] == pytest.approx(mean, abs=1e-6)
     assert found["robustness/score"] == pytest.approx((clean + mean) / 2, abs=1e-6)
 
 
 def test_means_are_over_noises_and_levels():
-    found = validated(RobustnessMonitor([noise.Gaussian(), noise.Uniform()], {"gaussian": [0.5], "uniform": [1.0, 2.0]}))
+    monitor = RobustnessMonitor([noise.Gaussian(), noise.Uniform()], {"gaussian": [0.5], "uniform": [1.0, 2.0]})
+    found = validated(monitor)
+    assert monitor.report is not None
+    of_noises = monitor.report.values
     for metric in METRICS:
-        noisy = [found[f"robustness/{probe}/{metric}"] for probe in ("gaussian/0.5", "uniform/1", "uniform/2")]
-        clean = found[f"robustness/clean/{metric}"]
-        assert found[f"robustness/{metric}_mean"] == pytest.approx(sum(noisy) / 3, abs=1e-6)
+        noisy = [found[f"robustness_levels/{place}/{metric}"] for place in ("gaussian/0.5", "uniform/1", "uniform/2")]
+        clean = found[f"robustness/{metric}_clean"]
+        assert found[f"robustness/{metric}_noisy"] == pytest.approx(sum(noisy) / 3, abs=1e-6)
+        assert of_noises[Condition("uniform"), metric] == pytest.approx(sum(noisy[1:]) / 2, abs=1e-6)
         if metric != "ece":
-            assert found[f"robustness/uniform/{metric}_drop"] == pytest.approx(clean - sum(noisy[1:]) / 2, abs=1e-6)
+            assert found[f"robustness/{metric}_drop"] == pytest.approx(clean - sum(noisy) / 3, abs=1e-6)
+            drop = of_noises[Condition("uniform"), f"{metric}_drop"]
+            assert drop == pytest.approx(clean - sum(noisy[1:]) / 2, abs=1e-6)
+    worst = min(found[f"robustness_levels/{place}/accuracy"] for place in ("gaussian/0.5", "uniform/1", "uniform/2"))
+    assert found["robustness/accuracy_worst"] == worst
 
 
 @pytest.mark.parametrize("module", [Classifier, Stochastic])
@@ -130,8 +142,8 @@ def test_level_0_equals_clean(module):
     _, trainer = fit([RobustnessMonitor(noise.Gaussian(), LEVELS)], module=module)
     found = keys_of(trainer)
     for metric in METRICS:
-        assert found[f"robustness/gaussian/0/{metric}"] == found[f"robustness/clean/{metric}"]
-    assert found["robustness/gaussian/0.6/loss"] != found["robustness/clean/loss"]
+        assert found[f"robustness_levels/gaussian/0/{metric}"] == found[f"robustness/{metric}_clean"]
+    assert found["robustness_levels/gaussian/0.6/loss"] != found["robustness/loss_clean"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -144,7 +156,7 @@ def test_averaged_weights_are_what_is_measured(order):
     _, trainer = fit(callbacks[::order])
     found = keys_of(trainer)
     # the user's own metric of the same weights; the means are taken over other batches, in float32
-    assert found["robustness/clean/loss"] == pytest.approx(found["val_loss"], rel=1e-6)
+    assert found["robustness/loss_clean"] == pytest.approx(found["val_loss"], rel=1e-6)
 
 
 class Recorder:
@@ -175,7 +187,7 @@ def test_the_noise_of_a_sample_is_the_same_for_any_batch_size(probe):
 def test_the_noise_is_the_same_in_each_epoch_and_scales_with_the_level():
     recorder = Recorder()
     fit([RobustnessMonitor(noise.Gaussian(), [0.5, 1.0], predict=recorder)], max_epochs=3)
-    measured = recorder.inputs[2:]  # after the two of the sanity check
+    measured = recorder.inputs[4:]  # after the sanity check of two batches, clean and noisy
     clean, half, full = (measured[i::3] for i in range(3))
     assert_same(half[:2], half[2:4])
     assert_same(half[:2], half[4:])
@@ -212,7 +224,8 @@ def test_a_noise_callback_serves_as_a_probe():
     as_noise = validated(RobustnessMonitor(noise.Gaussian(), [0.5], clip=(-1, 1)))
     assert as_callback == as_noise
     assert (
-        validated(RobustnessMonitor(callback, [0.5]))["robustness/input/0.5/loss"] != as_noise["robustness/gaussian/0.5/loss"]
+        validated(RobustnessMonitor(callback, [0.5]))["robustness_levels/input/0.5/loss"]
+        != as_noise["robustness_levels/gaussian/0.5/loss"]
     )
 
 
@@ -227,12 +240,13 @@ def test_it_measures_in_fit_validate_and_test():
     in_validate = keys_of(trainer)
     trainer.test(module, loader(HELD_OUT), verbose=False)
     in_test = keys_of(trainer)
-    measured = {key: value for key, value in in_fit.items() if key.startswith("robustness/")}
-    # nine metrics clean, at three levels and on average; two drops, retention, area and score
-    assert len(measured) == 9 * (1 + 3 + 1) + 5
-    assert {key: value for key, value in in_validate.items() if key.startswith("robustness/")} == measured
-    assert {key: value for key, value in in_test.items() if "robustness/" in key} == {
-        f"test/{key}": value for key, value in measured.items()
+    measured = {key: value for key, value in in_fit.items() if key.startswith("robustness")}
+    summary = {key: value for key, value in measured.items() if key.startswith("robustness/")}
+    # accuracy, loss and ECE, clean and noisy; accuracy at its worst; two drops, retention and score; three levels
+    assert (len(summary), len(measured)) == (11, 11 + 3 * 3)
+    assert {key: value for key, value in in_validate.items() if key.startswith("robustness")} == measured
+    assert {key: value for key, value in in_test.items() if "robustness" in key} == {
+        f"test/{key}": value for key, value in summary.items()
     }
 
 
@@ -245,8 +259,8 @@ def test_it_measures_every_n_epochs_and_not_in_the_sanity_check():
 
     calls: list[int] = []
     fit([RobustnessMonitor(noise.Gaussian(), [0.5], predict=recorder, every_n_epochs=2), Watch()], max_epochs=5)
-    # the sanity check tries two batches; then two, clean and noisy, in the second and the fourth epoch
-    assert calls == [2, 2, 6, 6, 10, 10]
+    # the sanity check tries two batches; then two in the second and the fourth epoch, each clean and noisy
+    assert calls == [4, 4, 8, 8, 12, 12]
 
 
 def test_max_batches_bounds_what_is_measured():
@@ -256,7 +270,7 @@ def test_max_batches_bounds_what_is_measured():
     with torch.no_grad():
         pl.seed_everything(0, verbose=False)
         logits = Classifier().eval()(HELD_OUT.x[:8])
-    assert found["robustness/clean/loss"] == pytest.approx(F.cross_entropy(logits, HELD_OUT.y[:8]).item(), rel=1e-6)
+    assert found["robustness/loss_clean"] == pytest.approx(F.cross_entropy(logits, HELD_OUT.y[:8]).item(), rel=1e-6)
 
 
 class TwoLoaders(Classifier):
@@ -279,7 +293,12 @@ def test_one_of_several_loaders_is_measured(idx):
 def test_two_monitors_have_names():
     monitors = [RobustnessMonitor(noise.Gaussian(), [level], name=name) for level, name in ((0.1, "near"), (0.9, "far"))]
     _, trainer = fit(monitors)
-    assert {"near/gaussian/0.1/loss", "far/gaussian/0.9/loss"} <= trainer.callback_metrics.keys()
+    assert {
+        "near/score",
+        "near_levels/gaussian/0.1/loss",
+        "far/score",
+        "far_levels/gaussian/0.9/loss",
+    } <= trainer.callback_metrics.keys()
 
 
 @pytest.mark.parametrize(
@@ -303,10 +322,10 @@ def test_a_mode_of_the_trainer_works(mode):
     with_, trainer = fit([RobustnessMonitor(noise.Gaussian(), LEVELS)], train=train, **mode)
     found = keys_of(trainer)
     assert_same(weights(with_), weights(without))
-    assert found["robustness/gaussian/0/loss"] == found["robustness/clean/loss"]
+    assert found["robustness_levels/gaussian/0/loss"] == found["robustness/loss_clean"]
     if "precision" in mode:
         # in bfloat16 logits and the user's loss are rounded to 8 bits, a few times over
-        assert found["robustness/clean/loss"] == pytest.approx(
+        assert found["robustness/loss_clean"] == pytest.approx(
             found["val_loss"], rel=5 * 2**-8 if "bf16" in mode["precision"] else 1e-6
         )
 
@@ -324,7 +343,7 @@ def test_the_forward_pass_has_the_precision_of_the_trainer():
 
 def test_checkpoints_and_early_stopping_follow_its_keys(tmp_path):
     saver = ModelCheckpoint(tmp_path, monitor="robustness/score", mode="max", filename="{epoch}")
-    stopper = EarlyStopping("robustness/gaussian/0.2/accuracy", mode="max", patience=2, min_delta=2.0)
+    stopper = EarlyStopping("robustness_levels/gaussian/0.2/accuracy", mode="max", patience=2, min_delta=2.0)
     _, trainer = fit([saver, stopper, RobustnessMonitor(noise.Gaussian(), LEVELS)], max_epochs=10, enable_checkpointing=True)
     assert saver.best_model_score is not None
     assert 0 < saver.best_model_score <= 1
@@ -342,7 +361,7 @@ def test_inputs_and_targets_are_found_in_a_dict():
     monitor = RobustnessMonitor(noise.Gaussian(), [0.5], inputs="data.x", target="y")
     found = validated(monitor, Dictionary, validation=loader(HELD_OUT, collate_fn=collate))
     plain = validated(RobustnessMonitor({"gaussian": noise.Gaussian()}, [0.5]))
-    assert found["robustness/clean/loss"] == plain["robustness/clean/loss"]
+    assert found["robustness/loss_clean"] == plain["robustness/loss_clean"]
 
 
 def test_a_class_for_each_pixel_is_measured():
@@ -356,7 +375,7 @@ def test_a_class_for_each_pixel_is_measured():
     module = Segmenter()
     found = validated(RobustnessMonitor(noise.Gaussian(), [0.5]), lambda: module, validation=loader(data))
     accuracy = (module(data.x).argmax(1) == data.y).double().mean().item()
-    assert found["robustness/clean/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert found["robustness/accuracy_clean"] == pytest.approx(accuracy, abs=1e-6)
 
 
 # --- loggers
@@ -385,8 +404,8 @@ def test_tensorboard_holds_the_tags_and_the_pictures(features, pictured, tmp_pat
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"noise/input/level", "noise/input/snr_db", "robustness/score", "robustness/gaussian/0.1/ece"} <= tags
-    assert {"test/robustness/impulse/accuracy_drop", "test/robustness/clean/loss"} <= tags
+    assert {"noise/input/level", "noise/input/snr_db", "robustness/score", "robustness_levels/gaussian/0.1/ece"} <= tags
+    assert {"test/robustness/accuracy_drop", "test/robustness/loss_clean"} <= tags
     levels = events.Scalars("noise/input/level")
     assert [(event.step, event.value) for event in levels] == [(1, 0.5), (3, 0.5), (5, 0.5)]
     assert [event.step for event in events.Scalars("robustness/score")] == [1, 3, 5]
@@ -432,7 +451,7 @@ def test_other_loggers_and_none_work(kind, tmp_path):
     assert "robustness/score" in trainer.callback_metrics
     assert_same(weights(with_), weights(without))
     if kind != "none":
-        assert "robustness/gaussian/0.2/ece" in next(tmp_path.rglob("metrics.csv")).read_text()
+        assert "robustness_levels/gaussian/0.2/ece" in next(tmp_path.rglob("metrics.csv")).read_text()
 
 
 # --- errors
@@ -443,8 +462,11 @@ def test_other_loggers_and_none_work(kind, tmp_path):
     [
         (lambda: RobustnessMonitor([]), "noises must be at least one"),
         (lambda: RobustnessMonitor(noise.Gaussian(), levels=[0.1, -1]), "finite and not negative, got -1"),
-        (lambda: RobustnessMonitor({"clean": noise.Gaussian()}), "no tag may be 'clean' or have a slash"),
-        (lambda: RobustnessMonitor([noise.Impulse(), noise.Impulse(low=0.0)]), r"one tag among \['impulse', 'impulse'\]"),
+        (
+            lambda: RobustnessMonitor({"clean": noise.Gaussian()}),
+            "no name may have a slash or be one of .*'clean', .*got .*'clean'",
+        ),
+        (lambda: RobustnessMonitor([noise.Impulse(), noise.Impulse(low=0.0)]), r"one name among \['impulse', 'impulse'\]"),
         (lambda: RobustnessMonitor(noise.Gaussian(), [-0.1]), "finite and not negative, got -0.1"),
         (lambda: RobustnessMonitor(noise.Impulse(), [1.2]), r"in \[0, 1\], got 1.2"),
         (lambda: RobustnessMonitor(noise.Gaussian(), []), "'gaussian' needs levels"),
@@ -452,8 +474,8 @@ def test_other_loggers_and_none_work(kind, tmp_path):
         (lambda: RobustnessMonitor({"f": lambda x, level, generator: x}), "'f' needs levels"),
         (lambda: RobustnessMonitor(noise.Gaussian(), [0.1, 0.1000001]), "must differ in their first six digits"),
         (lambda: RobustnessMonitor(noise.Impulse(), relative="std"), "the level of Impulse has no unit"),
-        (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), clip=(0, 1)), "give them to the callback"),
-        (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), relative="std"), "give them to the callback"),
+        (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), clip=(0, 1)), "relative and clip are arguments of a callback"),
+        (lambda: RobustnessMonitor(InputNoise(noise.Gaussian(), 0.1), relative="std"), "relative and clip are arguments of a callback"),
         (lambda: RobustnessMonitor(noise.Gaussian(), clip=(1, 0)), "clip must be a pair"),
         (lambda: RobustnessMonitor(noise.SwapNoise()), "'swapnoise' cannot be a probe: it mixes rows"),
         (lambda: RobustnessMonitor({"swap": InputNoise(noise.SwapNoise(), 0.1)}), "'swap' cannot be a probe: it mixes rows"),
@@ -471,7 +493,7 @@ def test_a_wrong_argument_is_refused_when_the_monitor_is_made(build, message):
 
 
 def test_levels_that_are_no_list_are_refused():
-    with pytest.raises(TypeError, match=r"levels must be a list, or a mapping from tag to lists, got 0\.1"):
+    with pytest.raises(TypeError, match=r"levels must be a list, or a mapping from name to lists, got 0\.1"):
         RobustnessMonitor(noise.Gaussian(), 0.1)  # type: ignore[arg-type]
 
 
@@ -568,8 +590,8 @@ def test_weights_that_are_no_numbers_are_reported_and_end_no_run():
             return super().forward(x) * torch.nan
 
     found = validated(RobustnessMonitor(noise.Gaussian(), [0.5]), Diverging)
-    assert math.isnan(found["robustness/clean/loss"])
-    assert math.isnan(found["robustness/gaussian/0.5/ece"])
+    assert math.isnan(found["robustness/loss_clean"])
+    assert math.isnan(found["robustness_levels/gaussian/0.5/ece"])
 
 
 def test_a_run_without_validation_is_refused():
@@ -580,7 +602,10 @@ def test_a_run_without_validation_is_refused():
 @pytest.mark.parametrize(
     ("predict", "message"),
     [
-        (lambda module, batch: None, "the module returned NoneType for a target of int64 .* reads logits of shape"),
+        (
+            lambda module, batch: None,
+            "the module returned NoneType for a target of int64 .* but Multiclass.. expects logits of shape",
+        ),
         (lambda module, batch: module(batch[0]).argmax(1), r"the module returned int64 \(8,\) for a target"),
         (lambda module, batch: module(batch[0])[:, 0], r"returned float32 \(8,\)"),
         (lambda module, batch: module(batch[0])[:3], r"returned float32 \(3, 3\) for a target of int64 \(8,\)"),

@@ -16,7 +16,9 @@ from lightning_noise.rules import AnyLevel
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
 
-__all__ = ["InputNoise", "as_probe", "as_probes", "name_noises"]
+__all__ = ["AnyProbe", "InputNoise", "as_probe", "as_probes", "name_noises"]
+
+AnyProbe = Noise | NoiseCallback | NoiseFunction
 
 
 class InputNoise(NoiseCallback):
@@ -107,8 +109,8 @@ class InputNoise(NoiseCallback):
 
 
 def name_noises(
-    noises: Noise | NoiseCallback | NoiseFunction | Sequence[Any] | Mapping[str, Any],
-) -> dict[str, Noise | NoiseCallback | NoiseFunction]:
+    noises: AnyProbe | Sequence[AnyProbe] | Mapping[str, AnyProbe],
+) -> dict[str, AnyProbe]:
     """Returns noises by their names: the class name in lower case, or the name of a callback or function.
 
     Example:
@@ -126,7 +128,7 @@ def name_noises(
 
 
 def as_probes(
-    noises: Mapping[str, Noise | NoiseCallback | NoiseFunction],
+    noises: Mapping[str, AnyProbe],
     *,
     inputs: Selector | None = None,
     relative: Literal["std"] | None = None,
@@ -141,7 +143,7 @@ def as_probes(
 
 
 def as_probe(
-    noise: Noise | NoiseCallback | NoiseFunction,
+    noise: AnyProbe,
     *,
     inputs: Selector | None = None,
     relative: Literal["std"] | None = None,
@@ -182,7 +184,7 @@ def as_probe(
     return probe
 
 
-def _name(probe: Noise | NoiseCallback | NoiseFunction) -> str:
+def _name(probe: AnyProbe) -> str:
     if isinstance(probe, NoiseCallback):
         return probe.name
     name = as_noise(probe).title

@@ -18,10 +18,9 @@ from lightning_noise import plots
 from lightning_noise._checks import check_counts
 from lightning_noise.batch import Path, Selector
 from lightning_noise.callbacks.base import Callback, NoiseCallback, check_parameters_are_whole
-from lightning_noise.evaluation.old_conditions import Probe, Probes
+from lightning_noise.evaluation.old_conditions import CLEAN, Condition, Probe, Probes
 from lightning_noise.evaluation.old_predictor import Predictor
 from lightning_noise.evaluation.positions import SamplePositions
-from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop.internals import data_source, original_module, trainer_of
 from lightning_noise.loop.snapshot import restore_after
 from lightning_noise.metrics.functional import retention as retention_of

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lightning_noise._checks import check_level
 from lightning_noise.batch import Path
 from lightning_noise.callbacks.base import NoiseCallback
-from lightning_noise.evaluation.results import CLEAN, Condition
 from lightning_noise.loop.loggers import as_text
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
@@ -30,6 +29,19 @@ if TYPE_CHECKING:
 __all__ = ["Probe", "Probes"]
 
 Probe = Noise | NoiseCallback | NoiseFunction
+CLEAN = "clean"
+
+
+class Condition(NamedTuple):
+    """The noise, its level and draw."""
+
+    noise: str
+    level: float = 0.0
+    draw: int = 0
+
+    @property
+    def place(self) -> str:
+        return self.noise if self.noise == CLEAN else f"{self.noise}/{self.level:g}"
 
 
 class Probes:

@@ -1,195 +1,259 @@
-"""What a pass over held-out data measures: metrics without noise and under each noise, level and draw."""
+"""Results of an evaluation: the metrics under each condition, with their errors, as rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 
-from lightning_noise.evaluation.old_tasks import MonitorMetrics
-from lightning_noise.metrics.calibration import CalibrationBins
-from lightning_noise.metrics.confidence import PredictiveEntropy
-from lightning_noise.metrics.functional import robustness_summary
+from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
+from lightning_noise.evaluation.engine import Reading
+from lightning_noise.evaluation.positions import N_GROUPS
+from lightning_noise.metrics.functional import area_under_curve, retention
+from lightning_noise.metrics.statistics import jackknife_error, t_interval, wilson_interval
+from lightning_noise.tasks import Task, TaskMetrics
 
-__all__ = ["CLEAN", "Condition", "Estimates", "Measurement"]
+__all__ = ["Estimate", "Results", "Values", "estimate", "summarize"]
 
-CLEAN = "clean"  # the tag of what is measured without noise
-_COMPARED = ("accuracy", "loss")  # of which drops are told: the others say more by themselves
+Values = Mapping[tuple[Condition, str], float]
+"""The value of each metric under each condition."""
 
-
-class Condition(NamedTuple):
-    """The noise that the data were seen through, its level, and which of its draws."""
-
-    noise: str
-    level: float = 0.0
-    draw: int = 0
-
-    @property
-    def place(self) -> str:
-        """The part of a key that says so, of which the draw is none."""
-        return self.noise if self.noise == CLEAN else f"{self.noise}/{self.level:g}"
+_NOT_AVERAGED = ("ece_z", "ece_p")  # the mean of p-values is not a p-value
 
 
-Values = Mapping[Condition, Mapping[str, float]]
-
-
-class Estimates(NamedTuple):
-    """Figures, and what tells how sure they are.
+@dataclass(frozen=True)
+class Estimate:
+    """A metric under a condition, with its 95 % interval.
 
     Attributes:
-        values: The figures.
-        spread: The standard error of each over the draws, where there are several.
-        without: The figures without each group of samples in turn, where the metrics keep groups apart.
+        condition: The condition.
+        metric: The name of the metric.
+        value: The value.
+        standard_error: The standard error.
+        low: The lower limit of the interval.
+        high: The upper limit of the interval.
+        spread: The standard error over the draws, 0 with a single draw.
+        without: The value without each group of samples, for errors of differences and ratios.
     """
 
-    values: dict[str, float]
-    spread: dict[str, float]
-    without: list[dict[str, float]]
+    condition: Condition
+    metric: str
+    value: float
+    standard_error: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    spread: float = field(default=0.0, repr=False)
+    without: tuple[float, ...] = field(default=(), repr=False)
 
 
-class Measurement:
-    """Metrics without noise and under each noise, level and draw, of groups of samples.
+class Results:
+    """Metrics of a task under each condition.
 
     Args:
-        metrics: Makes the metrics, which are updated with ``preds``, ``target`` and ``clean_preds``, and ``MonitorMetrics``
-            with ``groups`` too.
-        n_groups: The number of groups.
-        logged: The names of the metrics that are logged and summarized; left out, all.
-        chance: The accuracy of a guess, where there is one.
-        weights: The tags of noises in weights.
+        task: The task.
+        shared: The names of noises of which all samples share a draw, as in weights.
     """
 
-    def __init__(
-        self,
-        metrics: Callable[[], MetricCollection],
-        n_groups: int,
-        *,
-        logged: Collection[str] | None = None,
-        chance: float | None = None,
-        weights: Collection[str] = (),
-    ):
-        self.metrics: dict[Condition, MetricCollection] = {}
-        self.sizes = torch.zeros(n_groups, dtype=torch.long)
-        self.weights = weights
-        self._make = metrics
-        self._logged = logged
-        self._chance = chance
+    def __init__(self, task: Task, shared: Collection[str] = ()):
+        self.task = task
+        self.shared = shared
+        self.metrics: dict[Condition, TaskMetrics] = {}
+        self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
+        self._chance: float | None = None
+        self._clean_preds: Any = None  # of the current batch
 
-    def read(self, preds: Tensor) -> Any:
-        """Returns predictions without noise as the metrics of all noises and levels can be given them, to read them once."""
-        metrics = self._of(Condition(CLEAN), preds)
-        return metrics.read(preds) if isinstance(metrics, MonitorMetrics) else preds
-
-    def update(self, condition: Condition, preds: Tensor, target: Tensor, clean_preds: Any, groups: Tensor) -> None:
-        """Adds predictions of samples of these groups."""
-        metrics = self._of(condition, preds)
-        if condition.noise == CLEAN:
-            self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
-        if len(target):
-            more = {"groups": groups} if isinstance(metrics, MonitorMetrics) else {}
-            metrics.update(preds=preds, target=target, clean_preds=clean_preds, **more)
-
-    def _of(self, condition: Condition, preds: Tensor) -> MetricCollection:
+    def update(self, reading: Reading) -> None:
+        """Adds a reading. The reading of a batch without noise must come first."""
+        condition, preds, groups = reading.condition, reading.preds, reading.groups
         if condition not in self.metrics:
-            self.metrics[condition] = self._make().to(preds.device)
-        return self.metrics[condition]
+            self.metrics[condition] = self.task.metrics(preds, N_GROUPS).to(groups.device)
+        if condition == CLEAN:
+            self._clean_preds = self.metrics[CLEAN].read(preds)
+            self._chance = self.task.chance(preds)
+            self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
+        if len(groups):
+            self.metrics[condition].update(preds=preds, target=reading.target, clean_preds=self._clean_preds, groups=groups)
 
-    def figures(self) -> dict[str, float]:
-        """Returns what is logged: the metrics, averaged over the draws, with the errors of these means, and their summary."""
-        values = {condition: self._brief(_values_of(metrics)) for condition, metrics in self.metrics.items()}
-        return self._summarized(values) | _errors_of_means(values)
+    def values(self) -> Values:
+        """Returns all values of all ranks, without their errors."""
+        return self._summarize({condition: metrics.totals() for condition, metrics in self.metrics.items()})
 
-    def estimates(self) -> Estimates:
-        """Returns all that was measured and its summary, and what tells how sure it is."""
-        found = {condition: _estimates_of(metrics) for condition, metrics in self.metrics.items()}
-        values = {condition: total for condition, (total, _) in found.items()}
-        n_parts = min(len(without) for _, without in found.values())
-        parts = [{condition: without[group] for condition, (_, without) in found.items()} for group in range(n_parts)]
-        return Estimates(self._summarized(values), self._spread(values), [self._summarized(part) for part in parts])
+    def estimates(self, sizes: Sequence[int]) -> list[Estimate]:
+        """Returns all values of all ranks, with their errors.
+
+        Args:
+            sizes: The number of samples of all ranks in each group.
+        """
+        found = {condition: metrics.estimates() for condition, metrics in self.metrics.items()}
+        totals = {condition: total for condition, (total, _) in found.items()}
+        n_groups = min(len(without) for _, without in found.values())
+        parts = [
+            self._summarize({condition: without[group] for condition, (_, without) in found.items()})
+            for group in range(n_groups)
+        ]
+        spreads, n_draws = self._spreads(totals), _n_draws(totals)
+        estimates = []
+        for (condition, metric), value in self._summarize(totals).items():
+            without = tuple(part[condition, metric] for part in parts)
+            spread = spreads.get((condition, metric), 0.0)
+            errors = [jackknife(value, without, sizes[:n_groups])]
+            if shares_draws(condition, self.shared):
+                errors.append((spread, n_draws - 1))
+            n = sum(sizes) if metric in self.task.proportions else None
+            estimates.append(estimate(condition, metric, value, errors, n, spread=spread, without=without))
+        return estimates
 
     def calibration(self) -> dict[Condition, list[Tensor]]:
-        """Returns the sums in bins of the confidence, for reliability diagrams, of the first draw of each level."""
-        return {condition: bins.bins() for condition, bins in self._first("calibration") if isinstance(bins, CalibrationBins)}
-
-    def entropies(self) -> dict[Condition, tuple[list[float], list[int]]]:
-        """Returns the edges and the counts of a histogram of the entropy, of the first draw of each level."""
-        return {
-            condition: entropy.histogram()
-            for condition, entropy in self._first("entropy")
-            if isinstance(entropy, PredictiveEntropy)
+        """Returns the sums in bins of the confidence for reliability diagrams, from the first draw."""
+        found = {
+            condition._replace(draw=None): metrics.calibration_bins()
+            for condition, metrics in self.metrics.items()
+            if not condition.draw
         }
+        return {condition: bins for condition, bins in found.items() if bins is not None}
 
-    def _first(self, name: str) -> Iterator[tuple[Condition, Metric]]:
-        """The metric of that name, where there is one, of the first draw of each level."""
-        for condition, metrics in self.metrics.items():
-            if condition.draw == 0 and name in metrics:
-                yield condition, metrics[name]
+    def _summarize(self, values: Mapping[Condition, Mapping[str, float]]) -> Values:
+        return summarize(values, self.task, chance=self._chance, shared=self.shared)
 
-    def _summarized(self, values: Values) -> dict[str, float]:
-        averaged = {
-            condition: {key: fmean(found[key] for found in draws) for key in draws[0]} for condition, draws in _drawn(values)
-        }
-        flat = {f"{condition.place}/{key}": value for condition, found in averaged.items() for key, value in found.items()}
-        clean = averaged.pop(Condition(CLEAN))
-        noisy = {(condition.noise, condition.level): self._brief(found) for condition, found in averaged.items()}
-        compared = {key: value for key, value in clean.items() if self._logged is None or key in _COMPARED}
-        return flat | robustness_summary(compared, noisy, self._chance, weights=self.weights)
-
-    def _brief(self, found: Mapping[str, float]) -> dict[str, float]:
-        """What is logged and summarized."""
-        return {key: value for key, value in found.items() if self._logged is None or key in self._logged}
-
-    def _spread(self, values: Values) -> dict[str, float]:
-        """The standard error of each figure over the draws."""
-        n_draws = 1 + max(condition.draw for condition in values)
+    def _spreads(self, values: Mapping[Condition, Mapping[str, float]]) -> Values:
+        """Returns the standard error over the draws."""
+        n_draws = _n_draws(values)
         if n_draws == 1:
             return {}
-        of_draws = [
-            # each as if it were the only one
-            self._summarized(
-                {place._replace(draw=0): x for place, x in values.items() if place.noise == CLEAN or place.draw == draw}
-            )
+        by_draw = [
+            self._summarize({condition: found for condition, found in values.items() if condition.draw in (None, draw)})
             for draw in range(n_draws)
         ]
-        return {key: _error_of_mean([figures[key] for figures in of_draws]) for key in of_draws[0]}
+        return {cell: _standard_error([found[cell] for found in by_draw]) for cell in by_draw[0]}
 
 
-def _values_of(metrics: MetricCollection) -> dict[str, float]:
-    return metrics.totals() if isinstance(metrics, MonitorMetrics) else _floats(metrics.compute())
+def summarize(
+    values: Mapping[Condition, Mapping[str, float]],
+    task: Task,
+    *,
+    chance: float | None = None,
+    shared: Collection[str] = (),
+) -> Values:
+    """Returns the averages over draws, levels and noises, the worst, and how clean and noisy values differ.
 
+    =====================  =============================================================================================
+    condition              metrics
+    =====================  =============================================================================================
+    ``CLEAN``              all
+    a noise and level      all, averaged over the draws
+    a noise                all, averaged over the levels, and what the noise costs: ``<metric>_drop``, the clean minus the
+                           noisy value; of the main metric also ``<metric>_area``, the area under the curve over the
+                           level, and ``<metric>_retention``, the share of the skill above chance that is left; of noise
+                           in weights ``sensitivity``, by how much the loss rises
+    ``NOISY``              all, averaged over noises and levels
+    ``WORST``              the compared metrics at their worst noise and level
+    ``OVERALL``            the drops and the retention over all noises and levels, and ``score``, the mean of the scores
+                           of clean and noisy data
+    =====================  =============================================================================================
 
-def _estimates_of(metrics: MetricCollection) -> tuple[dict[str, float], list[dict[str, float]]]:
-    return metrics.estimates() if isinstance(metrics, MonitorMetrics) else (_floats(metrics.compute()), [])
+    Args:
+        values: The metrics without noise and at each noise, level and draw.
+        task: The task, which knows what is compared.
+        chance: The main metric of a guess, if it is known.
+        shared: The names of noises in weights.
+    """
+    clean = values[CLEAN]
+    draws: dict[Condition, list[Mapping[str, float]]] = {}
+    for condition, metrics in values.items():
+        if condition != CLEAN:
+            draws.setdefault(condition._replace(draw=None), []).append(metrics)
+    levels = {condition: _mean(metrics) for condition, metrics in draws.items()}
+    noisy = _mean(levels.values(), without=_NOT_AVERAGED)
+    compared = [metric for metric in task.compared if metric in clean]
 
-
-def _floats(computed: Mapping[str, Any]) -> dict[str, float]:
-    for key, value in computed.items():
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ValueError(f"a metric must be one number to be logged, but {key!r} is {value!r}; choose an average for it")
-    return {key: value.item() for key, value in computed.items()}
-
-
-def _drawn(values: Values) -> Iterator[tuple[Condition, list[Mapping[str, float]]]]:
-    """The first draw of each noise and level, with the values of all its draws."""
-    for first in (condition for condition in values if condition.draw == 0):
-        yield first, [found for condition, found in values.items() if condition.place == first.place]
-
-
-def _errors_of_means(values: Values) -> dict[str, float]:
-    """The standard error over the draws of each mean, where there are several draws."""
-    return {
-        f"{condition.place}/{key}_se": _error_of_mean([found[key] for found in draws])
-        for condition, draws in _drawn(values)
-        if len(draws) > 1
-        for key in draws[0]
+    rows = {CLEAN: dict(clean), **levels}
+    for noise in dict.fromkeys(condition.noise for condition in levels):
+        curve = {condition.level or 0.0: metrics for condition, metrics in levels.items() if condition.noise == noise}
+        rows[Condition(noise)] = (
+            _mean(curve.values(), without=_NOT_AVERAGED)
+            | _costs(clean, list(curve.values()), task, chance)
+            | {f"{task.main}_area": area_under_curve({0.0: clean[task.main]} | {x: m[task.main] for x, m in curve.items()})}
+        )
+        if noise in shared and "loss_drop" in rows[Condition(noise)]:
+            rows[Condition(noise)]["sensitivity"] = -rows[Condition(noise)]["loss_drop"]
+    rows[NOISY] = noisy
+    rows[WORST] = {
+        metric: _worst([found[metric] for found in levels.values()], higher_is_better=task.higher_is_better(metric))
+        for metric in compared
     }
+    rows[OVERALL] = _costs(clean, list(levels.values()), task, chance)
+    rows[OVERALL]["score"] = (task.score(clean) + task.score(noisy)) / 2
+    return {(condition, metric): value for condition, metrics in rows.items() for metric, value in metrics.items()}
 
 
-def _error_of_mean(values: Sequence[float]) -> float:
-    """The standard error of the mean of several values; NaN where one is not finite, of which `stdev` makes an error."""
+def estimate(
+    condition: Condition,
+    metric: str,
+    value: float,
+    errors: Iterable[tuple[float, int]],
+    n: int | None = None,
+    **kwargs: Any,
+) -> Estimate:
+    """Returns the estimate with the interval of independent errors.
+
+    Args:
+        condition: The condition.
+        metric: The name of the metric.
+        value: The value.
+        errors: The standard error and the degrees of freedom of each source.
+        n: The number of samples, if the value is a proportion of them.
+        kwargs: Further fields of the estimate.
+    """
+    interval = t_interval(value, errors) if n is None else wilson_interval(value, errors, n)
+    return Estimate(condition, metric, value, *interval, **kwargs)
+
+
+def jackknife(value: float, without: Sequence[float], sizes: Sequence[int]) -> tuple[float, int]:
+    """Returns the jackknife error of a value and its degrees of freedom."""
+    return jackknife_error(value, without, sizes), sum(size > 0 for size in sizes) - 1
+
+
+def shares_draws(condition: Condition, shared: Collection[str]) -> bool:
+    """Returns whether all samples share a draw in the condition, so that their scatter does not show that of the draws."""
+    return condition != CLEAN and bool(shared) and condition.noise in (*shared, *_OVER_NOISES)
+
+
+_OVER_NOISES = [condition.noise for condition in (NOISY, WORST, OVERALL)]
+
+
+def _costs(
+    clean: Mapping[str, float], noisy: Sequence[Mapping[str, float]], task: Task, chance: float | None
+) -> dict[str, float]:
+    """Returns the drops and the retention, averaged over conditions."""
+    compared = [metric for metric in task.compared if metric in clean]
+    costs = {f"{metric}_drop": fmean(clean[metric] - metrics[metric] for metrics in noisy) for metric in compared}
+    if chance is not None:
+        kept = [retention(metrics[task.main], clean[task.main], chance) for metrics in noisy]
+        costs[f"{task.main}_retention"] = fmean(kept)
+    return costs
+
+
+def _worst(values: Sequence[float], *, higher_is_better: bool) -> float:
+    if any(map(math.isnan, values)):
+        return math.nan
+    return min(values) if higher_is_better else max(values)
+
+
+def _mean(metrics: Iterable[Mapping[str, float]], without: Collection[str] = ()) -> dict[str, float]:
+    """Returns the average of each metric."""
+    metrics = list(metrics)
+    return {name: fmean(found[name] for found in metrics) for name in metrics[0] if name not in without}
+
+
+def _n_draws(conditions: Iterable[Condition]) -> int:
+    return 1 + max(condition.draw or 0 for condition in conditions)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Returns the standard error of the mean; `stdev` raises an error for NaN."""
     return stdev(values) / len(values) ** 0.5 if all(map(math.isfinite, values)) else math.nan

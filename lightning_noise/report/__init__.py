@@ -1,5 +1,8 @@
 """Reports of robustness: estimates with their intervals, and their differences to an earlier report."""
 
-from lightning_noise.report.model import corruption, corruption_errors, differences, make, markdown, read, values_of, write
+from lightning_noise.report.compare import corruption, corruption_errors, differences
+from lightning_noise.report.files import read, write
+from lightning_noise.report.markdown import markdown
+from lightning_noise.report.model import Report
 
-__all__ = ["corruption", "corruption_errors", "differences", "make", "markdown", "read", "values_of", "write"]
+__all__ = ["Report", "corruption", "corruption_errors", "differences", "markdown", "read", "write"]

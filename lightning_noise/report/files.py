@@ -1,0 +1,84 @@
+"""Reports as files: JSON for comparisons, Markdown for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_noise.evaluation.conditions import Condition
+from lightning_noise.evaluation.results import Estimate
+from lightning_noise.report.markdown import markdown
+from lightning_noise.report.model import FILE, Report
+
+__all__ = ["read", "write"]
+
+_WAY_OUT = "give a report.json that a monitor has written"
+_NUMBERS = ("value", "standard_error", "low", "high", "spread")
+
+
+def write(folder: str | Path, report: Report, baseline: Report | None = None) -> None:
+    """Writes ``report.json``, which can be a baseline later, and ``report.md`` for people.
+
+    Numbers that are not finite become null in the JSON file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(markdown(report, baseline), encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(_to_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read(path: str | Path) -> Report:
+    """Reads a report from ``report.json`` or its folder. Null becomes NaN.
+
+    Raises:
+        ValueError: There is no file, or it is not a report.
+    """
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"no report at {path}; give a report.json that a monitor has written, or its folder")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); {_WAY_OUT}") from error
+    missing = [name for name in Report.__dataclass_fields__ if not isinstance(found, dict) or name not in found]
+    if missing:
+        raise ValueError(f"{file} is not a report: it lacks {missing}; {_WAY_OUT}")
+    return Report(
+        **found
+        | {
+            "levels": {name: tuple(levels) for name, levels in found["levels"].items()},
+            "shared": tuple(found["shared"]),
+            "sizes": tuple(found["sizes"]),
+            "estimates": tuple(map(_from_json, found["estimates"])),
+        }
+    )
+
+
+def _to_json(report: Report) -> dict[str, Any]:
+    about = {name: getattr(report, name) for name in Report.__dataclass_fields__}
+    return about | {
+        "estimates": [
+            {"noise": each.condition.noise, "level": each.condition.level, "metric": each.metric}
+            | {name: _null(getattr(each, name)) for name in _NUMBERS}
+            | {"without": [_null(value) for value in each.without]}
+            for each in report.estimates
+        ]
+    }
+
+
+def _from_json(row: Mapping[str, Any]) -> Estimate:
+    numbers = {name: _nan(row[name]) for name in _NUMBERS}
+    without = tuple(_nan(value) for value in row["without"])
+    return Estimate(Condition(row["noise"], row["level"]), row["metric"], **numbers, without=without)
+
+
+def _null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

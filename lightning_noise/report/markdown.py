@@ -1,0 +1,210 @@
+"""A report as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
+from lightning_noise.evaluation.results import Estimate
+from lightning_noise.report.compare import are_paired, corruption, differences
+from lightning_noise.report.model import FILE, Report
+
+__all__ = ["markdown"]
+
+Rows = Mapping[tuple[Condition, str], Estimate]
+
+
+class _Column(NamedTuple):
+    name: str
+    unit: str = ""
+    factor: float = 1.0
+    note: str = ""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+
+_COLUMNS = {
+    "accuracy": _Column("accuracy", "%", 100),
+    "loss": _Column("loss"),
+    "mse": _Column("MSE"),
+    "mae": _Column("MAE"),
+    "r2": _Column("R²", note="1 is perfect, 0 is the mean of the targets"),
+    "brier": _Column("Brier score"),
+    "ece": _Column(
+        "ECE",
+        "%",
+        100,
+        "calibration error / the error of a perfectly calibrated model with the same confidences; bold if they differ "
+        "(p < 0.01)",
+    ),
+    "signed_gap": _Column("over-confidence", "%", 100, "mean confidence minus accuracy; a negative value is under-confidence"),
+    "flip_rate": _Column("flipped", "%", 100, "predictions that differ from those without noise"),
+    "entropy": _Column("entropy", "nats", 1, "mean entropy of the predicted probabilities"),
+    "failure_auroc": _Column(
+        "failure AUROC",
+        "",
+        1,
+        "the probability that a wrong prediction is less confident than a right one; 0.5 is chance",
+    ),
+    "noise_detected": _Column("seen as noisy", "%", 100, "less confident than 95 % of the clean samples; not a goal in itself"),
+}
+# only in the JSON file, or shown beside another metric
+_HIDDEN = ("ece_floor", "ece_z", "ece_p", "debiased_squared_error", "aurc", "noise_auroc")
+_WITH_INTERVAL = ("accuracy", "loss", "mse")
+_COSTS = {
+    "accuracy_drop": _Column("accuracy lost", "points", 100),
+    "accuracy_retention": _Column("skill retained", "%", 100, "the share of the accuracy above chance that is left"),
+    "accuracy_area": _Column("area under accuracy", "%", 100, "over the level, from clean to the largest"),
+    "loss_drop": _Column("loss gained", "", -1),
+    "mse_drop": _Column("MSE gained", "", -1),
+    "sensitivity": _Column("sensitivity", "", 1, "the loss gained by noise in the weights"),
+}
+_MCE = _Column("mCE")
+_NOTHING = "-"
+_VALUE, _INTERVAL, _CHANGE = "{value}", "{value} ({low} to {high})", "{signed} ± {half}"
+_SAID = "**{value}{unit}** ({low} to {high})"
+
+
+def markdown(report: Report, baseline: Report | None = None) -> str:
+    """Returns the report as Markdown: the outcome, the differences to a baseline, all estimates, and how to read them."""
+    columns = {metric: _column(metric) for metric in _metrics(report)}
+    sections = ["# Robustness report", _outcome(report, next(iter(columns)))]
+    if baseline is not None:
+        sections += ["## Against the baseline", *_comparison(report, baseline, columns)]
+    sections += ["## Estimates", _table(report, columns, report.rows, _show_value)]
+    costs = {
+        metric: column
+        for metric, column in _COSTS.items()
+        if any((Condition(noise), metric) in report.rows for noise in report.noises)
+    }
+    if costs:
+        sections += ["## Averaged over the levels", _cost_table(report, costs)]
+    return "\n\n".join([*sections, "## How to read it", _notes(report, [*columns.values(), *costs.values()])]) + "\n"
+
+
+def _outcome(report: Report, metric: str) -> str:
+    """Returns a sentence on the main metric without noise, under noise and at its worst."""
+    column = _column(metric)
+    said = [_text(report.rows.get((CLEAN, metric)), column, _SAID) + " without noise"]
+    said.append(_text(report.rows.get((NOISY, metric)), column, _SAID) + " on average under noise")
+    worst = report.rows.get((WORST, metric))
+    for condition, row in _places(report).items():
+        found = report.rows.get((row, metric))
+        if worst is not None and row.level is not None and found is not None and found.value == worst.value:
+            said.append(f"{_text(found, column, _SAID)} at worst, under {' at '.join(condition)}")
+            break
+    return f"{_capitalize(column.name)} is {'; '.join(said)}."
+
+
+def _comparison(report: Report, baseline: Report, columns: Mapping[str, _Column]) -> list[str]:
+    columns = {
+        metric: column._replace(unit="points" if column.unit == "%" else column.unit) for metric, column in columns.items()
+    }
+    changes = _by_cell(differences(report, baseline))
+    metric, column = next(iter(columns.items()))
+    clean, noisy = (_text(changes.get((condition, metric)), column, _CHANGE + "{unit}") for condition in (CLEAN, NOISY))
+    outcome = f"{_capitalize(column.name)} changes by {clean} without noise; {noisy} on average under noise."
+    ratios = _by_cell(corruption(report, baseline))
+    if ratios:
+        mce = ratios.pop((OVERALL, "mce"))
+        each = ", ".join(f"{_text(ratio, _MCE, _VALUE)} under {condition.noise}" for (condition, _), ratio in ratios.items())
+        outcome += f" For one error of the baseline under noise this model makes {_text(mce, _MCE, _SAID)} (mCE): {each}."
+    legend = "This model minus the baseline; bold if the interval excludes 0, which happens by chance once in twenty."
+    if not are_paired(report, baseline):
+        legend += " The two were not evaluated on the same samples, so the differences are not paired."
+    return [outcome, _table(report, columns, changes, _show_change), legend]
+
+
+def _cost_table(report: Report, columns: Mapping[str, _Column]) -> str:
+    rows = [
+        [noise, *(_text(report.rows.get((Condition(noise), metric)), column, _INTERVAL) for metric, column in columns.items())]
+        for noise in report.noises
+    ]
+    return _grid(["noise", *(column.heading for column in columns.values())], rows)
+
+
+def _notes(report: Report, columns: Iterable[_Column]) -> str:
+    lines = [f"**{column.name}**: {column.note}." for column in columns if column.note]
+    noises = "; ".join(f"{name} is `{noise}`" for name, noise in report.noises.items())
+    draws = "one draw" if report.n_draws == 1 else f"{report.n_draws} draws"
+    lines += [
+        f"Evaluated on {report.n:,} samples with {draws} of the noise (seed {report.seed}): {noises}.",
+        "The 95 % interval, in brackets or after ±, is for the mean over other samples of the same kind. It does not cover "
+        "another training of the model.",
+    ]
+    if report.shared and report.n_draws == 1:
+        lines.append(f"All samples share the draw of {', '.join(report.shared)}; the intervals do not cover other draws.")
+    lines.append(f"All estimates with their errors are in `{FILE}`, written by lightning_noise {report.version}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _metrics(report: Report) -> list[str]:
+    """Returns the metrics that have a column, the main metric first."""
+    found = dict.fromkeys(metric for condition, metric in report.rows if condition == CLEAN or condition.level is not None)
+    return [metric for metric in _COLUMNS if metric in found] + [
+        metric for metric in found if metric not in _COLUMNS and metric not in _HIDDEN
+    ]
+
+
+def _column(metric: str) -> _Column:
+    return _COLUMNS.get(metric, _Column(metric))
+
+
+def _places(report: Report) -> dict[tuple[str, ...], Condition]:
+    """Returns the condition of each row of a table, by the noise and level that the row shows."""
+    noisy = {(noise, f"{level:g}"): Condition(noise, level) for noise, levels in report.levels.items() for level in levels}
+    return {("clean", ""): CLEAN, **noisy, ("mean", ""): NOISY}
+
+
+def _table(report: Report, columns: Mapping[str, _Column], rows: Rows, show: Callable[[Rows, Condition, str], str]) -> str:
+    places = _places(report)
+    cells = {metric: [show(rows, condition, metric) for condition in places.values()] for metric in columns}
+    shown = [metric for metric in columns if any(text != _NOTHING for text in cells[metric])]
+    lines = [[*place, *(cells[metric][i] for metric in shown)] for i, place in enumerate(places)]
+    return _grid(["noise", "level", *(columns[metric].heading for metric in shown)], lines)
+
+
+def _show_value(rows: Rows, condition: Condition, metric: str) -> str:
+    text = _text(rows.get((condition, metric)), _column(metric), _INTERVAL if metric in _WITH_INTERVAL else _VALUE)
+    floor = rows.get((condition, "ece_floor"))
+    if metric != "ece" or floor is None:
+        return text
+    p = rows.get((condition, "ece_p"))
+    return f"{f'**{text}**' if p is not None and p.value < 0.01 else text} / {_text(floor, _column(metric), _VALUE)}"
+
+
+def _show_change(rows: Rows, condition: Condition, metric: str) -> str:
+    change = rows.get((condition, metric))
+    text = _text(change, _column(metric), _CHANGE)
+    return f"**{text}**" if change is not None and (change.low > 0 or change.high < 0) else text
+
+
+def _text(estimate: Estimate | None, column: _Column, form: str) -> str:
+    """Returns the estimate in the units of the column, to the second digit of its half-width."""
+    if estimate is None or math.isnan(estimate.value):
+        return _NOTHING
+    value, (low, high) = column.factor * estimate.value, sorted([column.factor * estimate.low, column.factor * estimate.high])
+    half = (high - low) / 2
+    if not half > 0:  # nothing varies, or the error is unknown
+        return f"{value:.4g}"
+    digits = min(6, max(0, 1 - math.floor(math.log10(half))))
+    numbers = {"value": value, "low": low, "high": high, "half": half}
+    shown = {name: f"{number:.{digits}f}" for name, number in numbers.items()}
+    return form.format(signed=f"{value:+.{digits}f}", unit=f" {column.unit}" if column.unit else "", **shown)
+
+
+def _by_cell(estimates: Iterable[Estimate]) -> dict[tuple[Condition, str], Estimate]:
+    return {(estimate.condition, estimate.metric): estimate for estimate in estimates}
+
+
+def _capitalize(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
