@@ -1,8 +1,9 @@
-"""Randomness from coordinates: the same key gives the same draw, whenever and wherever it is asked for.
+"""Random streams keyed by coordinates, without state.
 
-A generator that is carried along has to be saved, restored and kept in step on all processes. A key has no state: its seed is
-a hash of where in the run it is used. So a resumed run draws what the uninterrupted one did, a closure that is evaluated
-again gets its noise again, and the global streams are never touched.
+The seed of a draw is a hash of the place in the run where the draw is used. The same key gives the same draw, whenever and
+wherever it is used. A generator with state would have to be saved, restored and synchronized over ranks. With keys, a resumed
+run draws what the uninterrupted run draws, a closure that is evaluated again gets the same noise, and global streams are never
+touched.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Coordinate = int | str
 class Key:
     """The coordinates of a draw.
 
-    A key is one draw for all rows of a tensor, or, with ``positions``, one draw for each row. Then the noise of a row depends
-    on its place in the data set alone, and not on the batch size or the number of processes.
+    A key gives one draw for all rows of a tensor. With ``positions``, it gives a draw for each row, which depends only on the
+    position of the row in the data set, not on the batch size or the number of ranks.
 
     Args:
-        coordinates: What the draw depends on, such as seed, name, epoch and batch index.
-        rank: The process that draws; ``None`` where all processes must agree.
-        positions: The place in the data set of each row.
+        coordinates: The values that the draw depends on, such as seed, name, epoch and batch index.
+        rank: The rank that draws, or ``None`` if all ranks must draw the same.
+        positions: The position of each row in the data set.
 
     Example:
         >>> key = Key((0, "input")) / "image"
@@ -44,43 +45,54 @@ class Key:
     positions: range | None = None
 
     def __truediv__(self, coordinate: Coordinate) -> Key:
-        """Returns the key of a part: ``key / "image"`` and ``key / "mask"`` are independent."""
+        """Returns a key with another coordinate: ``key / "image"`` and ``key / "mask"`` are independent."""
         return replace(self, coordinates=(*self.coordinates, coordinate))
 
     @property
     def everywhere(self) -> Key:
-        """The key without rank and positions, for what all samples and processes share."""
+        """The key without rank and positions, for a draw that all samples and ranks share."""
         return Key(self.coordinates)
 
     def generator(self, device: torch.device | str) -> torch.Generator:
-        """Returns a new generator on the device, seeded by the coordinates and the rank."""
+        """Returns a new generator on the device, seeded with coordinates and rank."""
         return torch.Generator(device).manual_seed(_seed(*self.coordinates, "rank", self.rank))
 
     def uniform(self, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Returns uniform numbers in [0, 1) of a shape (B, *) that depend on the key and on the index of each row alone.
+        """Returns uniform numbers in [0, 1), keyed by an index for each row.
+
+        A row depends only on the key and its index.
 
         Args:
-            index: An integer for each row, of shape (B,), such as the place of a sample in the data set.
-            shape: The shape of the result.
+            index: An integer for each row, of shape (B,), such as the position of a sample in the data set.
+            shape: The shape of the result, (B, *).
 
         Example:
             >>> u = Key((0, "flips")).uniform(torch.tensor([5, 7, 5]), (3, 2))
             >>> bool((u[0] == u[2]).all()), bool((u[0] == u[1]).any())
             (True, False)
         """
-        row = _mixed(index.long() + _seed(*self.coordinates, "rank", self.rank))
+        row = _mix(index.long() + _seed(*self.coordinates, "rank", self.rank))
         within = torch.arange(math.prod(shape[1:]), device=index.device)
-        bits = _mixed(row[:, None] + within)
-        return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(shape)  # as many bits as a float32 in [0.5, 1) has
+        bits = _mix(row[:, None] + within)
+        return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(shape)  # the 24 bits of a float32 in [0.5, 1)
 
     def apply(self, noise: Callable[..., Tensor], x: Tensor, level: float | Tensor) -> Tensor:
-        """Returns ``noise(x, level, generator=...)``, drawn for the whole tensor or, with positions, row by row."""
+        """Applies a noise to the whole tensor or, with positions, to each row.
+
+        Args:
+            noise: A noise, or a function ``noise(x, level, *, generator)``.
+            x: A tensor of shape (B, *).
+            level: A number, or a tensor of shape (B,).
+
+        Raises:
+            ValueError: If the number of positions is not the number of rows.
+        """
         if self.positions is None:
             return noise(x, level, generator=self.generator(x.device))
         if len(self.positions) != len(x):
             raise ValueError(
-                f"there are positions for {len(self.positions)} rows, but the tensor has {len(x)}: "
-                "the inputs of a held-out batch must have as many rows as each other"
+                f"a tensor must have a row for each of the {len(self.positions)} positions, got {len(x)} rows; all inputs of a "
+                "held-out batch must have the same number of rows"
             )
         generator = torch.Generator(x.device)
         if len(x) == 0:
@@ -93,18 +105,18 @@ class Key:
         return torch.cat(rows)
 
 
-def _mixed(z: Tensor) -> Tensor:
-    """The finalizer of SplitMix64 (Steele et al., 2014): neighbouring integers become unrelated ones."""
+def _mix(z: Tensor) -> Tensor:
+    """Mixes the bits of integers, so that neighbors become unrelated: the finalizer of SplitMix64 (Steele et al., 2014)."""
     z = z * -7046029254386353131  # an odd number near 2^64 divided by the golden ratio; int64 wraps around
-    z = (z ^ _shifted(z, 30)) * -4658895280553007687
-    z = (z ^ _shifted(z, 27)) * -7723592293110705685
-    return z ^ _shifted(z, 31)
+    z = (z ^ _shift(z, 30)) * -4658895280553007687
+    z = (z ^ _shift(z, 27)) * -7723592293110705685
+    return z ^ _shift(z, 31)
 
 
-def _shifted(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # the sign is a bit like the others
+def _shift(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: the sign is a bit like the others
 
 
 def _seed(*coordinates: Coordinate | None) -> int:
-    # a cryptographic hash, because neighbouring seeds must give unrelated streams; 63 bits, because torch takes an int64
+    # a cryptographic hash, because neighboring seeds must give unrelated streams; 63 bits, because torch takes an int64
     return int.from_bytes(hashlib.blake2b(repr(coordinates).encode(), digest_size=8).digest(), "little") >> 1

@@ -1,8 +1,8 @@
-"""Schedules as values: how much noise there is at each moment of a run.
+"""Schedules as values: the level of a noise at each moment of a run.
 
-A schedule is a pure function of the progress of the run and never of its own history, so it needs no state, survives a resume
-and can be looked at before the training. Wherever a level is accepted, a number, a schedule or any callable of this form is.
-Values are called ``start`` and ``end``; times are called ``begin``, ``until`` and ``every`` and are in the ``unit``.
+A schedule is a pure function of the progress of the run. So it needs no state, survives a resume, and can be plotted before
+training. Wherever a level is accepted, a number, a schedule or any callable with this signature is accepted. Values are named
+``start`` and ``end``. Times are named ``begin``, ``until`` and ``every``, and are in the ``unit``.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Progress(NamedTuple):
     """A moment of a run.
 
     Attributes:
-        step: Optimizer steps taken.
+        step: The number of optimizer steps taken.
         epoch: The epoch, counted from 0.
-        fraction: The share of the run that is over, in [0, 1]; ``None`` in a run without a known end.
+        fraction: The share of the run that is over, in [0, 1], or ``None`` if the end of the run is unknown.
     """
 
     step: int
@@ -51,7 +51,9 @@ class Progress(NamedTuple):
 
 
 class Schedule(ABC):
-    """A level for each moment of a run; a subclass is a frozen dataclass that implements ``__call__``.
+    """A level for each moment of a run.
+
+    A subclass is a frozen dataclass that implements ``__call__``.
 
     Example:
         >>> Linear(0.0, 0.4)(Progress(step=50, epoch=5, fraction=0.5))
@@ -60,12 +62,12 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, progress: Progress) -> float:
-        """Returns the level in force at this moment."""
+        """Returns the level at this moment."""
 
     def mean_dose(self, *, steps: int, epochs: int = 1) -> float:
-        r"""Returns the mean level :math:`\frac{1}{n} \sum_{t=0}^{n-1} s(t)` of a run of so many steps and epochs in all.
+        r"""Returns the mean level :math:`\frac{1}{n} \sum_{t=0}^{n-1} s(t)` of a run of :math:`n` steps.
 
-        Schedules of different shape are compared fairly at equal mean dose.
+        Compare schedules of different shape at equal mean dose.
 
         Example:
             >>> Linear(0.0, 1.0).mean_dose(steps=101)
@@ -78,7 +80,7 @@ Level = float | Schedule | Callable[[Progress], float]
 
 
 def level_at(level: Level, progress: Progress) -> float:
-    """Returns the level in force: the number itself, or what the schedule says."""
+    """Returns the level at a moment: the number itself, or the value of the schedule."""
     if callable(level):
         return level(progress)
     if not hasattr(level, "__float__"):
@@ -87,7 +89,7 @@ def level_at(level: Level, progress: Progress) -> float:
 
 
 def moments(steps: int, epochs: int = 1) -> Iterator[Progress]:
-    """Yields the progress before each step of a run of so many steps and epochs in all."""
+    """Yields the progress before each step of a run."""
     return (Progress(step, step * epochs // steps, step / steps) for step in range(steps))
 
 
@@ -100,11 +102,11 @@ def _check_window(begin: float, until: float, unit: Unit) -> None:
     _check_unit(unit, "fraction", "epoch", "step")
     if not 0 <= begin < until or (unit == "fraction" and until > 1):
         limits = "0 <= begin < until" + (" <= 1" if unit == "fraction" else "")
-        raise ValueError(f"it must be {limits} where the unit is {unit!r}, got {begin} and {until}")
+        raise ValueError(f"times must satisfy {limits} for unit={unit!r}, got begin={begin} and until={until}")
 
 
 def _latest(unit: Unit) -> float:
-    """The end of a run, as far as the unit tells."""
+    """Returns the end of the run in a unit, or infinity."""
     return 1.0 if unit == "fraction" else math.inf
 
 
@@ -112,7 +114,8 @@ def _time(progress: Progress, unit: Unit) -> float:
     time = getattr(progress, unit)
     if time is None:
         raise ValueError(
-            "a schedule in fractions needs a run with a known end: set max_steps, or max_epochs, or say unit='step' or 'epoch'"
+            "a schedule in fractions needs a run with a known end; set max_steps or max_epochs of the Trainer, or give "
+            "unit='step' or unit='epoch' to the schedule"
         )
     return time
 
@@ -134,7 +137,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class _Transition(Schedule):
-    """From one value to another between two times, constant outside."""
+    """A transition between two values, constant before ``begin`` and after ``until``."""
 
     start: float
     end: float
@@ -145,7 +148,7 @@ class _Transition(Schedule):
 
     def __post_init__(self):
         if self.until is None and self.unit in ("epoch", "step"):
-            raise ValueError(f"until must be given where the unit is {self.unit!r}")
+            raise ValueError(f"until must be given for unit={self.unit!r}, got None; give until=, the end of the transition")
         _check_window(self.begin, self._until, self.unit)
 
     @property
@@ -160,7 +163,7 @@ class _Transition(Schedule):
 
     @abstractmethod
     def _value(self, u: float) -> float:
-        """The level when the share u in (0, 1) of the time is over."""
+        """Returns the level after the share u in (0, 1) of the transition."""
 
 
 @dataclass(frozen=True)
@@ -172,15 +175,15 @@ class Linear(_Transition):
     Its mean over the window is :math:`(a + b) / 2`.
 
     Args:
-        start: The value :math:`a` up to ``begin``.
+        start: The value :math:`a` before ``begin``.
         end: The value :math:`b` from ``until`` on.
         begin: The time :math:`t_0`.
-        until: The time :math:`t_1`; left out, the end of the run, where the unit is ``"fraction"``.
-        unit: What times count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+        until: The time :math:`t_1`. Default: the end of the run, if the unit is ``"fraction"``.
+        unit: The unit of times: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
 
     Raises:
-        ValueError: Times are not in order, or not in [0, 1] where the unit is ``"fraction"``; or, when called with that unit,
-            the run has no known end.
+        ValueError: If times are not in order, or the unit is ``"fraction"`` and a time is not in [0, 1]. When called with
+            that unit, if the end of the run is unknown.
 
     Example:
         >>> ramp = Linear(0.0, 0.5, begin=100, until=200, unit="step")
@@ -198,7 +201,7 @@ class Cosine(_Transition):
 
     .. math:: s(t) = a + (b - a) \, \tfrac{1}{2} (1 - \cos \pi u), \quad u = \min(\max((t - t_0) / (t_1 - t_0), 0), 1)
 
-    Its mean over the window is :math:`(a + b) / 2`, as with :class:`Linear`, whose arguments it has.
+    Its mean over the window is :math:`(a + b) / 2`. The arguments are those of :class:`Linear`.
 
     References:
         SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov and Hutter, 2017), https://arxiv.org/abs/1608.03983
@@ -214,14 +217,14 @@ class Cosine(_Transition):
 
 @dataclass(frozen=True)
 class Exponential(_Transition):
-    r"""Goes from one value to another by the same factor in equal times.
+    r"""Goes from one value to another by a constant factor per time.
 
     .. math:: s(t) = a \, (b / a)^u, \quad u = \min(\max((t - t_0) / (t_1 - t_0), 0), 1)
 
     Its mean over the window is :math:`(b - a) / \ln(b / a)`. The arguments are those of :class:`Linear`.
 
     Raises:
-        ValueError: As with :class:`Linear`, or a value is not positive.
+        ValueError: As for :class:`Linear`, and if a value is not positive.
 
     Example:
         >>> decay = Exponential(1.0, 0.25)
@@ -232,7 +235,7 @@ class Exponential(_Transition):
     def __post_init__(self):
         super().__post_init__()
         if not (self.start > 0 and self.end > 0):
-            raise ValueError(f"start and end must be positive, got {self.start} and {self.end}; Linear goes to 0")
+            raise ValueError(f"start and end must be positive, got {self.start} and {self.end}; for 0 give Linear")
 
     def _value(self, u: float) -> float:
         return self.start ** (1 - u) * self.end**u  # their ratio may be too large for a float
@@ -240,23 +243,23 @@ class Exponential(_Transition):
 
 @dataclass(frozen=True)
 class InverseTime(Schedule):
-    r"""Falls with a power of the time, ever more slowly.
+    r"""Falls with a power of the time.
 
     .. math:: s(t) = \frac{a}{(1 + (t - t_0) / \tau)^\gamma}, \quad t \geq t_0
 
-    With the defaults it is the standard deviation of annealed gradient noise, whose variance :math:`\eta / (1 + t)^{0.55}`
-    falls with the optimizer step, for :math:`a = \sqrt{\eta}`; the source takes :math:`\eta` = 0.01, 0.3 or 1. It needs no end
-    of the run.
+    With the defaults and :math:`a = \sqrt{\eta}`, the level is the standard deviation of annealed gradient noise, whose
+    variance is :math:`\eta / (1 + t)^{0.55}` at optimizer step :math:`t`. The paper uses :math:`\eta` = 0.01, 0.3 or 1. The end
+    of the run may be unknown, except in fractions.
 
     Args:
-        start: The value :math:`a` up to ``begin``.
-        exponent: The power :math:`\gamma` of the amplitude, half that of the variance.
-        timescale: The time :math:`\tau` in which :math:`1 + (t - t_0) / \tau` doubles for the first time.
+        start: The value :math:`a` before ``begin``.
+        exponent: The power :math:`\gamma` of the amplitude, half the power of the variance.
+        timescale: The time :math:`\tau` until :math:`1 + (t - t_0) / \tau` is 2.
         begin: The time :math:`t_0`.
-        unit: What times count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+        unit: The unit of times: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
 
     Raises:
-        ValueError: ``begin`` is negative, or ``timescale`` or ``exponent`` not positive.
+        ValueError: If ``begin`` is negative, or ``timescale`` or ``exponent`` is not positive.
 
     References:
         Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
@@ -287,21 +290,21 @@ class InverseTime(Schedule):
 
 @dataclass(frozen=True)
 class Cyclic(Schedule):
-    r"""Goes from one value to another and back, again and again, at constant speed.
+    r"""Goes from one value to another and back in cycles, at constant speed.
 
     .. math:: s(t) = a + (b - a) (1 - |1 - 2 u|), \quad u = \frac{(t - t_0) \bmod k}{k}, \quad t \geq t_0
 
-    Its mean over a cycle is :math:`(a + b) / 2`. A cycle as long as the run, ``every=1.0``, is one rise and fall.
+    Its mean over a cycle is :math:`(a + b) / 2`. With ``every=1.0`` the run is one rise and fall.
 
     Args:
-        start: The value :math:`a` at both ends of a cycle, and up to ``begin``.
+        start: The value :math:`a` at both ends of a cycle, and before ``begin``.
         end: The value :math:`b` in the middle of a cycle.
         every: The length of a cycle, :math:`k`.
         begin: The time :math:`t_0`.
-        unit: What times count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+        unit: The unit of times: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
 
     Raises:
-        ValueError: ``begin`` is negative or ``every`` not positive.
+        ValueError: If ``begin`` is negative, or ``every`` is not positive.
 
     References:
         Cyclical Learning Rates for Training Neural Networks (Smith, 2017), https://arxiv.org/abs/1506.01186
@@ -336,17 +339,17 @@ class Window(Schedule):
 
     .. math:: s(t) = \begin{cases} v(t) & t_0 \leq t < t_1 \\ 0 & \text{else} \end{cases}
 
-    For a constant :math:`v` the mean over a run of length :math:`T` is :math:`v \, (t_1 - t_0) / T`. With ``until`` alone the
-    last part of the training is clean, with ``begin`` alone the first is.
+    For a constant :math:`v`, the mean over a run of length :math:`T` is :math:`v \, (t_1 - t_0) / T`. With ``until`` alone, the
+    last part of the training is clean; with ``begin`` alone, the first part.
 
     Args:
-        level: The level :math:`v` while it is on, a number or a schedule, whose times are those of the run.
-        begin: The first time, :math:`t_0`.
-        until: The time from which it is off, :math:`t_1`; left out, it stays on.
-        unit: What times count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+        level: The level :math:`v` while on: a number, or a schedule with the times of the run.
+        begin: The first time on, :math:`t_0`.
+        until: The first time off, :math:`t_1`. Default: never.
+        unit: The unit of times: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
 
     Raises:
-        ValueError: Times are not in order, or not in [0, 1] where the unit is ``"fraction"``.
+        ValueError: If times are not in order, or the unit is ``"fraction"`` and a time is not in [0, 1].
 
     Example:
         >>> middle = Window(0.3, begin=2, until=4, unit="epoch")
@@ -364,29 +367,29 @@ class Window(Schedule):
         _check_window(self.begin, _latest(self.unit) if self.until is None else self.until, self.unit)
 
     def __call__(self, progress: Progress) -> float:
-        # asked for also while it is off, so that a schedule that cannot work in this run fails at its start
+        # called while off, too, so that a schedule that cannot work in this run fails at its start
         level, time = level_at(self.level, progress), _time(progress, self.unit)
         return level if self.begin <= time and (self.until is None or time < self.until) else 0.0
 
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    r"""Strings schedules together, each with a clock of its own.
+    r"""Joins schedules one after another, each with its own clock.
 
     .. math:: s(t) = s_i(t - m_i), \quad m_i \leq t < m_{i + 1}, \quad m_0 = 0
 
-    In epochs and steps each schedule counts from where it takes over, and the other units stay those of the run. In fractions
-    each takes its piece for a run of its own, :math:`s_i((t - m_i) / (m_{i + 1} - m_i))` with a last :math:`m` of 1, so that
-    ``Linear(0.0, 0.5)`` is at 0.5 where its piece ends.
+    In epochs and steps, each schedule counts from its milestone, and the other units stay those of the run. In fractions, each
+    piece is a run of its own: :math:`s_i((t - m_i) / (m_{i + 1} - m_i))`, where the last :math:`m` is 1. So
+    ``Linear(0.0, 0.5)`` reaches 0.5 at the end of its piece.
 
     Args:
-        levels: The levels one after another, numbers or schedules.
-        milestones: When the second and each further one takes over, :math:`m_1 < m_2 < \dots`.
-        unit: What milestones count: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
+        levels: The levels in order, numbers or schedules.
+        milestones: The times at which the second and each later level begins, :math:`m_1 < m_2 < \dots`.
+        unit: The unit of milestones: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
 
     Raises:
-        ValueError: There is not one milestone fewer than levels, or milestones do not rise, are not positive, or not below 1
-            where the unit is ``"fraction"`` and whole where it is not.
+        ValueError: If the number of milestones is not the number of levels minus one, or milestones are not positive and
+            rising. In fractions, if they are not below 1; otherwise, if they are not whole.
 
     Example:
         >>> rise, fall = Linear(0.0, 0.4, until=2, unit="epoch"), Exponential(0.4, 0.1, until=2, unit="epoch")
@@ -402,15 +405,16 @@ class Piecewise(Schedule):
 
     def __post_init__(self):
         for name in ("levels", "milestones"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # hashable, and no longer the caller's lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # tuples are hashable and not the caller's lists
         if len(self.milestones) != len(self.levels) - 1:
             raise ValueError(
-                f"there must be one milestone fewer than levels, got {len(self.milestones)} for {len(self.levels)} levels"
+                f"there must be a milestone for each level but the first, got {len(self.milestones)} milestones for "
+                f"{len(self.levels)} levels"
             )
         for begin, until in pairwise(self._edges):
             _check_window(begin, until, self.unit)
         if self.unit != "fraction" and any(milestone % 1 for milestone in self.milestones):
-            raise ValueError(f"milestones must be whole where the unit is {self.unit!r}, got {self.milestones}")
+            raise ValueError(f"milestones must be whole numbers for unit={self.unit!r}, got {self.milestones}")
 
     @property
     def _edges(self) -> tuple[float, ...]:
@@ -418,7 +422,7 @@ class Piecewise(Schedule):
 
     def __call__(self, progress: Progress) -> float:
         time = _time(progress, self.unit)
-        # all are asked, so that a schedule that cannot work in this run fails at its start
+        # all are called, so that a schedule that cannot work in this run fails at its start
         levels = [
             level_at(level, progress._replace(**{self.unit: self._local(time, *edges)}))
             for level, edges in zip(self.levels, pairwise(self._edges), strict=True)
@@ -437,14 +441,14 @@ class Every(Schedule):
 
     .. math:: s(t) = \begin{cases} v(t) & t \geq t_0 \text{ and } (t - t_0) \bmod k < l \\ 0 & \text{else} \end{cases}
 
-    For a constant :math:`v` the mean is :math:`v \, l / k`, so a dose of every third epoch is a third of the dose of each.
+    For a constant :math:`v`, the mean is :math:`v \, l / k`: noise in every third epoch is a third of the dose.
 
     Args:
-        level: The level :math:`v` while it is on, a number or a schedule.
+        level: The level :math:`v` while on, a number or a schedule.
         every: The period :math:`k`.
-        length: How long it is on, :math:`l`.
-        begin: The first time, :math:`t_0`.
-        unit: What times count: the ``"epoch"`` or the optimizer ``"step"``.
+        length: The time on in each period, :math:`l`.
+        begin: The first time on, :math:`t_0`.
+        unit: The unit of times: the ``"epoch"`` or the optimizer ``"step"``.
 
     Example:
         >>> often = Every(0.3, every=3)
@@ -465,7 +469,7 @@ class Every(Schedule):
             raise ValueError(f"length must be in [1, every], got length={self.length} and every={self.every}")
 
     def __call__(self, progress: Progress) -> float:
-        # asked for also while it is off, so that a schedule that cannot work in this run fails at its start
+        # called while off, too, so that a schedule that cannot work in this run fails at its start
         level = level_at(self.level, progress)
         time = _time(progress, self.unit) - self.begin
         return level if time >= 0 and time % self.every < self.length else 0.0
@@ -473,9 +477,15 @@ class Every(Schedule):
 
 @dataclass(frozen=True)
 class Product(Schedule):
-    r"""Multiplies levels: one gives the amount and the others gate or modulate it.
+    r"""Multiplies levels, for example a schedule and a gate.
 
     .. math:: s(t) = \prod_i s_i(t)
+
+    Args:
+        factors: The levels, numbers or schedules.
+
+    Raises:
+        ValueError: If there is no factor.
 
     Example:
         >>> pulses = Product([Linear(0.0, 1.0), Every(1.0, every=2)])
@@ -486,9 +496,9 @@ class Product(Schedule):
     factors: Sequence[Level]
 
     def __post_init__(self):
-        object.__setattr__(self, "factors", tuple(self.factors))  # hashable, and no longer the caller's list
+        object.__setattr__(self, "factors", tuple(self.factors))  # a tuple is hashable and not the caller's list
         if not self.factors:
-            raise ValueError("there must be at least one factor")
+            raise ValueError("factors must hold at least one level, got none")
 
     def __call__(self, progress: Progress) -> float:
         return math.prod(level_at(factor, progress) for factor in self.factors)
@@ -496,13 +506,14 @@ class Product(Schedule):
 
 @dataclass(frozen=True)
 class Amplitude(Schedule):
-    r"""The relative amplitude of a signal-to-noise ratio in decibels, which may itself be a schedule.
+    r"""Turns a signal-to-noise ratio in decibels into a relative amplitude.
 
     .. math:: s(t) = 10^{-\text{SNR}(t) / 20}
 
-    At 20 dB the amplitude is 0.1, at 0 dB noise and signal are equally strong, and an infinite ratio is no noise. It is the
-    level of :class:`~lightning_noise.noise.SNR`, and with ``relative="std"`` of noises that are additive. A ratio of 0 is much
-    noise and not none, so what switches off goes around it: ``Window(Amplitude(20.0), until=0.8)``.
+    At 20 dB the amplitude is 0.1. At 0 dB noise and signal are equally strong. An infinite ratio is no noise. The amplitude is
+    the level of :class:`~lightning_noise.noise.SNR`, and of additive noises with ``relative="std"``.
+
+    A ratio of 0 dB is strong noise. To switch the noise off, wrap the amplitude: ``Window(Amplitude(20.0), until=0.8)``.
 
     Args:
         snr_db: The ratio in decibels, a number or a schedule.
@@ -525,11 +536,14 @@ def from_snr_db(snr_db: float) -> float: ...
 @overload
 def from_snr_db(snr_db: Schedule | Callable[[Progress], float]) -> Amplitude: ...
 def from_snr_db(snr_db: Level) -> float | Amplitude:
-    r"""Turns a signal-to-noise ratio in decibels into a relative amplitude, a schedule into an :class:`Amplitude`.
+    r"""Returns the relative amplitude of a signal-to-noise ratio in decibels.
 
     .. math:: \sigma / \sigma_x = 10^{-\text{SNR} / 20}
 
-    It is the level of :class:`~lightning_noise.noise.SNR`, and with ``relative="std"`` of noises that are additive.
+    The amplitude is the level of :class:`~lightning_noise.noise.SNR`, and of additive noises with ``relative="std"``.
+
+    Args:
+        snr_db: The ratio in decibels. If it is a schedule, the result is an :class:`Amplitude`.
 
     Example:
         >>> from_snr_db(20.0)

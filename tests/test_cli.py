@@ -545,7 +545,7 @@ def test_what_cannot_be_read_is_said_with_the_name_of_the_argument(kind, changed
         ({"level": -0.1}, "a level must be finite and not negative, got -0.1"),
         (
             {"level": linear(begin=0.6, until=0.3)},
-            "it must be 0 <= begin < until <= 1 where the unit is 'fraction', got 0.6 and 0.3",
+            "times must satisfy 0 <= begin < until <= 1 for unit='fraction', got begin=0.6 and until=0.3",
         ),
         (
             {"level": {"class_path": "lightning_noise.noise.Gaussian"}},
