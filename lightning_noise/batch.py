@@ -1,8 +1,8 @@
-"""Find, read and replace a leaf of any batch, without touching the batch.
+"""Batches of any type: their leaves, the selection of leaves, and changed copies.
 
-A leaf is a tensor; its path is the tuple of keys, indices and attribute names that leads to it. Along the path containers are
-copied shallowly and everything else stays the same object: rebuilding the whole tree, as the usual tree utilities do, loses
-what they do not know of.
+A leaf is a tensor. Its path is the tuple of keys, indices and attribute names that leads to the leaf. A changed copy shares all
+objects with the original, except the containers on the paths of the changed leaves. Tree utilities that rebuild the whole batch
+lose what they do not know.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -25,11 +26,15 @@ __all__ = [
     "get",
     "leaves",
     "map_tensors",
-    "replace",
+    "modify",
+    "select",
+    "select_one",
 ]
 
 Path = tuple[Any, ...]
 Selector = int | str | Sequence[int | str]
+
+_TARGETS = ("label", "labels", "target", "targets", "y")
 
 
 def leaves(batch: Any) -> Iterator[tuple[Path, Tensor]]:
@@ -43,38 +48,77 @@ def leaves(batch: Any) -> Iterator[tuple[Path, Tensor]]:
     yield from _walk(batch, (), ())
 
 
+def select(batch: Any, selector: Selector, *, absent: bool = False) -> dict[Path, Tensor]:
+    """Returns the selected leaves by their paths.
+
+    Args:
+        batch: The batch.
+        selector: An index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or a list of these.
+        absent: Whether to skip a leaf in whose place is ``None``, such as the part of a loader that ended before the others.
+
+    Raises:
+        ValueError: A selector selects nothing. The message lists all leaves.
+
+    Example:
+        >>> import torch
+        >>> list(select({"x": [torch.zeros(2), torch.ones(2)], "y": torch.ones(1)}, ["x.*", "y"]))
+        [('x', 0), ('x', 1), ('y',)]
+    """
+    selectors = [selector] if isinstance(selector, int | str) else selector
+    return {path: leaf for part in selectors for path, leaf in _select(batch, part, absent)}
+
+
+def select_one(batch: Any, selector: int | str, kind: str) -> Tensor:
+    """Returns the only leaf that a selector selects.
+
+    Args:
+        batch: The batch.
+        selector: The selector.
+        kind: The name of the leaf in messages, such as ``"mask"``.
+
+    Raises:
+        ValueError: No leaf or several leaves are selected.
+    """
+    return get(batch, _only(select(batch, selector), selector, kind))
+
+
+def modify(batch: Any, paths: Iterable[Path], function: Callable[[Tensor, Path], Tensor]) -> Any:
+    """Returns a copy of the batch with changed leaves; everything off the paths is the same object.
+
+    Args:
+        batch: The batch, which stays as it is.
+        paths: The paths of the leaves to change.
+        function: Returns the new leaf from a leaf and its path.
+
+    Raises:
+        TypeError: A copy of a container on a path shares its content with the original.
+
+    Example:
+        >>> import torch
+        >>> batch = {"x": (torch.zeros(2), torch.ones(2)), "y": torch.ones(1)}
+        >>> new = modify(batch, [("x", 0)], lambda leaf, path: leaf + 5)
+        >>> new["x"][0], new["x"][1] is batch["x"][1], batch["x"][0]
+        (tensor([5., 5.]), True, tensor([0., 0.]))
+    """
+    return _modify(batch, (), list(paths), function)
+
+
 def get(batch: Any, path: Path) -> Any:
-    """Returns what is at the path."""
+    """Returns what is at a path."""
     for key in path:
         batch = dict(_children(batch))[key]
     return batch
 
 
-def replace(batch: Any, path: Path, value: Any) -> Any:
-    """Returns a batch with ``value`` at the path, in which all that does not lie on the path is the same object.
-
-    Raises:
-        TypeError: A copy of a container on the path shares its content with the original.
-
-    Example:
-        >>> batch = {"x": (1, 2), "y": 3}
-        >>> replace(batch, ("x", 0), 5), batch
-        ({'x': (5, 2), 'y': 3}, {'x': (1, 2), 'y': 3})
-    """
-    if not path:
-        return value
-    key, rest = path[0], path[1:]
-    return _with(batch, {key: replace(get(batch, (key,)), rest, value)})
-
-
 def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Returns a batch with other tensors, in new containers; what is one object in two places is one again.
+    """Returns a copy of the batch with changed tensors and new containers.
 
-    Lists, tuples, dicts and sets are new, and other objects where there is a tensor in them.
+    An object in two places is one object in the copy, too. Lists, tuples, dicts and sets are new, and so are other objects that
+    hold a tensor.
 
     Args:
         batch: The batch.
-        change: What makes the new tensor of one.
+        change: Returns the new tensor for a tensor.
 
     Raises:
         TypeError: A copy of a container shares its content with the original.
@@ -86,7 +130,7 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
         >>> new["names"] == batch["names"], new["names"] is batch["names"]
         (True, False)
     """
-    memo: dict[int, tuple[Any, Any]] = {}  # with the originals, whose ids would be given again
+    memo: dict[int, tuple[Any, Any]] = {}  # with the originals, so that Python does not give their ids again
 
     def new(value: Any) -> Any:
         if id(value) not in memo:
@@ -104,55 +148,62 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = False) -> list[Path]:
-    """Returns the paths of the leaves that are the input of the model.
+    """Returns the paths of the inputs of the model.
 
     Args:
         batch: The batch.
-        inputs: An index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or a list of these. Left
-            out: a bare tensor is the input, in a sequence the first element is, and elsewhere the only floating-point leaf.
-        absent: A named leaf may be absent: what is ``None`` in its place is left out, such as the part of a loader that has
-            ended before the others.
+        inputs: The selector, as in :func:`select`. Default: a bare tensor, the first element of a sequence, or else the only
+            floating-point leaf.
+        absent: Whether to skip a leaf in whose place is ``None``.
 
     Raises:
-        ValueError: There is no such leaf, or it must be said which one it is; the message lists all leaves.
+        ValueError: No leaf is selected, or the default is ambiguous. The message lists all leaves.
     """
     if inputs is not None:
-        selectors = [inputs] if isinstance(inputs, int | str) else inputs
-        paths = [path for selector in selectors for path in _find(batch, selector, absent)]
+        paths = list(select(batch, inputs, absent=absent))
         if not paths and not absent:
-            raise ValueError(f"inputs={inputs!r} selects nothing; {_listing(batch)}")
-        return list(dict.fromkeys(paths))
+            raise ValueError(f"inputs={inputs!r} selects nothing; {_list_leaves(batch)}")
+        return paths
     if isinstance(batch, Tensor):
         return [()]
     if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
-        return _find(batch, 0)
+        return [_children(batch)[0][:1]]
     floating = [path for path, leaf in leaves(batch) if leaf.is_floating_point()]
     if len(floating) != 1:
-        raise ValueError(f"which leaf is the input? Say inputs=…; {_listing(batch)}")
+        raise ValueError(f"which leaf is the input? {_suggest(batch, 'inputs', floating)}")
     return floating
 
 
 def find_target(batch: Any, target: int | str | None = None) -> Path:
-    """Returns the path of the leaf that is the target; left out, it is the second element of a sequence.
+    """Returns the path of the target.
+
+    Args:
+        batch: The batch.
+        target: The selector, as in :func:`select`. Default: the second element of a sequence; elsewhere the only leaf named
+            label(s), target(s) or y, or else the only leaf of integers.
 
     Raises:
-        ValueError: There is no such leaf, or more than one, or it must be said which one it is; the message lists all leaves.
+        ValueError: No leaf or several leaves are selected, or the default is ambiguous. The message lists all leaves.
     """
-    if target is None and not (isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor)):
-        raise ValueError(f"which leaf is the target? Say target=…; {_listing(batch)}")
-    paths = _find(batch, 1 if target is None else target)
-    if len(paths) > 1:
-        raise ValueError(f"one leaf must be the target, but {target!r} means {', '.join(map(format_path, paths))}")
-    return paths[0]
+    if target is not None:
+        return _only(select(batch, target), target, "target")
+    if isinstance(batch, list | tuple):
+        candidates = [_children(batch)[1][:1]] if len(batch) > 1 and isinstance(batch[1], Tensor) else []
+    else:
+        named = [path for path, _ in leaves(batch) if path and path[-1] in _TARGETS]
+        candidates = named or [path for path, leaf in leaves(batch) if path and _is_integer(leaf)]
+    if len(candidates) != 1:
+        raise ValueError(f"which leaf is the target? {_suggest(batch, 'target', candidates)}")
+    return candidates[0]
 
 
 def format_path(path: Path) -> str:
-    """Returns the path as it is written by a user, the batch itself as an empty string."""
+    """Returns a path as a user writes it; the path of the batch itself is an empty string."""
     return ".".join(map(str, path))
 
 
 def describe(value: Any) -> str:
-    """Returns dtype and shape of a tensor, and the type of anything else, for messages.
+    """Returns dtype and shape of a tensor, or the type of another value, for messages.
 
     Example:
         >>> import torch
@@ -172,8 +223,21 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
             yield from _walk(child, (*path, key), (*ancestors, id(value)))
 
 
+def _modify(value: Any, path: Path, rests: list[Path], function: Callable[[Tensor, Path], Tensor]) -> Any:
+    """Returns the value with changed leaves below it; ``rests`` are their paths, seen from the value."""
+    if () in rests:
+        return function(value, path)
+    children, changed = dict(_children(value)) if rests else {}, {}
+    for key in dict.fromkeys(rest[0] for rest in rests):
+        below = [rest[1:] for rest in rests if rest[0] == key]
+        new = _modify(children[key], (*path, key), below, function)
+        if new is not children[key]:
+            changed[key] = new
+    return _with(value, changed) if changed else value
+
+
 def _with(batch: Any, changed: dict[Any, Any]) -> Any:
-    """Returns a copy in which these children are others."""
+    """Returns a copy with other values for some children."""
     if _is_namedtuple(batch):
         return batch._replace(**changed)
     if isinstance(batch, tuple):
@@ -190,15 +254,16 @@ def _with(batch: Any, changed: dict[Any, Any]) -> Any:
 
 
 def _set(batch: Any, key: Any, value: Any) -> None:
+    container: Any = batch
     if isinstance(batch, list | Mapping):
-        batch[key] = value  # type: ignore[index]
+        container[key] = value
     elif _is_stored(batch, key):
         object.__setattr__(batch, key, value)  # it may be frozen
     else:
         setattr(batch, key, value)
 
 
-def _find(batch: Any, selector: int | str, absent: bool = False) -> list[Path]:
+def _select(batch: Any, selector: int | str, absent: bool) -> list[tuple[Path, Tensor]]:
     found: list[tuple[Path, Any]] = [((), batch)]
     for part in str(selector).split("."):
         found = [((*path, key), child) for path, value in found for key, child in _matching(value, part)]
@@ -210,8 +275,15 @@ def _find(batch: Any, selector: int | str, absent: bool = False) -> list[Path]:
         # a key may have dots in it
         found = [(path, leaf) for path, leaf in leaves(batch) if format_path(path) == str(selector)]
     if not found:
-        raise ValueError(f"no leaf {selector!r} in the batch; {_listing(batch)}")
-    return [path for path, _ in found]
+        raise ValueError(f"no leaf {selector!r} in the batch; {_list_leaves(batch)}")
+    return found
+
+
+def _only(found: Iterable[Path], selector: int | str, kind: str) -> Path:
+    path, *others = found
+    if others:
+        raise ValueError(f"one leaf must be the {kind}, but {selector!r} means {', '.join(map(format_path, [path, *others]))}")
+    return path
 
 
 def _matching(value: Any, part: str) -> list[tuple[Any, Any]]:
@@ -223,9 +295,22 @@ def _matching(value: Any, part: str) -> list[tuple[Any, Any]]:
     return [(key, child) for key, child in children if str(key) == part]
 
 
-def _listing(batch: Any) -> str:
+def _suggest(batch: Any, argument: str, candidates: list[Path]) -> str:
+    """Returns what to type, by the example of the first candidate or leaf."""
+    path = next(iter(candidates or [path for path, _ in leaves(batch)]), None)
+    if not path:
+        return _list_leaves(batch)
+    selector = path[0] if len(path) == 1 else format_path(path)
+    return f"Type {argument}=…, such as {argument}={selector!r}; {_list_leaves(batch)}"
+
+
+def _list_leaves(batch: Any) -> str:
     found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
     return f"leaves are: {found}." if found else f"there is no tensor in it, it is of type {describe(batch)}."
+
+
+def _is_integer(leaf: Tensor) -> bool:
+    return not (leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool)
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
@@ -241,12 +326,12 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _is_no_container(value: Any) -> bool:
-    """Arrays, data frames, functions and modules, the last of which would lead into all of the program."""
+    """Returns whether the value is an array, a data frame, a function or a module, which leads into the whole program."""
     return hasattr(type(value), "__array__") or inspect.isroutine(value) or inspect.ismodule(value)
 
 
 def _attributes(value: Any) -> list[str]:
-    """The names of what a graph or a tensorclass lists as its keys, of the fields of a dataclass, or of all that is stored."""
+    """Returns the keys of a graph or tensorclass, the fields of a dataclass, or the stored attributes of another object."""
     keys = list(value.keys()) if callable(getattr(value, "keys", None)) else []
     if keys and all(isinstance(key, str) and hasattr(value, key) for key in keys):
         return keys
@@ -261,7 +346,7 @@ def _slots(kind: type) -> list[str]:
 
 
 def _is_stored(value: Any, name: str) -> bool:
-    """Whether the object itself holds the attribute, in a slot or its ``__dict__``, and does not compute it."""
+    """Returns whether the object stores the attribute, in a slot or in ``__dict__``, instead of computing the value."""
     return name in getattr(value, "__dict__", ()) or name in _slots(type(value))
 
 

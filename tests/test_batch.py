@@ -13,7 +13,7 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
-from lightning_noise.batch import find_inputs, find_target, format_path, get, leaves, map_tensors, replace
+from lightning_noise.batch import find_inputs, find_target, format_path, get, leaves, map_tensors, modify, select, select_one
 
 X, Y, IDS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
 Pair = namedtuple("Pair", ["image", "label"])
@@ -181,7 +181,7 @@ def test_the_input_is_found_and_replaced_and_all_else_is_the_same_object(batch, 
     assert torch.equal(original, X)
     before = list(leaves(batch))
     value = torch.ones(1)
-    result = replace(batch, path, value)
+    result = modify(batch, [path], lambda leaf, path: value)
     assert type(result) is type(batch) or result is value
     assert get(result, path) is value
     assert get(batch, path) is original, "the batch itself was changed"
@@ -195,7 +195,7 @@ def test_the_input_is_found_and_replaced_and_all_else_is_the_same_object(batch, 
 
 def test_only_containers_on_the_path_are_copied():
     batch = {"data": [{"x": X}, {"x": X}], "meta": {"ids": IDS}}
-    result = replace(batch, ("data", 0, "x"), Y)
+    result = modify(batch, [("data", 0, "x")], lambda leaf, path: Y)
     assert result["data"] is not batch["data"]
     assert result["data"][1] is batch["data"][1]
     assert result["meta"] is batch["meta"]
@@ -214,10 +214,64 @@ def test_the_target_is_the_second_of_a_sequence_or_what_is_said():
     assert find_target({"label": Y}, "label") == ("label",)
 
 
-@pytest.mark.parametrize("batch", [{"image": X, "label": Y}, X, [X], [X, {"label": Y}]])
-def test_a_target_that_must_be_said_is_asked_for(batch):
-    with pytest.raises(ValueError, match=r"which leaf is the target\? Say target=…; leaves are"):
+@pytest.mark.parametrize(
+    ("batch", "path"),
+    [
+        ({"image": X, "label": Y}, ("label",)),
+        ({"x": X, "y": X}, ("y",)),
+        ({"ids": IDS, "mask": IDS, "labels": Y}, ("labels",)),
+        ({"x": X, "class": Y, "valid": Y > 0}, ("class",)),
+        ({"meta": {"target": Y}, "id": IDS}, ("meta", "target")),
+        (Sample(X, Y), ("label",)),
+    ],
+    ids=str,
+)
+def test_the_target_of_a_mapping_is_the_only_leaf_of_that_name_or_the_only_integers(batch, path):
+    assert find_target(batch) == path
+
+
+@pytest.mark.parametrize(
+    ("batch", "typed"),
+    [
+        (X, ""),
+        ([X], r"Type target=…, such as target=0; "),
+        ([X, {"label": Y}], r"Type target=…, such as target=0; "),
+        ({"a": IDS, "b": Y}, r"Type target=…, such as target='a'; "),
+        ({"x": X, "meta": {"label": Y, "y": Y}}, r"Type target=…, such as target='meta\.label'; "),
+        ({"x": X}, r"Type target=…, such as target='x'; "),
+    ],
+    ids=str,
+)
+def test_a_target_that_must_be_said_is_asked_for(batch, typed):
+    with pytest.raises(ValueError, match=rf"which leaf is the target\? {typed}leaves are"):
         find_target(batch)
+
+
+def test_leaves_on_several_paths_are_changed_at_once_and_in_one_copy():
+    batch = {"data": [X, IDS, X], "y": Y}
+    seen = []
+
+    def changed(leaf, path):
+        seen.append(path)
+        return leaf + 1
+
+    result = modify(batch, select(batch, ["data.0", "y", "data.2"]), changed)
+    assert seen == [("data", 0), ("data", 2), ("y",)]
+    assert torch.equal(result["data"][2], X + 1)
+    assert result["data"][1] is IDS
+    assert batch["data"][0] is X
+
+
+@pytest.mark.parametrize("paths", [[], [("x",)]])
+def test_a_batch_in_which_nothing_changes_is_the_batch_itself(paths):
+    batch = {"x": X}
+    assert modify(batch, paths, lambda leaf, path: leaf) is batch
+
+
+def test_a_leaf_of_another_kind_is_selected_and_must_be_one():
+    assert select_one({"mask": Y, "x": X}, "mask", "mask") is Y
+    with pytest.raises(ValueError, match="one leaf must be the mask"):
+        select_one([X, Y], "*", "mask")
 
 
 def test_a_target_of_several_leaves_is_refused():
@@ -272,7 +326,7 @@ def test_a_container_whose_copies_share_their_content_is_refused_and_stays_as_it
     for kind in (Store, Bag):
         batch = kind(image=X, label=Y)
         with pytest.raises(TypeError, match=rf"a copy of {kind.__name__} shares its content with the original"):
-            replace(batch, ("image",), Y)
+            modify(batch, [("image",)], lambda leaf, path: Y)
         assert get(batch, ("image",)) is X
 
 
@@ -288,9 +342,9 @@ def test_an_array_is_no_container():
 
 
 def test_what_a_subclass_holds_besides_its_items_stays():
-    named = replace(Named("a", image=X), ("image",), Y)
+    named = modify(Named("a", image=X), [("image",)], lambda leaf, path: Y)
     assert (named.name, dict(named)) == ("a", {"image": Y})
-    default = replace(defaultdict(list, image=X), ("image",), Y)
+    default = modify(defaultdict(list, image=X), [("image",)], lambda leaf, path: Y)
     assert default.default_factory is list
 
 
@@ -316,7 +370,9 @@ def test_a_selection_of_nothing_lists_the_leaves():
 
 
 def test_an_ambiguous_input_lists_the_leaves():
-    with pytest.raises(ValueError, match=r"which leaf is the input\? Say inputs=…; leaves are: 'a' float32 \(4, 3\), 'b'"):
+    with pytest.raises(
+        ValueError, match=r"which leaf is the input\? Type inputs=…, such as inputs='a'; leaves are: 'a' float32 \(4, 3\), 'b'"
+    ):
         find_inputs({"a": X, "b": X})
 
 

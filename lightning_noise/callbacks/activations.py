@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_noise.batch import describe, find_target, get
+from lightning_noise.batch import describe, select_one
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.loop.internals import original_module, plain_name, register_forward_hook, runs_backward
 from lightning_noise.loop.perturbation import Context, Perturbation
@@ -326,7 +326,7 @@ class EmbeddingNoise(OutputCallback):
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         if self.mask is not None:
-            find_target(batch, self.mask)
+            select_one(batch, self.mask, "mask")
 
     def noisy(self, call: Call) -> Any:
         x = call.output
@@ -351,7 +351,7 @@ class EmbeddingNoise(OutputCallback):
                     f"{call.name!r} is called for other tokens, too, and {self.mask!r} is the mask of its first call alone; "
                     "leave mask out and give the embedding a padding_idx"
                 )
-            mask = get(call.force.batch, find_target(call.force.batch, self.mask))
+            mask = select_one(call.force.batch, self.mask, "mask")
             if mask.shape != shape:
                 raise ValueError(
                     f"the mask {self.mask!r} is {describe(mask)}, but {call.name!r} embeds tokens of shape {tuple(shape)}; "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._tensor import column, like, span, validate_dim
-from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, replace
+from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, modify
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
@@ -115,16 +115,14 @@ class _Mixing(TargetCallback):
         paths = find_inputs(batch, self.inputs)
         mix = self._mix(get(batch, paths[0]), level, key)
         perturbation.stats["lam"] = mix.lam.mean()
-        for path in paths:
-            leaf = get(batch, path)
-            batch = replace(batch, path, like(leaf, mix.of_input(leaf.detach().as_subclass(Tensor))))
+        batch = modify(batch, paths, lambda leaf, path: like(leaf, mix.of_input(leaf.detach().as_subclass(Tensor))))
         with ExitStack() as stack:
             for path in self._target_paths(batch):
                 target = get(batch, path)
                 if self._is_softened(target, mix):
                     stack.enter_context(self.changing_the_loss(self._mode(target, mix)))
                 else:
-                    batch = replace(batch, path, self._mixed(target, mix, key))
+                    batch = modify(batch, [path], lambda leaf, path: self._mixed(leaf, mix, key))
             yield batch
 
     def _target_paths(self, batch: Any) -> list[Path]:

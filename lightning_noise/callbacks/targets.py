@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import describe, find_target, get, replace
+from lightning_noise.batch import describe, find_target, get, modify, select_one
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import LabelNoise, SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
@@ -100,7 +100,7 @@ class TargetNoise(TargetCallback):
         elif self._draws or self.via == "batch":
             self.noise.check(target[target != self.ignore_index])
         if self.index is not None:
-            index = get(batch, find_target(batch, self.index))
+            index = select_one(batch, self.index, "index")
             if index.shape != target.shape[:1] or index.is_floating_point():
                 raise ValueError(f"index must be an integer for each of the {len(target)} samples, got {describe(index)}")
 
@@ -113,9 +113,11 @@ class TargetNoise(TargetCallback):
             with self.changing_the_loss(self._mode(self.noise, batch, target, level, key)):
                 yield batch
         elif self.via == "batch":
-            yield replace(batch, path, self.noise.probabilities(target, level, ignore_index=self.ignore_index))
+            soft = self.noise.probabilities(target, level, ignore_index=self.ignore_index)
+            yield modify(batch, [path], lambda leaf, path: soft)
         else:
-            yield replace(batch, path, self._sampled(self.noise, batch, target, level, key))
+            hard = self._sampled(self.noise, batch, target, level, key)
+            yield modify(batch, [path], lambda leaf, path: hard)
 
     @property
     def _draws(self) -> bool:
@@ -134,7 +136,7 @@ class TargetNoise(TargetCallback):
         if self.index is None:
             return torch.rand(target.shape, generator=(key / part).generator(target.device), device=target.device)
         seed, name, *_ = key.coordinates  # and neither epoch, batch nor process
-        return Key((seed, name, part)).uniform(get(batch, find_target(batch, self.index)), target.shape)
+        return Key((seed, name, part)).uniform(select_one(batch, self.index, "index"), target.shape)
 
 
 class LabelSmoothing(TargetNoise):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._tensor import column, like
-from lightning_noise.batch import Path, describe, format_path, get, replace
+from lightning_noise.batch import Path, describe, format_path, get, modify
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
 
@@ -40,16 +40,16 @@ def perturb_batch(
     relative: Literal["std"] | None = None,
     clip: Clip | None = None,
 ) -> Any:
-    """Returns the batch with noise in the leaves at the paths; the batch itself and its tensors stay as they are.
+    """Returns a copy of the batch with noise in the leaves at the paths.
 
-    The leaves share the level and the choice of the samples, but not the draw. At level 0 it is the batch itself. See
-    ``InputNoise`` for the options.
+    The batch and its tensors stay as they are. The leaves share the level and the choice of the samples, but not the draw. At
+    level 0 the batch itself is returned. See ``InputNoise`` for the options.
     """
     if level == 0:
         return batch
-    check_floating(batch, paths, noise)
-    for path in paths:
-        leaf = get(batch, path)
+
+    def perturb(leaf: Tensor, path: Path) -> Tensor:
+        _check_leaf(leaf, path, noise)
         x = leaf.detach().as_subclass(Tensor)
         levels = _levels(x, level, key, probability, per_sample)
         y = apply_noise(x, path, noise, levels, key, relative)
@@ -57,8 +57,9 @@ def perturb_batch(
             y = _clipped(y, *clip)
         if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
             y = torch.where(column(levels > 0, x), y, x)
-        batch = replace(batch, path, like(leaf, y))
-    return batch
+        return like(leaf, y)
+
+    return modify(batch, paths, perturb)
 
 
 def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
@@ -68,25 +69,17 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
     """
     signal = error = torch.zeros(())
     for path in paths:
-        if not get(clean, path).is_floating_point():  # the distance of two codes of categories means nothing
-            continue
-        x, y = get(clean, path).detach().float(), get(noisy, path).detach().float()
-        signal, error = signal + x.square().sum(), error + (y - x).square().sum()
+        leaf = get(clean, path)
+        if leaf.is_floating_point():  # the distance of two codes of categories means nothing
+            x, y = leaf.detach().float(), get(noisy, path).detach().float()
+            signal, error = signal + x.square().sum(), error + (y - x).square().sum()
     return 10 * torch.log10(signal / error)
 
 
 def check_floating(batch: Any, paths: list[Path], noise: Noise) -> None:
-    """Raises a TypeError where a leaf cannot take noise, with the way out."""
+    """Raises a TypeError if a leaf at the paths cannot take the noise."""
     for path in paths:
-        leaf = get(batch, path)
-        if leaf.layout != torch.strided or leaf.is_nested:
-            raise TypeError(f"noise needs a dense tensor, but the input {format_path(path)!r} is {leaf.layout}")
-        if noise.requires_float and not leaf.is_floating_point():
-            raise TypeError(
-                f"{noise.title} needs floats, but the input {format_path(path)!r} is {describe(leaf)}. "
-                "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
-                "or name another leaf with inputs=…"
-            )
+        _check_leaf(get(batch, path), path, noise)
 
 
 def try_noise(batch: Any, paths: list[Path], noise: Noise, *, relative: Literal["std"] | None, clip: Clip | None) -> None:
@@ -118,6 +111,17 @@ def validate_clip(clip: Any) -> Clip | None:
             f"either of which may be None, got {clip!r}"
         ) from error
     return _plain(low), _plain(high)
+
+
+def _check_leaf(leaf: Tensor, path: Path, noise: Noise) -> None:
+    if leaf.layout != torch.strided or leaf.is_nested:
+        raise TypeError(f"noise needs a dense tensor, but the input {format_path(path)!r} is {leaf.layout}")
+    if noise.requires_float and not leaf.is_floating_point():
+        raise TypeError(
+            f"{noise.title} needs floats, but the input {format_path(path)!r} is {describe(leaf)}. "
+            "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
+            "or name another leaf with inputs=…"
+        )
 
 
 def apply_noise(

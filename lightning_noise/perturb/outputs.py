@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._tensor import as_type_of
-from lightning_noise.batch import Path, describe, format_path, get, leaves, replace
+from lightning_noise.batch import Path, describe, format_path, get, leaves, modify
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import apply_noise
 from lightning_noise.rng import Key
@@ -46,21 +46,21 @@ def perturb_output(
         TypeError: There is no such tensor, or one is not dense.
         ValueError: The noise cuts the gradient, or with a draw for each sample the first axis is not that of the samples.
     """
-    found = [
-        (path, leaf) for path, leaf in leaves(output) if leaf.is_floating_point() and leaf.ndim and _is_plain(output, path)
-    ]
-    if not found:
+    paths = [path for path, leaf in leaves(output) if leaf.is_floating_point() and leaf.ndim and _is_plain(output, path)]
+    if not paths:
         raise TypeError(
             f"noise needs a floating-point tensor with an axis, but {module!r} returned {describe(output)}; "
             "select other modules"
         )
     noisy: dict[int, Tensor] = {}
-    for path, leaf in found:
+
+    def perturb(leaf: Tensor, path: Path) -> Tensor:
         if id(leaf) not in noisy:
             check_output(leaf, key, module, path)
             noisy[id(leaf)] = _noisy_output(leaf, path, noise, level, key, relative)
-        output = replace(output, path, noisy[id(leaf)])
-    return output
+        return noisy[id(leaf)]
+
+    return modify(output, paths, perturb)
 
 
 def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
