@@ -1,6 +1,7 @@
-"""Numbers drawn as matplotlib figures; nothing here knows of a trainer or touches pyplot's global state.
+"""Figures of schedules, noisy samples, robustness and calibration.
 
-A notebook shows them after ``%matplotlib inline``.
+Each function takes numbers and returns a matplotlib figure without side effects on pyplot. A notebook shows the figures after
+``%matplotlib inline``.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from lightning_noise.schedules import Level, level_at, moments
 
 __all__ = ["adaptation", "range_test", "reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
 
-_DPI = 130  # small in inches, so that the text is read in a card of TensorBoard, and yet large when the card is opened
-_COLOURS = {  # of the reasons for which a level rose, stayed and fell
+# few inches, so that the text is legible in a card of TensorBoard, and many dots, so that the opened card is sharp
+_DPI = 130
+# of the reasons for which a level rose, stayed or fell
+_COLORS = {
     1: ("tab:green", "tab:olive"),
     0: ("0.4", "tab:blue", "tab:cyan"),
     -1: ("tab:red", "tab:purple", "tab:pink", "black"),
@@ -31,7 +34,12 @@ _COLOURS = {  # of the reasons for which a level rose, stayed and fell
 
 
 def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int = 1) -> Figure:
-    r"""Draws schedules over a run of so many steps and epochs in all, a panel for each, with its mean dose.
+    r"""Draws the level of each schedule over a run, in a panel with the mean level in the title.
+
+    Args:
+        schedules: The schedules by label.
+        steps: The optimizer steps of the run.
+        epochs: The epochs of the run.
 
     Example:
         >>> from lightning_noise.schedules import Linear
@@ -52,14 +60,18 @@ def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int 
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(schedules) :]:
         axes.remove()
-    grid[0].set(xlim=(0, steps), ylim=(0, None))  # of all, for they share it
+    grid[0].set(xlim=(0, steps), ylim=(0, None))  # all panels share the axes
     figure.supxlabel("optimizer step", fontsize=9)
     figure.supylabel("level", fontsize=9)
     return figure
 
 
 def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str = "accuracy") -> Figure:
-    """Draws a metric against the level of the noise, a line for each mapping from level to value; level 0 is clean.
+    """Draws a metric against the level of the noise, a line for each noise.
+
+    Args:
+        curves: The value at each level, by label. Level 0 is clean.
+        ylabel: The name of the metric.
 
     Example:
         >>> figure = robustness_curve({"gaussian": {0.0: 0.95, 0.2: 0.8, 0.1: 0.9}})
@@ -69,21 +81,22 @@ def robustness_curve(curves: Mapping[str, Mapping[float, float]], *, ylabel: str
     figure = Figure(figsize=(4.8, 3.2), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     for label, curve in curves.items():
-        axes.plot(sorted(curve), [curve[level] for level in sorted(curve)], marker="o", markersize=4, label=label)
+        axes.plot(*zip(*sorted(curve.items()), strict=True), marker="o", markersize=4, label=label)
     axes.set(xlabel="level of the noise", ylabel=ylabel, xlim=(0, None), ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=min(3, len(curves)), frameon=False, fontsize=9)  # inside it would cover lines
+    _add_grid(axes)
+    # inside the axes it would cover lines
+    figure.legend(loc="outside upper left", ncols=min(3, len(curves)), frameon=False, fontsize=9)
     return figure
 
 
 def adaptation(history: Sequence[Decision]) -> Figure:
-    """Draws what an adaptive level did: the level over the steps with the reasons, and beneath it the metric that it read.
+    """Draws the course of an adaptive level, and beneath it the metric that its rule followed.
 
-    A triangle points up where the level rose and down where it fell, and a dot is where it stayed.
+    The markers show the reason of each decision. A triangle points up if the level rose and down if the level fell; a dot means
+    that the level stayed.
 
     Args:
-        history: What was seen and done, validation by validation, as ``callback.adaptive.history``.
+        history: The decision at each validation, such as ``callback.adaptive.history``.
 
     Example:
         >>> moves = [Decision(100, 0.0, 0.9, 0.9, "grew", 0.15), Decision(200, 0.15, 0.9, 0.84, "held", 0.15)]
@@ -93,15 +106,15 @@ def adaptation(history: Sequence[Decision]) -> Figure:
     figure = Figure(figsize=(4.8, 3.6), dpi=_DPI, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = [decision.step for decision in history]
-    # the level in force at a validation holds from the last one on
+    # the level at a validation has held since the validation before
     above.step(steps, [decision.level for decision in history], where="pre", color="0.6", linewidth=1)
-    colours = {sign: cycle(some) for sign, some in _COLOURS.items()}
+    colors = {sign: cycle(colors_of_sign) for sign, colors_of_sign in _COLORS.items()}
     for reason in dict.fromkeys(decision.reason for decision in history):
         moves = [decision for decision in history if decision.reason == reason]
         sign = int(np.sign(sum(decision.next_level - decision.level for decision in moves)))
         x, y = [decision.step for decision in moves], [decision.level for decision in moves]
-        # not cut where the level is 0
-        above.plot(x, y, "vo^"[sign + 1], color=next(colours[sign]), markersize=4, label=reason, clip_on=False, zorder=3)
+        # not clipped, so that a marker at level 0 is whole
+        above.plot(x, y, "vo^"[sign + 1], color=next(colors[sign]), markersize=4, label=reason, clip_on=False, zorder=3)
     above.set(ylabel="level", ylim=(0, None))
     below.plot(steps, [decision.clean for decision in history], label="without noise", color="tab:blue")
     if any(math.isfinite(decision.boundary) for decision in history):
@@ -109,19 +122,18 @@ def adaptation(history: Sequence[Decision]) -> Figure:
     below.set(ylabel="metric", xlabel="step")
     figure.align_ylabels()
     for axes in above, below:
-        # above the axes, where it covers no point
+        # above the axes, where the legend covers no point
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, frameon=False, columnspacing=1)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _add_grid(axes)
     return figure
 
 
 def range_test(curve: Mapping[float, float], level: float, value: float, *, ylabel: str = "retention") -> Figure:
-    """Draws a value over the level of a noise on a logarithmic axis, and marks the level that a range test suggests.
+    """Draws a value against the level on a logarithmic axis, and marks the level that a range test suggests.
 
     Args:
         curve: The value at each level.
-        level: The suggested level; NaN where there is none.
+        level: The suggested level, or NaN if the range test suggests no level.
         value: The value at that level.
         ylabel: The name of the value.
 
@@ -132,29 +144,29 @@ def range_test(curve: Mapping[float, float], level: float, value: float, *, ylab
     """
     figure = Figure(figsize=(4.8, 3.2), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    axes.semilogx(sorted(curve), [curve[level] for level in sorted(curve)], marker="o", markersize=4)
+    axes.semilogx(*zip(*sorted(curve.items()), strict=True), marker="o", markersize=4)
     axes.axhline(value, color="0.5", linewidth=0.8, linestyle="--")
     if math.isfinite(level):
         axes.plot([level], [value], "o", color="tab:red", markersize=8)
         axes.annotate(f"{level:.2g}", (level, value), (6, 6), textcoords="offset points", color="tab:red")
     axes.set(xlabel="level of the noise", ylabel=ylabel, ylim=(min(0, *curve.values()), None))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    _add_grid(axes)
     return figure
 
 
 def reliability_diagram(panels: Mapping[str, Sequence[Tensor]]) -> Figure:
     r"""Draws the accuracy against the mean confidence of binned predictions, a panel for each title.
 
-    A perfectly calibrated model lies on the diagonal but for chance: its accuracy in a bin is within the grey bar,
-    :math:`\text{conf}_b \pm 2 \sqrt{S_b} / n_b`, about 95 times in 100. What is outside is red: below the diagonal the model is
-    too sure of itself, above it not sure enough. The strip beneath is the share of the predictions in each bin, and the title
-    has the expected calibration error with what chance alone would show of it,
+    In a perfectly calibrated model, the accuracy of a bin lies within the gray bar
+    :math:`\text{conf}_b \pm 2 \sqrt{S_b} / n_b` in about 95 of 100 bins. Bins outside their bar are red. Below the diagonal the
+    model is over-confident, above the diagonal under-confident. The strip at the bottom shows the share of the predictions in
+    each bin. The title gives the expected calibration error and the error that chance alone would show,
     :func:`~lightning_noise.metrics.functional.calibration_floor`.
 
     Args:
-        panels: For each title the sums over the predictions in bins of equal width: of the confidence, of the right ones, of
-            all, and of :math:`c (1 - c)`, each of shape :math:`(M,)`.
+        panels: Four sums over the predictions in each bin, by title: the confidence :math:`c`, the number of correct
+            predictions, the number of predictions, and :math:`S = \sum c (1 - c)`. Each has shape :math:`(M,)` for :math:`M`
+            bins of equal width.
 
     Example:
         >>> confidence, correct, count = torch.tensor([0.0, 80.0]), torch.tensor([0, 60]), torch.tensor([0, 100])
@@ -166,15 +178,17 @@ def reliability_diagram(panels: Mapping[str, Sequence[Tensor]]) -> Figure:
     columns = math.ceil(len(panels) / rows)
     width, height = 1.8 * columns + 0.3, 1.9 * rows + 0.3
     figure = Figure(figsize=(width, height), dpi=_DPI)
-    # by hand: to have it constrained takes as long as the drawing
+    # by hand, because a constrained layout takes as long as the drawing
     figure.subplots_adjust(0.5 / width, 0.45 / height, 1 - 0.1 / width, 1 - 0.4 / height, wspace=0.25, hspace=0.45)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, sums) in zip(grid, panels.items(), strict=False):
         confidence_sum, correct, count, variance_sum = (x.double().cpu() for x in sums)
         error, floor = expected_calibration_error(confidence_sum, correct, count), calibration_floor(variance_sum, count)
         axes.set_title(f"{title}\nECE {error:.3f}, by chance {floor:.3f}", loc="left", fontsize=8)
-        _reliability(axes, confidence_sum, correct, count, variance_sum)
-        _shares(axes, count)
+        _draw_reliability(axes, confidence_sum, correct, count, variance_sum)
+        # the share of the predictions in each bin, in a strip beneath the accuracies
+        axes.stairs((0.22 * count / count.max() - 0.3).numpy(), _edges(count), baseline=-0.3, fill=True, color="0.6")
+        axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xlim=(0, 1), ylim=(-0.3, 1.03))
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -192,15 +206,18 @@ def samples(
 ) -> Figure | None:
     """Draws samples as images or signals, a row for each sample and a column for each tensor.
 
-    An image is of shape (B, C, H, W) with one or three channels, or (B, H, W) with more than eight rows; a signal is of shape
-    (B, C, T) with up to eight channels, or (B, T) with at least 64 points. What is neither is no picture: ``None``. An image is
-    shown in the range of its first column.
+    Images have shape (B, C, H, W) with one or three channels, or (B, H, W) with more than eight rows. Signals have shape
+    (B, C, T) with up to eight channels, or (B, T) with at least 64 points. The colors of an image span the range of values of
+    the same sample in the first column.
 
     Args:
-        columns: The tensors by their titles, each of the same samples.
+        columns: The tensors by title, all of the same samples.
         n_samples: How many samples to draw.
-        captions: For each title a short text for each sample, as the class that is predicted; red where it is not that of the
-            first column.
+        captions: A short text for each sample, such as the predicted class, by title. A text that differs from the text in the
+            first column is red.
+
+    Returns:
+        The figure, or ``None`` if the tensors are neither images nor signals.
 
     Example:
         >>> figure = samples({"clean": torch.zeros(2, 1, 8, 8), "noisy": torch.ones(2, 1, 8, 8)})
@@ -212,42 +229,36 @@ def samples(
     tensors = {label: x[:n_samples].detach().float().cpu() for label, x in columns.items()}
     texts = [captions[label] for label in columns] if captions else []
     first = next(iter(tensors.values()))
-    if _is_signal(first):
-        return _signals(tensors, texts)
-    return _images(tensors, texts) if _is_image(first) else None
+    if (first.ndim == 3 and first.shape[1] <= 8) or (first.ndim == 2 and first.shape[1] >= 64):
+        return _draw_signals(tensors, texts)
+    if first.ndim == 3 or (first.ndim == 4 and first.shape[1] in (1, 3)):
+        return _draw_images(tensors, texts)
+    return None
 
 
-def _reliability(axes: Axes, confidence_sum: Tensor, correct: Tensor, count: Tensor, variance_sum: Tensor) -> None:
-    confidence, accuracy, chance = confidence_sum / count, correct / count, 2 * variance_sum.sqrt() / count  # nan in empty bins
+def _add_grid(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_reliability(axes: Axes, confidence_sum: Tensor, correct: Tensor, count: Tensor, variance_sum: Tensor) -> None:
+    # NaN in empty bins
+    confidence, accuracy, chance = confidence_sum / count, correct / count, 2 * variance_sum.sqrt() / count
     low, high = (confidence - chance).clamp_min(0), (confidence + chance).clamp_max(1)
     axes.stairs(high.numpy(), _edges(count), baseline=low.numpy(), fill=True, color="0.85")
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
-    full, outside = count > 0, (accuracy - confidence).abs() > chance
-    for some, colour in (full & ~outside, "tab:blue"), (outside, "tab:red"):
-        x, y = confidence[some].numpy(), accuracy[some].numpy()
-        axes.vlines(x, x, y, colors=colour, linewidth=1)
-        axes.plot(x, y, "o", color=colour, markersize=3)
-
-
-def _shares(axes: Axes, count: Tensor) -> None:
-    """The share of the predictions in each bin, in a strip beneath the accuracies."""
-    axes.stairs((0.22 * count / count.max() - 0.3).numpy(), _edges(count), baseline=-0.3, fill=True, color="0.6")
-    axes.axhline(0, color="black", linewidth=0.8)
+    outside = (accuracy - confidence).abs() > chance
+    for bins, color in ((count > 0) & ~outside, "tab:blue"), (outside, "tab:red"):
+        x, y = confidence[bins].numpy(), accuracy[bins].numpy()
+        axes.vlines(x, x, y, colors=color, linewidth=1)
+        axes.plot(x, y, "o", color=color, markersize=3)
 
 
 def _edges(count: Tensor) -> np.ndarray:
     return np.linspace(0, 1, len(count) + 1)
 
 
-def _is_signal(x: Tensor) -> bool:
-    return (x.ndim == 3 and x.shape[1] <= 8) or (x.ndim == 2 and x.shape[1] >= 64)
-
-
-def _is_image(x: Tensor) -> bool:
-    return x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
-
-
-def _signals(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> Figure:
+def _draw_signals(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> Figure:
     rows = len(next(iter(columns.values())))
     figure = Figure(figsize=(1.6 * len(columns), 1.1 * rows + 0.4), dpi=_DPI, layout="constrained")
     grid = figure.subplots(rows, len(columns), squeeze=False, sharex=True, sharey="row")
@@ -256,45 +267,45 @@ def _signals(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> F
         for axes, signal in zip(column, x, strict=True):
             axes.plot(signal.view(-1, signal.shape[-1]).T.numpy(), linewidth=0.8)
             axes.tick_params(labelsize=7)
-    for row, column, text, colour in _captions(texts, rows):
-        _write(grid[row, column], (0, 1), "axes fraction", text, colour)
+    for row, column, text, color in _captions(texts, rows):
+        _write(grid[row, column], (0, 1), "axes fraction", text, color)
     return figure
 
 
-def _images(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> Figure:
-    """All in one array, because a figure of many axes takes long to draw."""
+def _draw_images(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> Figure:
+    """Draws all images as one array, because a figure of many axes takes long to draw."""
     tiles = [_tiles(x, next(iter(columns.values()))) for x in columns.values()]
     rows, height, width, channels = tiles[0].shape
-    board = torch.stack(tiles).permute(1, 2, 0, 3, 4).reshape(rows * height, len(tiles) * width, channels)
+    array = torch.stack(tiles).permute(1, 2, 0, 3, 4).reshape(rows * height, len(tiles) * width, channels)
     figure = Figure(figsize=(len(tiles), rows * height / width + 0.4), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(board.numpy(), cmap="gray", vmin=0, vmax=1)
-    # a title and a level stand in two lines, because in one they would touch the next
+    axes.imshow(array.numpy(), cmap="gray", vmin=0, vmax=1)
+    # a name and its level stand in two lines, because in one line they would touch the next title
     axes.set_xticks([(i + 0.5) * width - 0.5 for i in range(len(tiles))], [label.replace(" ", "\n") for label in columns])
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=8)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    for row, column, text, colour in _captions(texts, rows):
-        _write(axes, (column * width, row * height), "data", text, colour)
+    for row, column, text, color in _captions(texts, rows):
+        _write(axes, (column * width, row * height), "data", text, color)
     return figure
 
 
 def _captions(texts: Sequence[Sequence[str]], rows: int) -> Iterator[tuple[int, int, str, str]]:
-    """Row, column, text and colour of each caption."""
+    """Yields row, column, text and color of each caption."""
     for column, captions in enumerate(texts):
         for row, text in enumerate(captions[:rows]):
             yield row, column, text, "black" if text == texts[0][row] else "tab:red"
 
 
-def _write(axes: Axes, corner: tuple[float, float], coordinates: str, text: str, colour: str) -> None:
+def _write(axes: Axes, corner: tuple[float, float], coordinates: str, text: str, color: str) -> None:
     box = {"facecolor": "white", "alpha": 0.9, "linewidth": 0, "pad": 1}
     axes.annotate(
-        text, corner, (6, -6), xycoords=coordinates, textcoords="offset points", color=colour, fontsize=7, va="top", bbox=box
+        text, corner, (6, -6), xycoords=coordinates, textcoords="offset points", color=color, fontsize=7, va="top", bbox=box
     )
 
 
 def _tiles(images: Tensor, reference: Tensor) -> Tensor:
-    """The images in [0, 1] with the channels last and a white margin; the reference gives the range of each."""
+    """Returns the images in [0, 1] in the range of the reference, with a white margin and the channels last."""
     images, reference = (x.unsqueeze(1) if x.ndim == 3 else x for x in (images, reference))
     low, high = reference.amin((1, 2, 3), keepdim=True), reference.amax((1, 2, 3), keepdim=True)
     scaled = ((images - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)).clamp(0, 1)

@@ -54,8 +54,8 @@ def calibrated(n: int, n_bins: int, generator: torch.Generator) -> tuple[Tensor,
 
 
 def points_within_and_outside(axes: Axes) -> tuple[list[list[float]], list[list[float]]]:
-    by_colour = {line.get_color(): points(line) for line in axes.lines if line.get_marker() == "o"}
-    return by_colour["tab:blue"], by_colour["tab:red"]
+    by_color = {line.get_color(): points(line) for line in axes.lines if line.get_marker() == "o"}
+    return by_color["tab:blue"], by_color["tab:red"]
 
 
 def test_a_reliability_diagram_shows_what_chance_explains_and_what_not():
@@ -190,7 +190,7 @@ def test_captions_are_red_where_they_differ_from_the_first_column(shape):
     found = [(text.get_text(), text.get_color(), text.get_window_extent()) for axes in figure.axes for text in axes.texts]
     by_row = sorted(found, key=lambda each: (-round(each[2].y0), each[2].x0))
     expected = [("0", "black"), ("0", "black"), ("1", "black"), ("9", "tab:red")]
-    assert [(text, colour) for text, colour, _ in by_row] == expected
+    assert [(text, color) for text, color, _ in by_row] == expected
 
 
 def test_a_constant_image_and_half_precision_are_drawn():
