@@ -190,6 +190,20 @@ def test_a_backward_pass_takes_its_arguments_within_a_mode():
     torch.testing.assert_close(x.grad, 9 * expected)  # the same products in another order: torch's tolerance for float32
 
 
+@pytest.mark.parametrize("backward", [torch.Tensor.backward, torch.autograd.backward], ids=["method", "function"])
+def test_inputs_of_a_backward_pass_within_a_mode_get_their_gradients(backward):
+    x, w, y = torch.randn(6, CLASSES, requires_grad=True), torch.randn(CLASSES, requires_grad=True), labels(6)
+    with SmoothedLabelLoss(y, level()):
+        product = x * w
+        backward(F.cross_entropy(product, y), inputs=[x, product])
+    expected = torch.autograd.grad(F.cross_entropy(x * w, y, label_smoothing=0.1), x)[0]
+    assert x.grad is not None
+    assert product.grad is not None
+    assert w.grad is None
+    assert torch.equal(x.grad, expected)
+    torch.testing.assert_close(product.grad * w, expected)  # the same product again: torch's tolerance for float32
+
+
 # labels that do not count
 @pytest.mark.parametrize("lam", [torch.tensor(0.5), torch.tensor([0.5, 0.2, 0.7, 0.9])], ids=["one", "each"])
 def test_a_partner_without_a_label_that_counts_gives_its_place_to_the_own_one(lam):

@@ -25,7 +25,7 @@ from lightning_noise._tensor import column
 from lightning_noise.batch import describe
 from lightning_noise.losses import functional
 from lightning_noise.losses.functional import class_dim, scale, sum_weights
-from lightning_noise.losses.tracker import ALIAS, Tracked, Tracker
+from lightning_noise.losses.tracker import ALIAS, Tracked, Tracker, find_tensors
 
 __all__ = ["LabelLoss", "MixedLabelLoss", "NoisyLabelLoss", "SmoothedLabelLoss"]
 
@@ -35,15 +35,15 @@ Loss = Callable[..., Tensor]
 class LabelLoss(TorchFunctionMode, ABC):
     """Transforms the losses that are computed on a target while the mode is active.
 
-    Only a loss on the target is transformed, or on a tensor that torch functions derive from the target: see
-    :class:`~lightning_noise.losses.tracker.Tracker`. Nothing is written into the target. Modes nest in any order, and mixing
-    always mixes smoothed losses. To mix noisy labels, make the mode of the noisy labels the outer one; the reverse order raises
-    an error.
+    A mode transforms a loss on the target, and on a tensor that torch functions derive from the target: see
+    :class:`~lightning_noise.losses.tracker.Tracker`. Other losses stay what they are, and nothing is written into the target.
+    Modes nest in any order, and mixing always mixes smoothed losses. To mix noisy labels, put the mode of the noisy labels
+    outside; inside, it raises an error.
 
-    The result is exact if the module computes from the loss a linear function that is the same for all labels. Two cases are
-    not exact. A focal loss, a function of ``F.cross_entropy`` with ``reduction="none"``, becomes this function of the
-    transformed loss. Masks and weights that the module derives from the labels and multiplies by the loss stay those of the
-    true labels, while the ``weight`` and ``ignore_index`` of the loss itself are taken into account.
+    The result is exact if the module applies to the loss a linear function that is the same for all labels. A focal loss is not
+    exact: a function of ``F.cross_entropy`` with ``reduction="none"`` becomes this function of the transformed loss. Masks and
+    weights that the module derives from the labels and multiplies by the loss stay those of the true labels. The ``weight`` and
+    ``ignore_index`` of the loss itself follow the transformed labels.
 
     A loss that is only logged is transformed, too. A mode cannot transform a loss that calls none of the three functions, such
     as ``F.linear_cross_entropy``. It loses a target that leaves torch as a number or array, is written into another tensor, or
@@ -115,18 +115,17 @@ class LabelLoss(TorchFunctionMode, ABC):
         return entry
 
     def _run_backward(self, tensors: Any, inputs: Any = None, **arguments: Any) -> None:
-        """Runs the backward pass with the mode active, so that a checkpointed loss is transformed when it is recomputed.
+        """Runs the backward pass with the mode active.
 
-        Torch disables a mode inside the function that the mode intercepts. A call on gradient edges is not intercepted.
+        Activation checkpointing recomputes the loss in the backward pass, and the mode must transform it again. Torch disables
+        a mode inside the function that the mode intercepts, but does not intercept a call on gradient edges.
         """
         arguments["grad_tensors"] = arguments.pop("gradient", arguments.get("grad_tensors"))
         if inputs is not None:
-            inputs = _list_tensors(inputs)
-            for tensor in inputs:  # torch does the same for inputs that are not leaves
-                if isinstance(tensor, Tensor):
-                    tensor.retain_grad()
-            arguments["inputs"] = [_find_edge(tensor) for tensor in inputs]
-        edges = [_find_edge(tensor) for tensor in _list_tensors(tensors)]
+            for tensor in find_tensors(inputs):
+                tensor.retain_grad()  # as torch does for each input that is a tensor
+            arguments["inputs"] = _find_edges(inputs)
+        edges = _find_edges(tensors)
         super().__enter__()
         try:
             torch.autograd.backward(edges, **arguments)
@@ -319,11 +318,7 @@ def _weigh(transformed: Callable[[dict[str, Any]], Tensor], call: dict[str, Any]
     return losses.sum() / sum_weights(target, call.get("weight"), call.get("ignore_index", -100))
 
 
-def _list_tensors(tensors: Any) -> list[Any]:
-    if isinstance(tensors, dict):
-        return list(tensors.values())
-    return [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
-
-
-def _find_edge(tensor: Tensor | GradientEdge) -> GradientEdge:
-    return get_gradient_edge(tensor) if isinstance(tensor, Tensor) else tensor
+def _find_edges(tensors: Any) -> list[GradientEdge]:
+    """Returns the places of the tensors in the autograd graph."""
+    tensors = [tensors] if isinstance(tensors, Tensor | GradientEdge) else tensors
+    return [get_gradient_edge(item) if isinstance(item, Tensor) else item for item in tensors]

@@ -12,12 +12,10 @@ __all__ = ["Tracked", "Tracker"]
 
 
 class Tracked(NamedTuple):
-    """A tensor derived from the target, with the tensors that are paired with it.
+    """A tensor that derives from the target, with the tensors that are paired with it.
 
-    Attributes:
-        target: The tensor itself.
-        labels: Other labels at the same positions. Each function of the target is applied to them, too.
-        share: A number for all elements, of shape ``()``, or for each element. The number of an element moves with the element.
+    Each function of the target is applied to the ``labels``, too. The ``share`` has the shape ``()``, or a number for each
+    element of the target, which moves with the element.
     """
 
     target: Tensor
@@ -26,11 +24,11 @@ class Tracked(NamedTuple):
 
 
 class Tracker:
-    """Finds out which tensors derive from a target.
+    """Tracks the tensors that torch functions derive from a target.
 
-    The output of a torch function is tracked if all tensor arguments are tracked. If the function picks, fills or converts,
-    the first argument alone decides: an index, a mask or a device comes from elsewhere. ``zeros_like`` of the target is not
-    tracked. Tensors are told apart by identity, so the tracker keeps all of them alive.
+    The output of a function is tracked if all its tensor arguments are. If the function picks, fills or converts elements,
+    the first argument decides alone, because an index or a mask may come from elsewhere. ``zeros_like`` of the target is not
+    tracked. The tracker knows tensors by identity and keeps them alive, because Python reuses the identity of a freed object.
     """
 
     def __init__(self, target: Tensor, labels: Tensor | None = None, share: Tensor | None = None):
@@ -52,7 +50,7 @@ class Tracker:
         if learned or not (made or output is None) or func in _CREATING or func is ALIAS:
             return
         # the condition of where only chooses between the operands
-        operands = _find_tensors([*(args[1:] if func is torch.where else args), *kwargs.values()])
+        operands = find_tensors([*(args[1:] if func is torch.where else args), *kwargs.values()])
         sources = [self.find(tensor) for tensor in (operands[:1] if func in _PICKING or func in _KEEPING else operands)]
         if not sources or any([source is None for source in sources]):
             return
@@ -137,9 +135,10 @@ _CREATING = _find_functions(
 )
 
 
-def _find_tensors(value: Any) -> list[Tensor]:
+def find_tensors(value: Any) -> list[Tensor]:
+    """Returns the tensors in nested lists and tuples."""
     if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in _find_tensors(item)]
+        return [tensor for item in value for tensor in find_tensors(item)]
     return [value] if isinstance(value, Tensor) else []
 
 
