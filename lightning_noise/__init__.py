@@ -3,6 +3,7 @@
 from lightning_noise import labels, metrics, noise, plots, report, rules, schedules, tasks, testing
 from lightning_noise._version import __version__
 from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
+from lightning_noise.callbacks.adaptive import AdaptiveLevel
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.mixing import CutMix, Mixup
@@ -12,7 +13,6 @@ from lightning_noise.callbacks.suggest import suggest_level
 from lightning_noise.callbacks.targets import LabelSmoothing, TargetNoise
 from lightning_noise.callbacks.weights import WeightNoise
 from lightning_noise.rng import Key
-from lightning_noise.rules import AdaptiveLevel
 
 __all__ = [
     "ActivationNoise",

@@ -99,9 +99,9 @@ def adaptation(history: Sequence[Decision]) -> Figure:
         history: The decision at each validation, such as ``callback.adaptive.history``.
 
     Example:
-        >>> moves = [Decision(100, 0.0, 0.9, 0.9, "grew", 0.15), Decision(200, 0.15, 0.9, 0.84, "held", 0.15)]
+        >>> moves = [Decision(100, 0.0, 0.9, 0.9, "raised", 0.15), Decision(200, 0.15, 0.9, 0.84, "held", 0.15)]
         >>> [text.get_text() for text in adaptation(moves).axes[0].get_legend().get_texts()]
-        ['grew', 'held']
+        ['raised', 'held']
     """
     figure = Figure(figsize=(4.8, 3.6), dpi=_DPI, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))

@@ -1,39 +1,50 @@
-"""Levels that tune themselves: what is observed in a validation, and the rules that move a level by it.
+"""Rules of adaptive levels.
 
-A rule is a value. It says how a level moves, and holds nothing: the callback whose level it moves keeps the state.
+A rule says how a level moves after a validation. It is a value and holds no state: the callback that owns the level keeps the
+state.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, NamedTuple, get_args
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from torchmetrics import Metric
+__all__ = ["Decision", "Governor", "Observation", "Rule", "SignedGap", "State", "TaskFacts"]
 
-from lightning_noise._checks import check_level
-from lightning_noise.batch import Selector
-from lightning_noise.evaluation.old_tasks import Task
-from lightning_noise.schedules import Level
+State = dict[str, Any]  # of JSON primitives, among them the "level"
 
-__all__ = ["AdaptiveLevel", "AnyLevel", "Decision", "Governor", "Observation", "Rule", "SignedGap", "State"]
 
-State = dict[str, Any]  # of primitives, among them the "level"
+class TaskFacts(Protocol):
+    """The facts that a rule reads of a task of :mod:`lightning_noise.tasks`.
+
+    Attributes:
+        has_classes: Whether predictions are classes, so that there are an accuracy and a confidence.
+        knows_chance: Whether the task knows the metric of a guess.
+    """
+
+    has_classes: ClassVar[bool]
+    knows_chance: ClassVar[bool]
+
+    @property
+    def governed(self) -> str:
+        """The name of the metric that is observed."""
+        ...
 
 
 class Observation(NamedTuple):
-    """What a validation showed of a model at the level in force.
+    """What a validation showed of a model at the current level.
 
     Attributes:
         clean: The metric without noise.
-        boundary: The metric under the perturbation at the level; not a number where there is none, as in targets.
-        standard_error: Of the difference between ``clean`` and the best of it so far, paired where both are of the same
-            samples; infinite where it is not known.
-        signed_gap: Mean confidence minus accuracy without noise; not a number where there is no confidence.
+        boundary: The metric under the noise at the current level. NaN if the model cannot be evaluated under the noise.
+        standard_error: The standard error of the difference between ``clean`` and the best ``clean`` so far, which is paired
+            because both are of the same samples. Infinite if it is not known.
+        signed_gap: Mean confidence minus accuracy without noise. NaN if there is no confidence.
         n: The number of samples.
         signed_gap_error: The standard error of ``signed_gap``.
+        chance: The metric of a guess. ``None`` if the task does not know it.
     """
 
     clean: float
@@ -42,18 +53,19 @@ class Observation(NamedTuple):
     signed_gap: float
     n: int
     signed_gap_error: float = 0.0
+    chance: float | None = None
 
 
 class Decision(NamedTuple):
-    """What a rule saw in a validation and did.
+    """What a rule observed in a validation, and what it did.
 
     Attributes:
-        step: The place on the x axis of the logs.
-        level: The level in force.
+        step: The step on the x axis of the logs.
+        level: The level during the validation.
         clean: The metric without noise.
-        boundary: The metric under the perturbation at the level.
-        reason: What was done.
-        next_level: The level from then on.
+        boundary: The metric under the noise at the level.
+        reason: What the rule did, one of ``Rule.reasons``.
+        next_level: The level after the validation.
     """
 
     step: int
@@ -65,93 +77,102 @@ class Decision(NamedTuple):
 
 
 class Rule(ABC):
-    """How a level moves from one validation to the next; a subclass is a frozen dataclass.
+    """Moves a level from one validation to the next. A subclass is a frozen dataclass.
 
     Attributes:
-        reasons: All that ``update`` can say it did, in words of the past tense; a log has the index.
-        needs_boundary: Whether it reads the metric under noise, which noise in targets, mixtures and gradients have not.
+        reasons: All words in which ``update`` says what it did.
+        follows: The name of the number that the rule follows, which is also its log key.
+        needs_boundary: Whether the rule reads the metric under noise. Noise in targets and gradients and mixing have none.
     """
 
     reasons: ClassVar[tuple[str, ...]]
+    follows: ClassVar[str] = "clean"
     needs_boundary: ClassVar[bool] = True
 
     @abstractmethod
     def init(self, level: float) -> State:
-        """Returns the state before the first validation, whose ``"level"`` this is."""
+        """Returns the state before the first validation. Its ``"level"`` is the level."""
 
     @abstractmethod
     def update(self, state: State, observation: Observation) -> tuple[State, str]:
-        """Returns the state after a validation, as a new dictionary, and the reason: what was done, one of ``reasons``."""
+        """Returns the state after a validation, as a new dictionary, and what was done, one of ``reasons``."""
 
-    def check(self, metric: Task | Metric) -> None:  # noqa: B027  # most read any
-        """Raises a ValueError where the rule cannot read the metric."""
+    def check(self, task: TaskFacts) -> None:  # noqa: B027  # most rules suit every task
+        """Raises a ValueError if the rule cannot follow the metric of the task."""
 
-    def skill(self, metric: float) -> float:
-        """Returns what is the larger the better: the metric itself, unless the rule knows more."""
-        return metric
+    def limit(self, max_level: float) -> Rule:
+        """Returns the rule with no level above ``max_level``. Default: the rule itself."""
+        return self
+
+    def measure(self, observation: Observation) -> float:
+        """Returns the number that the rule follows. Default: the attribute of the observation named by ``follows``."""
+        return getattr(observation, self.follows)
 
     def describe(self, observation: Observation) -> str:
-        """Returns in words what the rule saw in a validation."""
-        return f"{observation.clean:.3g} without noise"
+        """Returns a sentence, without its full stop, that says what was observed."""
+        return f"{self.follows.replace('_', ' ')} is {self.measure(observation):.3g}"
 
 
 @dataclass(frozen=True)
 class Governor(Rule):
-    r"""Raises the level while the model bears the noise that it is trained with, and lowers it where that takes its skill.
+    r"""Raises the level while the model retains its skill under the noise, and lowers it otherwise.
 
     .. math:: s(M) = \frac{M - M_\text{chance}}{M_\text{best} - M_\text{chance}}, \quad
         r = \frac{s(M_\text{boundary})}{s(M_\text{clean})}
 
-    The skill :math:`s` of a metric is 0 at chance and 1 at best, whether it is to be maximised or minimised, and the retention
-    :math:`r` is the share of the clean skill that is left under the perturbation at the level in force. It asks for no second
-    run to compare with. "Raise the noise while the clean metric is healthy" does not work instead: metrics improve as training
-    goes on, which hides the harm of the noise. In each validation the first of these that holds is done:
+    The skill :math:`s` of a metric is 0 at chance and 1 at best, whether larger or smaller values are better. The retention
+    :math:`r` is the share of the clean skill that is left under the noise at the current level. Retention needs no second run
+    to compare with. Raising the noise while the clean metric is healthy does not work: metrics improve during training, which
+    hides the harm of the noise.
 
-    ==============  ===========================================================================================
-    ``panicked``    a metric is not finite: two shrinks
-    ``waited``      one of the first ``warmup`` validations: nothing
-    ``retreated``   the clean skill is below ``min_skill``, so that retention says nothing: two shrinks
-    ``rested``      one of ``cooldown`` validations after a change: nothing
-    ``guarded``     the average of the clean skill is below its best by more than ``tolerance`` and chance: a shrink
-    ``shrank``      the average of :math:`r` is below ``shrink_below``: the level times ``factor``
-    ``grew``        the average of :math:`r` is above ``grow_above``: the level plus ``step``
-    ``held``        else nothing
-    ==============  ===========================================================================================
+    After each validation, the first condition that holds decides. A decrease multiplies the level by ``factor``:
 
-    The averages are exponential, that of the retention from the last change of the level on. The best is the highest average so
-    far, and chance is ``z`` standard errors of the difference, of the same samples; where a metric of one's own leaves the
-    error unknown, nothing is guarded. When the guard has brought the level down to less than a ``step`` and the skill is still
-    behind, it is not the noise that takes it, and the best is forgotten. All counts are of validations in which the level could
-    move, so in a run of few epochs validate more often, as ``val_check_interval`` does.
+    =======================  ===================================================================================
+    ``non_finite``           a metric is not finite: two decreases
+    ``warmup``               one of the first ``warmup`` validations: no change
+    ``below_min_skill``      the clean skill is below ``min_skill``, so retention means nothing: two decreases
+    ``cooldown``             one of the ``cooldown`` validations after a change: no change
+    ``clean_skill_dropped``  the average clean skill is below its best by more than the tolerance: a decrease
+    ``lowered``              the average of :math:`r` is below ``shrink_below``: a decrease
+    ``raised``               the average of :math:`r` is above ``grow_above``: the level plus ``step``
+    ``held``                 otherwise: no change
+    =======================  ===================================================================================
 
-    The thresholds are a preference and no optimum: 0.90 and 0.95 were safe for noise in inputs and weights, and 0.85 and 0.90
-    give up more clean skill for more robustness. Start at 0: a level that is too high comes down, but weights that are noisy
-    from the start may learn nothing in the meantime. Use a balanced accuracy where classes are rare, and report what was
-    reached on test data, as validation data have chosen the level.
+    Averages are exponential. The average retention starts anew at each change of the level. The best clean skill is the highest
+    average so far. The average may fall below the best by ``tolerance`` plus ``z`` standard errors of the paired difference; if
+    the standard error is unknown, as for :class:`~lightning_noise.tasks.Custom`, only a ``z`` of 0 detects a drop. If such
+    drops have brought the level below one ``step``, the noise is not their cause, and the best is forgotten. All counts are of
+    validations in which the level can move. In a run of few epochs, validate more often (``val_check_interval``).
+
+    The thresholds are a preference, not an optimum. In our experiments, 0.90 and 0.95 were safe for input and weight noise;
+    0.85 and 0.90 trade clean skill for robustness. Start at level 0: a level that is too high comes down, but weights that are
+    noisy from the start may learn nothing in the meantime. If classes are rare, use a balanced accuracy. Report final results
+    on test data, because the validation data have chosen the level.
 
     Args:
-        chance: The metric of a guess, 1/K for the accuracy of K classes, or the variance of the target for a squared error.
-        best: The best that the metric can be: 1 for an accuracy, 0 for an error.
-        shrink_below: The retention below which the level shrinks.
-        grow_above: The retention above which it grows.
-        step: What a growth adds, in units of the level; the default suits the standard deviation of inputs in [0, 1] and of
-            weights relative to theirs. It should be a fraction of the level that is expected.
-        factor: What a shrink multiplies by.
+        chance: The metric of a guess. Default: what the task says, :math:`1/K` for :math:`K` classes and 0 for the
+            :math:`R^2` of a regression. ``tasks.Custom`` needs it.
+        best: The best value of the metric: 1 for an accuracy, 0 for an error.
+        shrink_below: The retention below which the level is lowered.
+        grow_above: The retention above which the level is raised.
+        step: The increase of the level. The default suits standard deviations of inputs in [0, 1], and of weights relative to
+            their own. Choose a fraction of the level that you expect.
+        factor: The factor of a decrease.
         lo: The lowest level.
-        hi: The highest.
+        hi: The highest level.
         average: The weight of the past in the averages.
-        warmup: For how many validations the level stays.
-        cooldown: For how many validations it stays after each change.
+        warmup: The number of validations before the level first moves.
+        cooldown: The number of validations without a change after each change.
         min_skill: The clean skill below which the level only falls.
-        tolerance: How far the clean skill may be below its best.
-        z: How many standard errors may be chance.
+        tolerance: The drop of the clean skill below its best that is accepted.
+        z: The number of standard errors that count as chance.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of range.
 
     References:
         Solving Rubik's Cube with a Robot Hand (OpenAI et al., 2019), https://arxiv.org/abs/1910.07113, for performance at the
-        boundary of what is trained with
+        boundary of the training distribution
 
         Training Generative Adversarial Networks with Limited Data (Karras et al., 2020), https://arxiv.org/abs/2006.06676
 
@@ -161,12 +182,22 @@ class Governor(Rule):
         >>> observation = Observation(clean=0.9, boundary=0.88, standard_error=0.01, signed_gap=0.02, n=500)
         >>> state, reason = governor.update(state, observation)
         >>> reason, round(state["level"], 2), governor.describe(observation)
-        ('grew', 0.45, '98 % of the clean skill left at the boundary')
+        ('raised', 0.45, '98 % of the clean skill is retained')
     """
 
-    reasons: ClassVar[tuple[str, ...]] = ("held", "grew", "shrank", "guarded", "retreated", "panicked", "waited", "rested")
+    reasons: ClassVar[tuple[str, ...]] = (
+        "held",
+        "raised",
+        "lowered",
+        "clean_skill_dropped",
+        "below_min_skill",
+        "non_finite",
+        "warmup",
+        "cooldown",
+    )
+    follows: ClassVar[str] = "retention"
 
-    chance: float
+    chance: float | None = None
     best: float = 1.0
     _: KW_ONLY
     shrink_below: float = 0.90
@@ -183,8 +214,9 @@ class Governor(Rule):
     z: float = 1.64
 
     def __post_init__(self):
+        scale = self.best if self.chance is None else self.best - self.chance
         ranges = {
-            "two finite numbers as chance and best": math.isfinite(self.best - self.chance) and self.best != self.chance,
+            "two different finite numbers as chance and best": math.isfinite(scale) and self.chance != self.best,
             "0 <= shrink_below <= grow_above": 0 <= self.shrink_below <= self.grow_above,
             "0 < step and 0 <= factor < 1": self.step > 0 and 0 <= self.factor < 1,
             "0 <= lo <= hi": 0 <= self.lo <= self.hi,
@@ -203,97 +235,109 @@ class Governor(Rule):
 
     def update(self, state: State, observation: Observation) -> tuple[State, str]:
         if not (math.isfinite(observation.clean) and math.isfinite(observation.boundary)):
-            return self._moved(state, state["level"] * self.factor**2), "panicked"
-        state, skill = self._averaged(state, observation), self.skill(observation.clean)
+            return self._move(state, state["level"] * self.factor**2), "non_finite"
+        state, skill = self._average(state, observation), self._skill(observation.clean, observation)
         if state["validations"] <= self.warmup:
-            return state, "waited"
+            return state, "warmup"
         if skill < self.min_skill:
-            return self._moved(state, state["level"] * self.factor**2), "retreated"
+            return self._move(state, state["level"] * self.factor**2), "below_min_skill"
         if state["resting"] > 0:
-            return state | {"resting": state["resting"] - 1}, "rested"
-        if state["best_skill"] - self._mean(state, "skill") > self._band(observation.standard_error):
-            return self._guarded(state), "guarded"
-        if (left := self._mean(state, "retention")) < self.shrink_below:
-            return self._moved(state, state["level"] * self.factor), "shrank"
-        if left > self.grow_above and state["level"] < self.hi:
-            return self._moved(state, state["level"] + self.step), "grew"
+            return state | {"resting": state["resting"] - 1}, "cooldown"
+        if state["best_skill"] - self._mean(state, "skill") > self._accepted_drop(observation):
+            state = self._move(state, state["level"] * self.factor)
+            return state | {"best_skill": -math.inf} if state["level"] < self.step else state, "clean_skill_dropped"
+        if (retention := self._mean(state, "retention")) < self.shrink_below:
+            return self._move(state, state["level"] * self.factor), "lowered"
+        if retention > self.grow_above and state["level"] < self.hi:
+            return self._move(state, state["level"] + self.step), "raised"
         return state, "held"
 
-    def check(self, metric: Task | Metric) -> None:
-        # else the level would move the wrong way
-        if isinstance(metric, Metric):
+    def check(self, task: TaskFacts) -> None:
+        if self.chance is None and not task.knows_chance:
+            raise ValueError(f"the metric {task.governed!r} of a guess is not known: give Governor(chance=…, best=…)")
+        if self.chance is None:
             return
-        if metric == "regression" and not self.best < self.chance:
-            raise ValueError(f"a squared error is to be small: give best=0 and the variance as chance, got {self}")
-        if metric != "regression" and not 0 <= self.chance < self.best <= 1:
-            raise ValueError(f"an accuracy needs 0 <= chance < best <= 1, as 1/K of K classes and 1, got {self}")
+        # otherwise the level would move the wrong way
+        if task.has_classes and not 0 <= self.chance < self.best <= 1:
+            raise ValueError(f"an accuracy needs 0 <= chance < best <= 1, such as 1/K of K classes and 1, got {self}")
+        if task.governed == "r2" and not self.chance < self.best <= 1:
+            raise ValueError(
+                f"the R2 of a regression needs chance < best <= 1, such as 0 and 1, got {self}; for an error give "
+                "tasks.Custom(MeanSquaredError()), the variance of the target as chance, and best=0"
+            )
 
-    def skill(self, metric: float) -> float:
-        return (metric - self.chance) / (self.best - self.chance)
+    def limit(self, max_level: float) -> Governor:
+        return replace(self, hi=min(self.hi, max_level))
+
+    def measure(self, observation: Observation) -> float:
+        clean = self._skill(observation.clean, observation)
+        return self._skill(observation.boundary, observation) / clean if clean > 0 else math.nan
 
     def describe(self, observation: Observation) -> str:
         if not math.isfinite(observation.clean + observation.boundary):
-            return "a metric that is not a number"
-        if self.skill(observation.clean) <= 0:
-            return f"no skill above chance, {observation.clean:.3g}"
-        return f"{100 * self._retention(observation):.0f} % of the clean skill left at the boundary"
+            return "a metric is not finite"
+        if math.isnan(retention := self.measure(observation)):
+            return f"the clean metric of {observation.clean:.3g} shows no skill above chance"
+        return f"{100 * retention:.0f} % of the clean skill is retained"
 
-    def _guarded(self, state: State) -> State:
-        state = self._moved(state, state["level"] * self.factor)
-        return state | {"best_skill": -math.inf} if state["level"] < self.step else state
+    def _chance(self, observation: Observation) -> float:
+        if self.chance is not None:
+            return self.chance
+        if observation.chance is None:
+            raise ValueError("the metric of a guess is not known: give Governor(chance=…)")
+        return observation.chance
 
-    def _retention(self, observation: Observation) -> float:
-        return self.skill(observation.boundary) / self.skill(observation.clean)
+    def _skill(self, metric: float, observation: Observation) -> float:
+        chance = self._chance(observation)
+        return (metric - chance) / (self.best - chance)
 
-    def _averaged(self, state: State, observation: Observation) -> State:
-        """The state with one more validation in its averages."""
-        skill = self.skill(observation.clean)
-        state = self._added(state | {"validations": state["validations"] + 1}, "skill", skill)
-        if state["n_skill"] > 1:  # the first is an average of nothing
+    def _average(self, state: State, observation: Observation) -> State:
+        """Adds a validation to the averages."""
+        skill = self._skill(observation.clean, observation)
+        state = self._add(state | {"validations": state["validations"] + 1}, "skill", skill)
+        if state["n_skill"] > 1:  # the first value is no average
             state["best_skill"] = max(state["best_skill"], self._mean(state, "skill"))
-        if skill < self.min_skill:
-            return state  # of so little skill a share means nothing
-        return self._added(state, "retention", self._retention(observation))
+        # a share of almost no skill means nothing
+        return state if skill < self.min_skill else self._add(state, "retention", self.measure(observation))
 
-    def _added(self, state: State, name: str, value: float) -> State:
+    def _add(self, state: State, name: str, value: float) -> State:
         total = self.average * state[name] + (1 - self.average) * value
         return state | {name: total, f"n_{name}": state[f"n_{name}"] + 1}
 
     def _mean(self, state: State, name: str) -> float:
         return state[name] / (1 - self.average ** state[f"n_{name}"])
 
-    def _band(self, standard_error: float) -> float:
-        """How far the average of the skill may be below its best; an average scatters less than a validation."""
+    def _accepted_drop(self, observation: Observation) -> float:
+        """Returns how far the average skill may be below its best. An average scatters less than a single validation."""
         if self.z == 0:
-            return self.tolerance  # also where the error is not known
-        error = standard_error / abs(self.best - self.chance) * math.sqrt((1 - self.average) / (1 + self.average))
-        return self.tolerance + self.z * error
+            return self.tolerance  # even if the standard error is infinite
+        error = observation.standard_error / abs(self.best - self._chance(observation))
+        return self.tolerance + self.z * error * math.sqrt((1 - self.average) / (1 + self.average))
 
-    def _moved(self, state: State, level: float) -> State:
+    def _move(self, state: State, level: float) -> State:
         level = min(max(level, self.lo), self.hi)
         return state | {"level": level, "resting": self.cooldown, "retention": 0.0, "n_retention": 0}
 
 
 @dataclass(frozen=True)
 class SignedGap(Rule):
-    r"""Raises the level while the model is more confident than it is right, and lowers it where it is less.
+    r"""Raises the level while the model is over-confident, and lowers it while the model is under-confident.
 
     .. math:: \epsilon \leftarrow \text{clip}(\epsilon + \delta \, \text{sign}(g), 0, \epsilon_\text{max}), \quad
         g = \overline{\text{confidence}} - \text{accuracy}
 
-    It is for label smoothing, whose right amount is that at which the gap :math:`g` on clean held-out data is 0; a constant
-    that is too high makes a model doubt what it knows. The gap is averaged exponentially, and nothing is done where it is
-    within ``z`` of its standard errors, as chance alone would show. The three things that it can have done are ``raised``,
-    ``lowered`` and ``held``; a gap that is not a number is left out.
+    This is a rule for label smoothing. The right amount is the one at which the gap :math:`g` on clean held-out data is 0; a
+    constant that is too high makes the model under-confident. The gap is averaged exponentially. The level is held while the
+    gap is within ``z`` of its standard errors, or is NaN. What the rule does is ``raised``, ``lowered`` or ``held``.
 
     Args:
-        step: What the level moves by in a validation, :math:`\delta`.
+        step: The change of the level per validation, :math:`\delta`.
         hi: The highest level, :math:`\epsilon_\text{max}`.
         average: The weight of the past in the average.
-        z: How many standard errors may be chance.
+        z: The number of standard errors that count as chance.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of range.
 
     References:
         On Calibration of Modern Neural Networks (Guo et al., 2017), https://arxiv.org/abs/1706.04599, for the gap
@@ -307,6 +351,7 @@ class SignedGap(Rule):
     """
 
     reasons: ClassVar[tuple[str, ...]] = ("held", "raised", "lowered")
+    follows: ClassVar[str] = "signed_gap"
     needs_boundary: ClassVar[bool] = False
 
     _: KW_ONLY
@@ -333,87 +378,18 @@ class SignedGap(Rule):
         if abs(gap) <= self.z * observation.signed_gap_error:
             return state, "held"
         level = min(max(state["level"] + math.copysign(self.step, gap), 0.0), self.hi)
-        moved = "held" if level == state["level"] else "raised" if gap > 0 else "lowered"
-        return state | {"level": level}, moved
+        reason = "held" if level == state["level"] else "raised" if gap > 0 else "lowered"
+        return state | {"level": level}, reason
 
-    def check(self, metric: Task | Metric) -> None:
-        if isinstance(metric, Metric) or metric == "regression":
-            raise ValueError("SignedGap reads confidences: metric must be 'multiclass', 'binary' or 'multilabel'")
+    def check(self, task: TaskFacts) -> None:
+        if not task.has_classes:
+            raise ValueError(
+                "SignedGap follows the confidence of a classifier: give task=tasks.Multiclass(), tasks.Binary() or "
+                "tasks.Multilabel()"
+            )
+
+    def limit(self, max_level: float) -> SignedGap:
+        return replace(self, hi=min(self.hi, max_level))
 
     def describe(self, observation: Observation) -> str:
-        return f"confidence minus accuracy {observation.signed_gap:+.3f}"
-
-
-@dataclass(frozen=True)
-class AdaptiveLevel:
-    r"""A level that a rule moves after each validation, wherever a callback takes a level.
-
-    The callback whose level it is looks at the model in each validation of a fit, before the validation step: once without
-    noise, and, where the rule needs it, once under its own perturbation at the level in force, with the same draws in each
-    validation; of weights there is one for each batch, because a single one would say more of itself than of the level.
-    ``per_sample`` applies there, so that the level settles higher than where all samples get the whole, but no sample is left
-    out by a ``probability``. This costs two forward passes of each batch. The sanity check tries both and moves nothing.
-    Several in one trainer move in turn, in the order of the trainer, one in each validation, and each is looked at with the
-    others off. All processes decide alike. As with monitors, what the forward pass itself changes in the module in evaluation
-    is not undone.
-
-    The state is in the checkpoints: a run that is resumed moves as if it had not ended, unless it was saved between the last
-    batch of an epoch and its validation, as by ``ModelCheckpoint(every_n_train_steps=…)``: Lightning leaves that validation out
-    when it resumes. Only a fit takes the state from a checkpoint. A callback that is used in another fit goes on from where it
-    was, so give a new model a new one.
-
-    ===========================  =============================================================================
-    key                          what
-    ===========================  =============================================================================
-    ``adaptive/<name>/level``    the level from now on, after each validation in which it could move
-    ``adaptive/<name>/reason``   the index of what was done in ``rule.reasons``, which a text says in words
-    ===========================  =============================================================================
-
-    The loggers also get a figure of level, clean metric and metric at the boundary over time, and at the end of a fit what was
-    done is printed in words, which are ``callback.adaptive.summary()`` too.
-
-    Args:
-        rule: A rule, such as :class:`Governor` for noise in inputs, weights and activations, or :class:`SignedGap` for soft
-            labels.
-        start: The level before the first move.
-        metric: What the rule reads: ``"multiclass"``, ``"binary"`` and ``"multilabel"`` are the accuracy of such predictions
-            as :class:`~lightning_noise.RobustnessMonitor` describes them, ``"regression"`` is the mean squared error. Or a
-            torchmetrics ``Metric`` of one number, such as a balanced accuracy, of which the standard error is not known.
-        inputs: Which leaf of the batch the module predicts from; left out, as in :class:`~lightning_noise.InputNoise`.
-        target: Which leaf holds the target; left out, the second element of a sequence.
-        predict: A callable from module and batch to predictions; left out, ``module(input)``.
-        max_batches: How many batches of each process to look at in a validation; left out, all of the first loader.
-
-    Raises:
-        TypeError: The rule is none.
-        ValueError: A level or number is out of range, or the metric has no confidence, which :class:`SignedGap` needs.
-
-    Example:
-        >>> from lightning_noise import InputNoise, noise
-        >>> callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Governor(chance=0.1)))
-        >>> callback.adaptive.summary()
-        'input: no validation yet, the level is 0'
-    """
-
-    rule: Rule
-    start: float = 0.0
-    _: KW_ONLY
-    metric: Task | Metric = "multiclass"
-    inputs: Selector | None = None
-    target: int | str | None = None
-    predict: Callable[[Any, Any], Any] | None = None
-    max_batches: int | None = None
-
-    def __post_init__(self):
-        if not isinstance(self.rule, Rule):
-            raise TypeError(f"rule must be a Rule, such as Governor(chance=0.1), got {self.rule!r}")
-        check_level(self.start)
-        self.rule.init(self.start)  # refuses what is out of its range
-        if not isinstance(self.metric, Metric) and self.metric not in get_args(Task):
-            raise ValueError(f"metric must be one of {list(get_args(Task))} or a Metric of torchmetrics, got {self.metric!r}")
-        self.rule.check(self.metric)
-        if self.max_batches is not None and self.max_batches < 1:
-            raise ValueError(f"max_batches must be at least 1, got {self.max_batches}")
-
-
-AnyLevel = Level | AdaptiveLevel
+        return f"confidence minus accuracy is {observation.signed_gap:+.3f}"

@@ -38,12 +38,13 @@ class Task(ABC):
     """What the outputs of a module mean. A subclass is a frozen dataclass.
 
     Attributes:
-        main: The metric that adaptive levels and robustness curves rest on.
+        main: The metric that robustness curves rest on.
         logged: The metrics that a monitor logs by default, the most important first.
         compared: The metrics whose clean and noisy values are subtracted.
         proportions: The metrics that are shares of the samples, which have Wilson's intervals.
         expects: The shapes that the task reads, for messages.
         has_classes: Whether predictions are logits of shape :math:`(B, K, *)` after :meth:`read`.
+        knows_chance: Whether the task knows the governed metric of a guess.
     """
 
     main: ClassVar[str]
@@ -52,6 +53,12 @@ class Task(ABC):
     proportions: ClassVar[tuple[str, ...]] = ()
     expects: ClassVar[str]
     has_classes: ClassVar[bool] = False
+    knows_chance: ClassVar[bool] = False
+
+    @property
+    def governed(self) -> str:
+        """The metric that adaptive levels follow. Default: the main metric."""
+        return self.main
 
     @property
     def name(self) -> str:
@@ -83,14 +90,14 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def main_metric(self, n_groups: int = 1) -> Metric:
-        """Returns a metric that has the value of ``main``."""
+    def governed_metrics(self, n_groups: int = 1) -> TaskMetrics:
+        """Returns the governed metric alone, and the confidence if there is one."""
 
     def check(self, target: Tensor, preds: Any) -> None:  # noqa: B027  # most values suit most tasks
         """Raises a ValueError if the values of the target contradict the task."""
 
     def chance(self, preds: Any) -> float | None:
-        """Returns the main metric of a guess, or ``None`` if the task does not know it."""
+        """Returns the governed metric of a guess, or ``None`` if the task does not know it."""
         return None
 
     def higher_is_better(self, metric: str) -> bool:
@@ -199,6 +206,7 @@ class _Classification(Task):
     compared: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
     proportions: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_area", "flip_rate", "noise_detected", "score")
     has_classes: ClassVar[bool] = True
+    knows_chance: ClassVar[bool] = True
 
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics(
@@ -214,8 +222,8 @@ class _Classification(Task):
             read=Predictions.of,
         )
 
-    def main_metric(self, n_groups: int = 1) -> Metric:
-        return CalibrationBins(n_groups=n_groups)
+    def governed_metrics(self, n_groups: int = 1) -> GroupedMetrics:
+        return GroupedMetrics({"calibration": CalibrationBins(n_groups=n_groups)}, read=Predictions.of)
 
     def chance(self, preds: Any) -> float:
         return 1 / preds.shape[1]
@@ -337,6 +345,12 @@ class Regression(Task):
     compared: ClassVar[tuple[str, ...]] = ("mse", "mae", "r2")
     expects: ClassVar[str] = "floating-point outputs and targets of one shape (B, *), where (B, 1) is not (B,)"
 
+    knows_chance: ClassVar[bool] = True
+
+    @property
+    def governed(self) -> str:
+        return "r2"
+
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         if not _is_floating(output) or output.shape != target.shape or not target.is_floating_point():
             raise self._refuse(output, target)
@@ -345,8 +359,11 @@ class Regression(Task):
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics({"mse": MeanSquaredError(n_groups), "mae": MeanAbsoluteError(n_groups), "r2": R2Score(n_groups)})
 
-    def main_metric(self, n_groups: int = 1) -> Metric:
-        return MeanSquaredError(n_groups)
+    def governed_metrics(self, n_groups: int = 1) -> GroupedMetrics:
+        return GroupedMetrics({"r2": R2Score(n_groups)})
+
+    def chance(self, preds: Any) -> float:
+        return 0.0  # the R2 of the mean of the target
 
     def higher_is_better(self, metric: str) -> bool:
         return metric == "r2"
@@ -403,8 +420,8 @@ class Custom(Task):
     def metrics(self, preds: Any, n_groups: int = 1) -> CustomMetrics:
         return CustomMetrics(self._collection())
 
-    def main_metric(self, n_groups: int = 1) -> Metric:
-        return self._collection()[self.main]
+    def governed_metrics(self, n_groups: int = 1) -> CustomMetrics:
+        return CustomMetrics(MetricCollection({self.main: self._collection()[self.main]}))
 
     def higher_is_better(self, metric: str) -> bool:
         return self._collection()[metric].higher_is_better is not False

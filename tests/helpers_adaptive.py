@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_noise import ActivationNoise, InputNoise, WeightNoise, noise
+from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
-from lightning_noise.rules import AnyLevel, Decision, Governor, Observation, Rule, State
+from lightning_noise.rules import Decision, Governor, Observation, Rule, State
 
 HELD_OUT = Rows(101, seed=1)
 

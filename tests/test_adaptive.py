@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import (
+    N_CLASSES,
     Classifier,
     Deterministic,
     Rows,
@@ -30,6 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_noise import ActivationNoise, AdaptiveLevel, InputNoise, WeightNoise, noise
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.rules import Governor, SignedGap
 from lightning_noise.testing import global_streams
 
 every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
@@ -93,6 +95,23 @@ def test_a_callback_deep_copies_and_pickles():
     later = pickle.loads(pickle.dumps(callback))
     assert history(later) == history(callback)
     assert level_of(later) == level_of(callback) > 0
+
+
+def test_the_task_says_the_metric_of_a_guess():
+    told = InputNoise(noise.Gaussian(), AdaptiveLevel(Governor(chance=1 / N_CLASSES, warmup=0, min_skill=0.01)))
+    asked = InputNoise(noise.Gaussian(), AdaptiveLevel(Governor(warmup=0, min_skill=0.01)))
+    for callback in (told, asked):
+        fit([callback], max_epochs=6)
+    assert history(asked) == history(told)
+    assert level_of(asked) > 0
+
+
+def test_a_rule_is_wrapped_in_an_adaptive_level():
+    rule = Governor(warmup=1)
+    callback = InputNoise(noise.Gaussian(), rule)
+    assert callback.level == AdaptiveLevel(rule)
+    assert callback.adaptive is not None
+    assert InputNoise(noise.Gaussian(), AdaptiveLevel()).level.rule == Governor()
 
 
 # --- when it moves
@@ -254,20 +273,42 @@ def test_tensorboard_holds_the_levels_the_reasons_and_the_figure(tmp_path, caplo
     with caplog.at_level(logging.INFO):
         fit([callback], logger=logger, max_epochs=3)
     events = EventAccumulator(logger.log_dir).Reload()
-    levels, reasons = (events.Scalars(f"adaptive/input/{key}") for key in ("level", "reason"))
+    levels, followed = (events.Scalars(f"adaptive/input/{key}") for key in ("level", "clean"))
     assert [(event.step, event.value) for event in levels] == [(2, 0.25), (5, 0.25), (8, 0.5)]
-    assert [(event.step, event.value) for event in reasons] == [(2, 1), (5, 0), (8, 1)]
-    texts = events.Tensors("adaptive/input/reason/text_summary")
+    # TensorBoard holds float32
+    assert [event.value for event in followed] == pytest.approx([decision.clean for decision in history(callback)])
+    texts = events.Tensors("adaptive/input/decision/text_summary")
     words = [text.tensor_proto.string_val[0].decode() for text in texts]
-    assert words == [f"{decision.reason}: {decision.clean:.3g} without noise" for decision in history(callback)]
+    assert words == [f"{decision.reason}: clean is {decision.clean:.3g}" for decision in history(callback)]
     assert events.Tags()["images"] == ["adaptive/input/moves"]
     (summary,) = events.Tensors("adaptive/input/summary/text_summary")
     said = summary.tensor_proto.string_val[0].decode()
     last = history(callback)[-1]
-    assert said == f"input: moved 2 times, held 1 time; from 0 to 0.5: {last.clean:.3g} without noise, when it was 0.25"
+    assert said == f"input: moved 2 times, held 1 time; level 0 to 0.5; clean is {last.clean:.3g} at level 0.25."
     assert callback.adaptive is not None
     assert said == callback.adaptive.summary()
     assert said in caplog.messages
+
+
+@pytest.mark.parametrize("rule", [governor(), SignedGap()])
+def test_what_the_rule_follows_is_logged(rule):
+    callback = WeightNoise(noise.Gaussian(), rule)
+    _, trainer = fit([callback])
+    assert callback.adaptive is not None
+    assert callback.adaptive._last is not None
+    # Lightning logs float32
+    assert trainer.callback_metrics[f"adaptive/weight/{rule.follows}"].item() == pytest.approx(
+        rule.measure(callback.adaptive._last), nan_ok=True
+    )
+
+
+def test_the_summary_says_what_was_done_and_what_is_left():
+    callback = InputNoise(noise.Gaussian(), AdaptiveLevel(governor(warmup=1), predict=lambda module, batch: 9 * eye[batch[1]]))
+    eye = torch.eye(N_CLASSES)
+    fit([callback], max_epochs=3)
+    assert callback.adaptive is not None
+    said = callback.adaptive.summary()
+    assert said == "input: warmup 1 time, raised 2 times; level 0 to 0.3; 100 % of the clean skill is retained at level 0.15."
 
 
 @pytest.mark.parametrize("kind", ["csv", "none"])

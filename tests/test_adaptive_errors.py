@@ -24,6 +24,7 @@ from lightning_noise import (
     labels,
     noise,
     schedules,
+    tasks,
 )
 from lightning_noise.metrics import BrierScore
 from lightning_noise.rules import Governor, SignedGap
@@ -70,11 +71,11 @@ def test_an_exception_leaves_the_weights_and_a_fit_that_follows_as_they_were(whe
 BAD = [
     ({"predict": lambda module, batch: None}, "the module returned NoneType for a target"),
     ({"predict": lambda module, batch: module(batch[0]).argmax(1)}, r"the module returned int64 \(8,\)"),
-    ({"targets": "label"}, "no leaf 'label'"),
+    ({"target": "label"}, "no leaf 'label'"),
     ({"inputs": "image"}, "no leaf 'image'"),
-    ({"metric": "binary"}, "returned float32"),
-    ({"metric": "regression", "rule": Governor(chance=1.0, best=0.0)}, "returned float32"),
-    ({"metric": MulticlassAccuracy(N_CLASSES), "predict": lambda module, batch: None}, "returned NoneType"),
+    ({"task": tasks.Binary()}, "returned float32"),
+    ({"task": tasks.Regression(), "rule": Governor()}, "returned float32"),
+    ({"task": tasks.Custom(MulticlassAccuracy(N_CLASSES)), "predict": lambda module, batch: None}, "returned NoneType"),
 ]
 
 
@@ -87,7 +88,7 @@ def test_what_does_not_fit_is_found_before_the_training(setting, message):
 
 
 def test_of_several_targets_one_is_to_be_named():
-    with pytest.raises(ValueError, match=r"of the targets \[1, 2\] an adaptive level reads one: give AdaptiveLevel"):
+    with pytest.raises(ValueError, match=r"needs one target, but the callback has \[1, 2\]: give AdaptiveLevel"):
         fit([Mixup(AdaptiveLevel(SignedGap()), target=[1, 2])])
 
 
@@ -118,7 +119,7 @@ def test_noise_that_held_out_data_cannot_take_is_found_before_the_training():
     ids=["smoothing", "flips", "mixup", "cutmix", "gradient"],
 )
 def test_a_rule_that_asks_what_noise_does_is_refused_where_held_out_data_have_none(make):
-    message = r"Governor asks what noise does to held-out data, but \w+ mixes samples, or changes labels or gradients"
+    message = r"Governor must evaluate the model under the noise of '\w+', which is not possible for label noise"
     with pytest.raises(ValueError, match=message):
         make(AdaptiveLevel(governor()))
     fit([callback := make(AdaptiveLevel(SignedGap(), 0.02))])
@@ -129,16 +130,17 @@ def test_a_rule_that_asks_what_noise_does_is_refused_where_held_out_data_have_no
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: AdaptiveLevel(0.3), TypeError, r"rule must be a Rule, such as Governor\(chance=0\.1\), got 0\.3"),  # type: ignore[arg-type]
+        (lambda: AdaptiveLevel(0.3), TypeError, r"rule must be a Rule, such as Governor\(\) or SignedGap\(\), got 0\.3"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(Governor), TypeError, "rule must be a Rule"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(governor(), -0.1), ValueError, "finite and not negative, got -0.1"),
         (lambda: AdaptiveLevel(governor(hi=0.5), 0.6), ValueError, r"the level must start in \[0, 0\.5\], got start=0\.6"),
         (lambda: AdaptiveLevel(governor(lo=0.1)), ValueError, r"the level must start in \[0\.1, inf\], got start=0"),
-        (lambda: AdaptiveLevel(governor(), metric="accuracy"), ValueError, "metric must be one of"),  # type: ignore[arg-type]
-        (lambda: AdaptiveLevel(SignedGap(), metric="regression"), ValueError, "SignedGap reads confidences"),
-        (lambda: AdaptiveLevel(SignedGap(), metric=BrierScore()), ValueError, "SignedGap reads confidences"),
+        (lambda: AdaptiveLevel(governor(), task="accuracy"), TypeError, "task must be a task, such as"),  # type: ignore[arg-type]
+        (lambda: AdaptiveLevel(SignedGap(), task=tasks.Regression()), ValueError, "SignedGap follows the confidence"),
+        (lambda: AdaptiveLevel(SignedGap(), task=tasks.Custom(BrierScore())), ValueError, "SignedGap follows the confidence"),
         (lambda: AdaptiveLevel(governor(), max_batches=0), ValueError, "max_batches must be at least 1, got 0"),
         (lambda: InputNoise(noise.Impulse(), AdaptiveLevel(governor(), 1.5)), ValueError, r"in \[0, 1\], got 1\.5"),
+        (lambda: InputNoise(noise.SwapNoise(), AdaptiveLevel()), ValueError, "the noise of 'input' mixes samples"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -150,7 +152,6 @@ def test_a_wrong_argument_is_refused_when_it_is_made(build, error, message):
 @pytest.mark.parametrize(
     ("callback", "run", "message"),
     [
-        (InputNoise(noise.SwapNoise(), AdaptiveLevel(governor())), {}, "the noise of 'input' mixes rows"),
         (
             InputNoise(noise.Gaussian(), AdaptiveLevel(governor())),
             {"limit_val_batches": 0},

@@ -14,11 +14,20 @@ from helpers import N_CLASSES, Classifier, Deterministic, Dictionary, Rows, fit,
 from helpers_adaptive import CALLBACKS, HELD_OUT, Plan, governor, held_out, history, hits, level_of, predicted, seen, still
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.regression import R2Score
 
-from lightning_noise import ActivationNoise, AdaptiveLevel, EmbeddingNoise, InputNoise, Key, LabelSmoothing, WeightNoise, noise
+from lightning_noise import (
+    ActivationNoise,
+    AdaptiveLevel,
+    EmbeddingNoise,
+    InputNoise,
+    Key,
+    LabelSmoothing,
+    WeightNoise,
+    noise,
+    tasks,
+)
 from lightning_noise.evaluation.positions import N_GROUPS, groups_of
-from lightning_noise.metrics import BrierScore
+from lightning_noise.metrics import BrierScore, MeanSquaredError
 from lightning_noise.perturb.weights import weight_noise
 from lightning_noise.rules import Governor, SignedGap
 
@@ -162,7 +171,7 @@ class Diverging(Classifier):
 def test_predictions_that_are_no_numbers_end_no_run_and_lower_the_level(module, place):
     callback = InputNoise(place, AdaptiveLevel(governor(), 0.5))
     fit([callback], module=module)
-    assert [decision.reason for decision in history(callback)] == ["panicked"] * 2
+    assert [decision.reason for decision in history(callback)] == ["non_finite"] * 2
     assert all(math.isnan(decision.boundary) for decision in history(callback))
     assert all(math.isnan(decision.clean) == (module is Diverging) for decision in history(callback))
     assert level_of(callback) == pytest.approx(0.5 * 0.8**4)
@@ -173,12 +182,11 @@ def test_predictions_that_are_no_numbers_end_no_run_and_lower_the_level(module, 
 
 def test_a_metric_of_ones_own_is_read():
     own = {
-        "torchmetrics": MulticlassAccuracy(N_CLASSES, average="micro"),
-        "task": "multiclass",
+        "torchmetrics": tasks.Custom(MulticlassAccuracy(N_CLASSES, average="micro")),
+        "task": tasks.Multiclass(),
     }
     callbacks = {
-        name: InputNoise(noise.Gaussian(), AdaptiveLevel(Plan(), 0.7, metric=metric), seed=7)  # type: ignore[arg-type]
-        for name, metric in own.items()
+        name: InputNoise(noise.Gaussian(), AdaptiveLevel(Plan(), 0.7, task=task), seed=7) for name, task in own.items()
     }
     for callback in callbacks.values():
         fit([callback], module=still, validation=held_out())
@@ -191,7 +199,7 @@ def test_a_metric_of_ones_own_is_read():
 
 
 def test_a_metric_of_the_package_is_read():
-    callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan(), 0.7, metric=BrierScore()), seed=7)
+    callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan(), 0.7, task=tasks.Custom(BrierScore())), seed=7)
     module, _ = fit([callback], module=still, validation=held_out())
     for observed, logits in [
         (seen(callback)[0].clean, predicted(module.eval(), HELD_OUT.x)),
@@ -235,11 +243,9 @@ def test_an_error_is_governed_as_the_share_of_the_variance_that_is_explained():
     variance = rows.y.var(correction=0).item()
     error = InputNoise(
         noise.Gaussian(),
-        AdaptiveLevel(Governor(chance=variance, best=0.0, warmup=0, step=0.5), metric="regression"),
+        AdaptiveLevel(Governor(chance=variance, best=0.0, warmup=0, step=0.5), task=tasks.Custom(MeanSquaredError())),
     )
-    share = InputNoise(
-        noise.Gaussian(), AdaptiveLevel(Governor(chance=0.0, warmup=0, step=0.5, tolerance=1.0), metric=R2Score())
-    )
+    share = InputNoise(noise.Gaussian(), AdaptiveLevel(Governor(warmup=0, step=0.5, tolerance=1.0), task=tasks.Regression()))
     for callback in (error, share):
         train, validation = loader(numbers(64, 0)), loader(rows, batch_size=34)
         fit([callback, Look()], module=Regressor, train=train, validation=validation, max_epochs=8, num_sanity_val_steps=0)
@@ -249,10 +255,10 @@ def test_an_error_is_governed_as_the_share_of_the_variance_that_is_explained():
         assert (one.reason, one.next_level) == (two.reason, two.next_level)
         assert 1 - one.clean / variance == pytest.approx(two.clean, abs=1e-5)
         assert 1 - one.boundary / variance == pytest.approx(two.boundary, abs=1e-5)
-    assert {"grew", "shrank"} <= {decision.reason for decision in history(error)}
+    assert {"raised", "lowered"} <= {decision.reason for decision in history(error)}
 
 
-@pytest.mark.parametrize(("task", "outputs"), [("binary", 1), ("multilabel", 4)])
+@pytest.mark.parametrize(("task", "outputs"), [(tasks.Binary(), 1), (tasks.Multilabel(), 4)])
 def test_a_binary_and_a_multilabel_task_are_read(task, outputs):
     class Labels(Regressor):
         def __init__(self):
@@ -271,13 +277,13 @@ def test_a_binary_and_a_multilabel_task_are_read(task, outputs):
     rows = Rows(101, seed=1)
     rows.y = (rows.x[:, :outputs] > 0).float()
     target = rows.y
-    if task == "binary":
+    if task == tasks.Binary():
         rows.y = target = rows.y[:, :1]
-    callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan(), 0.7, metric=task), seed=7)
-    if task == "binary":
+    callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan(), 0.7, task=task), seed=7)
+    if task == tasks.Binary():
         callback = InputNoise(
             noise.Gaussian(),
-            AdaptiveLevel(Plan(), 0.7, metric="binary", predict=lambda module, batch: module(batch[0])),
+            AdaptiveLevel(Plan(), 0.7, task=tasks.Binary(), predict=lambda module, batch: module(batch[0])),
             seed=7,
         )
     module, _ = fit([callback], module=Labels, train=loader(rows), validation=loader(rows), max_epochs=1)
@@ -296,7 +302,7 @@ def as_dict(samples):
     return {"data": {"x": x}, "y": y, "weight": torch.ones(len(y))}  # two leaves could be the input
 
 
-@pytest.mark.parametrize("adaptive", [{"inputs": "data.x", "targets": "y"}, {"targets": "y"}], ids=str)
+@pytest.mark.parametrize("adaptive", [{"inputs": "data.x", "target": "y"}, {"target": "y"}], ids=str)
 def test_inputs_and_targets_are_found_in_a_dict(adaptive):
     # left out, the inputs are those of the callback
     level = AdaptiveLevel(Plan(), 0.7, **adaptive)

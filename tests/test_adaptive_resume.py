@@ -52,7 +52,7 @@ def assert_resumes(folder: Path, train: Callable[[], Any], at: Callable[[int], b
             "also the standard errors, which are of the difference to the best so far"
         )
     moved = {decision.reason for callback in uninterrupted for decision in history(callback)}
-    assert {"grew", "moved"} < moved
+    assert {"raised", "moved"} < moved
 
 
 @resumes
@@ -105,9 +105,9 @@ def test_the_state_of_another_rule_gives_its_level_alone(tmp_path):
     saver = ModelCheckpoint(tmp_path, filename="last")
     fit([InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((0.1, 0.2)))), saver], max_epochs=2, enable_checkpointing=True)
     other = InputNoise(noise.Gaussian(), AdaptiveLevel(governor(warmup=9)))
-    with pytest.warns(UserWarning, match="is one of Plan and multiclass, and now it is one of Governor and multiclass"):
+    with pytest.warns(UserWarning, match="was moved by Plan for multiclass, and is now moved by Governor for multiclass"):
         fit([other], max_epochs=3, ckpt_path=str(tmp_path / "last.ckpt"))
-    assert [(decision.level, decision.reason) for decision in history(other)[2:]] == [(0.2, "waited")]
+    assert [(decision.level, decision.reason) for decision in history(other)[2:]] == [(0.2, "warmup")]
 
 
 def test_at_the_largest_level_that_has_a_meaning_a_governor_holds():
@@ -115,7 +115,7 @@ def test_at_the_largest_level_that_has_a_meaning_a_governor_holds():
     level = AdaptiveLevel(governor(step=0.4), predict=lambda module, batch: F.one_hot(batch[1], N_CLASSES).float())
     callback = InputNoise(noise.Impulse(), level)
     fit([callback], max_epochs=5)
-    assert [decision.reason for decision in history(callback)] == ["grew", "grew", "grew", "held", "held"]
+    assert [decision.reason for decision in history(callback)] == ["raised", "raised", "raised", "held", "held"]
     assert history(callback)[-1].next_level == 1.0
 
 
@@ -149,7 +149,7 @@ def test_two_processes_decide_as_one(folders):
             assert one == (step, level, pytest.approx(clean, abs=1e-6), pytest.approx(boundary, abs=1e-6), reason, next_level)
         assert result["smoothing"]["seen"][3] == pytest.approx(alone["smoothing"]["seen"][3], abs=1e-6)
         assert [move[4:] for move in result["smoothing"]["history"]] == [move[4:] for move in alone["smoothing"]["history"]]
-    assert {"grew", "shrank"} <= {move[4] for name in ("input", "weight", "activation") for move in alone[name]["history"]}
+    assert {"raised", "lowered"} <= {move[4] for name in ("input", "weight", "activation") for move in alone[name]["history"]}
 
 
 def test_a_process_without_a_batch_is_an_error_on_all(folders):

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from members import RULES
 
-from lightning_noise import testing
-from lightning_noise.rules import AdaptiveLevel, Governor, Observation, Rule, SignedGap
+from lightning_noise import AdaptiveLevel, tasks, testing
+from lightning_noise.metrics import BrierScore
+from lightning_noise.rules import Governor, Observation, Rule, SignedGap
 
 PROMPT = Governor(chance=0.1, warmup=0)
 SKILLS = st.floats(0.31, 1.0)
@@ -54,19 +55,19 @@ def test_a_retention_within_the_band_moves_nothing():
 
 def test_a_retention_above_the_band_adds_exactly_one_step():
     levels, reasons = run(PROMPT, [seen(0.96)])
-    assert (levels, reasons) == ([0.3 + PROMPT.step], ["grew"])
+    assert (levels, reasons) == ([0.3 + PROMPT.step], ["raised"])
 
 
 def test_a_retention_below_the_band_takes_exactly_one_factor():
     levels, reasons = run(PROMPT, [seen(0.89)])
-    assert (levels, reasons) == ([0.3 * PROMPT.factor], ["shrank"])
+    assert (levels, reasons) == ([0.3 * PROMPT.factor], ["lowered"])
 
 
 BAD = {  # each reason to come down, of the highest priority first; what is true of one is true of all that come after
-    "panicked": seen(0.5, clean=math.nan),
-    "retreated": seen(0.5, clean=0.2),
-    "guarded": seen(0.5, clean=0.7),
-    "shrank": seen(0.5, clean=0.9),
+    "non_finite": seen(0.5, clean=math.nan),
+    "below_min_skill": seen(0.5, clean=0.2),
+    "clean_skill_dropped": seen(0.5, clean=0.7),
+    "lowered": seen(0.5, clean=0.9),
 }
 
 
@@ -77,11 +78,11 @@ def test_the_first_reason_that_holds_is_the_one(reason):
     _, reasons = run(governor, [*well, BAD[reason]])
     assert reasons[-1] == reason
     panic, boundary = seen()._replace(clean=0.2, boundary=math.inf), seen()._replace(boundary=math.nan)
-    assert [run(governor, [*well, bad])[1][-1] for bad in (panic, boundary)] == ["panicked"] * 2
+    assert [run(governor, [*well, bad])[1][-1] for bad in (panic, boundary)] == ["non_finite"] * 2
 
 
 def test_a_level_that_is_no_number_of_the_model_comes_down_by_two_shrinks_at_once():
-    for reason in ("panicked", "retreated"):
+    for reason in ("non_finite", "below_min_skill"):
         levels, _ = run(PROMPT, [BAD[reason]])
         assert levels == [0.3 * PROMPT.factor**2]
 
@@ -92,7 +93,7 @@ def test_at_chance_the_level_is_never_raised(validations, start):
     observations = [Observation(clean, boundary, 0.0, 0.0, 500) for clean, boundary in validations]
     levels, reasons = run(Governor(chance=0.1, warmup=1), observations, start)
     assert all(after <= before for before, after in zip([start, *levels], levels, strict=False))
-    assert "grew" not in reasons
+    assert "raised" not in reasons
 
 
 @given(st.lists(st.tuples(SKILLS, SHARES), max_size=12), SKILLS, SHARES, SHARES)
@@ -112,9 +113,9 @@ def test_the_level_never_leaves_its_bounds(validations, start):
     assert all(0.1 <= level <= 0.7 for level in run(governor, observations, start)[0])
 
 
-def test_at_its_highest_level_it_holds_and_does_not_say_that_it_grew():
+def test_at_its_highest_level_it_holds_and_does_not_say_that_it_was_raised():
     levels, reasons = run(dataclasses.replace(PROMPT, hi=0.4), [seen(1.0)] * 3)
-    assert (levels, reasons) == ([0.4] * 3, ["grew", "held", "held"])
+    assert (levels, reasons) == ([0.4] * 3, ["raised", "held", "held"])
 
 
 def test_an_error_that_is_to_be_small_is_governed_as_the_accuracy_that_mirrors_it():
@@ -125,22 +126,22 @@ def test_an_error_that_is_to_be_small_is_governed_as_the_accuracy_that_mirrors_i
     levels, reasons = run(Governor(chance=0.1), observations)
     assert run(mirrored, errors)[1] == reasons
     assert run(mirrored, errors)[0] == pytest.approx(levels, rel=1e-12)  # 1 - x rounds
-    assert set(reasons) >= {"grew", "shrank", "guarded", "held"}  # or this test would show little
+    assert set(reasons) >= {"raised", "lowered", "clean_skill_dropped", "held"}  # or this test would show little
 
 
 def test_it_waits_at_the_start_and_rests_after_each_change():
     governor = Governor(chance=0.1, warmup=3, cooldown=2)
     _, reasons = run(governor, [seen(1.0)] * 9)
-    assert reasons == ["waited", "waited", "waited", "grew", "rested", "rested", "grew", "rested", "rested"]
+    assert reasons == ["warmup", "warmup", "warmup", "raised", "cooldown", "cooldown", "raised", "cooldown", "cooldown"]
 
 
 def test_what_was_left_at_another_level_is_forgotten_when_the_level_changes():
     state = PROMPT.init(0.3)
     for _ in range(10):
         state, reason = PROMPT.update(state, seen(1.0))
-        assert reason == "grew"
+        assert reason == "raised"
     # an average that still held the ten would be above 0.95
-    assert PROMPT.update(state, seen(0.89))[1] == "shrank"
+    assert PROMPT.update(state, seen(0.89))[1] == "lowered"
 
 
 def test_the_guard_compares_with_the_best_and_not_with_the_last():
@@ -148,27 +149,27 @@ def test_the_guard_compares_with_the_best_and_not_with_the_last():
     _, reasons = run(PROMPT, [seen(0.92, clean=clean) for clean in slowly], start=3000.0)
     # the skill is behind by more than the tolerance of 0.01, of which 0.009 are accuracy, when the average is
     assert reasons[:9] == ["held"] * 9
-    assert reasons[20:50] == ["guarded"] * 30
+    assert reasons[20:50] == ["clean_skill_dropped"] * 30
 
 
 def test_a_skill_that_stays_lost_without_noise_was_not_lost_by_it():
     levels, reasons = run(PROMPT, [seen(1.0, clean=0.9)] * 10 + [seen(1.0, clean=0.8)] * 60, start=0.0)
-    assert "guarded" in reasons
-    assert reasons[-20:] == ["grew"] * 20
+    assert "clean_skill_dropped" in reasons
+    assert reasons[-20:] == ["raised"] * 20
     assert min(levels[10:]) > PROMPT.factor * 0.1
 
 
 def test_without_standard_errors_the_tolerance_alone_guards():
     bare = dataclasses.replace(PROMPT, z=0.0)
     drop = [seen(0.92, clean=0.9, error=math.inf)] * 10 + [seen(0.92, clean=0.8, error=math.inf)] * 5
-    assert "guarded" in run(bare, drop)[1]
+    assert "clean_skill_dropped" in run(bare, drop)[1]
 
 
 def test_the_guard_allows_for_the_error_of_the_difference():
     drop = [seen(0.92, clean=0.9)] * 20 + [seen(0.92, clean=0.87, error=0.03)] * 20
     assert set(run(PROMPT, drop)[1]) == {"held"}
     sure = [each._replace(standard_error=0.005) for each in drop]
-    assert "guarded" in run(PROMPT, sure)[1]
+    assert "clean_skill_dropped" in run(PROMPT, sure)[1]
     assert set(run(PROMPT, [each._replace(standard_error=math.inf) for each in drop])[1]) == {"held"}  # it is not known
 
 
@@ -196,8 +197,8 @@ def test_the_guard_gives_few_false_alarms(kappa):
             seen(0.92, clean, governor=governor, error=error) for clean, error in zip(accuracies, errors, strict=True)
         ]
         _, reasons = run(governor, observations, start=1.0)
-        alarms += reasons.count("guarded")
-        checks += len(reasons) - reasons.count("waited")
+        alarms += reasons.count("clean_skill_dropped")
+        checks += len(reasons) - reasons.count("warmup")
     assert alarms / checks <= 0.005
 
 
@@ -272,7 +273,7 @@ def test_the_smoothing_settles_where_the_gap_is_0():
 
 
 def test_a_level_and_its_rule_are_values():
-    one, two = (AdaptiveLevel(Governor(chance=0.1), 0.2, metric="binary", target="y") for _ in range(2))
+    one, two = (AdaptiveLevel(Governor(chance=0.1), 0.2, task=tasks.Binary(), target="y") for _ in range(2))
     assert one == two
     assert hash(one) == hash(two)
 
@@ -286,8 +287,8 @@ def test_a_state_is_made_of_what_json_can_hold():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"chance": 1.0}, "two finite numbers as chance and best"),
-        ({"chance": math.nan}, "two finite numbers as chance and best"),
+        ({"chance": 1.0}, "two different finite numbers as chance and best"),
+        ({"chance": math.nan}, "two different finite numbers as chance and best"),
         ({"chance": 0.1, "shrink_below": 0.97}, "shrink_below <= grow_above"),
         ({"chance": 0.1, "step": 0.0}, "0 < step"),
         ({"chance": 0.1, "factor": 1.0}, "0 <= factor < 1"),
@@ -315,10 +316,15 @@ def test_a_signed_gap_out_of_range_is_refused(arguments):
         (lambda: AdaptiveLevel(PROMPT, -0.1), ValueError, "finite and not negative"),
         (lambda: AdaptiveLevel(Governor(chance=0.1, hi=0.5), 0.6), ValueError, r"must start in \[0, 0.5\]"),
         (lambda: AdaptiveLevel(SignedGap(), 0.6), ValueError, r"must start in \[0, 0.3\]"),
-        (lambda: AdaptiveLevel(PROMPT, metric="accuracy"), ValueError, "metric must be one of"),  # type: ignore[arg-type]
-        (lambda: AdaptiveLevel(SignedGap(), metric="regression"), ValueError, "reads confidences"),
+        (lambda: AdaptiveLevel(PROMPT, task="accuracy"), TypeError, "task must be a task, such as"),  # type: ignore[arg-type]
+        (lambda: AdaptiveLevel(SignedGap(), task=tasks.Regression()), ValueError, "follows the confidence"),
         (lambda: AdaptiveLevel(Governor(chance=3)), ValueError, "an accuracy needs 0 <= chance < best <= 1"),
-        (lambda: AdaptiveLevel(Governor(chance=0.3), metric="regression"), ValueError, "a squared error is to be small"),
+        (
+            lambda: AdaptiveLevel(Governor(chance=3.0, best=0.0), task=tasks.Regression()),
+            ValueError,
+            "the R2 of a regression needs chance < best <= 1",
+        ),
+        (lambda: AdaptiveLevel(task=tasks.Custom(BrierScore())), ValueError, "'BrierScore' of a guess is not known: give Gov"),
         (lambda: AdaptiveLevel(PROMPT, max_batches=0), ValueError, "max_batches must be at least 1"),
     ],
 )

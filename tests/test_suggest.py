@@ -18,8 +18,8 @@ from scripts.range_test import found
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lightning_noise import ActivationNoise, InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise
-from lightning_noise.callbacks.suggest import RangeTest, _crossing, suggest_level
+from lightning_noise import ActivationNoise, InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise, suggest_level, tasks
+from lightning_noise.evaluation.range_test import RangeTest, find_crossing
 from lightning_noise.testing import global_streams
 
 NORMAL = NormalDist()
@@ -62,20 +62,20 @@ def around(level: float) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("module", "probe", "metrics"),
+    ("module", "probe", "task"),
     [
-        (Linear, noise.Gaussian(), "multiclass"),
-        (OneLogit, noise.Gaussian(), "binary"),
-        (Linear, InputNoise(noise.Gaussian(), 7.0), "multiclass"),
-        (Linear, ActivationNoise(noise.Gaussian(), 7.0, "before"), "multiclass"),
+        (Linear, noise.Gaussian(), tasks.Multiclass()),
+        (OneLogit, noise.Gaussian(), tasks.Binary()),
+        (Linear, InputNoise(noise.Gaussian(), 7.0), tasks.Multiclass()),
+        (Linear, ActivationNoise(noise.Gaussian(), 7.0, "before"), tasks.Multiclass()),
     ],
 )
 @pytest.mark.parametrize("retention", [None, 0.8])
-def test_it_finds_the_level_at_which_that_much_skill_is_left(module, probe, metrics, retention):
+def test_it_finds_the_level_at_which_that_much_skill_is_left(module, probe, task, retention):
     # accuracy = Phi(distance / level), and the skill above chance is 2 Phi - 1
     z = NORMAL.inv_cdf((1 + (retention or 0.9)) / 2)
     x, y = at_distance(2.0)
-    result = found_in(module(), probe, TensorDataset(x, y), metrics=metrics, levels=around(2 / z), retention=retention)
+    result = found_in(module(), probe, TensorDataset(x, y), task=task, levels=around(2 / z), retention=retention)
     assert result.measured == "retention"
     assert result.wanted == (retention or 0.9)
     assert result.accuracies[0.0] == 1
@@ -86,14 +86,16 @@ def test_it_finds_the_level_at_which_that_much_skill_is_left(module, probe, metr
     assert result.n == len(x)
 
 
-@pytest.mark.parametrize(("module", "metrics"), [(Linear, "multiclass"), (OneLogit, "binary"), (OneLogit, "multilabel")])
-def test_it_finds_the_level_at_which_predictions_change_without_labels(module, metrics):
+@pytest.mark.parametrize(
+    ("module", "task"), [(Linear, tasks.Multiclass()), (OneLogit, tasks.Binary()), (OneLogit, tasks.Multilabel())]
+)
+def test_it_finds_the_level_at_which_predictions_change_without_labels(module, task):
     z = NORMAL.inv_cdf(1 - 0.1)
     x, _ = at_distance(2.0)
     # a loader of no more than the inputs
     trainer, data = make_trainer(), torch.utils.data.DataLoader(x, batch_size=1000)  # type: ignore[arg-type]
     result = suggest_level(
-        trainer, module(), noise.Gaussian(), dataloaders=data, metrics=metrics, levels=around(2 / z), flip_rate=0.1
+        trainer, module(), noise.Gaussian(), dataloaders=data, task=task, levels=around(2 / z), flip_rate=0.1
     )
     assert result.measured == "flip_rate"
     assert result.accuracies == {}
@@ -179,7 +181,7 @@ def test_levels_may_be_in_any_order():
     ],
 )
 def test_the_level_lies_on_a_straight_line_over_the_logarithm(curve, wanted, level):
-    assert _crossing(curve, wanted) == pytest.approx(level, nan_ok=True)
+    assert find_crossing(curve, wanted) == pytest.approx(level, nan_ok=True)
 
 
 @pytest.mark.parametrize(("levels", "way_out"), [([0.01, 0.02], "above 0.02"), ([30.0, 60.0], "below 30")])
@@ -424,15 +426,15 @@ def test_it_is_refused_within_a_run():
         ({"levels": [0.1]}, "at least two"),
         ({"levels": [0.0, 0.1]}, "above 0"),
         ({"levels": [0.1, -0.1]}, "not negative"),
-        ({"metrics": "regression"}, "whose predictions are classes"),
+        ({"task": tasks.Regression()}, r"predicted classes: give task=tasks.Multiclass\(\)"),
         ({"noise": Mixup(0.2)}, "cannot be a probe"),
-        ({"noise": noise.SwapNoise()}, "mixes rows"),
+        ({"noise": noise.SwapNoise()}, "mixes"),
         ({"max_batches": 0}, "max_batches must be at least 1"),
         ({"dataloaders": None}, "no held-out data"),
         ({"datamodule": Data()}, "not both"),
         ({"dataloader_idx": 1}, "no batch of dataloader_idx=1"),
         ({"predict": lambda module, batch: torch.eye(3)[(batch[1] + 1) % 3]}, "not above that of a guess"),
-        ({"predict": lambda module, batch: torch.zeros(3), "flip_rate": 0.1}, "a row for each"),
+        ({"predict": lambda module, batch: torch.zeros(3), "flip_rate": 0.1}, r"returned float32 \(3,\) for 8 samples"),
     ],
 )
 def test_what_is_refused(arguments, message):

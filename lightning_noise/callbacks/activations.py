@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_noise.batch import describe, select_one
+from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.loop.internals import original_module, plain_name, register_forward_hook, runs_backward
 from lightning_noise.loop.perturbation import Context, Perturbation
@@ -22,7 +23,6 @@ from lightning_noise.patterns import match
 from lightning_noise.perturb.inputs import check_relative
 from lightning_noise.perturb.outputs import check_output, perturb_output
 from lightning_noise.rng import Key
-from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

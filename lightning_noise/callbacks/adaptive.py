@@ -1,294 +1,381 @@
-"""What drives an adaptive level: it looks at the model in each validation, and keeps what the rule has decided."""
+"""Adaptive levels, and the driver that moves the level of a noise callback."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_noise import plots
-from lightning_noise._checks import check_level
-from lightning_noise.evaluation.old_predictor import Predictor
-from lightning_noise.evaluation.old_tasks import Task
-from lightning_noise.evaluation.positions import N_GROUPS, SamplePositions, check_validation, groups_of, seen_by_all
+from lightning_noise._checks import check_counts, check_level
+from lightning_noise.batch import Selector
+from lightning_noise.evaluation.conditions import CLEAN, Condition
+from lightning_noise.evaluation.engine import Pass, try_conditions
+from lightning_noise.evaluation.positions import N_GROUPS, check_validation, seen_by_all
+from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import perturbing
-from lightning_noise.loop.perturbation import Context
-from lightning_noise.metrics.calibration import CalibrationBins
-from lightning_noise.metrics.scores import MeanSquaredError
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.metrics.statistics import jackknife_error
 from lightning_noise.rng import Key
-from lightning_noise.rules import AdaptiveLevel, Decision, Governor, Observation, Rule, SignedGap
+from lightning_noise.rules import Decision, Governor, Observation, Rule
+from lightning_noise.schedules import Level
+from lightning_noise.tasks import Multiclass, Task, TaskMetrics
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-    from lightning_noise.callbacks.base import NoiseCallback
+__all__ = ["Adaptation", "AdaptiveLevel", "AnyLevel"]
 
-__all__ = ["Adaptation"]
+
+@dataclass(frozen=True)
+class AdaptiveLevel:
+    r"""A level that a rule moves after each validation. It is accepted wherever a callback takes a level.
+
+    In each validation of a fit, before the validation step, the callback evaluates the model without noise and, if the rule
+    needs it, under its own noise at the current level. This costs two forward passes per batch. The draws are the same in each
+    validation. Weight noise is redrawn for each batch, so that the estimate does not hinge on one draw. ``per_sample`` applies,
+    so the level settles higher than if every sample got the whole level. ``probability`` does not: every sample gets noise.
+
+    The sanity check tries both evaluations and moves nothing. The adaptive levels of one trainer move in turn, one per
+    validation, in the order of the callbacks; each is evaluated without the noise of the others. All ranks decide alike. As
+    with monitors, a forward pass that changes the module in evaluation is not undone.
+
+    The state is saved in checkpoints. A resumed run moves the level as the uninterrupted run would, unless the checkpoint was
+    saved between the last batch of an epoch and its validation, as by ``ModelCheckpoint(every_n_train_steps=…)``: Lightning
+    skips that validation when it resumes. Only a fit loads the state. In another fit, a callback continues from its current
+    level, so give a new model a new callback.
+
+    =============================  ===================================================================
+    key                            value
+    =============================  ===================================================================
+    ``adaptive/<name>/level``      the level after each validation in which it could move
+    ``adaptive/<name>/retention``  what the rule follows; with :class:`~lightning_noise.rules.SignedGap`,
+                                   ``adaptive/<name>/signed_gap``
+    ``adaptive/<name>/decision``   what the rule did and why, as text
+    =============================  ===================================================================
+
+    The loggers also get a figure of the level and both metrics over time. At the end of a fit, a summary is printed and
+    logged; ``callback.adaptive.summary()`` returns it.
+
+    Args:
+        rule: :class:`~lightning_noise.rules.Governor` for noise in inputs, weights and activations, or
+            :class:`~lightning_noise.rules.SignedGap` for soft labels.
+        start: The level before the first move.
+        task: What the outputs of the module mean. Classifiers are governed by their accuracy and a regression by its
+            :math:`R^2`. For another metric give ``tasks.Custom(metric)``; its standard error is not known.
+        inputs: Which leaf of the batch is the input. Default: as the callback says, or else as in
+            :class:`~lightning_noise.InputNoise`.
+        target: Which leaf is the target. Default: as the callback says, or else as in :class:`~lightning_noise.LabelSmoothing`.
+        predict: A callable from module and batch to the output. Default: ``module(input)``.
+        max_batches: How many batches each rank evaluates per validation. Default: all batches of the first loader.
+
+    Raises:
+        TypeError: If ``rule`` is not a rule, or ``task`` is not a task.
+        ValueError: If a level or number is out of range, or the rule cannot follow the metric of the task.
+
+    Example:
+        >>> from lightning_noise import InputNoise, noise
+        >>> callback = InputNoise(noise.Gaussian(), AdaptiveLevel())
+        >>> callback.adaptive.summary()
+        'input: no validation yet; level 0.'
+    """
+
+    rule: Rule = Governor()
+    start: float = 0.0
+    _: KW_ONLY
+    task: Task = Multiclass()
+    inputs: Selector | None = None
+    target: int | str | None = None
+    predict: Callable[[Any, Any], Any] | None = None
+    max_batches: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.rule, Rule):
+            raise TypeError(f"rule must be a Rule, such as Governor() or SignedGap(), got {self.rule!r}")
+        if not isinstance(self.task, Task):
+            raise TypeError(
+                f"task must be a task, such as tasks.Multiclass(), or tasks.Custom(metric) for a metric, got {self.task!r}"
+            )
+        check_level(self.start)
+        check_counts(max_batches=self.max_batches)
+        self.rule.check(self.task)
+        self.rule.init(self.start)  # raises an error if the level is out of the range of the rule
+
+
+AnyLevel = Level | AdaptiveLevel | Rule
 
 
 class Adaptation:
-    """Moves the level of a callback by its rule, after each validation of a fit in which it is its turn.
+    """Moves the level of a noise callback by a rule.
 
     Args:
-        callback: The callback whose level it is.
         setting: The adaptive level.
+        name: The name of the callback.
+        max_level: The largest level that has a meaning.
+        can_probe: Whether held-out data can be evaluated under the noise.
+        mixes_samples: Whether the noise of a sample depends on its batch.
+        one_draw_per_batch: Whether all samples share one draw, as in weights.
 
     Attributes:
-        history: What was seen and done, validation by validation.
+        history: The decisions, one per validation.
     """
 
-    def __init__(self, callback: NoiseCallback, setting: AdaptiveLevel):
-        if setting.rule.needs_boundary and not callback.can_probe:
+    def __init__(
+        self,
+        setting: AdaptiveLevel,
+        *,
+        name: str,
+        max_level: float,
+        can_probe: bool,
+        mixes_samples: bool,
+        one_draw_per_batch: bool,
+    ):
+        if setting.rule.needs_boundary and not can_probe:
             raise ValueError(
-                f"{type(setting.rule).__name__} asks what noise does to held-out data, but {type(callback).__name__} mixes "
-                "samples, or changes labels or gradients; give it a schedule, or for soft labels AdaptiveLevel(SignedGap())"
+                f"{type(setting.rule).__name__} must evaluate the model under the noise of {name!r}, which is not possible for "
+                "label noise, gradient noise and mixing; give a schedule or, for soft labels, AdaptiveLevel(SignedGap())"
             )
+        if setting.rule.needs_boundary and mixes_samples:
+            raise ValueError(f"the noise of {name!r} mixes samples, so it depends on the batch; give it a schedule")
+        check_level(setting.start, max_level)
         self.setting = setting
+        self.name = name
+        self.max_level = max_level
+        self.one_draw_per_batch = one_draw_per_batch
         self.history: list[Decision] = []
-        self._callback = callback
-        self._rule = _up_to(setting.rule, callback.max_level)
+        self._rule = setting.rule.limit(max_level)
         self._state = self._rule.init(setting.start)
-        self._fitting = True  # else a checkpoint, of which only the weights are wanted, would set the level back
-        self._seen: Observation | None = None  # the last
-        self._best: list[float] | None = None  # the best clean metric, and that without each group of samples in turn
-        self._validations = 0  # also those in which another level moved
-        self._pass: _Pass | None = None
+        self._fitting = True  # else a checkpoint whose weights are tested would set the level back
+        self._last: Observation | None = None
+        self._best: list[float] | None = None  # the best clean metric, and the same without each group of samples
+        self._validations = 0  # including those in which another level moved
+        self._evaluation: _Evaluation | None = None
 
     @property
     def level(self) -> float:
-        """The level in force."""
+        """The current level."""
         return self._state["level"]
 
     def summary(self) -> str:
         """Returns in words what was done."""
-        name, level = self._callback.name, f"{self.level:.3g}"
-        if not self.history or self._seen is None:
-            return f"{name}: no validation yet, the level is {level}"
+        level = f"{self.level:.3g}"
+        if not self.history or self._last is None:
+            return f"{self.name}: no validation yet; level {level}."
         counts = Counter(decision.reason for decision in self.history)
         done = ", ".join(f"{reason} {n} {'time' if n == 1 else 'times'}" for reason, n in counts.items())
-        last = f"{self.history[-1].level:.3g}"
-        seen = self._rule.describe(self._seen) + ("" if last == level else f", when it was {last}")
-        return f"{name}: {done}; from {self.history[0].level:.3g} to {level}: {seen}"
+        first, last = f"{self.history[0].level:.3g}", f"{self.history[-1].level:.3g}"
+        where = "this level" if last == level else f"level {last}"
+        return f"{self.name}: {done}; level {first} to {level}; {self._rule.describe(self._last)} at {where}."
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state in primitives."""
         return {
-            "setting": self._kind,
+            "kind": self._kind,
             "state": dict(self._state),
-            "seen": self._seen and tuple(self._seen),
+            "last": self._last and tuple(self._last),
             "best": self._best,
             "validations": self._validations,
             "history": [tuple(decision) for decision in self.history],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state; of that of another rule or metric, from its level."""
+        """Continues from a saved state, or, if the rule or the task has changed, from its level."""
         if not self._fitting:
             return
         self.history = [Decision(*decision) for decision in state_dict["history"]]
         self._validations = state_dict["validations"]
-        if state_dict["setting"] != self._kind:
+        if state_dict["kind"] != self._kind:
             rank_zero_warn(
-                f"the level of {self._callback.name!r} in the checkpoint is one of {state_dict['setting']}, and now it is one "
-                f"of {self._kind}: it goes on from there with a new state"
+                f"the level of {self.name!r} in the checkpoint was moved by {state_dict['kind']}, and is now moved by "
+                f"{self._kind}: the level continues, with a new state"
             )
             self._state = self._rule.init(state_dict["state"]["level"])
             return
         self._state = dict(state_dict["state"])
-        self._seen = state_dict["seen"] and Observation(*state_dict["seen"])
+        self._last = state_dict["last"] and Observation(*state_dict["last"])
         self._best = state_dict["best"]
 
     @property
     def _kind(self) -> str:
-        """What a state is of: the kind of the rule and of the metric."""
-        metric = self.setting.metric
-        return f"{type(self._rule).__name__} and {type(metric).__name__ if isinstance(metric, Metric) else metric}"
-
-    def prepare(self, stage: str) -> None:
-        """Takes note of what the trainer is about to do."""
-        self._fitting = stage == "fit"
+        """What a state belongs to."""
+        return f"{type(self._rule).__name__} for {self.setting.task.name}"
 
     # --- the loop
 
+    def prepare(
+        self,
+        stage: str,
+        perturbation: Callable[[Context, Any, float, Key], Perturbation],
+        *,
+        seed: int,
+        inputs: Selector | None = None,
+        target: Selector | None = None,
+    ) -> None:
+        """Prepares a run of the trainer.
+
+        Args:
+            stage: The stage of the run, such as ``"fit"``.
+            perturbation: The ``perturbation`` of the callback.
+            seed: The seed of the draws.
+            inputs: The inputs of the callback.
+            target: The target of the callback.
+        """
+        self._fitting = stage == "fit"
+        if not self._fitting:
+            return
+        setting = self.setting
+        self._boundary = _Boundary(perturbation, seed, self.name, self.one_draw_per_batch)
+        self._predictor = Predictor(
+            setting.task,
+            inputs=inputs if setting.inputs is None else setting.inputs,
+            target=_single(target) if setting.target is None else setting.target,
+            predict=setting.predict,
+        )
+
     def check_run(self, trainer: Trainer) -> None:
-        """Raises a ValueError where it could not move."""
+        """Raises a ValueError if the level cannot move in this run."""
         check_validation(trainer, "AdaptiveLevel", 1)
-        if self._rule.needs_boundary and getattr(getattr(self._callback, "noise", None), "mixes_samples", False):
-            raise ValueError(
-                f"the noise of {self._callback.name!r} mixes rows, so what it does depends on the batch; give it a schedule"
-            )
 
     def begin(self, trainer: Trainer) -> None:
         """Begins a validation."""
-        self._pass = _Pass(self.setting.metric) if self._is_its_turn(trainer) else None
+        turn = self._is_its_turn(trainer)
+        self._evaluation = _Evaluation(self._predictor, self.setting.max_batches) if turn else None
 
     def observe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        """Looks at the model with a batch of a validation; in the sanity check, whether it can."""
-        if dataloader_idx == 0 and batch_idx < (self.setting.max_batches or math.inf):
-            if trainer.sanity_checking:
-                self._try(trainer, pl_module, batch)
-            elif self._pass is not None:
-                self._look(trainer, pl_module, batch, batch_idx, self._pass)
+        """Evaluates the model on a batch of a validation. In the sanity check, tries whether that works."""
+        context = Context(trainer, pl_module, is_probe=True)
+        if trainer.sanity_checking and dataloader_idx == 0:
+            # at level 0 nothing could go wrong
+            try_conditions(self._predictor, context, batch, self._boundary_at(self.level or 0.01))
+        elif self._evaluation is not None:
+            self._evaluation.add(context, batch, batch_idx, dataloader_idx, self._boundary_at(self.level))
 
     def decide(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Moves the level at the end of a validation."""
         self._validations += _counts(trainer)
-        if self._pass is None:
+        if self._evaluation is None:
             return
-        looked = seen_by_all(trainer, self._pass if self._pass.metrics else None, f"AdaptiveLevel of {self._callback.name!r}")
-        observation = trainer.strategy.broadcast(self._observed(trainer, looked))
-        level, rule = self.level, self._rule
-        self._state, reason = rule.update(self._state, observation)
-        check_level(self.level, self._callback.max_level)  # a rule of one's own may move it anywhere
-        self._seen, self._pass = observation, None
+        observation = trainer.strategy.broadcast(self._observe(trainer, self._evaluation))
+        level, self._last, self._evaluation = self.level, observation, None
+        self._state, reason = self._rule.update(self._state, observation)
+        check_level(self.level, self.max_level)  # a rule of the user may return any level
         self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level))
-        logged = {"level": self.level, "reason": float(rule.reasons.index(reason))}
-        prefix = f"adaptive/{self._callback.name}"
-        # the values are those of all processes already
-        pl_module.log_dict({f"{prefix}/{key}": value for key, value in logged.items()}, sync_dist=True, rank_zero_only=True)
-        loggers.log_text(trainer, f"{prefix}/reason", f"{reason}: {rule.describe(observation)}", step)
+        logged = {"level": self.level, self._rule.follows: self._rule.measure(observation)}
+        # the values are those of all ranks already
+        pl_module.log_dict({self._key(name): x for name, x in logged.items()}, sync_dist=True, rank_zero_only=True)
+        loggers.log_text(trainer, self._key("decision"), f"{reason}: {self._rule.describe(observation)}", step)
 
     def conclude(self, trainer: Trainer, step: int) -> None:
-        """Says at the end of a fit what was done."""
+        """Prints and logs at the end of a fit what was done."""
         rank_zero_info(self.summary())
-        loggers.log_text(trainer, f"adaptive/{self._callback.name}/summary", self.summary(), step)
+        loggers.log_text(trainer, self._key("summary"), self.summary(), step)
         if self.history and loggers.takes_figures(trainer):
-            loggers.log_figure(trainer, f"adaptive/{self._callback.name}/moves", plots.adaptation(self.history), step)
+            loggers.log_figure(trainer, self._key("moves"), plots.adaptation(self.history), step)
+
+    def _key(self, name: str) -> str:
+        return f"adaptive/{self.name}/{name}"
 
     def _is_its_turn(self, trainer: Trainer) -> bool:
-        moving: list[Any] = [callback for callback in perturbing(trainer) if getattr(callback, "adaptive", None) is not None]
-        # by the count of one of them, as those that a checkpoint does not know have one of their own
-        return _counts(trainer) and moving[0].adaptive._validations % len(moving) == moving.index(self._callback)
+        drivers: list[Any] = [getattr(callback, "adaptive", None) for callback in perturbing(trainer)]
+        moving = [driver for driver in drivers if driver is not None]
+        # the first one counts for all, because callbacks that a checkpoint does not know have counted fewer
+        return _counts(trainer) and moving[0]._validations % len(moving) == moving.index(self)
 
-    @property
-    def _predictor(self) -> Predictor:
-        # not made earlier, because the callback has its inputs and targets only after it has made this
-        setting = self.setting
-        return Predictor(
-            getattr(self._callback, "inputs", None) if setting.inputs is None else setting.inputs,
-            _single(getattr(self._callback, "target", None)) if setting.target is None else setting.target,
-            setting.predict,
-            setting.metric,
-        )
+    def _boundary_at(self, level: float) -> _Boundary:
+        return replace(self._boundary, level=level if self._rule.needs_boundary else 0.0)
 
-    def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        predictor = self._predictor
-        paths, target = predictor.locate(batch, noisy_inputs=False)
-        level = self.level or 0.01  # at 0 nothing is done that could go wrong
-        for perturbation in self._perturbations(trainer, pl_module, batch, level, 0, range(len(target))).values():
-            _, preds, _ = predictor.read(trainer, pl_module, perturbation, paths, target)
-            predictor.check(target, preds)
-
-    def _look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, looked: _Pass) -> None:
-        predictor = self._predictor
-        paths, target = predictor.locate(batch, noisy_inputs=False)
-        positions, counted = looked.sample_positions.take(trainer, 0, batch_idx, rows=len(target))
-        groups = groups_of(positions, target.device)[:counted]
-        perturbations = self._perturbations(trainer, pl_module, batch, self.level, batch_idx, positions)
-        for name, perturbation in perturbations.items():
-            _, preds, labels = predictor.read(trainer, pl_module, perturbation, paths, target)
-            if name == "clean":
-                predictor.check(target, preds)
-            looked.add(name, preds[:counted], labels[:counted], groups)
-
-    def _perturbations(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, level: float, batch_idx: int, positions: range
-    ) -> dict[str, AbstractContextManager[Any]]:
-        """What the batch is seen through: nothing and, where the rule needs it and there is any, the noise at the level."""
-        perturbations: dict[str, AbstractContextManager[Any]] = {"clean": nullcontext(batch)}
-        if self._rule.needs_boundary and level > 0:
-            key = Key((self._callback._seed, self._callback.name, "boundary"), positions=positions)
-            if self._callback.one_draw_per_batch:
-                key = key / batch_idx  # a single draw would say more of itself than of the level
-            perturbations["boundary"] = self._callback.perturbation(
-                Context(trainer, pl_module, is_probe=True), batch, level, key
-            )
-        return perturbations
-
-    def _observed(self, trainer: Trainer, looked: _Pass) -> Observation:
-        sizes = trainer.strategy.reduce(looked.sizes.clone(), reduce_op="sum").tolist()  # it writes to what it is given
-        estimates = looked.estimates("clean")
-        clean = [found[looked.key] for found in estimates]
-        gap = [found.get("signed_gap", math.nan) for found in estimates]
-        boundary = looked.estimates("boundary")[0][looked.key] if "boundary" in looked.metrics else math.nan
-        if self._rule.needs_boundary and self.level == 0:
+    def _observe(self, trainer: Trainer, evaluation: _Evaluation) -> Observation:
+        task = self.setting.task
+        metrics = seen_by_all(trainer, evaluation.metrics or None, f"AdaptiveLevel of {self.name!r}")
+        sizes = trainer.strategy.reduce(evaluation.sizes.clone(), reduce_op="sum").tolist()  # it reduces in place
+        values, without = metrics[CLEAN].estimates()
+        clean, gap = ([each.get(name, math.nan) for each in (values, *without)] for name in (task.governed, "signed_gap"))
+        if not self._rule.needs_boundary:
+            boundary = math.nan
+        elif self.level == 0:
             boundary = clean[0]
-        error = _error([now - best for now, best in zip(clean, self._best or clean, strict=True)], sizes)
-        self._keep_best(clean)
-        return Observation(clean[0], boundary, error, gap[0], sum(sizes), _error(gap, sizes))
-
-    def _keep_best(self, clean: list[float]) -> None:
-        skill = self._rule.skill
-        if math.isfinite(clean[0]) and (self._best is None or skill(clean[0]) > skill(self._best[0])):
+        else:
+            boundary = metrics[_BOUNDARY].totals()[task.governed]
+        best = clean if self._best is None else self._best
+        error = _standard_error([now - before for now, before in zip(clean, best, strict=True)], sizes)
+        if math.isfinite(clean[0]) and (self._best is None or self._score(clean) > self._score(best)):
             self._best = clean
+        return Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), evaluation.chance)
+
+    def _score(self, metric: list[float]) -> float:
+        return self.setting.task.score({self.setting.task.governed: metric[0]})
 
 
-class _Pass:
-    """What is measured in a validation: the metric without noise and at the boundary."""
-
-    def __init__(self, metric: Task | Metric):
-        self.key = "metric" if isinstance(metric, Metric) else "mse" if metric == "regression" else "accuracy"
-        self.metrics: dict[str, Metric] = {}
-        self.sample_positions = SamplePositions()
-        self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # of the groups of samples
-        self._metric = metric
-        self._is_own = isinstance(metric, Metric)  # which knows of no groups
-
-    def add(self, name: str, preds: Tensor, target: Tensor, groups: Tensor) -> None:
-        """Adds predictions of samples of these groups."""
-        if name not in self.metrics:
-            self.metrics[name] = self._made().to(preds.device)
-        if name == "clean":
-            self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
-        metric = self.metrics[name]
-        if len(target):  # the last batch of a process may be all padding
-            metric.update(preds, target) if self._is_own else metric.update(preds, target, groups)
-
-    def estimates(self, name: str) -> list[dict[str, float]]:
-        """Returns the values of all samples, and those without each group in turn where groups are kept apart."""
-        metric: Any = self.metrics[name]
-        if self._is_own:
-            return [{self.key: float(metric.compute())}]
-        values, without = metric.estimates()
-        return [values, *without]
-
-    def _made(self) -> Metric:
-        if isinstance(self._metric, Metric):
-            return self._metric.clone()
-        return MeanSquaredError(N_GROUPS) if self._metric == "regression" else CalibrationBins(n_groups=N_GROUPS)
+_BOUNDARY = Condition("boundary")
 
 
-def _error(estimates: list[float], sizes: list[int]) -> float:
-    """The standard error of a value, infinite where it is not known, as of a metric of one's own."""
+@dataclass(frozen=True)
+class _Boundary:
+    """The noise at the current level, as the conditions of an evaluation. At level 0 there are no conditions with noise."""
+
+    perturbation: Callable[[Context, Any, float, Key], Perturbation]
+    seed: int
+    name: str
+    one_draw_per_batch: bool
+    level: float = 0.0
+
+    def perturbations(
+        self, context: Context, batch: Any, batch_idx: int, positions: range
+    ) -> Iterator[tuple[Condition, Perturbation]]:
+        if self.level > 0:
+            key = Key((self.seed, self.name, "boundary"), positions=positions)
+            if self.one_draw_per_batch:
+                key = key / batch_idx  # otherwise the estimate would hinge on one draw
+            yield _BOUNDARY, self.perturbation(context, batch, self.level, key)
+
+
+class _Evaluation:
+    """The governed metric in one validation, without noise and under the noise at the current level."""
+
+    def __init__(self, predictor: Predictor, max_batches: int | None):
+        self.metrics: dict[Condition, TaskMetrics] = {}
+        self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
+        self.chance: float | None = None
+        self._task = predictor.task
+        self._pass = Pass(predictor, max_batches=max_batches)
+
+    def add(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int, boundary: _Boundary) -> None:
+        """Evaluates a batch."""
+        clean_preds = None
+        for condition, _, preds, target, groups in self._pass.read(context, batch, batch_idx, dataloader_idx, boundary):
+            if condition == CLEAN:
+                clean_preds = preds
+                self.chance = self._task.chance(preds)
+                self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
+            if condition not in self.metrics:
+                self.metrics[condition] = self._task.governed_metrics(N_GROUPS).to(target.device)
+            if len(target):  # the last batch of a rank may be all padding
+                self.metrics[condition].update(preds=preds, clean_preds=clean_preds, target=target, groups=groups)
+
+
+def _standard_error(estimates: list[float], sizes: list[int]) -> float:
+    """Returns the standard error of a value from its values without each group, and infinity if it is not known."""
     error = jackknife_error(estimates[0], estimates[1:], sizes) if len(estimates) > 1 else math.nan
     return math.inf if math.isnan(error) else error
 
 
 def _counts(trainer: Trainer) -> bool:
-    """Whether levels move by this validation."""
+    """Returns whether levels move in this validation."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
-def _up_to(rule: Rule, max_level: float) -> Rule:
-    """The rule with its highest level, where it has one, not above the largest that has a meaning."""
-    if isinstance(rule, Governor | SignedGap) and rule.hi > max_level:
-        return replace(rule, hi=max_level)
-    return rule
-
-
 def _single(target: Any) -> int | str | None:
-    """The target of the callback, where it has one."""
+    """Returns the only target of a callback."""
     if not isinstance(target, list | tuple):
         return target
     if len(target) != 1:
-        raise ValueError(f"of the targets {list(target)} an adaptive level reads one: give AdaptiveLevel(…, target=…)")
+        raise ValueError(
+            f"an adaptive level needs one target, but the callback has {list(target)}: give AdaptiveLevel(target=…)"
+        )
     return target[0]

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_noise._checks import check_level
 from lightning_noise.batch import Selector
-from lightning_noise.callbacks.adaptive import Adaptation
+from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLevel
 from lightning_noise.labels import LabelNoise
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
@@ -28,7 +28,7 @@ from lightning_noise.loop.progress import logging_step, outline, progress_at, ru
 from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
-from lightning_noise.rules import AdaptiveLevel, AnyLevel, Rule
+from lightning_noise.rules import Rule
 from lightning_noise.schedules import Progress, Schedule, level_at
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class NoiseCallback(Callback, Perturbing):
 
     Args:
         level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
-            :class:`~lightning_noise.AdaptiveLevel`; ``None`` for a callback that only monitors use.
+            :class:`~lightning_noise.AdaptiveLevel`; ``None`` for a callback that only monitors use. A rule becomes an adaptive
+            level.
         noise: The noise, if the callback has one.
         seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
         name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
@@ -57,7 +58,9 @@ class NoiseCallback(Callback, Perturbing):
     """
 
     def __init__(self, level: AnyLevel | None, *, noise: Noise | LabelNoise | None = None, seed: int | None, name: str):
-        if isinstance(level, Noise | Rule):
+        if isinstance(level, Rule):
+            level = AdaptiveLevel(level)
+        if isinstance(level, Noise):
             raise TypeError(f"level must be a number, a schedule, a callable or an AdaptiveLevel, got {level!r}")
         self.seed = seed
         self.name = name
@@ -68,8 +71,14 @@ class NoiseCallback(Callback, Perturbing):
         self.level: Any = level
         self.adaptive: Adaptation | None = None
         if isinstance(level, AdaptiveLevel):
-            check_level(level.start, self.max_level)
-            self.adaptive = Adaptation(self, level)
+            self.adaptive = Adaptation(
+                level,
+                name=name,
+                max_level=self.max_level,
+                can_probe=self.can_probe,
+                mixes_samples=self.mixes_samples,
+                one_draw_per_batch=self.one_draw_per_batch,
+            )
             # not methods of the class: callbacks without a state may have one state key, and are refused in our own words
             self.state_dict = self.adaptive.state_dict
             self.load_state_dict = self.adaptive.load_state_dict
@@ -128,7 +137,8 @@ class NoiseCallback(Callback, Perturbing):
                 "or give the callback to a monitor alone"
             )
         if self.adaptive is not None:
-            self.adaptive.prepare(stage)
+            inputs, target = getattr(self, "inputs", None), getattr(self, "target", None)
+            self.adaptive.prepare(stage, self.perturbation, seed=self._seed, inputs=inputs, target=target)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_run(trainer)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
+from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.loop.dispatch import parameters_of
 from lightning_noise.loop.internals import plain_name, takes_scaled_gradients
@@ -17,7 +18,6 @@ from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.sharding import gradient_of, local, parameter_key, whole
 from lightning_noise.perturb.weights import check_dense
 from lightning_noise.rng import Key
-from lightning_noise.rules import AnyLevel
 from lightning_noise.schedules import InverseTime
 
 if TYPE_CHECKING:

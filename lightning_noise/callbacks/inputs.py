@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_noise.batch import Selector, find_inputs
+from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import Clip, check_relative, perturb_batch, snr_db, try_noise, validate_clip
 from lightning_noise.rng import Key
-from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lightning_noise._tensor import column, like, span, validate_dim
 from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, modify
+from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import MixedLabelLoss
 from lightning_noise.rng import Key
-from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule

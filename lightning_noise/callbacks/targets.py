@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise.batch import describe, find_target, get, modify, select_one
+from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import LabelNoise, SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
@@ -16,7 +17,6 @@ from lightning_noise.losses.modes import LabelLoss, NoisyLabelLoss, SmoothedLabe
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import check_floating, perturb_batch
 from lightning_noise.rng import Key
-from lightning_noise.rules import AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule

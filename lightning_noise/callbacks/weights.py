@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_noise.callbacks.adaptive import AdaptiveLevel, AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import check_relative
 from lightning_noise.perturb.weights import GradientOf, PerturbedParameters, RelativeTo
 from lightning_noise.rng import Key
-from lightning_noise.rules import AdaptiveLevel, AnyLevel
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

@@ -17,7 +17,7 @@ from torch import distributed
 from torch.utils.data import IterableDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_noise import ActivationNoise, AdaptiveLevel, InputNoise, LabelSmoothing, WeightNoise, noise
+from lightning_noise import ActivationNoise, AdaptiveLevel, InputNoise, LabelSmoothing, WeightNoise, noise, tasks
 from lightning_noise.rules import Governor, SignedGap
 
 GOVERNOR = Governor(chance=0.0, warmup=0, min_skill=0.01, step=0.5)
@@ -43,7 +43,7 @@ class Write(pl.Callback):
             callback.name: {
                 "history": [tuple(decision) for decision in callback.adaptive.history],
                 "summary": callback.adaptive.summary(),
-                "seen": tuple(callback.adaptive._seen),
+                "seen": tuple(callback.adaptive._last),
             }
             for callback in self.callbacks
         }
@@ -69,7 +69,7 @@ def main(folder: Path, devices: int) -> None:
     own: Any = MulticlassAccuracy(N_CLASSES, average="micro")
     callbacks = [
         InputNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR)),
-        InputNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR, metric=own), name="own"),
+        InputNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR, task=tasks.Custom(own)), name="own"),
         WeightNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR), relative="std"),
         ActivationNoise(noise.Gaussian(), AdaptiveLevel(GOVERNOR), "net.1"),
         LabelSmoothing(AdaptiveLevel(SignedGap())),

@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import torch
 from helpers import Classifier, Rows, loader, make_trainer
 
-from lightning_noise import noise
-from lightning_noise.callbacks.suggest import RangeTest, suggest_level
+from lightning_noise import noise, suggest_level
+from lightning_noise.evaluation.range_test import RangeTest
 
 
 def found(**kwargs) -> RangeTest:
