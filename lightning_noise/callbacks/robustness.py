@@ -119,7 +119,7 @@ class RobustnessMonitor(Callback):
         *,
         inputs: Selector | None = None,
         target: int | str | None = None,
-        task: Task = Multiclass(),  # noqa: B008  # a value
+        task: Task = Multiclass(),
         predict: Callable[[Any, Any], Any] | None = None,
         n_draws: int = 1,
         clip: Clip | None = None,
