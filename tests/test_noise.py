@@ -37,7 +37,7 @@ class Broken(noise.Noise):
     mistake: str
 
     def perturb(self, x, level, generator):
-        if self.mistake == "leaves_input_and_global_streams_alone":
+        if self.mistake == "does_not_touch_input_or_global_streams":
             return x + level * torch.randn(x.shape)
         if self.mistake == "changes_the_input_above_level_0":
             return x.clone()
@@ -51,7 +51,7 @@ class Broken(noise.Noise):
 MISTAKES = [
     "changes_the_input_above_level_0",
     "is_a_function_of_the_generator",
-    "leaves_input_and_global_streams_alone",
+    "does_not_touch_input_or_global_streams",
     "takes_a_level_for_each_sample",
 ]
 

@@ -67,10 +67,10 @@ def test_a_linear_classifier_under_gaussian_noise_has_the_accuracy_of_its_margin
     x = x - (x @ unit)[:, None] * unit + (2 * y - 1)[:, None] * margin * unit
     trainer = make_trainer([RobustnessMonitor(noise.Gaussian(), levels)])
     trainer.validate(Plane(weight), loader(TensorDataset(x, y), batch_size=1000), verbose=False)  # type: ignore[arg-type]
-    assert trainer.callback_metrics["robustness/clean/accuracy"] == 1
+    assert trainer.callback_metrics["robustness/accuracy_clean"] == 1
     for level in levels:
         p = 0.5 * (1 + math.erf(margin / level / math.sqrt(2)))
-        found = trainer.callback_metrics[f"robustness/gaussian/{level:g}/accuracy"].item()
+        found = trainer.callback_metrics[f"robustness_levels/gaussian/{level:g}/accuracy"].item()
         assert abs(found - p) < 5 * math.sqrt(p * (1 - p) / n)  # five standard errors
 
 
