@@ -1,4 +1,4 @@
-"""Modules and readers for tests of replays."""
+"""Modules and functions for the tests of replays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEVELS = [0.0, 0.6]
 
 
 class Meter:
-    """What many projects have: a mean of their own."""
+    """A mean, as many projects write their own."""
 
     def __init__(self):
         self.sum, self.n = 0.0, 0
@@ -36,7 +36,7 @@ class Meter:
 
 
 class Everything(Classifier):
-    """Keeps something of its validation in every place that there is, and logs in every way."""
+    """Keeps state of its validation in every place, and logs in every way."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ class Everything(Classifier):
             },
             prefix="val_",
         )
-        self.by_name = {"accuracy": self.accuracy, "hidden": MeanMetric()}  # an alias, and a metric that is registered nowhere
+        self.by_name = {"accuracy": self.accuracy, "hidden": MeanMetric()}  # an alias, and an unregistered metric
         self.outputs: list[Tensor] = []
         self.nested = {"a": [0], "b": deque(maxlen=2), "c": {1}, "d": defaultdict(list)}
         self.counts = np.zeros(N_CLASSES)
@@ -74,7 +74,7 @@ class Everything(Classifier):
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.calls.append(f"before {batch_idx}")
         self.log("val_before", float(batch_idx))
-        torch.rand(())  # which the step must not find drawn twice
+        torch.rand(())  # the step must not find this drawn twice
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         x, y = batch
@@ -111,7 +111,7 @@ class Everything(Classifier):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_scalar("direct", loss, self.n_steps)
             logger.log_metrics({"metrics": loss.item()}, step=self.n_steps)
-        x.zero_()  # the batch is the step's own
+        x.zero_()  # the step may write to its batch
         return {"loss": loss, "n": len(y)}
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -144,7 +144,7 @@ def as_dict(samples):
 
 
 class Readers(Classifier):
-    """Takes what it needs out of any of the batches, as modules do that write to the batch."""
+    """Reads batches of any kind, and removes the target from a mapping."""
 
     def __init__(self):
         super().__init__()
@@ -166,7 +166,7 @@ class Readers(Classifier):
 
 
 def split(found: dict[str, float], name: str = "replay") -> tuple[dict[str, float], dict[str, float]]:
-    """The user's keys, and the monitor's without their prefix."""
+    """Returns the user's values, and the values of the monitor without their prefix."""
     prefix = f"{name}/"
     own = {key: value for key, value in found.items() if not key.startswith(prefix)}
     return own, {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}

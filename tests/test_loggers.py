@@ -74,7 +74,7 @@ CALLS = {
 # --- figures
 
 
-def test_a_figure_goes_to_each_logger_that_takes_it(tmp_path):
+def test_every_logger_that_takes_figures_receives_the_figure(tmp_path):
     tensorboard, album = TensorBoardLogger(tmp_path / "one"), Album(tmp_path / "two")
     loggers.log_figure(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red(), step=7)
     tensorboard.finalize("success")
@@ -137,7 +137,7 @@ def test_a_histogram_keeps_its_counts_and_moments(tmp_path):
 
 
 class Broken(TensorBoardLogger):
-    """A logger whose experiment fails, as one that has lost its connection."""
+    """A logger that has lost its connection."""
 
     @property
     def experiment(self) -> Any:
@@ -175,21 +175,21 @@ def test_the_charts_of_all_callbacks_are_laid_out_once(late, tmp_path):
     assert layouts(logger.log_dir) == [{"lightning_noise": charts}]
 
 
-def test_without_noise_in_the_training_there_is_no_chart_of_it(tmp_path):
+def test_a_training_without_noise_has_no_chart_of_levels(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     fit([Charted("one")], logger=logger, max_epochs=1)
     (layout,) = layouts(logger.log_dir)
     assert list(layout["lightning_noise"]) == ["val", "one alone"]
 
 
-# --- configuration
+# --- arguments
 
 
 class Other:
-    """An object whose text has its address."""
+    """An object with an address in its repr."""
 
 
-def test_a_configuration_has_each_argument_in_a_row():
+def test_a_table_of_arguments_has_each_argument_in_a_row():
     callback = Mixup(Linear(0.0, 0.2), seed=3)
     head, *rows = loggers.describe_arguments(callback).splitlines()
     assert head == "**Mixup**"
@@ -199,13 +199,13 @@ def test_a_configuration_has_each_argument_in_a_row():
 
 
 @pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
-def test_a_configuration_leaves_no_argument_out(make):
+def test_a_table_of_arguments_leaves_no_argument_out(make):
     callback = make(0.3)
     rows = loggers.describe_arguments(callback).splitlines()[4:]
     assert [row.split(" ")[1] for row in rows] == list(inspect.signature(type(callback)).parameters)
 
 
-def test_a_configuration_is_the_same_in_each_run():
+def test_a_table_of_arguments_is_the_same_in_each_run():
     probe = WeightNoise(noise.Gaussian(), 0.1)
     text = loggers.describe_arguments(RobustnessMonitor({"w": probe, "x": noise.Impulse()}, [0.1], predict=Other()))  # type: ignore[arg-type]
     assert "{'w': WeightNoise(noise=Gaussian(), level=0.1," in text

@@ -1,4 +1,4 @@
-"""Figures show the numbers they were given."""
+"""Plots show the numbers that they were given."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_preview_draws_each_schedule_with_its_mean():
     assert len({axes.get_ylim() for axes in figure.axes}) == 1, "heights are compared"
 
 
-def test_a_robustness_curve_goes_up_in_level():
+def test_a_robustness_curve_is_sorted_by_level():
     figure = plots.robustness_curve({"gaussian": {0.2: 0.8, 0.0: 0.95, 0.1: 0.9}, "impulse": {0.05: 0.7}}, ylabel="skill")
     axes = figure.axes[0]
     assert points(axes.lines[0]) == [[0, 0.95], [0.1, 0.9], [0.2, 0.8]]
@@ -45,7 +45,7 @@ def test_a_robustness_curve_goes_up_in_level():
 
 
 def calibrated(n: int, n_bins: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """The sums in bins of predictions that are right as often as they are sure, none of them below a half."""
+    """Returns sums in bins of calibrated predictions with confidences above 0.5."""
     confidence = 0.5 + 0.5 * torch.rand(n, generator=generator, dtype=torch.float64)
     right = (torch.rand(n, generator=generator, dtype=torch.float64) < confidence).double()
     bins, zeros = bin_indices(confidence, n_bins), torch.zeros(n_bins, dtype=torch.float64)
@@ -58,7 +58,7 @@ def points_within_and_outside(axes: Axes) -> tuple[list[list[float]], list[list[
     return by_color["tab:blue"], by_color["tab:red"]
 
 
-def test_a_reliability_diagram_shows_what_chance_explains_and_what_not():
+def test_a_reliability_diagram_separates_chance_from_miscalibration():
     confidence_sum, correct = torch.tensor([0.0, 30.0, 60.0, 90.0]), torch.tensor([0, 31, 45, 99])
     count, variance_sum = torch.tensor([0, 100, 100, 100]), torch.tensor([0.0, 21.0, 24.0, 9.0])
     figure = plots.reliability_diagram({"clean": (confidence_sum, correct, count, variance_sum)})
@@ -85,18 +85,18 @@ def test_a_reliability_diagram_shows_what_chance_explains_and_what_not():
     assert strip[0] < strip[1] < 0, "the strip lies beneath the accuracies"
 
 
-def test_a_calibrated_model_is_within_the_band_of_chance_but_for_one_bin_in_twenty(generator):
+def test_about_one_bin_in_twenty_of_a_calibrated_model_is_outside_the_band(generator):
     panels = {str(i): calibrated(60_000, 150, generator) for i in range(4)}
     found = [points_within_and_outside(axes) for axes in plots.reliability_diagram(panels).axes]
     within, outside = (sum(map(len, which)) for which in zip(*found, strict=True))
     assert within + outside == 4 * 75, "bins below a half are empty"
-    share = math.erfc(2**0.5)  # of a normal beyond two standard deviations: 0.0455
-    # five standard errors, and a hundredth for bins of about 800 that are only nearly normal
+    share = math.erfc(2**0.5)  # of a normal distribution beyond two standard deviations: 0.0455
+    # five standard errors, and 0.01 because bins of about 800 are only nearly normal
     assert outside / (within + outside) == pytest.approx(share, abs=5 * (share * (1 - share) / 300) ** 0.5 + 0.01)
 
 
 @pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 2), (4, 4), (5, 3), (6, 3), (11, 4)])
-def test_panels_of_reliability_stand_in_rows_of_at_most_four(n, columns, generator):
+def test_reliability_diagrams_have_at_most_four_columns(n, columns, generator):
     titles = [f"gaussian {i}" for i in range(n)]
     figure = plots.reliability_diagram({title: calibrated(50, 15, generator) for title in titles})
     figure.savefig(io.BytesIO())  # empty bins are drawn without a warning
@@ -148,7 +148,7 @@ MOVES = [
 ]
 
 
-def test_the_reasons_of_an_adaptation_show_where_the_level_went():
+def test_the_markers_of_an_adaptation_show_where_the_level_went():
     above, below = plots.adaptation(MOVES).axes
     levels, *reasons = above.lines
     assert points(levels) == [[move.step, move.level] for move in MOVES]
@@ -161,7 +161,7 @@ def test_the_reasons_of_an_adaptation_show_where_the_level_went():
     }
     assert len({line.get_color() for line in reasons}) == 5
     assert [line.get_label() for line in below.lines] == ["without noise", "at the level"]
-    targets = [move._replace(boundary=math.nan) for move in MOVES]  # which have no boundary
+    targets = [move._replace(boundary=math.nan) for move in MOVES]  # a rule that follows a target has no boundary
     assert [line.get_label() for line in plots.adaptation(targets).axes[1].lines] == ["without noise"]
 
 
@@ -176,12 +176,12 @@ def test_the_legends_of_an_adaptation_cover_no_axes():
 
 
 @pytest.mark.parametrize("shape", [(4, 10), (4, 2, 8, 8), (4,), (4, 3, 8, 8, 8)], ids=str)
-def test_what_is_neither_image_nor_signal_is_no_picture(shape):
+def test_tensors_that_are_neither_images_nor_signals_give_no_figure(shape):
     assert plots.samples({"clean": torch.zeros(shape)}) is None
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 1, 100)], ids=["images", "signals"])
-def test_captions_are_red_where_they_differ_from_the_first_column(shape):
+def test_captions_that_differ_from_the_first_column_are_red(shape):
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     captions = {"clean": list("012345"), "noisy": list("092945")}
     figure = plots.samples({"clean": x, "noisy": x}, n_samples=2, captions=captions)

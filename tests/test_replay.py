@@ -1,4 +1,4 @@
-"""A replay gives the user's own metrics under noise."""
+"""ReplayMonitor logs the user's own metrics under noise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_tokens(samples):
     return {"y": y, "ids": (x > 0).long()}
 
 
-# --- it measures what it says
+# --- values
 
 
 def test_the_values_are_those_of_a_hand_written_loop():
@@ -61,7 +61,7 @@ def test_the_values_are_those_of_a_hand_written_loop():
         logits = module(key.apply(noise.Gaussian(), HELD_OUT.x, 0.6))
     accuracy = (logits.argmax(1) == HELD_OUT.y).double().mean().item()
     assert found["replay/soft/0.6/val_accuracy"] == pytest.approx(accuracy, abs=1e-7)
-    # sums in float32, in other batches
+    # float32 sums over other batches
     assert found["replay/soft/0.6/val_loss"] == pytest.approx(F.cross_entropy(logits, HELD_OUT.y).item(), rel=1e-6)
     assert found["replay/soft/0.6/val_loss"] != found["replay/clean/val_loss"]
 
@@ -70,11 +70,11 @@ def test_the_values_are_those_of_a_hand_written_loop():
 def test_the_values_do_not_depend_on_the_batch_size(batch_size):
     monitor = ReplayMonitor(noise.Gaussian(), LEVELS)
     whole = validated(monitor, validation=loader(HELD_OUT, batch_size=13))
-    # sums in float32, in other batches
+    # float32 sums over other batches
     assert validated(monitor, validation=loader(HELD_OUT, batch_size=batch_size)) == pytest.approx(whole, rel=1e-6)
 
 
-def test_it_replays_in_fit_validate_and_test():
+def test_a_monitor_replays_in_fit_validate_and_test():
     monitor = ReplayMonitor(noise.Gaussian(), LEVELS)
     module, trainer = fit([monitor])
     in_fit = split(keys_of(trainer))[1]
@@ -94,7 +94,7 @@ def test_a_monitor_deep_copies_and_pickles_and_serves_a_second_fit():
         assert keys_of(fit([again])[1]) == first
 
 
-def test_it_replays_every_n_epochs_and_some_batches_of_each_loader():
+def test_every_n_epochs_and_max_batches_bound_the_replays():
     calls: list[tuple[int, int]] = []
 
     class Counts(Classifier):
@@ -109,7 +109,7 @@ def test_it_replays_every_n_epochs_and_some_batches_of_each_loader():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_averaged_weights_are_what_is_replayed(order):
+def test_averaged_weights_are_replayed(order):
     averaging = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging", reason="it came with Lightning 2.6")
     callbacks = [
         averaging.WeightAveraging(avg_fn=lambda average, new, n: 0.5 * (average + new)),
@@ -119,7 +119,7 @@ def test_averaged_weights_are_what_is_replayed(order):
     assert found["replay/gaussian/0/val_loss"] == found["val_loss"] != found["replay/gaussian/0.6/val_loss"]
 
 
-def test_checkpoints_and_early_stopping_follow_its_keys(tmp_path):
+def test_checkpoints_and_early_stopping_can_monitor_the_keys(tmp_path):
     saver = ModelCheckpoint(tmp_path, monitor="replay/gaussian/0.6/val_loss", filename="{epoch}")
     stopper = EarlyStopping("replay/gaussian/0.6/val_loss", patience=2, min_delta=100.0)
     _, trainer = fit([saver, stopper, ReplayMonitor(noise.Gaussian(), LEVELS)], max_epochs=9, enable_checkpointing=True)
@@ -128,7 +128,7 @@ def test_checkpoints_and_early_stopping_follow_its_keys(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"fast_dev_run": True}], ids=str)
-def test_a_mode_of_the_trainer_works(mode):
+def test_modes_of_the_trainer_are_supported(mode):
     without, _ = fit(**mode)
     with_, trainer = fit([ReplayMonitor(noise.Gaussian(), LEVELS)], **mode)
     found = keys_of(trainer)
@@ -136,19 +136,19 @@ def test_a_mode_of_the_trainer_works(mode):
     assert found["replay/gaussian/0/val_loss"] == found["val_loss"] != found["replay/gaussian/0.6/val_loss"]
 
 
-def test_two_processes_give_what_one_does(tmp_path):
+def test_two_ranks_log_what_one_rank_logs(tmp_path):
     execute(replay.__name__, tmp_path / "two", 2)
     replay.main(tmp_path, 1)
     own, one = split(torch.load(tmp_path / "0.pt"))
     two = [split(torch.load(tmp_path / "two" / f"{rank}.pt")) for rank in range(2)]
     assert under(one, "gaussian/0") == own
     for _, found in two:
-        # sums in float32, in another order
+        # float32 sums in another order
         assert found == pytest.approx(one, rel=1e-6)
-    assert two[0][0]["val_loss"] != two[1][0]["val_loss"], "which the module does not reduce"
+    assert two[0][0]["val_loss"] != two[1][0]["val_loss"], "the module does not reduce its own value"
 
 
-def test_processes_that_log_different_keys_are_told(monkeypatch):
+def test_ranks_that_log_different_keys_raise_an_error(monkeypatch):
     monkeypatch.setattr(SingleDeviceStrategy, "reduce_boolean_decision", lambda self, decision, all=True: False)
     with pytest.raises(ValueError, match=r"all ranks must log the same keys .* logs \['validation_step.val_loss'\]"):
         validated(ReplayMonitor(noise.Gaussian()))
@@ -163,7 +163,7 @@ def test_any_batch_and_a_step_without_an_index_are_replayed(collate):
     module, trainer = fit([ReplayMonitor(noise.Gaussian(), LEVELS)], module=Readers, train=data, validation=data)
     found = keys_of(trainer)
     assert found["replay/gaussian/0/val_loss"] == found["val_loss"] != found["replay/gaussian/0.6/val_loss"]
-    assert module.validated, "the module sees its own batches alone"
+    assert module.validated, "the module sees its own batches only"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_any_batch_and_a_step_without_an_index_are_replayed(collate):
     ],
     ids=lambda probe: type(probe).__name__,
 )
-def test_callbacks_are_probes_and_know_their_inputs(probe):
+def test_noise_callbacks_find_their_own_inputs(probe):
     collate = as_dict if isinstance(probe, InputNoise) else as_tokens
     data = loader(HELD_OUT, collate_fn=collate)
     without, _ = fit(module=Readers, train=data, validation=data)
@@ -188,7 +188,7 @@ def test_callbacks_are_probes_and_know_their_inputs(probe):
 
 
 class Loaders(Classifier):
-    """Logs one metric for two loaders."""
+    """Logs the same metric for each of two loaders."""
 
     def __init__(self):
         super().__init__()
@@ -236,7 +236,7 @@ def test_combined_loaders_are_replayed(mode):
 
 
 class Differentiates(Classifier):
-    """Differentiates with respect to its input, which a penalty or an attack does."""
+    """Differentiates with respect to the input, as a penalty or an attack does."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
@@ -261,7 +261,7 @@ def test_a_step_may_differentiate_with_respect_to_its_input():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.slow
 def test_a_compiled_module_is_replayed():
-    class Silent(Classifier):  # in compiled code Lightning cannot log with this torch
+    class LogsAtTheEnd(Classifier):  # in compiled code Lightning cannot log with this torch
         def __init__(self):
             super().__init__()
             self.total = torch.zeros(())
@@ -280,7 +280,7 @@ def test_a_compiled_module_is_replayed():
 
     pl.seed_everything(0, verbose=False)
     trainer = make_trainer([ReplayMonitor(noise.Gaussian(), LEVELS)])
-    trainer.fit(torch.compile(Silent(), backend="eager"), loader(), loader(Rows(16, seed=1)))  # type: ignore[arg-type]
+    trainer.fit(torch.compile(LogsAtTheEnd(), backend="eager"), loader(), loader(Rows(16, seed=1)))  # type: ignore[arg-type]
     found = keys_of(trainer)
     assert found["replay/gaussian/0/val_total"] == found["val_total"] != found["replay/gaussian/0.6/val_total"]
 
@@ -299,7 +299,7 @@ def test_a_compiled_module_is_replayed():
         (lambda: fit([ReplayMonitor(noise.Gaussian(), every_n_epochs=3)]), "never comes in a run of 2 epochs"),
     ],
 )
-def test_what_is_wrong_is_refused(build, message):
+def test_wrong_arguments_raise_an_error(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -338,7 +338,7 @@ class Adapts(Updates):
     ids=["no leaf", "no floats", "no parameter", "an iterator", "an update", "an optimizer of its own"],
 )
 @pytest.mark.filterwarnings("ignore:.*dataloader_iter")
-def test_what_does_not_fit_is_said_before_the_training(monitor, kind, error, message):
+def test_errors_are_raised_before_the_training(monitor, kind, error, message):
     module = kind()
     with pytest.raises(error, match=message):
         fit([monitor], module=module)

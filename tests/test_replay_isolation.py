@@ -1,4 +1,4 @@
-"""A replay leaves everything of the user's as it is without it."""
+"""A replay has no side effects on the module, the trainer and the data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lightning_noise.testing import global_streams
 
 
 def plain(value: Any) -> Any:
-    """What a module holds, to be compared with ``==``."""
+    """Returns a value as plain Python, to be compared with ``==``."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, np.ndarray):
@@ -69,7 +69,7 @@ def run(monitors: Sequence[pl.Callback], folder: Path, **kwargs: Any) -> tuple[A
     return module, trainer, global_streams(), events(loggers[0]), loggers  # type: ignore[arg-type]
 
 
-def test_everything_of_the_users_is_as_without_it(tmp_path):
+def test_a_run_with_monitors_equals_the_run_without(tmp_path):
     monitors = [
         ReplayMonitor([noise.Gaussian(), noise.Impulse()], LEVELS),
         ReplayMonitor(WeightNoise(noise.Gaussian(), 0.0), [0.5], name="replay/weights"),
@@ -88,7 +88,7 @@ def test_everything_of_the_users_is_as_without_it(tmp_path):
     assert [o.param_groups[0]["lr"] for o in watched.optimizers] == [o.param_groups[0]["lr"] for o in plain_.optimizers]
 
 
-def test_level_0_is_exactly_the_users_own_metric(tmp_path):
+def test_level_0_gives_exactly_the_users_own_metrics(tmp_path):
     _, trainer, *_ = run([ReplayMonitor(noise.Gaussian(), LEVELS)], tmp_path)
     own, replayed = split(keys_of(trainer))
     own = {key: value for key, value in own.items() if key.startswith("val_") and not key.endswith(("_step", "_epoch"))}
@@ -98,8 +98,8 @@ def test_level_0_is_exactly_the_users_own_metric(tmp_path):
     noisy = under(replayed, "gaussian/0.6")
     assert noisy.keys() == own.keys()
     same = {key for key, value in noisy.items() if own[key] == value}
-    assert same >= {"val_before", "val_pair", "val_drawn"}, "what does not depend on the input"
-    # shares of thirteen samples may be the same by chance
+    assert same >= {"val_before", "val_pair", "val_drawn"}, "these do not depend on the input"
+    # shares of thirteen samples may be equal by chance
     assert not same & {"val_loss", "val_max", "val_sum", "val_auroc", "val_mean", "val_meter", "val_hidden", "val_read"}
 
 
@@ -117,7 +117,7 @@ def test_the_held_out_data_are_untouched():
 
 
 class Steers(Classifier):
-    """Acts on the run from within its validation."""
+    """Steers the run from its validation: stops it and steps the scheduler."""
 
     def __init__(self, raises: type[BaseException] | None = None):
         super().__init__()
@@ -164,7 +164,7 @@ def test_a_replay_does_not_steer_the_run():
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_all_is_as_before_also_after_an_exception(error, tmp_path):
+def test_an_exception_in_a_replay_leaves_no_trace(error, tmp_path):
     class Breaks(Everything):
         def validation_step(self, batch, batch_idx):
             if self.breaks:
@@ -174,7 +174,7 @@ def test_all_is_as_before_also_after_an_exception(error, tmp_path):
             return super().validation_step(batch, batch_idx)
 
         def on_validation_batch_start(self, batch, batch_idx, dataloader_idx=0):
-            pass  # it comes after Watch, and would draw
+            pass  # runs after Watch, and would draw
 
         breaks = False
 
@@ -200,7 +200,7 @@ def test_all_is_as_before_also_after_an_exception(error, tmp_path):
 
 
 def assert_apart(kind: type[Classifier], **kwargs: Any) -> None:
-    """The fit is as without the monitor, and the metrics without noise are the module's own."""
+    """Asserts that the fit equals the fit without the monitor, and level 0 the module's own metrics."""
     without, plain_ = fit(module=kind, **kwargs)
     with_, watched = fit([ReplayMonitor(noise.Gaussian(), LEVELS)], module=kind, **kwargs)
     own, found = split(keys_of(watched))
@@ -211,7 +211,7 @@ def assert_apart(kind: type[Classifier], **kwargs: Any) -> None:
 
 
 class Swaps(Classifier):
-    """Validates an average of its weights, by exchanging the two before and after."""
+    """Exchanges its weights for an average for the time of a validation."""
 
     def __init__(self):
         super().__init__()
@@ -238,7 +238,7 @@ class SwapsInPlace(Swaps):
 
 
 @pytest.mark.parametrize("kind", [Swaps, SwapsInPlace])
-def test_weights_that_are_swapped_at_the_end_of_the_epoch_are_the_users(kind):
+def test_weights_that_are_swapped_at_the_end_of_the_epoch_are_restored(kind):
     assert_apart(kind)
 
 
@@ -250,7 +250,7 @@ class Frozen(dict):
 
 
 class KeepsElsewhere(Classifier):
-    """Keeps something of its validation where few modules do."""
+    """Keeps state of its validation in unusual places."""
 
     of_the_class: list[int] = []  # noqa: RUF012 (it is the case in question)
 
@@ -286,17 +286,47 @@ class KeepsElsewhere(Classifier):
         self.log("val_frozen", self.frozen["total"].clone())
 
 
-def test_what_lies_in_unusual_places_is_the_users():
+def test_state_in_unusual_places_is_restored():
     assert_apart(KeepsElsewhere)
     assert len(KeepsElsewhere.of_the_class) == 6, "two batches, in two epochs and the sanity check"
 
 
-def test_arrays_that_nobody_can_write_to_are_not_copied():
-    module, trainer = fit(module=KeepsElsewhere)
+SHARED = {
+    "parameter": nn.Parameter(torch.zeros(2)),
+    "array that nobody can write to": np.broadcast_to(np.zeros(1), (2,)),
+    "data set": HELD_OUT,
+    "function": print,
+}
+COPIED = {
+    "tensor": torch.zeros(2),
+    "tensor of a graph": torch.zeros(2, requires_grad=True) * 1,
+    "array": np.zeros(2),
+    "generator of torch": torch.Generator(),
+    "generator of numpy": np.random.default_rng(0),
+    "generator of Python": random.Random(0),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 1), lambda x: Pair(1, (x,))], ids=["bare", "tuple", "nested"])
+@pytest.mark.parametrize("kind", [*SHARED, *COPIED])
+def test_a_state_copies_what_is_changed_in_place_and_shares_the_rest(kind, wrap):
+    module, trainer = fit(max_epochs=1)
+    leaf = (SHARED | COPIED)[kind]
+    module.one, module.other = [wrap(leaf)], {"again": leaf}
+    one, other = module.one, module.other
     state = State(trainer)
-    mapped = module.mapped
     with state.entered(state.current()):
-        assert module.mapped is mapped
+        assert module.one is one
+        assert module.other is other
+        assert type(one[0]) is type(wrap(leaf))
+        assert (other["again"] is leaf) is (kind in SHARED)
+        (found,) = [value for value in flatten(one) if type(value) is type(leaf)]
+        assert found is other["again"], "a leaf in two places is one leaf again"
+    assert other["again"] is leaf
+
+
+def flatten(value: Any) -> list[Any]:
+    return [leaf for item in value for leaf in flatten(item)] if isinstance(value, list | tuple) else [value]
 
 
 class DrawsBefore(Classifier):
@@ -307,25 +337,25 @@ class DrawsBefore(Classifier):
         super().validation_step((batch[0] * self.mask, batch[1]), batch_idx)
 
 
-def test_the_hook_before_a_step_draws_what_the_users_does():
+def test_the_hook_before_a_replayed_step_draws_what_the_users_hook_draws():
     assert_apart(DrawsBefore)
 
 
 class Pops(Readers):
-    """Takes what is no tensor out of the batch."""
+    """Removes items that are not tensors from the batch."""
 
     def validation_step(self, batch: Any) -> None:  # type: ignore[override]
         batch["names"].pop("all").pop()
         super().validation_step(batch)
 
 
-def test_containers_without_tensors_are_the_steps_own():
+def test_containers_without_tensors_are_copied():
     data = loader(HELD_OUT, collate_fn=lambda samples: {**as_dict(samples), "names": {"all": ["a"]}})
     assert_apart(Pops, train=data, validation=data)
 
 
-class Unlike:
-    """An experiment that can do what not every one can."""
+class Experiment:
+    """An experiment with methods that other experiments lack."""
 
     def add_scalar(self) -> None:
         raise AssertionError("a replay logged")
@@ -333,13 +363,13 @@ class Unlike:
     part = {"a": 1}  # noqa: RUF012
 
 
-def test_a_silent_logger_can_what_the_logger_can_and_does_nothing():
-    silent: Any = SilentLogger(Unlike())
-    assert isinstance(SilentLogger(Unlike()), Unlike)
-    assert not hasattr(silent, "add_figure"), "modules ask which logger it is"
+def test_a_silent_logger_has_the_methods_of_the_logger_and_does_nothing():
+    silent: Any = SilentLogger(Experiment())
+    assert isinstance(SilentLogger(Experiment()), Experiment)
+    assert not hasattr(silent, "add_figure"), "modules may ask for a method"
     silent.add_scalar("loss", 1.0)
     with silent.add_scalar() as within:
         within.anything.further()
     assert list(silent.part) == []
     assert "a" not in silent.part
-    assert Path(silent.add_scalar()).exists(), "modules write to a folder that they ask for"
+    assert Path(silent.add_scalar()).exists(), "modules may write to a returned folder"

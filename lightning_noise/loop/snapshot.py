@@ -51,10 +51,10 @@ _FOREIGN = {"torch", "pytorch_lightning", "lightning", "lightning_fabric"} | (
 
 
 class State:
-    """A state of a module apart from its parameters. It begins as a copy of what the module holds.
+    """The state of a module apart from its parameters, at first a copy of what the module holds.
 
-    The state is what is reached through attributes, registered modules, lists, dicts, sets and objects of the user's classes.
-    Learning rates and their schedulers belong to it.
+    The state is what attributes, registered modules, lists, dicts, sets and objects of the user's classes lead to. Learning
+    rates and their schedulers belong to the state.
 
     Args:
         trainer: The trainer of the module.
@@ -72,10 +72,10 @@ class State:
 
     @contextmanager
     def entered(self, before: Contents) -> Iterator[None]:
-        """Puts this state into the module within, and takes it out again with its changes.
+        """Puts this state into the module, and afterwards takes the changed state out again.
 
         Args:
-            before: What :meth:`current` returned, which is put back. States that are entered one after the other share it.
+            before: What to put back, from :meth:`current`.
         """
         try:
             _put(self._contents)
@@ -100,7 +100,10 @@ def restore_trainer(trainer: Trainer) -> Iterator[None]:
 
     def refuse_update(optimizer: Optimizer, *_: Any) -> None:
         if not set(parameters_of(optimizer)).isdisjoint(parameters):
-            raise RuntimeError("a step that updates the weights in validation or test cannot be replayed by a ReplayMonitor")
+            raise RuntimeError(
+                "ReplayMonitor cannot replay a step that updates the weights in validation or test; "
+                "use a RobustnessMonitor, or update the weights in training alone"
+            )
 
     with ExitStack() as stack:
         stack.callback(register_optimizer_step_pre_hook(refuse_update).remove)
@@ -113,10 +116,10 @@ def restore_trainer(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def restore_after(trainer: Trainer, module: LightningModule, *others: Any) -> Iterator[None]:
-    """Restores what a trainer and a module hold, and the random streams, after a whole run that leaves the weights alone.
+    """Restores trainer, module and random streams after a run that does not train.
 
     Within, the module has a state of its own. Parameters become the same tensors again, with their gradients, even if the run
-    moved them to another device or precision.
+    moved them to another device or precision. The values of the weights are not copied.
 
     Args:
         trainer: The trainer, with its loops, connectors and strategy.
@@ -150,7 +153,7 @@ def restore_after(trainer: Trainer, module: LightningModule, *others: Any) -> It
 def restore_rng(begin: dict[str, Any] | None = None) -> Iterator[None]:
     """Restores the global random streams of torch, numpy and Python.
 
-    Unlike Lightning's ``isolate_rng`` it restores them after an exception, too.
+    Unlike Lightning's ``isolate_rng``, it restores the streams after an exception, too.
 
     Args:
         begin: The states that the streams begin with. Default: as they are.

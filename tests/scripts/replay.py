@@ -1,4 +1,4 @@
-"""A validation under noise on one or more processes; each writes what it logged to `<folder>/<rank>.pt`.
+"""A validation under noise on one or more ranks. Each writes what it logged to `<folder>/<rank>.pt`.
 
 Run in this folder's parent: python -m scripts.replay FOLDER DEVICES
 """
@@ -19,7 +19,7 @@ from lightning_noise import ReplayMonitor, noise
 
 
 class Logs(Classifier):
-    """Logs with each reduction, and leaves it to nobody to reduce over the processes."""
+    """Logs with each reduction, mostly without `sync_dist`."""
 
     def __init__(self, folder: Path):
         super().__init__()
