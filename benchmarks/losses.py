@@ -1,7 +1,7 @@
-"""What soft targets at the loss cost: a training step with the callback beside one with the same loss written by hand.
+"""The cost of soft targets at the loss: a training step with a callback, and with the same loss written by hand.
 
-Steps of the two kinds take turns in one run of a Trainer, on one thread. Between them the callback is taken out of the trainer
-and put back, which is not timed; a step is all from there to its end, with the batch, the hooks and the optimizer.
+Both kinds of step alternate in one run of a Trainer, on one thread. A step lasts from its start to its end and includes the
+batch, the hooks and the optimizer. Between two steps the callback is removed from the trainer or put back, which is not timed.
 
 Run: python benchmarks/losses.py
 """
@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """Fourteen layers for images of 32 x 32 pixels."""
+    """Builds a ResNet of fourteen layers for images of 32 x 32 pixels."""
     blocks = [
         ResidualBlock(channels_in, channels, stride)
         for channels_in, channels, stride in [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
@@ -62,7 +62,7 @@ def resnet() -> nn.Module:
 
 
 def transformer() -> nn.Module:
-    """Classifies each frame of a series."""
+    """Builds a transformer that classifies each frame of a series."""
     layer = nn.TransformerEncoderLayer(64, nhead=4, dim_feedforward=128, batch_first=True)
     return nn.Sequential(nn.TransformerEncoder(layer, num_layers=2), nn.Linear(64, CLASSES))
 
@@ -102,13 +102,13 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-class InTurn(pl.Callback):
-    """Steps by hand and steps with the callback, if there is one, in turn; the last callback of the trainer."""
+class Alternation(pl.Callback):
+    """Alternates steps by hand and steps with the callback, if there is a callback. It must be the last callback."""
 
     def __init__(self, by_hand: Loss, callback: NoiseCallback | None):
         self.by_hand = by_hand
         self.callback = callback
-        self.seconds: list[float] = []  # of a step by hand, of one with the callback, and so on
+        self.seconds: list[float] = []  # of a step by hand and of a step with the callback, alternately
         self.began = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -122,7 +122,7 @@ class InTurn(pl.Callback):
 
     def prepare(self, trainer: pl.Trainer, with_callback: bool) -> None:
         noises = [] if self.callback is None else [self.callback]
-        # another list: the trainer is going through this one
+        # a new list, because the trainer iterates over this one
         trainer.callbacks = [*noises, self] if with_callback else [self]  # type: ignore[attr-defined]
         if with_callback and noises:
             TrainingDispatcher.attach(trainer)
@@ -134,9 +134,9 @@ class InTurn(pl.Callback):
         self.began = time.perf_counter()
 
 
-def pairs(net: nn.Module, batch: list[Tensor], n: int, by_hand: Loss, callback: NoiseCallback | None) -> list[list[float]]:
-    """Seconds of a step by hand and of the next one with the callback, n times."""
-    turns = InTurn(by_hand, callback)
+def time_pairs(net: nn.Module, batch: list[Tensor], n: int, by_hand: Loss, callback: NoiseCallback | None) -> list[list[float]]:
+    """Returns the seconds of a step by hand and of the next step with the callback, n times."""
+    turns = Alternation(by_hand, callback)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -165,12 +165,12 @@ def main() -> None:
     kinds: dict[str, tuple[Loss, NoiseCallback | None]] = {
         "LabelSmoothing": (smoothed, LabelSmoothing(SMOOTHING)),
         "Mixup": (mixed, Mixup(ALPHA)),
-        "none: by hand twice": (smoothed, None),
+        "by hand twice": (smoothed, None),
     }
     print("a training step on the CPU, medians: microseconds by hand, additional with the callback, ratio")
     for model, (net, batch, n) in models.items():
         for kind, (by_hand, callback) in kinds.items():
-            steps = pairs(net(), batch, n, by_hand, callback)
+            steps = time_pairs(net(), batch, n, by_hand, callback)
             base = 1e6 * median(one for one, _ in steps)
             longer = 1e6 * median(two - one for one, two in steps)
             print(f"  {model:<28}{kind:<22}{base:8.0f}{longer:+8.0f}{median(two / one for one, two in steps):8.3f}")

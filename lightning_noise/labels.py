@@ -1,7 +1,7 @@
-r"""Label noise as a value: a distribution of labels around a label, with the amount left open.
+"""Distributions of noisy labels, given the true label and a level.
 
-Label noise says with which probability a label changes at a level, and to which class. From this follow the two ways to use
-it: the probabilities of the noisy label, which are a soft label, and a draw, which is a hard one of the same expectation.
+A label noise states the probability that a label changes at a level, and the class that the label becomes. It has two uses.
+The probabilities of the noisy label are a soft label. A draw is a hard label, and its expectation is the soft label.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,33 +19,34 @@ __all__ = ["ConfusionFlips", "FlipLabels", "LabelNoise", "SmoothLabels"]
 
 
 class LabelNoise(ABC):
-    r"""A random map of class indices onto class indices; a subclass is a frozen dataclass.
+    r"""Base of the label noises: random maps from a class to a class.
 
-    At the level :math:`\lambda` a label of class :math:`y` changes with the probability :math:`r_y(\lambda)`, and then to
-    another class :math:`k` with the probability :math:`c_{yk}`, which does not depend on the level:
+    At the level :math:`\lambda` a label of class :math:`y` changes with the probability :math:`r_y(\lambda)`. A label that
+    changes becomes another class :math:`k` with the probability :math:`c_{yk}`, which does not depend on the level:
 
     .. math:: P(\tilde y = k) = (1 - r_y) \, \delta_{yk} + r_y \, c_{yk}, \quad c_{yy} = 0
 
-    So what changes at a level changes at every higher level too, and to the same class.
+    A label that changes at some level therefore changes at every higher level, too, and to the same class. A subclass is a
+    frozen dataclass.
 
     Attributes:
         n_classes: The number of classes :math:`K`.
-        max_level: The largest level that has a meaning.
+        max_level: The largest meaningful level.
     """
 
-    n_classes: int | None
+    n_classes: Any  # int | None
     max_level: ClassVar[float] = 1.0
 
     def probabilities(self, target: Tensor, level: float, *, ignore_index: int = -100) -> Tensor:
         """Returns the probabilities of the noisy labels.
 
         Args:
-            target: Class indices of shape (N, *); or binary labels of any shape as floats in [0, 1], for two classes.
-            level: The amount.
-            ignore_index: The label that marks what does not count: it has the probability 0 of each class.
+            target: Class indices of shape (N, *), or for two classes binary labels of any shape, as floats in [0, 1].
+            level: The level.
+            ignore_index: The label of positions that do not count. Each of their classes has the probability 0.
 
         Returns:
-            Probabilities of shape (N, K, *); of binary labels those of a yes, in the shape of the target.
+            Probabilities of shape (N, K, *). For binary labels, the probability of a yes, in the shape of the target.
         """
         if target.is_floating_point():
             no, yes = self.probabilities(torch.arange(2, device=target.device), level)[:, 1].to(target.dtype)
@@ -58,50 +59,53 @@ class LabelNoise(ABC):
         return torch.where(same, 1 - rate, rate * self.partners(y)).float().masked_fill(ignored.unsqueeze(1), 0.0)
 
     def sample(self, target: Tensor, level: float, *, change: Tensor, partner: Tensor, ignore_index: int = -100) -> Tensor:
-        """Returns noisy labels.
+        """Draws noisy labels, of the shape and dtype of the target.
 
         Args:
             target: Class indices, or binary labels as floats.
-            level: The amount.
-            change: Numbers in [0, 1), uniform and of the shape of the target, which say which labels change.
-            partner: Others, which say what they change to.
-            ignore_index: The label that marks what does not count, and stays.
+            level: The level.
+            change: Uniform numbers in [0, 1), of the shape of the target. They decide which labels change.
+            partner: More such numbers. They decide which class a label becomes.
+            ignore_index: The label of positions that do not count. It stays.
         """
         y = target.round().long() if target.is_floating_point() else target.long()
-        ignored = y == ignore_index  # of unsigned labels as they are, -100 would be 156
+        ignored = y == ignore_index  # an unsigned label 156 would equal -100
         y = y.masked_fill(ignored, 0)
         changes = (change < self.rate(y, level)) & ~ignored
-        other = 1 - target if target.is_floating_point() else self.other(y, partner).to(target.dtype)
+        other = 1 - target if target.is_floating_point() else self.draw_other(y, partner).to(target.dtype)
         return torch.where(changes, other, target)
 
     def check(self, target: Tensor) -> None:
-        """Raises an error where labels are none of the classes; this waits for the device."""
+        """Raises an error if a label is not one of the classes. The check synchronizes with the device."""
         if target.is_floating_point() and (self._k != 2 or not ((target >= 0) & (target <= 1)).all()):
-            raise TypeError("labels must be class indices, or for two classes binary labels in [0, 1], got other floats")
+            raise TypeError(
+                f"labels must be class indices, or for n_classes=2 binary labels in [0, 1], got {target.dtype} for "
+                f"n_classes={self._k}; convert class indices with .long()"
+            )
         if target.numel() and not (target.min() >= 0 and target.max() < self._k):
             raise ValueError(f"labels must be in [0, {self._k}), got {target.min().item()} to {target.max().item()}")
 
     @abstractmethod
     def rate(self, target: Tensor, level: float) -> float | Tensor:
-        """The probability that a label changes, :math:`r_y`; targets are int64 here and below."""
+        """Returns the probability :math:`r_y` that a label changes. The target is int64."""
 
     @abstractmethod
     def partners(self, target: Tensor) -> float | Tensor:
-        """The probabilities of the other classes, :math:`c_{yk}`, in a shape that broadcasts against (N, K, *)."""
+        """Returns the probabilities :math:`c_{yk}` of the other classes, in a shape that broadcasts to (N, K, *)."""
 
     @abstractmethod
-    def other(self, target: Tensor, u: Tensor) -> Tensor:
-        """A class drawn from :math:`c_{yk}` by uniform numbers."""
+    def draw_other(self, target: Tensor, u: Tensor) -> Tensor:
+        """Draws other classes from :math:`c_{yk}`, by uniform numbers in [0, 1)."""
 
     @property
     def _k(self) -> int:
         if self.n_classes is None:
-            raise ValueError(f"{type(self).__name__} needs n_classes=… here")
+            raise ValueError(f"{type(self).__name__} needs n_classes=… here; the labels do not show the number of classes")
         return self.n_classes
 
 
-class _AnyOther(LabelNoise):
-    """Label noise for which each other class is as likely."""
+class _UniformLabelNoise(LabelNoise):
+    """Base of the label noises for which all other classes are equally likely."""
 
     def __post_init__(self):
         if self.n_classes is not None and self.n_classes < 2:
@@ -110,26 +114,26 @@ class _AnyOther(LabelNoise):
     def partners(self, target: Tensor) -> float:
         return 1 / (self._k - 1)
 
-    def other(self, target: Tensor, u: Tensor) -> Tensor:
+    def draw_other(self, target: Tensor, u: Tensor) -> Tensor:
         drawn = (u * (self._k - 1)).long().clamp_max_(self._k - 2)
         return drawn.add_(drawn >= target)
 
 
 @dataclass(frozen=True)
-class SmoothLabels(_AnyOther):
+class SmoothLabels(_UniformLabelNoise):
     r"""Mixes each label with the uniform distribution over all classes.
 
     .. math:: P(\tilde y = k) = (1 - \epsilon) \, \delta_{yk} + \epsilon / K
 
     The level is :math:`\epsilon \in [0, 1]`, as in ``torch.nn.functional.cross_entropy(label_smoothing=...)``; 0.1 is usual on
-    ImageNet. A draw is the label with probability :math:`1 - \epsilon` and else any class, the own one among them.
+    ImageNet. A draw is the label itself with probability :math:`1 - \epsilon`, and otherwise any class, the label included.
 
-    Smoothing lowers the confidence whether or not it is too high: a model that was well calibrated gets an expected
-    calibration error of :math:`\epsilon \, E[\max_k p_k - 1 / K]`, also on noisy data. A level that decays to 0 does less of
-    that and keeps most of the gain in accuracy.
+    Smoothing lowers the confidence, whether or not the model is over-confident. A well calibrated model gets an expected
+    calibration error of :math:`\epsilon \, E[\max_k p_k - 1 / K]`, on noisy data, too. A level that decays to 0 reduces this
+    error and keeps most of the gain in accuracy.
 
     Args:
-        n_classes: The number of classes :math:`K`, where it cannot be seen from the logits.
+        n_classes: The number of classes :math:`K`. At the loss the logits show the number. Default: ``None``.
 
     References:
         Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2016), https://arxiv.org/abs/1512.00567
@@ -150,14 +154,14 @@ class SmoothLabels(_AnyOther):
 
 
 @dataclass(frozen=True)
-class FlipLabels(_AnyOther):
-    r"""Changes each label to another class with a probability, each other class being as likely.
+class FlipLabels(_UniformLabelNoise):
+    r"""Flips each label to a uniformly random other class.
 
     .. math:: P(\tilde y = k) = (1 - r) \, \delta_{yk} + \frac{r}{K - 1} (1 - \delta_{yk})
 
-    The level is the probability :math:`r \in [0, 1]` that a label changes, exactly: none is flipped onto itself. In expectation
-    it is :class:`SmoothLabels` at :math:`\epsilon = r K / (K - 1)`. A model of accuracy :math:`a` that is independent of the
-    flips has an accuracy of :math:`a (1 - r) + (1 - a) r / (K - 1)` against the flipped labels.
+    The level is the exact probability :math:`r \in [0, 1]` that a label changes: no label is flipped onto itself. The
+    expectation is that of :class:`SmoothLabels` at :math:`\epsilon = r K / (K - 1)`. If the predictions are independent of the
+    flips and their accuracy is :math:`a`, the accuracy against the flipped labels is :math:`a (1 - r) + (1 - a) r / (K - 1)`.
 
     Args:
         n_classes: The number of classes :math:`K`.
@@ -172,7 +176,7 @@ class FlipLabels(_AnyOther):
                 [0.2500, 0.2500, 0.5000]])
     """
 
-    n_classes: int  # type: ignore[override]
+    n_classes: int
 
     def rate(self, target: Tensor, level: float) -> float:
         return level
@@ -180,18 +184,19 @@ class FlipLabels(_AnyOther):
 
 @dataclass(frozen=True)
 class ConfusionFlips(LabelNoise):
-    r"""Changes labels as a confusion matrix says, so that classes that look alike are mistaken for each other.
+    r"""Flips labels with the probabilities of a confusion matrix.
 
     .. math:: P(\tilde y = k) = (1 - \lambda) \, \delta_{yk} + \lambda \, T_{yk}
 
-    The level is the share :math:`\lambda \in [0, 1]` of the matrix: at 1 the labels have its error rates.
+    Classes that look alike are then mistaken for each other. The level is the share :math:`\lambda \in [0, 1]` of the matrix:
+    at 1 the labels have the error rates of the matrix.
 
     Args:
-        matrix: The rows of :math:`T`, of which each sums to 1: in row :math:`y` the probabilities of what a label of class
-            :math:`y` becomes.
+        matrix: The rows of :math:`T`. Row :math:`y` holds the probabilities of the classes that a label of class :math:`y`
+            becomes, and sums to 1.
 
     Raises:
-        ValueError: The matrix is not square, or a row is no distribution.
+        ValueError: The matrix is not square, or a row is not a distribution.
 
     References:
         Making Deep Neural Networks Robust to Label Noise: a Loss Correction Approach (Patrini et al., 2017),
@@ -206,14 +211,14 @@ class ConfusionFlips(LabelNoise):
     matrix: Sequence[Sequence[float]]
 
     def __post_init__(self):
-        # hashable, and no longer the caller's
+        # a copy that is hashable, and that the caller cannot change
         object.__setattr__(self, "matrix", tuple(tuple(map(float, row)) for row in self.matrix))
         n = len(self.matrix)
         if n < 2 or any(len(row) != n or not (min(row) >= 0 and abs(sum(row) - 1) <= 1e-6) for row in self.matrix):
             raise ValueError(f"matrix must be square with rows of probabilities that sum to 1, got {self.matrix}")
 
     @property
-    def n_classes(self) -> int:  # type: ignore[override]
+    def n_classes(self) -> int:
         return len(self.matrix)
 
     def rate(self, target: Tensor, level: float) -> Tensor:
@@ -222,7 +227,7 @@ class ConfusionFlips(LabelNoise):
     def partners(self, target: Tensor) -> Tensor:
         return self._others.to(target.device)[target].movedim(-1, 1)
 
-    def other(self, target: Tensor, u: Tensor) -> Tensor:
+    def draw_other(self, target: Tensor, u: Tensor) -> Tensor:
         n = self.n_classes
         found = torch.searchsorted(self._steps.to(target.device), target + u.double(), right=True) - n * target
         return found.clamp_(0, n - 1)
@@ -238,6 +243,6 @@ class ConfusionFlips(LabelNoise):
 
     @cached_property
     def _steps(self) -> Tensor:
-        """The rows of the distribution function one above the other: one search finds the classes of all labels."""
+        """The cumulative probabilities of row y, plus y, so that one sorted search draws for all labels."""
         ends = self._others.double().cumsum(1)
         return (ends / ends[:, -1:].clamp_min(1e-300) + torch.arange(self.n_classes)[:, None]).flatten()
