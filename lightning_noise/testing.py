@@ -92,7 +92,8 @@ def _observations(n: int = 60) -> list[Observation]:
         clean = 0.95 - 0.8 / (i + 1) + stream.gauss(0, 0.02)
         boundary = clean * stream.uniform(0.7, 1.0)
         gap, error = stream.gauss(0, 0.03), stream.uniform(0.0, 0.02)
-        observations.append(Observation(math.nan if i % 20 == 19 else clean, boundary, error, gap, 500, error))
+        clean = math.nan if i % 20 == 19 else clean
+        observations.append(Observation(clean, boundary, error, gap, 500, error, chance=0.1))
     return observations
 
 

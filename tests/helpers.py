@@ -227,8 +227,10 @@ def execute(script: str, folder: Path, *arguments: object) -> None:
     """Runs a module of ``scripts`` in a process of its own, which writes what it found to a new folder."""
     folder.mkdir()
     command = [sys.executable, "-m", script, str(folder), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, timeout=240, capture_output=True, cwd=Path(__file__).parent, env=environment)
+    # the package that is tested, and not another one that is installed
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(command, timeout=240, capture_output=True, text=True, cwd=Path(__file__).parent, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 def keys_of(trainer: pl.Trainer) -> dict[str, float]:

@@ -43,6 +43,7 @@ from lightning_noise import (
     noise,
     report,
     schedules,
+    tasks,
 )
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.rules import Governor, SignedGap
@@ -262,7 +263,7 @@ LABELS = [
 GOVERNOR = partial(
     Governor,
     chance=0.4,
-    best=0.0,
+    best=0.9,
     shrink_below=0.8,
     grow_above=0.9,
     step=0.1,
@@ -280,7 +281,7 @@ ADAPTIVE = partial(
     AdaptiveLevel,
     GOVERNOR(),
     0.1,
-    metric="regression",
+    task=tasks.Multilabel(),
     inputs=["x.*", 1],
     target="y",
     predict=logits,
@@ -296,7 +297,7 @@ GAP = partial(SignedGap, step=0.02, hi=0.5, average=0.4, z=2.0)
         partial(WeightNoise, noise.Gaussian(), AdaptiveLevel(Governor(0.1)), relative="std"),
         partial(ActivationNoise, noise.Speckle(), AdaptiveLevel(Governor(0.1), inputs=0, target=1), "net.1"),
         partial(EmbeddingNoise, AdaptiveLevel(Governor(0.1))),
-        partial(LabelSmoothing, AdaptiveLevel(GAP(), 0.1, metric="binary")),
+        partial(LabelSmoothing, AdaptiveLevel(GAP(), 0.1, task=tasks.Binary())),
         partial(GradientNoise, noise.Gaussian(), AdaptiveLevel(GAP())),
     ],
     ids=lambda call: call.func.__name__,
@@ -307,14 +308,15 @@ def test_an_adaptive_level_reads_back(call, tmp_path: Path):
 
 def test_an_adaptive_level_by_a_metric_of_ones_own_reads_back(tmp_path: Path):
     own: Any = partial(MulticlassAccuracy, 3, average="micro")
-    level: Any = partial(AdaptiveLevel, Governor(0.3), metric=own)
+    level: Any = partial(AdaptiveLevel, Governor(0.3), task=partial(tasks.Custom, own))
     cli = read(write(tmp_path, [partial(InputNoise, noise.Gaussian(), level)]))
     for each in (cli, read(saved(cli))):
         callbacks: list[pl.Callback] = each.trainer.callbacks  # type: ignore[attr-defined]
         (read_back,) = [callback.level for callback in callbacks if isinstance(callback, InputNoise)]
         assert isinstance(read_back, AdaptiveLevel)
-        assert isinstance(read_back.metric, MulticlassAccuracy)
-        assert (read_back.metric.average, read_back.rule) == ("micro", Governor(0.3))
+        assert isinstance(read_back.task, tasks.Custom)
+        assert isinstance(read_back.task.collection, MulticlassAccuracy)
+        assert (read_back.task.collection.average, read_back.rule) == ("micro", Governor(0.3))
 
 
 @pytest.mark.parametrize("call", ON_TARGETS, ids=lambda call: call.func.__name__)
@@ -508,7 +510,7 @@ def linear(**changed: Any) -> dict[str, Any]:
             ['"noise"', "'lightning_noise.noise' has no attribute 'Gauss'"],
         ),
         ("InputNoise", {"level": adapted({"factr": 0.5})}, ['"level"', "AdaptiveLevel", "Option 'factr' is not accepted"]),
-        ("InputNoise", {"level": adapted(metric="accuracy")}, ['"level"', "AdaptiveLevel", "accuracy"]),
+        ("InputNoise", {"level": adapted(task="accuracy")}, ['"level"', "AdaptiveLevel", "accuracy"]),
         (
             "InputNoise",
             {"level": {"class_path": "Window", "init_args": {"level": adapted(), "until": 0.5}}},

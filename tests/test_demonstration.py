@@ -96,14 +96,12 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
 
 def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_conclusion(tuned):
     assert (tuned.result.returncode, tuned.result.stderr) == (0, "")
-    summary = (
-        r"input: waited 3 times, grew 1 time; from 0 to 0\.15: 100 % of the clean skill left at the boundary, when it was 0\."
-    )
+    summary = r"input: warmup 3 times, raised 1 time; level 0 to 0\.15; 100 % of the clean skill is retained at level 0\."
     assert re.search(rf"calibration error\.\n\nThe level tuned itself\. {summary}\n\nTraining with noise ", tuned.result.stdout)
     with_, without = (tuned.events(f"{which}_noise") for which in ("with", "without"))
     levels = [event.value for event in with_.Scalars("adaptive/input/level")]
     assert levels == pytest.approx([0, 0, 0, 0.15])
-    assert [event.value for event in with_.Scalars("adaptive/input/reason")] == [6, 6, 6, 1]
+    assert [event.value for event in with_.Scalars("adaptive/input/retention")] == [1, 1, 1, 1]
     assert "adaptive/input/moves" in with_.Tags()["images"]
     assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("adaptive/")]
 

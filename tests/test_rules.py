@@ -231,6 +231,32 @@ def test_the_guard_alone_brings_down_a_level_that_costs_skill(seed):
     assert levels[-1] < 1.62
 
 
+def test_the_task_says_the_metric_of_a_guess_if_the_governor_does_not():
+    chances = random.Random(1)
+    observations = [seen(chances.uniform(0.8, 1.0), clean=chances.uniform(0.5, 0.9)) for _ in range(60)]
+    told, asked = Governor(chance=0.1, warmup=0), Governor(warmup=0)
+    assert run(asked, [each._replace(chance=0.1) for each in observations]) == run(told, observations)
+    assert run(told, [each._replace(chance=0.5) for each in observations]) == run(told, observations)
+    with pytest.raises(ValueError, match=r"give Governor\(chance=…\)"):
+        asked.update(asked.init(0.3), observations[0])
+
+
+def test_a_governor_follows_the_retention():
+    observation = seen(0.9, clean=0.8)
+    assert (PROMPT.follows, PROMPT.measure(observation)) == ("retention", pytest.approx(0.9))
+    assert PROMPT.describe(observation) == "90 % of the clean skill is retained"
+    no_skill = observation._replace(clean=0.1)
+    assert math.isnan(PROMPT.measure(no_skill))
+    assert PROMPT.describe(no_skill) == "the clean metric of 0.1 shows no skill above chance"
+    assert PROMPT.describe(observation._replace(boundary=math.nan)) == "a metric is not finite"
+
+
+@pytest.mark.parametrize("rule", [Governor(chance=0.1, hi=0.7), SignedGap(hi=0.25)], ids=["governor", "gap"])
+def test_a_limit_lowers_the_highest_level_and_never_raises_it(rule):
+    assert rule.limit(0.2) == dataclasses.replace(rule, hi=0.2)
+    assert rule.limit(1.0) == rule
+
+
 # --- the signed gap
 
 

@@ -281,7 +281,7 @@ def _row(label: str, accuracy_without: float, accuracy_with: float, ece_without:
 def _tuned(callbacks: list[pl.Callback]) -> list[str]:
     """Says of each level that tuned itself what it did, in its own words."""
     moved = [each.adaptive for each in callbacks if isinstance(each, NoiseCallback) and each.adaptive is not None]
-    return [f"The level tuned itself. {adaptive.summary()}." for adaptive in moved]
+    return [f"The level tuned itself. {adaptive.summary()}" for adaptive in moved]
 
 
 def _conclusion(results: dict[str, dict[str, float]], recipe: Recipe) -> str:
