@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_noise._checks import check_counts
 from lightning_noise.batch import Selector, find_inputs, get, leaves
 from lightning_noise.callbacks.base import Callback, NoiseCallback
-from lightning_noise.callbacks.inputs import InputNoise, as_probes, name_noises
+from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probes, name_noises
 from lightning_noise.evaluation.conditions import CLEAN, Condition, Conditions
 from lightning_noise.evaluation.positions import SamplePositions, check_name, check_validation, is_due
 from lightning_noise.loop import loggers
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["ReplayMonitor"]
-
-Probe = Noise | NoiseCallback | NoiseFunction
 
 
 class ReplayMonitor(Callback, Replaying):
@@ -89,7 +87,7 @@ class ReplayMonitor(Callback, Replaying):
 
     def __init__(
         self,
-        noises: Noise | NoiseCallback | Sequence[Probe] | Mapping[str, Probe] | NoiseFunction,
+        noises: Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction,
         levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         *,
         inputs: Selector | None = None,

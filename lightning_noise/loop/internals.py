@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Callback",
     "Results",
+    "add_callback_metrics",
     "batches_that_stepped",
     "callbacks_of",
     "class_of_callbacks",
@@ -187,6 +188,11 @@ def exchange_evaluation_results(trainer: Trainer, results: Results, read: Mappin
 def logged_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
     """Returns copies of what ``trainer.callback_metrics`` and its siblings hold, by their private names."""
     return {name: dict(held) for name, held in vars(trainer._logger_connector).items() if isinstance(held, dict)}
+
+
+def add_callback_metrics(logged: dict[str, dict[str, Any]], metrics: Mapping[str, Any]) -> None:
+    """Adds metrics to those that ``trainer.callback_metrics`` shows. ``logged`` is the result of :func:`logged_so_far`."""
+    logged["_callback_metrics"].update(metrics)
 
 
 def logged_name(results: Results, metric: Any) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_noise.loop.internals import (
+    add_callback_metrics,
     current_hook,
     empty_results,
     exchange_evaluation_results,
@@ -41,7 +42,7 @@ class Replay:
         self.trainer = trainer
         self.state = State(trainer)
         self._results = empty_results(trainer)
-        self._callback_metrics = logged_so_far(trainer)  # and their siblings, by their private names
+        self._logged = logged_so_far(trainer)
         self._collected: set[str] = set()
         self._values: dict[str, Tensor] = {}
 
@@ -55,7 +56,7 @@ class Replay:
         trainer: Any = self.trainer
         with restore_trainer(trainer), self.state.entered(before):
             trainer.loggers = [SilentLogger(logger) for logger in trainer.loggers]
-            exchange_evaluation_results(trainer, self._results, self._callback_metrics)
+            exchange_evaluation_results(trainer, self._results, self._logged)
             yield
 
     def run_step(
@@ -113,7 +114,7 @@ class Replay:
         for value in new.values():
             reduce_logged(value, strategy.reduce)
         metrics = self._results.metrics(on_step=False)["callback"]
-        self._callback_metrics["_callback_metrics"].update(metrics)
+        add_callback_metrics(self._logged, metrics)
         for name in (logged_name(self._results, value) for value in new.values()):
             self._values[name] = metrics[name].squeeze().to(torch.promote_types(metrics[name].dtype, torch.float32))
         self._collected |= new.keys()
