@@ -20,7 +20,16 @@ from torch import nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, Key, ReplayMonitor, WeightNoise, noise
+from lightning_noise import (
+    ActivationNoise,
+    EmbeddingNoise,
+    InputNoise,
+    Key,
+    ReplayMonitor,
+    RobustnessMonitor,
+    WeightNoise,
+    noise,
+)
 
 
 def as_namedtuple(samples):
@@ -72,6 +81,11 @@ def test_the_values_do_not_depend_on_the_batch_size(batch_size):
     whole = validated(monitor, validation=loader(HELD_OUT, batch_size=13))
     # float32 sums over other batches
     assert validated(monitor, validation=loader(HELD_OUT, batch_size=batch_size)) == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_default_noises_are_those_of_the_robustness_monitor():
+    assert ReplayMonitor().levels == RobustnessMonitor().levels
+    assert list(ReplayMonitor().levels) == ["gaussian", "impulse"]
 
 
 def test_a_monitor_replays_in_fit_validate_and_test():

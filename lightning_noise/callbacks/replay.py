@@ -22,7 +22,7 @@ from lightning_noise.loop.internals import evaluation_results, rng_states
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.replay import Replay, restore_weights, stage_of
 from lightning_noise.loop.snapshot import copy_batch
-from lightning_noise.noise import Noise, NoiseFunction
+from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ReplayMonitor(Callback, Replaying):
 
     Args:
         noises: A noise, a list of noises, or a mapping from name to noise. In a list, the name of a noise is its class name in
-            lower case. A noise callback may take the place of a noise.
+            lower case. A noise callback may take the place of a noise. Default: Gaussian and impulse noise.
         levels: The levels of all noises, or a mapping from name to levels. Default: the ``severities`` of each noise.
         inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
@@ -87,7 +87,7 @@ class ReplayMonitor(Callback, Replaying):
 
     def __init__(
         self,
-        noises: Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction,
+        noises: Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction | None = None,
         levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         *,
         inputs: Selector | None = None,
@@ -99,7 +99,7 @@ class ReplayMonitor(Callback, Replaying):
         name: str = "replay",
     ):
         check_counts(every_n_epochs=every_n_epochs, max_batches=max_batches)
-        self.noises = name_noises(noises)
+        self.noises = name_noises([Gaussian(), Impulse()] if noises is None else noises)
         probes = as_probes(self.noises, inputs=inputs, relative=relative, clip=clip)
         self.conditions = Conditions(probes, levels, seed=seed)
         self.levels = self.conditions.levels
