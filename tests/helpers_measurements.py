@@ -13,7 +13,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_noise import Key, RobustnessMonitor, noise
 from lightning_noise.metrics import FlipRate
-from lightning_noise.report.model import Report
+from lightning_noise.report import Report
+from lightning_noise.tasks import Custom
 
 LEVELS = (0.3, 1.0)
 # of sums in float32 over other batches, and of values that are logged in float32
@@ -33,15 +34,16 @@ def brighter(x: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
 def validated(
     monitor: RobustnessMonitor, module: pl.LightningModule, data: Any, batch_size: int = 8, **kwargs: Any
 ) -> dict[str, float]:
-    """What the monitor logs, without its name."""
+    """What the monitor logs: ``<metric>_clean`` and the like, and ``<noise>/<level>/<metric>``."""
     trainer = make_trainer([monitor], **kwargs)
     trainer.validate(module, loader(data, batch_size=batch_size), verbose=False)
     return logged(trainer)
 
 
-def logged(trainer: pl.Trainer, prefix: str = "robustness/") -> dict[str, float]:
+def logged(trainer: pl.Trainer, name: str = "robustness") -> dict[str, float]:
     found = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    return {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    groups = (f"{name}/", f"{name}_levels/")
+    return {key.removeprefix(group): value for group in groups for key, value in found.items() if key.startswith(group)}
 
 
 def reported(monitor: RobustnessMonitor, *args: Any, **kwargs: Any) -> Report:
@@ -59,6 +61,10 @@ def draws_of(data: Rows, level: float, n_draws: int = 1, tag: str = "soft", seed
 @torch.no_grad()
 def predicted(module: nn.Module, x: Tensor) -> Tensor:
     return module.eval()(x)
+
+
+def own_task() -> Custom:
+    return Custom(own())
 
 
 def own() -> MetricCollection:

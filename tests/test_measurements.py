@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,16 +13,29 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
-from helpers_measurements import FLOAT32, LEVELS, brighter, classifier, draws_of, logged, own, predicted, reported, validated
+from helpers_measurements import (
+    FLOAT32,
+    LEVELS,
+    brighter,
+    classifier,
+    draws_of,
+    logged,
+    own,
+    own_task,
+    predicted,
+    reported,
+    validated,
+)
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, roc_auc_score
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, r2_score, roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise, report
+from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise, report, tasks
+from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.metrics.statistics import jackknife_error
 
@@ -44,6 +56,15 @@ class Model(Classifier):
 
 
 # --- tasks
+
+
+TASKS = {
+    "multiclass": tasks.Multiclass(),
+    "pixels": tasks.Multiclass(),
+    "binary": tasks.Binary(),
+    "multilabel": tasks.Multilabel(),
+    "regression": tasks.Regression(),
+}
 
 
 def case(task: str) -> tuple[Model, Rows]:
@@ -71,7 +92,11 @@ def probabilities(task: str, logits: Tensor) -> Tensor:
 def truth(task: str, noisy: Tensor, clean: Tensor, target: Tensor) -> dict[str, float]:
     """The metrics by other libraries."""
     if task == "regression":
-        return {"loss": float(mean_squared_error(target, noisy))}
+        return {
+            "mse": float(mean_squared_error(target, noisy)),
+            "mae": float(mean_absolute_error(target, noisy)),
+            "r2": float(r2_score(target.flatten(), noisy.flatten())),
+        }
     p, label = probabilities(task, noisy), target.long().flatten()
     confidence, chosen = p.max(1)
     n_classes = p.shape[1]
@@ -92,36 +117,51 @@ def truth(task: str, noisy: Tensor, clean: Tensor, target: Tensor) -> dict[str, 
 @pytest.mark.parametrize("task", ["multiclass", "pixels", "binary", "multilabel", "regression"])
 def test_a_task_is_measured_as_other_libraries_do(task):
     module, data = case(task)
-    metrics: Any = "multiclass" if task == "pixels" else task
-    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, metrics=metrics)
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, task=TASKS[task])
     found = validated(monitor, module, data)
+    assert monitor.report is not None
+    values = monitor.report.values
     clean = predicted(module, data.x)
-    outputs = {"clean": clean, **{f"soft/{level:g}": predicted(module, draws_of(data, level)[0]) for level in LEVELS}}
-    for place, noisy in outputs.items():
+    outputs = {CLEAN: clean, **{Condition("soft", level): predicted(module, draws_of(data, level)[0]) for level in LEVELS}}
+    for condition, noisy in outputs.items():
         for metric, value in truth(task, noisy, clean, data.y).items():
             # a confidence at the limit of a bin may fall into the next and be tied there: half of over a hundred pairs
             tolerance = 5e-3 if metric == "failure_auroc" else FLOAT32
-            assert found[f"{place}/{metric}"] == pytest.approx(value, abs=tolerance, rel=FLOAT32), (place, metric)
-    assert found["soft/loss_drop"] == pytest.approx(
-        found["clean/loss"] - fmean(found[f"soft/{level:g}/loss"] for level in LEVELS), abs=FLOAT32
-    )
-    assert found["soft/1/loss"] != found["clean/loss"]
+            assert values[condition, metric] == pytest.approx(value, abs=tolerance, rel=FLOAT32), (condition, metric)
+    loss = "mse" if task == "regression" else "loss"
+    drop = found[f"{loss}_clean"] - fmean(found[f"soft/{level:g}/{loss}"] for level in LEVELS)
+    assert found[f"{loss}_drop"] == pytest.approx(drop, abs=FLOAT32)
+    assert values[Condition("soft"), f"{loss}_drop"] == pytest.approx(drop, abs=FLOAT32)
+    assert found[f"soft/1/{loss}"] != found[f"{loss}_clean"]
+    assert (monitor.report.task, monitor.report.n) == ("multiclass" if task == "pixels" else task, 29)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel", "regression"])
+def test_the_score_is_half_that_of_clean_and_half_that_of_noisy_data(task):
+    module, data = case(task)
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, task=TASKS[task])
+    score = validated(monitor, module, data)["score"]
     assert monitor.report is not None
-    assert (monitor.report["task"], monitor.report["n"]) == (metrics, 29)
+    values, metric = monitor.report.values, "r2" if task == "regression" else "accuracy"
+    assert score == pytest.approx((values[CLEAN, metric] + values[NOISY, metric]) / 2, abs=FLOAT32)
 
 
-def test_of_a_regression_there_are_the_loss_its_drop_and_its_mean(tmp_path):
+def test_a_regression_logs_its_errors_their_drops_and_a_score(tmp_path):
     module, data = case("regression")
     logger = CSVLogger(tmp_path)
-    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, metrics="regression", n_draws=2)
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, task=tasks.Regression(), n_draws=2)
     found = validated(monitor, module, data, logger=logger)
-    losses = {"clean/loss", "gaussian/0.3/loss", "gaussian/1/loss", "gaussian/loss_drop", "loss_mean"}
-    assert found.keys() == losses | {"gaussian/0.3/loss_se", "gaussian/1/loss_se"}
+    summary = {"score", "mse_clean", "mse_noisy", "mse_worst", "mse_drop", "mae_clean", "mae_noisy", "mae_drop"}
+    assert found.keys() == summary | {f"gaussian/{level:g}/{metric}" for level in LEVELS for metric in ("mse", "mae")}
     written = report.read(Path(logger.log_dir, "validate", "robustness"))
-    assert written["figures"].keys() == losses
-    clean = written["figures"]["clean/loss"]
+    places = {CLEAN, NOISY, Condition("gaussian"), *(Condition("gaussian", level) for level in LEVELS)}
+    metrics, drops = {"mse", "mae", "r2"}, {"mse_drop", "mae_drop", "r2_drop"}
+    expected = {(place, metric) for place in places | {WORST} for metric in metrics}
+    expected |= {(place, drop) for place in (Condition("gaussian"), OVERALL) for drop in drops}
+    assert written.rows.keys() == expected | {(Condition("gaussian"), "mse_area"), (OVERALL, "score")}
+    clean = written.rows[CLEAN, "mse"]
     errors = (predicted(module, data.x) - data.y).square().mean(1).double()
-    assert clean["low"] < errors.mean() < clean["high"]
+    assert clean.low < errors.mean() < clean.high
     pictures = {path.name for path in tmp_path.rglob("*.png")}
     assert pictures == {"curve-0.png"}, "there is no confidence, and the input is no image"
 
@@ -133,41 +173,46 @@ def test_of_a_regression_there_are_the_loss_its_drop_and_its_mean(tmp_path):
 def test_metrics_of_ones_own_are_given_predictions_target_and_clean_predictions(batch_size):
     module, data = classifier(), Rows(29, seed=1)
     metrics = own()
-    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, metrics=metrics, n_draws=2, seed=5)
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, task=tasks.Custom(metrics), n_draws=2, seed=5)
     found = validated(monitor, module, data, batch_size)
+    assert monitor.report is not None
     clean = predicted(module, data.x)
-    expected = {f"clean/{key}": value.item() for key, value in own()(preds=clean, target=data.y, clean_preds=clean).items()}
+    expected = {f"{key}_clean": value.item() for key, value in own()(preds=clean, target=data.y, clean_preds=clean).items()}
     for level in LEVELS:
         values = [own()(preds=predicted(module, x), target=data.y, clean_preds=clean) for x in draws_of(data, level, n_draws=2)]
         for key in values[0]:
             of_draws = [value[key].item() for value in values]
             expected[f"soft/{level:g}/{key}"] = fmean(of_draws)
-            expected[f"soft/{level:g}/{key}_se"] = stdev(of_draws) / math.sqrt(2)
+            spread = monitor.report.rows[Condition("soft", level), key].spread
+            assert spread == pytest.approx(stdev(of_draws) / math.sqrt(2), abs=FLOAT32)
     for key in ("hits", "f1", "flips"):
-        expected[f"{key}_mean"] = fmean(expected[f"soft/{level:g}/{key}"] for level in LEVELS)
-        expected[f"soft/{key}_drop"] = expected[f"clean/{key}"] - expected[f"{key}_mean"]
+        expected[f"{key}_noisy"] = fmean(expected[f"soft/{level:g}/{key}"] for level in LEVELS)
+        expected[f"{key}_drop"] = expected[f"{key}_clean"] - expected[f"{key}_noisy"]
+    main = next(iter(own()))
+    expected[f"{main}_worst"] = min(expected[f"soft/{level:g}/{main}"] for level in LEVELS)
+    expected["score"] = (expected[f"{main}_clean"] + expected[f"{main}_noisy"]) / 2
     assert found == pytest.approx(expected, abs=FLOAT32)
-    assert found["soft/1/flips"] > found["clean/flips"] == 0
+    assert found["soft/1/flips"] > found["flips_clean"] == 0
     assert not any(metric.update_called for metric in metrics.values()), "the user's own metrics stay as they are"
 
 
 def test_of_metrics_of_ones_own_no_interval_is_known(tmp_path):
     logger = CSVLogger(tmp_path)
-    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, metrics=own(), n_draws=2)
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, task=own_task(), n_draws=2)
     written = reported(monitor, classifier(), Rows(29, seed=1), logger=logger)
-    assert (written["n"], written["sizes"], written["task"]) == (29, [], "own metrics")
-    for figure in written["figures"].values():
-        assert figure["without"] == []
-        assert all(math.isnan(figure[part]) for part in ("standard_error", "low", "high"))
+    assert (written.n, written.sizes, written.task) == (29, (), "custom")
+    for estimate in written.estimates:
+        assert estimate.without == ()
+        assert all(math.isnan(part) for part in (estimate.standard_error, estimate.low, estimate.high))
     assert "| gaussian | 0.3 |" in Path(logger.log_dir, "validate", "robustness", "report.md").read_text()
 
 
 def test_metrics_of_ones_own_take_any_predictions_with_a_row_for_each_target():
     module, data = case("regression")
-    found = validated(RobustnessMonitor(brighter, [0.5], metrics=MetricCollection(MeanAbsoluteError())), module, data)
+    found = validated(RobustnessMonitor(brighter, [0.5], task=tasks.Custom(MeanAbsoluteError())), module, data)
     expected = (predicted(module, data.x + 0.5) - data.y).abs().mean().item()
     assert found["brighter/0.5/MeanAbsoluteError"] == pytest.approx(expected, rel=FLOAT32)
-    monitor = RobustnessMonitor(brighter, [0.5], metrics=own(), predict=lambda module, batch: module(batch[0])[:3])
+    monitor = RobustnessMonitor(brighter, [0.5], task=own_task(), predict=lambda module, batch: module(batch[0])[:3])
     with pytest.raises(ValueError, match=r"returned float32 \(3, 3\) for a target of int64 \(8,\)"):
         validated(monitor, classifier(), Rows(29, seed=1))
 
@@ -175,7 +220,15 @@ def test_metrics_of_ones_own_take_any_predictions_with_a_row_for_each_target():
 def test_a_metric_that_is_more_than_a_number_is_refused():
     metrics = MetricCollection({"each": MulticlassAccuracy(N_CLASSES, average=None)})
     with pytest.raises(ValueError, match="must be one number to be logged, but 'each' is tensor"):
-        validated(RobustnessMonitor(noise.Gaussian(), metrics=metrics), classifier(), Rows(29, seed=1))
+        validated(RobustnessMonitor(noise.Gaussian(), task=tasks.Custom(metrics)), classifier(), Rows(29, seed=1))
+
+
+def test_a_metric_of_which_less_is_better_has_a_score_that_is_larger_for_a_better_model():
+    module, data = case("regression")
+    found = validated(RobustnessMonitor(brighter, [0.5], task=tasks.Custom(MeanAbsoluteError())), module, data)
+    mean = (found["MeanAbsoluteError_clean"] + found["MeanAbsoluteError_noisy"]) / 2
+    assert found["score"] == pytest.approx(-mean, rel=FLOAT32)
+    assert found["MeanAbsoluteError_worst"] == found["brighter/0.5/MeanAbsoluteError"]
 
 
 # --- draws
@@ -185,20 +238,24 @@ def test_values_are_means_over_the_draws_beside_their_standard_error():
     module, data = classifier(), Rows(29, seed=1)
     monitors = [RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, n_draws=n_draws) for n_draws in (1, 3)]
     one, three = (validated(monitor, module, data) for monitor in monitors)
+    reports = [monitor.report for monitor in monitors]
+    assert reports[0] is not None
+    assert reports[1] is not None
     clean = predicted(module, data.x)
     for level in LEVELS:
         values = [truth("multiclass", predicted(module, x), clean, data.y) for x in draws_of(data, level, n_draws=3)]
         for metric in ("accuracy", "loss", "brier", "flip_rate"):
-            key, of_draws = f"soft/{level:g}/{metric}", [value[metric] for value in values]
-            assert one[key] == pytest.approx(of_draws[0], abs=FLOAT32)
-            assert three[key] == pytest.approx(fmean(of_draws), abs=FLOAT32)
-            assert three[f"{key}_se"] == pytest.approx(stdev(of_draws) / math.sqrt(3), abs=FLOAT32)
-        assert three[f"soft/{level:g}/loss_se"] > 0
-    assert three["loss_mean"] == pytest.approx(fmean(three[f"soft/{level:g}/loss"] for level in LEVELS), abs=FLOAT32)
-    assert monitors[1].report is not None
-    for figure in monitors[1].report["figures"].values():
-        assert figure["spread"] == 0, "the scatter of the samples holds that of draws of their own"
-    assert {key for key in three if key not in one} == {f"{key}_se" for key in one if re.match(r"soft/[\d.]+/", key)}
+            cell, of_draws = (Condition("soft", level), metric), [value[metric] for value in values]
+            assert reports[0].values[cell] == pytest.approx(of_draws[0], abs=FLOAT32)
+            assert reports[1].values[cell] == pytest.approx(fmean(of_draws), abs=FLOAT32)
+            assert reports[1].rows[cell].spread == pytest.approx(stdev(of_draws) / math.sqrt(3), abs=FLOAT32)
+        assert reports[1].rows[Condition("soft", level), "loss"].spread > 0
+    assert three["loss_noisy"] == pytest.approx(fmean(three[f"soft/{level:g}/loss"] for level in LEVELS), abs=FLOAT32)
+    for cell, estimate in reports[1].rows.items():
+        error = jackknife_error(estimate.value, estimate.without, reports[1].sizes)
+        # the scatter of the samples holds that of draws of their own
+        assert estimate.standard_error == pytest.approx(error, nan_ok=True), cell
+    assert three.keys() == one.keys()
 
 
 def test_noise_in_weights_is_drawn_once_for_all_samples_and_its_draws_widen_the_intervals():
@@ -208,6 +265,7 @@ def test_noise_in_weights_is_drawn_once_for_all_samples_and_its_draws_widen_the_
     trainer = make_trainer([monitor])
     trainer.validate(module, loader(data), verbose=False)
     found = logged(trainer)
+    assert monitor.report is not None
     losses = {}
     for level in LEVELS:
         of_draws = []
@@ -217,18 +275,18 @@ def test_noise_in_weights_is_drawn_once_for_all_samples_and_its_draws_widen_the_
                 of_draws.append(nn.functional.cross_entropy(predicted(module, x), data.y).item())
         losses[level] = fmean(of_draws)
         assert found[f"weight/{level:g}/loss"] == pytest.approx(losses[level], abs=FLOAT32)
-        figure = monitor.report["figures"][f"weight/{level:g}/loss"]  # type: ignore[index]
-        assert figure["spread"] == pytest.approx(stdev(of_draws) / math.sqrt(3), abs=FLOAT32)
-    assert found["weight/sensitivity"] == pytest.approx(fmean(losses.values()) - found["clean/loss"], abs=FLOAT32)
-    assert "gaussian/sensitivity" not in found
-    assert monitor.report is not None
-    sizes = monitor.report["sizes"]
-    for key, figure in monitor.report["figures"].items():
-        error = math.hypot(jackknife_error(figure["value"], figure["without"], sizes), figure["spread"])
-        assert figure["standard_error"] == pytest.approx(error, nan_ok=True), key
-        shared = key.startswith("weight/") or "/" not in key
-        assert shared or figure["spread"] == 0
-    assert monitor.report["figures"]["loss_mean"]["spread"] > 0
+        estimate = monitor.report.rows[Condition("weight", level), "loss"]
+        assert estimate.spread == pytest.approx(stdev(of_draws) / math.sqrt(3), abs=FLOAT32)
+    rows = monitor.report.rows
+    rise = fmean(losses.values()) - found["loss_clean"]
+    assert rows[Condition("weight"), "sensitivity"].value == pytest.approx(rise, abs=FLOAT32)
+    assert (Condition("gaussian"), "sensitivity") not in rows
+    for (condition, metric), estimate in rows.items():
+        error = jackknife_error(estimate.value, estimate.without, monitor.report.sizes)
+        shared = condition not in (CLEAN, Condition("gaussian"), *(Condition("gaussian", level) for level in LEVELS))
+        expected = math.hypot(error, estimate.spread if shared else 0.0)
+        assert estimate.standard_error == pytest.approx(expected, nan_ok=True), (condition, metric)
+    assert rows[NOISY, "loss"].spread > 0
 
 
 # --- whatever happens
@@ -253,59 +311,60 @@ def test_weights_that_are_no_numbers_end_no_run_and_are_null_in_the_report(task,
     for parameter in module.parameters():
         nn.init.constant_(parameter, value)
     probe = WeightNoise(noise.Gaussian(), 0.0)
-    monitor = RobustnessMonitor(probe, [1.0], metrics=task, n_draws=2)
+    monitor = RobustnessMonitor(probe, [1.0], task=TASKS[task], n_draws=2)
     _, trainer = fit([monitor], module=module, train=loader(data), validation=loader(data), logger=broken, max_epochs=1)
-    assert math.isnan(logged(trainer)["weight/1/loss"])
-    assert strict(Path(broken.log_dir, "robustness", "report.json"))["figures"]["clean/loss"]["value"] is None
+    assert math.isnan(logged(trainer)["weight/1/mse" if task == "regression" else "weight/1/loss"])
+    rows = strict(Path(broken.log_dir, "robustness", "report.json"))["estimates"]
+    assert {row["value"] for row in rows if row["metric"] in ("loss", "mse")} == {None}
     baseline = Path(broken.log_dir, "robustness")
-    again = RobustnessMonitor(probe, [1.0], metrics=task, n_draws=2, baseline=baseline)
+    again = RobustnessMonitor(probe, [1.0], task=TASKS[task], n_draws=2, baseline=baseline)
     found = reported(again, module, data)
     report.write(tmp_path, found, report.read(baseline))
     assert "Against the baseline" in (tmp_path / "report.md").read_text()
 
 
-@pytest.mark.parametrize("metrics", ["multiclass", own()], ids=["multiclass", "own"])
-def test_a_single_sample_is_measured(metrics: Any, tmp_path):
+@pytest.mark.parametrize("task", [tasks.Multiclass(), own_task()], ids=["multiclass", "own"])
+def test_a_single_sample_is_measured(task: tasks.Task, tmp_path):
     module, data = classifier(), Rows(1, seed=1)
-    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, metrics=metrics, n_draws=2, seed=5)
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, task=task, n_draws=2, seed=5)
     found = validated(monitor, module, data)
     hit = (predicted(module, data.x).argmax(1) == data.y).double().mean().item()
-    assert found["clean/accuracy" if metrics == "multiclass" else "clean/hits"] == hit
+    assert found["accuracy_clean" if task == tasks.Multiclass() else "hits_clean"] == hit
     assert monitor.report is not None
     report.write(tmp_path, monitor.report)
-    assert report.read(tmp_path)["n"] == 1
+    assert report.read(tmp_path).n == 1
 
 
-@pytest.mark.parametrize("metrics", ["multiclass", own()], ids=["multiclass", "own"])
-def test_a_last_batch_that_is_all_padding_does_not_count(metrics: Any):
+@pytest.mark.parametrize("task", [tasks.Multiclass(), own_task()], ids=["multiclass", "own"])
+def test_a_last_batch_that_is_all_padding_does_not_count(task: tasks.Task):
     module, data = classifier(), Rows(7, seed=1)
     # the second of three processes, which sees samples 1 and 4, and then the first again
     sampler = DistributedSampler(data, num_replicas=3, rank=1, shuffle=False)
-    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, metrics=metrics, seed=5)
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, task=task, seed=5)
     trainer = make_trainer([monitor], use_distributed_sampler=False)
     trainer.validate(module, loader(data, batch_size=1, sampler=sampler), verbose=False)
     found, rows = logged(trainer), [1, 4]
     assert len(sampler) == 3
     clean, noisy = predicted(module, data.x[rows]), predicted(module, draws_of(data, 1.0)[0][rows])
-    if metrics == "multiclass":
+    if task == tasks.Multiclass():
         loss = nn.functional.cross_entropy(noisy, data.y[rows]).item()
         assert found["soft/1/loss"] == pytest.approx(loss, abs=FLOAT32)
     else:
         expected = own()(preds=noisy, target=data.y[rows], clean_preds=clean)
         assert {key: found[f"soft/1/{key}"] for key in expected} == {key: value.item() for key, value in expected.items()}
     assert monitor.report is not None
-    assert monitor.report["n"] == 2
+    assert monitor.report.n == 2
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_predictions_in_half_precision_are_measured_in_float32(task):
     module, data = case(task)
     full, half = (
-        validated(RobustnessMonitor(noise.Gaussian(), [0.5], metrics=task, n_draws=2), module, data, precision=precision)
+        validated(RobustnessMonitor(noise.Gaussian(), [0.5], task=TASKS[task], n_draws=2), module, data, precision=precision)
         for precision in ("32-true", "bf16-mixed")
     )
     for key, value in full.items():
-        if key.endswith("/loss"):
+        if key.endswith(("/loss", "/mse")):
             # weights, inputs and outputs have 8 bits
             assert half[key] == pytest.approx(value, rel=5 * 2**-8)
     assert half != full
@@ -334,15 +393,15 @@ def test_where_only_callbacks_are_probes_and_predict_is_given_no_input_is_looked
         make_trainer([RobustnessMonitor(noise.Gaussian(), LEVELS, target="y", predict=joined)]).test(module, batches)
 
 
-@pytest.mark.parametrize("metrics", [lambda: "multiclass", own], ids=["multiclass", "own"])
-def test_a_monitor_reports_each_run_afresh(metrics: Callable[[], Any]):
-    monitor = RobustnessMonitor(noise.Gaussian(), [0.5], metrics=metrics(), n_draws=2)
+@pytest.mark.parametrize("task", [tasks.Multiclass, own_task], ids=["multiclass", "own"])
+def test_a_monitor_reports_each_run_afresh(task: Callable[[], tasks.Task]):
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5], task=task(), n_draws=2)
     reports = []
     validated(monitor, classifier(1), Rows(29, seed=1))
     for _ in range(2):
         _, trainer = fit([monitor], max_epochs=1)
         reports.append((repr(monitor.report), repr(logged(trainer))))
-    fresh = RobustnessMonitor(noise.Gaussian(), [0.5], metrics=metrics(), n_draws=2)
+    fresh = RobustnessMonitor(noise.Gaussian(), [0.5], task=task(), n_draws=2)
     _, trainer = fit([fresh], max_epochs=1)
     assert reports == 2 * [(repr(fresh.report), repr(logged(trainer)))]
 
@@ -360,8 +419,8 @@ def test_the_report_of_a_fit_is_that_of_the_last_validation_that_was_measured():
     held_out = Rows(13, seed=1)
     fit([monitor, Watch()], module=module, max_epochs=5)
     assert monitor.report is not None
-    assert monitor.report["n"] == 13
-    assert monitor.report["figures"]["clean/loss"]["value"] == pytest.approx(losses[3], abs=FLOAT32)
+    assert monitor.report.n == 13
+    assert monitor.report.values[CLEAN, "loss"] == pytest.approx(losses[3], abs=FLOAT32)
     assert losses[3] != pytest.approx(losses[4], abs=10 * FLOAT32)
 
 
