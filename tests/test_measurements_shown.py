@@ -10,13 +10,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import N_CLASSES, Album, Classifier, Rows, fit, layouts, loader
-from helpers_measurements import FLOAT32, LEVELS, brighter, classifier, draws_of, logged, own, predicted, reported, validated
+from helpers import Album, Classifier, Rows, fit, layouts, loader
+from helpers_measurements import (
+    FLOAT32,
+    LEVELS,
+    brighter,
+    classifier,
+    draws_of,
+    logged,
+    own_task,
+    predicted,
+    reported,
+    validated,
+)
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Subset
 
-from lightning_noise import InputNoise, RobustnessMonitor, WeightNoise, noise, report
+from lightning_noise import InputNoise, RobustnessMonitor, WeightNoise, noise, report, tasks
+from lightning_noise.callbacks.robustness import log_key
+from lightning_noise.evaluation.conditions import CLEAN, OVERALL, Condition
 from lightning_noise.evaluation.positions import N_GROUPS, groups_of
 
 # --- the report
@@ -38,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )
     in_fit, of_fit = logged(trainer), monitor.report
     trainer.test(module, loader(Subset(held_out, range(20))), verbose=False)
-    in_test, of_test = logged(trainer, "test/robustness/"), monitor.report
+    in_test, of_test = logged(trainer, "test/robustness"), monitor.report
     return SimpleNamespace(
         folder=Path(logger.log_dir),
         monitor=monitor,
@@ -55,17 +68,33 @@ def test_the_report_beside_the_logs_holds_what_is_logged(run, place):
     values, kept, n = getattr(run, place)
     written = report.read(run.folder / place)
     assert repr(written) == repr(kept), "in words, as what is not a number does not equal itself"
-    assert (written["n"], written["draws"], written["seed"]) == (n, 2, 0)
-    assert written["sizes"] == groups_of(range(n), torch.device("cpu")).bincount(minlength=N_GROUPS).tolist()
-    assert written["noises"]["gaussian"] == {"noise": "Gaussian()", "levels": [0.5]}
-    assert written["weights"] == ["weight"]
-    figures = report.values_of(written)
+    assert (written.n, written.n_draws, written.seed) == (n, 2, 0)
+    assert list(written.sizes) == groups_of(range(n), torch.device("cpu")).bincount(minlength=N_GROUPS).tolist()
+    assert (written.noises["gaussian"], written.levels["gaussian"]) == ("Gaussian()", (0.5,))
+    assert written.shared == ("weight",)
+    rows = {log_key("", *cell).removeprefix("/").removeprefix("_levels/"): value for cell, value in written.values.items()}
+    assert len(values) == (11 if place == "test/robustness" else 11 + 2 * 3)
     for key, value in values.items():
-        assert key.endswith("_se") or figures[key] == pytest.approx(value, abs=FLOAT32, rel=FLOAT32, nan_ok=True), key
-    assert "clean/aurc" in figures
+        assert rows[key] == pytest.approx(value, abs=FLOAT32, rel=FLOAT32, nan_ok=True), key
+    assert (CLEAN, "aurc") in written.rows
     text = (run.folder / place / "report.md").read_text()
-    assert f"Measured on {n} samples with 2 draws" in text
-    assert f"{100 * values['clean/accuracy']:.0f}" in text
+    assert f"Evaluated on {n} samples with 2 draws" in text
+    assert f"{100 * values['accuracy_clean']:.0f}" in text
+
+
+def test_the_report_is_a_table_of_pandas(run):
+    pytest.importorskip("pandas")
+    _, kept, _ = run.robustness
+    table = kept.to_pandas()
+    assert len(table) == len(kept.estimates)
+    (row,) = table[(table.noise == "gaussian") & (table.level == 0.5) & (table.metric == "loss")].itertuples()
+    estimate = kept.rows[Condition("gaussian", 0.5), "loss"]
+    assert (row.value, row.standard_error, row.low, row.high) == (
+        estimate.value,
+        estimate.standard_error,
+        estimate.low,
+        estimate.high,
+    )
 
 
 def test_where_no_logger_takes_figures_they_are_files_beside_the_report(run):
@@ -82,37 +111,37 @@ def test_a_figure_without_a_group_is_that_of_data_without_its_samples():
     for group in groups.unique().tolist()[:3]:
         kept = (groups != group).nonzero().flatten().tolist()
         alone = reported(RobustnessMonitor(brighter, [0.5]), module, Subset(data, kept))
-        without = {key: figure["without"][group] for key, figure in whole["figures"].items()}
         # sums of what float32 rounds differently in other batches; z and p divide by them
-        assert without == pytest.approx(report.values_of(alone), abs=1e-5, rel=1e-5, nan_ok=True)
+        assert whole.without(group) == pytest.approx(alone.values, abs=1e-5, rel=1e-5, nan_ok=True)
 
 
 def test_the_report_is_the_same_for_any_batch_size():
     module, data = classifier(), Rows(29, seed=1)
     reports = [reported(RobustnessMonitor(noise.Gaussian(), [0.5]), module, data, size) for size in (1, 7, 29)]
     for other in reports[1:]:
-        assert other.keys() == reports[0].keys()
-        assert other["sizes"] == reports[0]["sizes"]
-        for key, figure in other["figures"].items():
+        assert other.rows.keys() == reports[0].rows.keys()
+        assert other.sizes == reports[0].sizes
+        for cell, estimate in other.rows.items():
             # the logits of other batches are rounded differently
-            assert figure["value"] == pytest.approx(reports[0]["figures"][key]["value"], abs=1e-5, rel=1e-5, nan_ok=True)
-            expected = reports[0]["figures"][key]["standard_error"]
-            assert figure["standard_error"] == pytest.approx(expected, abs=1e-5, rel=1e-4, nan_ok=True)
+            expected = reports[0].rows[cell]
+            assert estimate.value == pytest.approx(expected.value, abs=1e-5, rel=1e-5, nan_ok=True)
+            assert estimate.standard_error == pytest.approx(expected.standard_error, abs=1e-5, rel=1e-4, nan_ok=True)
 
 
 def test_the_report_counts_the_batches_that_were_measured():
     found = reported(RobustnessMonitor(noise.Gaussian(), max_batches=2), classifier(), Rows(29, seed=1))
-    assert found["n"] == sum(found["sizes"]) == 16
+    assert found.n == sum(found.sizes) == 16
 
 
 def test_each_monitor_writes_a_report_under_its_name(tmp_path):
     logger = CSVLogger(tmp_path)
     monitors = [
-        RobustnessMonitor(noise.Gaussian(), [level], metrics=own(), name=name) for level, name in ((0.1, "near"), (0.9, "far"))
+        RobustnessMonitor(noise.Gaussian(), [level], task=own_task(), name=name)
+        for level, name in ((0.1, "near"), (0.9, "far"))
     ]
     fit(monitors, logger=logger, max_epochs=1)
-    assert report.read(Path(logger.log_dir, "near"))["noises"]["gaussian"]["levels"] == [0.1]
-    assert report.read(Path(logger.log_dir, "far"))["noises"]["gaussian"]["levels"] == [0.9]
+    assert report.read(Path(logger.log_dir, "near")).levels["gaussian"] == (0.1,)
+    assert report.read(Path(logger.log_dir, "far")).levels["gaussian"] == (0.9,)
 
 
 # --- against a baseline
@@ -131,12 +160,15 @@ def test_a_model_does_not_differ_from_its_own_report(baseline, tmp_path):
     logger = CSVLogger(tmp_path)
     monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, baseline=baseline)
     found = validated(monitor, classifier(), Rows(200, seed=1), logger=logger)
-    assert found["mce"] == found["soft/corruption_error"] == 1
+    assert found["mce"] == 1
     assert monitor.report is not None
-    changes = report.differences(monitor.report, report.read(baseline / "report.json"))
-    assert changes.keys() == monitor.report["figures"].keys()
-    for key, change in changes.items():
-        assert (change["value"], change["standard_error"], change["paired"]) == (0, 0, True), key
+    old = report.read(baseline / "report.json")
+    ratios = {(ratio.condition, ratio.metric): ratio.value for ratio in report.corruption(monitor.report, old)}
+    assert ratios == {(Condition("soft"), "corruption_error"): 1, (OVERALL, "mce"): 1}
+    changes = report.differences(monitor.report, old)
+    assert [(change.condition, change.metric) for change in changes] == list(monitor.report.rows)
+    for change in changes:
+        assert (change.value, change.standard_error) == (0, 0), change
     text = Path(logger.log_dir, "validate", "robustness", "report.md").read_text()
     assert "For one error of the baseline under noise this model makes" in text
     assert "Against the baseline" not in (baseline / "report.md").read_text()
@@ -155,33 +187,46 @@ def test_the_difference_to_another_model_is_that_of_the_samples_in_pairs(baselin
     assert found["mce"] == pytest.approx(errors[1] / errors[0], rel=FLOAT32)
     assert monitor.report is not None
     old = report.read(baseline)
-    changes = report.differences(monitor.report, old)
+    changes = {(change.condition, change.metric): change for change in report.differences(monitor.report, old)}
     groups = groups_of(range(200), torch.device("cpu")).numpy()
     for i, level in enumerate(LEVELS):
-        change = changes[key := f"soft/{level:g}/accuracy"]
+        change = changes[cell := (Condition("soft", level), "accuracy")]
         gained = right[1, i].astype(float) - right[0, i]
-        assert change["value"] == pytest.approx(gained.mean(), abs=1e-12)
+        assert change.value == pytest.approx(gained.mean(), abs=1e-12)
         # of a mean, the pseudo-values of the jackknife are the means of the groups
         parts = [gained[groups == group] for group in np.unique(groups)]
         squares = [(part.mean() - gained.mean()) ** 2 / (200 / len(part) - 1) for part in parts]
-        assert change["standard_error"] == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-9)
+        assert change.standard_error == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-9)
         exact = gained.std(ddof=1) / math.sqrt(200)
         # the error of an error with 19 degrees of freedom is one part in the root of 38
-        assert abs(change["standard_error"] / exact - 1) < 5 / math.sqrt(2 * 19)
-        unpaired = math.hypot(*(each["figures"][key]["standard_error"] for each in (monitor.report, old)))
+        assert abs(change.standard_error / exact - 1) < 5 / math.sqrt(2 * 19)
+        unpaired = math.hypot(*(each.rows[cell].standard_error for each in (monitor.report, old)))
         assert exact < unpaired, "what makes a sample hard for both models cancels"
-    assert any(change["value"] != 0 for change in changes.values())
+    assert any(change.value != 0 for change in changes.values())
 
 
 def test_a_baseline_of_other_samples_is_not_paired(baseline):
     monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5, baseline=baseline)
-    found = reported(monitor, classifier(), Rows(60, seed=2))
-    assert not any(change["paired"] for change in report.differences(found, report.read(baseline)).values())
+    found, old = reported(monitor, classifier(), Rows(60, seed=2)), report.read(baseline)
+    cell = Condition("soft", LEVELS[0]), "loss"
+    (change,) = (each for each in report.differences(found, old) if (each.condition, each.metric) == cell)
+    errors = [each.rows[cell].standard_error for each in (found, old)]
+    assert change.standard_error == pytest.approx(math.hypot(*errors), rel=1e-9)
+    assert "not paired" in report.markdown(found, old)
+
+
+def test_a_baseline_of_another_task_or_of_other_noises_is_refused(baseline):
+    for monitor, message in (
+        (RobustnessMonitor(noise.Gaussian(), task=tasks.Regression(), baseline=baseline), "is of the task 'multiclass'"),
+        (RobustnessMonitor({"soft": noise.Uniform()}, LEVELS, baseline=baseline), "has no noise at the same levels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit([monitor])
 
 
 def test_a_baseline_that_cannot_be_read_is_found_before_the_training(tmp_path):
     (tmp_path / "report.json").write_text("{}")
-    for path, message in ((tmp_path / "nothing", "no report at"), (tmp_path, "is no report: it lacks")):
+    for path, message in ((tmp_path / "nothing", "no report at"), (tmp_path, "is not a report: it lacks")):
         module = Classifier()
         with pytest.raises(ValueError, match=message):
             fit([RobustnessMonitor(noise.Gaussian(), baseline=path)], module=module)
@@ -199,7 +244,7 @@ def test_without_a_logger_nothing_is_written(mode, tmp_path, monkeypatch):
     trainer.validate(module, loader(Rows(13, seed=1)), verbose=False)
     trainer.test(module, loader(Rows(13, seed=1)), verbose=False)
     assert monitor.report is not None
-    assert monitor.report["n"] == (8 if "fast_dev_run" in mode else 13)
+    assert monitor.report.n == (8 if "fast_dev_run" in mode else 13)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -225,7 +270,7 @@ def test_a_logger_of_images_gets_them_and_no_files(tmp_path):
         assert image.ndim == 3
         assert image.std() > 0
     assert not list(tmp_path.rglob("*.png"))
-    assert report.read(Path(album.log_dir, "robustness"))["n"] == 13
+    assert report.read(Path(album.log_dir, "robustness")).n == 13
 
 
 @pytest.fixture(scope="module")
@@ -244,19 +289,43 @@ def test_tensorboard_has_the_configuration(events):
     assert "| n_draws | `2` |" in text.tensor_proto.string_val[0].decode()
 
 
-def test_tensorboard_has_a_histogram_of_the_entropies_of_each_validation(events):
-    places = ["clean", *(f"{tag}/{level:g}" for tag in ("gaussian", "weight") for level in LEVELS)]
-    assert set(events.Tags()["histograms"]) == {f"robustness/{place}/entropies" for place in places}
-    for place in places:
-        of_epochs = events.Histograms(f"robustness/{place}/entropies")
-        means = events.Scalars(f"robustness/{place}/entropy")
-        assert [event.step for event in of_epochs] == [event.step for event in means] == [2]
-        for event, mean in zip(of_epochs, means, strict=True):
-            assert event.histogram_value.num == 13
-            if place == "clean":  # the others are of the first of two draws
-                # within a bin of 64
-                value = event.histogram_value.sum / 13
-                assert value == pytest.approx(mean.value, abs=math.log(N_CLASSES) / 64)
+def test_by_default_the_first_page_is_short(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    noises = [noise.Gaussian(), noise.Uniform(), noise.Impulse()]
+    fit([RobustnessMonitor(noises, [0.1, 0.2, 0.3, 0.4])], logger=logger, max_epochs=1)
+    logger.finalize("success")
+    tags = EventAccumulator(logger.log_dir).Reload().Tags()["scalars"]
+    summary = {tag for tag in tags if tag.split("/")[0] == "robustness"}
+    ours = {tag for tag in tags if tag.startswith("robustness")}
+    assert summary == {
+        "robustness/score",
+        *(f"robustness/accuracy_{what}" for what in ("clean", "noisy", "worst", "drop", "retention")),
+        *(f"robustness/loss_{what}" for what in ("clean", "noisy", "drop")),
+        *(f"robustness/ece_{what}" for what in ("clean", "noisy")),
+    }
+    assert len(summary) <= 12
+    assert len(ours) == len(summary) + 12 * 3 <= 60
+
+
+@pytest.mark.parametrize("task", [tasks.Multiclass(), own_task()], ids=["multiclass", "own"])
+def test_no_summary_has_more_than_twelve_keys(task, baseline):
+    monitor = RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, task=task, seed=5)
+    if task == tasks.Multiclass():
+        monitor.baseline = baseline
+    found = validated(monitor, classifier(), Rows(200, seed=1))
+    assert len({key for key in found if "/" not in key}) == (12 if task == tasks.Multiclass() else 11)
+
+
+def test_other_metrics_are_logged_at_each_level_on_request():
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, logged=["brier", "aurc"])
+    found = validated(monitor, classifier(), Rows(29, seed=1))
+    assert {key for key in found if "/" in key} == {f"gaussian/{level:g}/{m}" for level in LEVELS for m in ("brier", "aurc")}
+    assert monitor.report is not None
+    for level in LEVELS:
+        value = monitor.report.values[Condition("gaussian", level), "brier"]
+        assert found[f"gaussian/{level:g}/brier"] == pytest.approx(value, abs=FLOAT32)
+    with pytest.raises(ValueError, match=r"no metrics \['acuracy'\]; Multiclass\(\) has .*'accuracy'"):
+        RobustnessMonitor(noise.Gaussian(), logged=["acuracy"])
 
 
 def test_tensorboard_has_a_chart_of_clean_and_noisy_values_of_each_metric_and_noise(events):
@@ -266,7 +335,8 @@ def test_tensorboard_has_a_chart_of_clean_and_noisy_values_of_each_metric_and_no
     tags = events.Tags()["scalars"]
     for metric in ("accuracy", "loss", "ece"):
         shown = {tag for tag in tags for chart in charts[f"{metric} under weight"] if re.match(chart, tag)}
-        assert shown == {f"robustness/{place}/{metric}" for place in ("clean", "weight/0.3", "weight/1")}
+        levels = {f"robustness_levels/weight/{level}/{metric}" for level in ("0.3", "1")}
+        assert shown == {f"robustness/{metric}_clean"} | levels
 
 
 def test_tensorboard_has_reliability_diagrams_of_the_end(events):
