@@ -43,7 +43,6 @@ from lightning_noise.metrics import (
     mean_corruption_error,
     murphy_decomposition,
     noise_detected,
-    robustness_summary,
     scores,
 )
 
@@ -452,33 +451,3 @@ def test_corruption_errors_are_ratios_of_sums_and_their_mean():
         corruption_error([0.1], [0.1, 0.2])
     with pytest.raises(ValueError, match=r"the same noises, got \['a'\] and \['b'\]"):
         mean_corruption_error({"a": [0.1]}, {"b": [0.1]})
-
-
-def test_the_summary_of_a_classifier_and_of_anything_else():
-    clean = {"accuracy": 0.9, "loss": 0.3}
-    noisy = {
-        ("gaussian", 1.0): {"accuracy": 0.7, "loss": 0.5},
-        ("gaussian", 0.5): {"accuracy": 0.8, "loss": 0.4},
-        ("weight", 0.2): {"accuracy": 0.5, "loss": 1.3},
-    }
-    summary = robustness_summary(clean, noisy, chance=0.1, weights=["weight"])
-    expected = {
-        "gaussian/accuracy_drop": 0.15,
-        "gaussian/loss_drop": -0.15,
-        "gaussian/accuracy_area": 0.8,  # a straight line from 0.9 to 0.7
-        "gaussian/accuracy_retention": 0.65 / 0.8,
-        "weight/accuracy_drop": 0.4,
-        "weight/loss_drop": -1.0,
-        "weight/sensitivity": 1.0,
-        "weight/accuracy_area": 0.7,
-        "weight/accuracy_retention": 0.5,
-        "accuracy_mean": 2 / 3,
-        "loss_mean": 2.2 / 3,
-        "score": (0.9 + 2 / 3) / 2,
-    }
-    assert summary == pytest.approx(expected)
-    unknown = robustness_summary(clean, noisy, chance=None, weights=["weight"])
-    assert unknown == {key: value for key, value in summary.items() if not key.endswith("retention")}
-    losses = {probe: {"loss": metrics["loss"]} for probe, metrics in noisy.items()}
-    own = robustness_summary({"loss": 0.3}, losses, chance=None)
-    assert own.keys() == {"gaussian/loss_drop", "weight/loss_drop", "loss_mean"}

@@ -17,7 +17,6 @@ from lightning_noise.metrics.functional import (
     murphy_decomposition,
     noise_detected,
     retention,
-    robustness_summary,
     signed_gap,
 )
 from lightning_noise.metrics.scores import (
@@ -60,7 +59,6 @@ __all__ = [
     "murphy_decomposition",
     "noise_detected",
     "retention",
-    "robustness_summary",
     "signed_gap",
     "t_interval",
     "wilson_interval",

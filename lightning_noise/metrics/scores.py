@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -162,19 +162,21 @@ class BrierDecomposition(Sums[dict[str, Tensor]]):
 
 
 class _RegressionSums(Sums[Tensor]):
-    """Sums of real numbers, in float64 or, on a device without float64, in float32."""
+    """A mean error from sums in float64 or, on a device without float64, in float32."""
 
-    def __init__(self, n_groups: int, *states: str):
+    states: ClassVar[tuple[str, ...]] = ("error_sum",)
+
+    error_sum: Tensor
+
+    def __init__(self, n_groups: int = 1):
         super().__init__(n_groups, count=())
-        self.states = states
-        for state in states:
+        for state in self.states:
             self.add_state(state, torch.zeros(n_groups, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor, groups: Tensor | None = None) -> None:
         """Adds predictions and targets of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
-        dtype = getattr(self, self.states[0]).dtype
-        target = target.to(dtype)
-        terms = self._terms(preds.to(dtype) - target, target)
+        target = target.to(self.error_sum.dtype)
+        terms = self._terms(preds.to(self.error_sum.dtype) - target, target)
         finite = torch.stack([term.isfinite() for term in terms.values()]).all(0)
         self._add(groups, **{state: term.where(finite, 0.0) for state, term in terms.items()})
         self._add(groups, count=torch.ones_like(finite), undefined=~finite)
@@ -182,6 +184,9 @@ class _RegressionSums(Sums[Tensor]):
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Returns what each element adds to each state."""
         raise NotImplementedError
+
+    def _value(self, sums: dict[str, Tensor]) -> Tensor:
+        return sums["error_sum"] / sums["count"]
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         if fn(torch.zeros(())).device.type in _WITHOUT_FLOAT64:
@@ -215,16 +220,8 @@ class MeanSquaredError(_RegressionSums):
     higher_is_better = False
     key = "mse"
 
-    error_sum: Tensor
-
-    def __init__(self, n_groups: int = 1):
-        super().__init__(n_groups, "error_sum")
-
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"error_sum": error.square()}
-
-    def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        return sums["error_sum"] / sums["count"]
 
 
 class MeanAbsoluteError(_RegressionSums):
@@ -250,16 +247,8 @@ class MeanAbsoluteError(_RegressionSums):
     higher_is_better = False
     key = "mae"
 
-    error_sum: Tensor
-
-    def __init__(self, n_groups: int = 1):
-        super().__init__(n_groups, "error_sum")
-
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"error_sum": error.abs()}
-
-    def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        return sums["error_sum"] / sums["count"]
 
 
 class R2Score(_RegressionSums):
@@ -290,21 +279,17 @@ class R2Score(_RegressionSums):
 
     higher_is_better = True
     key = "r2"
+    states = ("error_sum", "target_sum", "square_sum")
 
-    error_sum: Tensor
     target_sum: Tensor
     square_sum: Tensor
-
-    def __init__(self, n_groups: int = 1):
-        super().__init__(n_groups, "error_sum", "target_sum", "square_sum")
 
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"error_sum": error.square(), "target_sum": target, "square_sum": target.square()}
 
     def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        count = sums["count"]
-        variance = sums["square_sum"] / count - (sums["target_sum"] / count).square()
-        return 1 - (sums["error_sum"] / count / variance).where(variance > 0, torch.nan)
+        variance = sums["square_sum"] / sums["count"] - (sums["target_sum"] / sums["count"]).square()
+        return 1 - (super()._value(sums) / variance).where(variance > 0, torch.nan)
 
 
 def _brier(preds: Predictions, target: Tensor) -> Tensor:

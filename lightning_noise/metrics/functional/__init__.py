@@ -14,7 +14,6 @@ from lightning_noise.metrics.functional.robustness import (
     corruption_error,
     mean_corruption_error,
     retention,
-    robustness_summary,
 )
 from lightning_noise.metrics.functional.scores import murphy_decomposition
 
@@ -33,6 +32,5 @@ __all__ = [
     "murphy_decomposition",
     "noise_detected",
     "retention",
-    "robustness_summary",
     "signed_gap",
 ]

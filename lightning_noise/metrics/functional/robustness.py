@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 
-__all__ = ["area_under_curve", "corruption_error", "mean_corruption_error", "retention", "robustness_summary"]
+__all__ = ["area_under_curve", "corruption_error", "mean_corruption_error", "retention"]
 
 
 def retention(noisy: float, clean: float, chance: float) -> float:
@@ -91,55 +91,3 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mappi
     if errors.keys() != baseline.keys():
         raise ValueError(f"errors and baseline must hold the same noises, got {sorted(errors)} and {sorted(baseline)}")
     return fmean(corruption_error(rates, baseline[tag]) for tag, rates in errors.items())
-
-
-def robustness_summary(
-    clean: Mapping[str, float],
-    noisy: Mapping[tuple[str, float], Mapping[str, float]],
-    chance: float | None,
-    weights: Collection[str] = (),
-) -> dict[str, float]:
-    """Returns the cost of each noise, and means over all noises.
-
-    =============================  ====================================================================================
-    ``<tag>/<metric>_drop``        clean minus noisy, averaged over the levels
-    ``<tag>/accuracy_retention``   :func:`retention` of the accuracy, averaged over the levels
-    ``<tag>/accuracy_area``        :func:`area_under_curve` of the accuracy from level 0, which is clean
-    ``<tag>/sensitivity``          for weight noise, the rise of the loss, averaged over the levels: the sharpness
-    ``<metric>_mean``              the average over tags and levels
-    ``score``                      half the clean plus half the mean noisy accuracy
-    =============================  ====================================================================================
-
-    Retention, area and score need a metric ``"accuracy"``, and the sensitivity needs a ``"loss"``.
-
-    Args:
-        clean: Metrics without noise, by name. Each gets a drop.
-        noisy: The same metrics for each tag and level of a noise. Further metrics get only a mean.
-        chance: The accuracy of a guess. If it is ``None``, there is no retention.
-        weights: The tags of weight noise.
-
-    Example:
-        >>> noisy = {("gaussian", 0.1): {"accuracy": 0.75}, ("gaussian", 0.2): {"accuracy": 0.5}}
-        >>> robustness_summary({"accuracy": 1.0}, noisy, chance=0.5)["score"]
-        0.8125
-    """
-    curves: dict[str, dict[float, Mapping[str, float]]] = {}
-    for (tag, level), metrics in noisy.items():
-        curves.setdefault(tag, {})[level] = metrics
-    summary = {}
-    for tag, curve in curves.items():
-        drops = {key: fmean(clean[key] - metrics[key] for metrics in curve.values()) for key in clean}
-        summary |= {f"{tag}/{key}_drop": drop for key, drop in drops.items()}
-        if tag in weights and "loss" in clean:
-            summary[f"{tag}/sensitivity"] = -drops["loss"]
-        if "accuracy" in clean:
-            accuracies = {level: metrics["accuracy"] for level, metrics in curve.items()}
-            summary[f"{tag}/accuracy_area"] = area_under_curve({0.0: clean["accuracy"]} | accuracies)
-            if chance is not None:
-                retained = (retention(accuracy, clean["accuracy"], chance) for accuracy in accuracies.values())
-                summary[f"{tag}/accuracy_retention"] = fmean(retained)
-    conditions = list(noisy.values())
-    summary |= {f"{key}_mean": fmean(metrics[key] for metrics in conditions) for key in conditions[0]}
-    if "accuracy" in clean:
-        summary["score"] = (clean["accuracy"] + summary["accuracy_mean"]) / 2
-    return summary
