@@ -221,7 +221,7 @@ class Showing(RobustnessMonitor):
     """Logs everything that can be logged."""
 
     def charts(self) -> dict[str, list[str]]:
-        return {"accuracy": [f"{self.name}/clean/accuracy$", f"{self.name}/gaussian/[^/]*/accuracy$"]}
+        return {"accuracy": [f"{self.name}/accuracy_clean$", f"{self.name}_levels/gaussian/[^/]*/accuracy$"]}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loggers.log_layout(trainer, self)
@@ -294,7 +294,7 @@ def test_tensorboard_puts_the_tags_into_the_charts(served):
         }
         for title, tags in charts.items()
     }
-    accuracies = {f"robustness/{probe}/accuracy" for probe in ("clean", "gaussian/0.1", "gaussian/0.5")}
+    accuracies = {"robustness/accuracy_clean", *(f"robustness_levels/gaussian/{level}/accuracy" for level in (0.1, 0.5))}
     assert shown == {"noise": {"noise/input/level"}, "accuracy": accuracies}
 
 
