@@ -97,7 +97,7 @@ def test_two_halves_merge_into_the_whole(metric):
 
 def same_values(*estimates: Any) -> bool:
     first, second = ([total, *rest] for total, rest in estimates)
-    return repr(first) == repr(second)  # not a number is as itself
+    return repr(first) == repr(second)  # NaN equals itself
 
 
 @pytest.mark.parametrize("places", [(), (3,), (2, 3)])
@@ -125,7 +125,7 @@ def test_the_estimates_are_those_of_all_data_and_of_the_data_without_each_group(
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_estimates_are_no_numbers_where_a_prediction_is_none(metric):
+def test_estimates_are_nan_if_a_prediction_is_nan(metric):
     broken = metric(n_groups=4)
     batch = batch_of(broken)
     batch["preds"] = batch["preds"].clone()
@@ -176,7 +176,7 @@ def test_ece_of_a_certain_model_is_its_error(right, expected):
     assert metric.compute().item() == expected
 
 
-def test_a_prediction_that_is_no_number_makes_the_error_none_and_not_the_bins():
+def test_a_nan_prediction_makes_the_ece_nan():
     logits, target = predictions(20)
     for broken in (math.nan, math.inf):
         logits[3, 1] = broken
@@ -188,7 +188,7 @@ def test_a_prediction_that_is_no_number_makes_the_error_none_and_not_the_bins():
 
 @pytest.mark.parametrize("metric", EXACT_METRICS[1:])
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_prediction_that_is_no_number_is_an_error(metric, broken):
+def test_a_prediction_that_is_not_finite_is_an_error(metric, broken):
     logits, target = predictions(20)
     logits[3, 1] = broken
     values = metric()
@@ -222,7 +222,7 @@ def test_cross_entropy_equals_that_of_scikit_learn(n):
     assert metric.compute().item() == pytest.approx(reference, rel=1e-6)
 
 
-def test_losses_of_any_size_add_up_and_those_without_bound_are_none():
+def test_losses_of_any_size_add_up_and_infinite_losses_are_refused():
     losses = torch.tensor([2.0**40, 2.0**39, 1e9, 2.0**20 + 0.125])  # beyond a few, the loss of (-z, 0) is z
     metric = CrossEntropy()
     for _ in range(100):  # 2^24 times the sum would not fit 64 bits

@@ -194,14 +194,14 @@ def test_the_temperature_is_next_to_the_optimum_and_undoes_a_scale(scale):
     assert scale == 1 or values["scaled_ece"] < unscaled.compute() / 3
 
 
-def test_one_is_a_temperature_and_none_without_predictions():
+def test_one_is_a_temperature_and_without_predictions_it_is_nan():
     assert TemperatureScaling.temperatures[15] == 1
     assert (min(TemperatureScaling.temperatures), max(TemperatureScaling.temperatures)) == (0.1, 10)
     with pytest.warns(UserWarning, match="before the ``update``"):
         assert TemperatureScaling().compute()["temperature"].isnan()
 
 
-def test_a_class_without_probability_has_no_temperature():
+def test_a_class_of_probability_0_is_an_error():
     metric = TemperatureScaling()
     metric.update(torch.tensor([[0.0, -math.inf]]), torch.tensor([1]))
     with pytest.raises(ValueError, match="infinite loss"):
@@ -367,7 +367,7 @@ def test_detection_equals_its_definitions(n, n_levels):
     assert values["noise_detected"] == plain_detected(noisy.tolist(), clean.tolist())
 
 
-def test_noise_that_is_not_there_is_not_detected_and_ties_are_told_for_none():
+def test_absent_noise_and_ties_are_not_detected():
     clean = predictions(1000)[0]
     metric = NoiseDetection()
     metric.update(clean, clean)

@@ -158,7 +158,7 @@ def test_an_exponential_over_many_orders_of_magnitude_is_finite():
         assert math.isclose(schedules.Exponential(start, end)(Progress(0, 0, 0.5)), 1.0, rel_tol=1e-12)
 
 
-def test_what_switches_decibels_off_goes_around_them():
+def test_a_window_around_decibels_switches_the_noise_off():
     gated = schedules.Window(schedules.Amplitude(20.0), begin=2, unit="epoch")
     assert [gated(Progress(0, epoch, None)) for epoch in range(4)] == [0, 0, 0.1, 0.1]
 
@@ -278,6 +278,6 @@ def test_a_run_without_an_end_refuses_fractions(schedule):
         lambda: schedules.Every(0.1, every=2, length=0),
     ],
 )
-def test_times_that_make_no_sense_are_refused(build):
+def test_invalid_times_are_refused(build):
     with pytest.raises(ValueError, match="must"):
         build()
