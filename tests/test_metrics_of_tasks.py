@@ -10,25 +10,28 @@ import torch
 import torch.nn.functional as F
 from helpers_metrics import assert_same_values, predictions
 
-from lightning_noise.evaluation.old_tasks import LOGGED, Task, as_classes, check_target, monitor_metrics
 from lightning_noise.metrics import CrossEntropy
 from lightning_noise.metrics.base import Predictions
+from lightning_noise.tasks import Binary, Multiclass, Multilabel, Regression, Task
+
+TASKS = [Multiclass(), Binary(), Multilabel(), Regression()]
 
 
 def of_task(task: Task, n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    if task == "multiclass":
+    if task == Multiclass():
         return predictions(n)
-    shape = (n, 3) if task == "multilabel" else (n,)
+    shape = (n, 3) if task == Multilabel() else (n,)
     preds = 2 * torch.randn(shape, generator=generator)
-    return preds, torch.randn(shape, generator=generator) if task == "regression" else (torch.randn(shape) > 0).float()
+    numbers = torch.randn(shape, generator=generator)
+    return preds, numbers if task == Regression() else (numbers > 0).float()
 
 
-@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel", "regression"])
-def test_a_monitor_measures_what_each_metric_does(task):
-    preds, target = as_classes(*of_task(task), task)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_metrics_of_a_task_are_those_of_each_metric_alone(task):
+    preds, target = task.read(*of_task(task))
     clean, groups = preds + 1, torch.arange(64) % 20
-    metrics = monitor_metrics(task, 5, n_groups=20)
+    metrics = task.metrics(preds, n_groups=20)
     for clean_preds in (clean, Predictions(clean)):
         metrics.reset()
         for rows in torch.arange(64).split(23):
@@ -36,7 +39,7 @@ def test_a_monitor_measures_what_each_metric_does(task):
             metrics.update(preds=preds[rows], target=target[rows], clean_preds=part, groups=groups[rows])
         total, rest = metrics.estimates()
         assert metrics.compute().keys() == total.keys() == rest[0].keys()
-        assert task == "regression" or set(LOGGED) <= total.keys()
+        assert {task.main, task.governed, *task.logged, *task.compared} <= total.keys() == set(task.names)
         for metric in metrics.values():
             alone: Any = copy.deepcopy(metric)
             alone.reset()
@@ -52,9 +55,9 @@ def test_a_binary_logit_becomes_two_of_the_same_probability_and_loss(shape, dtyp
     generator = torch.Generator().manual_seed(0)
     z = 3 * torch.randn(shape, generator=generator)
     target = torch.randint(0, 2, shape, generator=generator).to(dtype)
-    check_target(target, torch.zeros(1, 2), "binary")
-    for task in ("binary", "multilabel"):
-        logits, classes = as_classes(z.double(), target, task)
+    Binary().check(target, torch.zeros(1, 2))
+    for task in (Binary(), Multilabel()):
+        logits, classes = task.read(z.double(), target)
         assert logits.shape == (shape[0], 2, *shape[1:])
         assert classes.dtype == torch.long
         assert torch.equal(classes, target.long())
@@ -63,7 +66,7 @@ def test_a_binary_logit_becomes_two_of_the_same_probability_and_loss(shape, dtyp
         loss.update(logits, classes)
         reference = F.binary_cross_entropy_with_logits(z.double(), target.double()).item()
         assert loss.estimates()[0]["loss"] == pytest.approx(reference, abs=2**-24)  # the resolution of the sums
-    squeezed, classes = as_classes(z[:, None], target, "binary")
+    squeezed, classes = Binary().read(z[:, None], target)
     assert torch.equal(squeezed, logits.float())
     assert classes.shape == shape
 
@@ -78,50 +81,76 @@ def test_predictions_that_are_read_once_can_meet_several_targets():
 
 
 def test_half_precision_is_read_in_float32():
-    for task in ("multiclass", "binary", "regression"):
+    for task in TASKS:
         preds, target = of_task(task)
-        assert as_classes(preds.half(), target, task)[0].dtype == torch.float32
+        assert task.read(preds.half(), target)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_governed_metrics_are_those_of_all_metrics(task):
+    preds, target = task.read(*of_task(task))
+    every, governed = task.metrics(preds, n_groups=20), task.governed_metrics(n_groups=20)
+    for metrics in (every, governed):
+        metrics.update(preds=preds, clean_preds=preds, target=target, groups=torch.arange(64) % 20)
+    (total, rest), (one, without) = every.estimates(), governed.estimates()
+    assert {task.governed, *(["signed_gap"] if task.has_classes else [])} <= one.keys()
+    assert repr(one) == repr({key: total[key] for key in one})
+    assert repr(without) == repr([{key: values[key] for key in one} for values in rest])
+
+
+def test_the_mean_of_the_target_and_one_of_the_classes_have_the_metric_of_a_guess():
+    target = of_task(Regression())[1]
+    metrics = Regression().governed_metrics()
+    metrics.update(preds=target.mean().expand(64), clean_preds=target, target=target)
+    # a difference of sums of 64 numbers in float64
+    assert metrics.totals()["r2"] == pytest.approx(Regression().chance(target), abs=1e-6)
+    target = torch.arange(60) % 5
+    metrics = Multiclass().governed_metrics()
+    logits = torch.eye(5)[torch.zeros(60).long()]
+    metrics.update(preds=logits, clean_preds=logits, target=target)
+    assert metrics.totals()["accuracy"] == Multiclass().chance(logits) == 0.2
 
 
 @pytest.mark.parametrize(
     ("task", "preds", "target"),
     [
-        ("multiclass", torch.zeros(4), torch.zeros(4).long()),
-        ("multiclass", torch.zeros(4, 1), torch.zeros(4).long()),
-        ("multiclass", torch.zeros(4, 3), torch.zeros(4, 1).long()),
-        ("multiclass", torch.zeros(4, 3).long(), torch.zeros(4).long()),
-        ("multiclass", None, torch.zeros(4).long()),
-        ("binary", torch.zeros(4, 2), torch.zeros(4)),
-        ("binary", torch.zeros(4), torch.zeros(4, 1)),
-        ("binary", torch.zeros(4).bool(), torch.zeros(4)),
-        ("multilabel", torch.zeros(4, 3), torch.zeros(4)),
-        ("multilabel", torch.zeros(4, 1), torch.zeros(4)),
-        ("regression", torch.zeros(4, 1), torch.zeros(4)),
-        ("regression", torch.zeros(4), torch.zeros(4).long()),
+        (Multiclass(), torch.zeros(4), torch.zeros(4).long()),
+        (Multiclass(), torch.zeros(4, 1), torch.zeros(4).long()),
+        (Multiclass(), torch.zeros(4, 3), torch.zeros(4, 1).long()),
+        (Multiclass(), torch.zeros(4, 3).long(), torch.zeros(4).long()),
+        (Multiclass(), None, torch.zeros(4).long()),
+        (Binary(), torch.zeros(4, 2), torch.zeros(4)),
+        (Binary(), torch.zeros(4), torch.zeros(4, 1)),
+        (Binary(), torch.zeros(4).bool(), torch.zeros(4)),
+        (Multilabel(), torch.zeros(4, 3), torch.zeros(4)),
+        (Multilabel(), torch.zeros(4, 1), torch.zeros(4)),
+        (Regression(), torch.zeros(4, 1), torch.zeros(4)),
+        (Regression(), torch.zeros(4), torch.zeros(4).long()),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(task, preds, target):
-    with pytest.raises(ValueError, match=f"the module returned .* but the task '{task}' reads .*; give predict=…, target=…"):
-        as_classes(preds, target, task)
+    name = type(task).__name__
+    with pytest.raises(ValueError, match=rf"the module returned .* but {name}\(\) expects .*; give predict=…, target=…"):
+        task.read(preds, target)
 
 
 @pytest.mark.parametrize(
     ("task", "target", "message"),
     [
-        ("multiclass", torch.tensor([0, 3]), r"class indices in \[0, 3\), got int64 \(2,\) from 0 to 3"),
-        ("multiclass", torch.tensor([0, -1]), "from -1 to 0"),
-        ("multiclass", torch.tensor([0.0, 1.0]), "got float32 .* give 'binary'"),
-        ("multiclass", torch.tensor([True, False]), "got bool"),
-        ("binary", torch.tensor([0.0, 0.3]), "the task 'binary' reads targets of 0 and 1, got float32"),
-        ("multilabel", torch.tensor([[0, 2]]), "the task 'multilabel' reads targets of 0 and 1, got int64 .* from 0 to 2"),
+        (Multiclass(), torch.tensor([0, 3]), r"class indices in \[0, 3\), got int64 \(2,\) from 0 to 3"),
+        (Multiclass(), torch.tensor([0, -1]), "from -1 to 0"),
+        (Multiclass(), torch.tensor([0.0, 1.0]), r"got float32 .* give task=tasks\.Binary"),
+        (Multiclass(), torch.tensor([True, False]), "got bool"),
+        (Binary(), torch.tensor([0.0, 0.3]), r"Binary\(\) expects targets of 0 and 1, got float32"),
+        (Multilabel(), torch.tensor([[0, 2]]), r"Multilabel\(\) expects targets of 0 and 1, got int64 .* from 0 to 2"),
     ],
 )
 def test_targets_that_are_not_of_the_task_are_refused(task, target, message):
     with pytest.raises(ValueError, match=message):
-        check_target(target, torch.zeros(1, 3), task)
+        task.check(target, torch.zeros(1, 3))
 
 
 def test_what_targets_can_be_is_taken():
-    check_target(torch.tensor([0, 2]), torch.zeros(2, 3), "multiclass")
-    check_target(torch.zeros(0), torch.zeros(0, 3), "multiclass")
-    check_target(torch.tensor([0.5, -7.0]), torch.zeros(2), "regression")
+    Multiclass().check(torch.tensor([0, 2]), torch.zeros(2, 3))
+    Multiclass().check(torch.zeros(0), torch.zeros(0, 3))
+    Regression().check(torch.tensor([0.5, -7.0]), torch.zeros(2))

@@ -30,7 +30,8 @@ def test_the_laws_of_a_rule(rule, law):
 
 def seen(retention: float = 1.0, clean: float = 0.9, *, governor: Governor = PROMPT, error: float = 0.0) -> Observation:
     """A validation in which so much of the clean skill is left at the boundary."""
-    boundary = governor.chance + retention * (clean - governor.chance)
+    chance = governor.chance or 0.0
+    boundary = chance + retention * (clean - chance)
     return Observation(clean, boundary, error, signed_gap=0.0, n=500)
 
 
@@ -306,7 +307,7 @@ def test_a_level_and_its_rule_are_values():
 
 def test_a_state_is_made_of_what_json_can_hold():
     for rule in RULES.values():
-        state, _ = rule.update(rule.init(0.2), seen())
+        state, _ = rule.update(rule.init(0.2), seen()._replace(chance=0.1))
         assert json.loads(json.dumps(state)) == state
 
 
