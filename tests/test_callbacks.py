@@ -21,8 +21,9 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_noise import AdaptiveLevel, InputNoise, Key, noise, schedules
+from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.loop.dispatch import TrainingDispatcher
-from lightning_noise.rules import AnyLevel, SignedGap
+from lightning_noise.rules import SignedGap
 from lightning_noise.schedules import Level
 from lightning_noise.testing import global_streams
 
