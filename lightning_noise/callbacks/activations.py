@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ class OutputCallback(NoiseCallback):
         noise: The noise, if the callback has one.
     """
 
+    judged_by_epoch: ClassVar[bool] = True  # one of several networks, or an auxiliary one, need not run in each step
+
     def __init__(
         self,
         level: AnyLevel | None,
@@ -82,8 +84,6 @@ class OutputCallback(NoiseCallback):
         self.modules = modules
         self._handles: list[RemovableHandle] = []
         self._in_force: _InForce | None = None
-        self._ran: bool | None = None  # whether a module did in this step, if one was to
-        self._ran_in_epoch: bool | None = None
 
     @abstractmethod
     def noisy(self, call: Call) -> Any:
@@ -108,35 +108,13 @@ class OutputCallback(NoiseCallback):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._in_force = _InForce(batch, level, key, calls, earlier=Counter(calls))
             yield batch
-        if not context.is_probe:
-            self._ran = bool(self._ran or calls)
-        elif not calls:
-            self._refuse("the prediction")
+        perturbation.effective = bool(calls)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
         self._register(pl_module)
         # what an earlier run has compiled knows of no hooks, and torch does not look again (pytorch #117758)
         torch.compiler.reset()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._ran = self._ran_in_epoch = None
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        skipped = pl_module.automatic_optimization and not outputs
-        if self._ran is not None and not skipped:
-            self._ran_in_epoch = bool(self._ran_in_epoch or self._ran)
-        self._ran = None
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # not after a step: one of several networks, or an auxiliary one, need not run in each
-        if self._ran_in_epoch is False:
-            self._refuse("the training epoch")
-        self._ran_in_epoch = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
@@ -175,10 +153,10 @@ class OutputCallback(NoiseCallback):
             handle.remove()
         self._handles = []
 
-    def _refuse(self, what: str) -> None:
-        raise ValueError(
-            f"{what} called none of the modules that {self.name!r} changes the output of, so it did nothing. Only a call "
-            "module(x) counts, and not module.forward(x) or the use of its weights; say other modules=…"
+    def describe_no_effect(self, where: str) -> str:
+        return (
+            f"{where} called none of the modules whose output {self.name!r} changes, so it did nothing. Only a call "
+            "module(x) counts, not module.forward(x) or a use of its weights; select other modules with modules=…"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,7 +24,6 @@ from lightning_noise.loop.internals import (
 )
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import logging_step, outline, progress_at, run_seed
-from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
 from lightning_noise.rules import Rule
@@ -55,7 +53,11 @@ class NoiseCallback(Callback, Perturbing):
 
     Attributes:
         adaptive: What moves an adaptive level.
+        judged_by_epoch: Whether nothing but an epoch without any effect is an error. Default: every step is, until the first
+            step that has an effect.
     """
+
+    judged_by_epoch: ClassVar[bool] = False
 
     def __init__(self, level: AnyLevel | None, *, noise: Noise | LabelNoise | None = None, seed: int | None, name: str):
         if isinstance(level, Rule):
@@ -88,11 +90,19 @@ class NoiseCallback(Callback, Perturbing):
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was
         self._is_logged = False  # this batch
-        self._stats: dict[str, float | Tensor] = {}
+        self._perturbations: list[Perturbation] = []  # of this step, which may fetch several batches
+        self._effective: bool | None = None  # whether anything was changed, since it was to be
 
     def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
         """Returns the perturbation of a batch, to be entered."""
-        return Perturbation(partial(self.perturb, context, batch, level, key))
+        return Perturbation(partial(self._perturb_and_check, context, batch, level, key))
+
+    def _perturb_and_check(
+        self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation
+    ) -> Iterator[Any]:
+        yield from self.perturb(context, batch, level, key, perturbation)
+        if context.is_probe and perturbation.effective is False:
+            raise ValueError(self.describe_no_effect("the prediction"))
 
     @abstractmethod
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
@@ -108,7 +118,11 @@ class NoiseCallback(Callback, Perturbing):
 
     @abstractmethod
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        """Raises an error where the callback cannot work on the first batch of a fit, whatever the level is then."""
+        """Raises an error if the callback cannot work on the first batch of a fit, whatever the level is then."""
+
+    def describe_no_effect(self, where: str) -> str:
+        """Returns the error message for a step, an epoch or a prediction in which nothing was changed."""
+        return f"{self.name!r} changed nothing in {where}"
 
     def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         if not self._checked:
@@ -119,13 +133,12 @@ class NoiseCallback(Callback, Perturbing):
         training = not recomputes_statistics(trainer)
         self.current_level = self._level_at(progress_at(trainer, batch_idx)) if training else 0.0
         self._is_logged = training and should_log(trainer)
-        self._stats = {}
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> Perturbation:
         key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
         context = Context(trainer, trainer.lightning_module, is_logged=self._is_logged)
         perturbation = self.perturbation(context, batch, self.current_level, key)
-        self._stats = perturbation.stats
+        self._perturbations.append(perturbation)
         return perturbation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -142,12 +155,12 @@ class NoiseCallback(Callback, Perturbing):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_run(trainer)
-        self._checked = False
+        self._checked, self._effective = False, None
         TrainingDispatcher.attach(trainer)
         loggers.log_text(trainer, f"noise/{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._is_logged = False
+        self._is_logged, self._perturbations = False, []
         if not _fetches_itself(trainer):  # there, the batch is known when it is fetched
             self.start_batch(trainer, batch, batch_idx)
 
@@ -164,7 +177,20 @@ class NoiseCallback(Callback, Perturbing):
     ) -> None:
         _end_perturbations(trainer)
         if self._is_logged:
-            self._log(trainer, {"level": self.current_level, **self._stats})
+            stats = self._perturbations[-1].stats if self._perturbations else {}
+            self._log(trainer, {"level": self.current_level, **stats})
+        effects = [perturbation.effective for perturbation in self._perturbations if perturbation.effective is not None]
+        self._perturbations = []
+        is_skipped = pl_module.automatic_optimization and not outputs  # which says nothing about effects
+        if effects and not is_skipped:
+            self._effective = any([self._effective, *effects])
+        if not self.judged_by_epoch:
+            self._check_effect("the training step")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.judged_by_epoch:
+            self._check_effect("the training epoch")
+            self._effective = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.adaptive is not None:
@@ -201,6 +227,10 @@ class NoiseCallback(Callback, Perturbing):
     @property
     def _seed(self) -> int:
         return run_seed() if self.seed is None else self.seed
+
+    def _check_effect(self, where: str) -> None:
+        if self._effective is False:
+            raise ValueError(self.describe_no_effect(where))
 
     def _check_run(self, trainer: Trainer) -> None:
         """Refuses what cannot work in this run at its start and not hours later."""
@@ -251,7 +281,6 @@ class TargetCallback(NoiseCallback):
             raise ValueError(f"via must be 'loss', 'batch' or 'sample', got {via!r}")
         self.target: Any = target
         self.via = via
-        self._applied: bool | None = None  # whether a loss was changed, since one was to be
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -269,30 +298,13 @@ class TargetCallback(NoiseCallback):
         """Whether class indices stay as they are in the batch."""
         return self.via == "loss"
 
-    @contextmanager
-    def changing_the_loss(self, mode: LabelLoss) -> Iterator[None]:
-        """Changes the losses of the target within, and takes note whether there was one."""
-        with mode:
-            yield
-        self._applied = bool(self._applied) or mode.applied
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._applied = None
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._applied is False and pl_module.automatic_optimization and not outputs:
-            self._applied = None  # a step that was skipped says nothing
-        if self._applied is False:
-            raise ValueError(
-                f"the training step computed no cross_entropy, nll_loss or binary_cross_entropy_with_logits of the target, so "
-                f"{self.name!r} did nothing. Say target=… if the target is another leaf; via='batch' hands probabilities to "
-                "the module, and via='sample' hard labels that are drawn from them, which suit any loss; a number that is "
-                "regressed must be floating-point"
-            )
+    def describe_no_effect(self, where: str) -> str:
+        return (
+            f"{where} computed no cross_entropy, nll_loss or binary_cross_entropy_with_logits of the target, so "
+            f"{self.name!r} did nothing. Type target=… if the target is another leaf; via='batch' hands probabilities to "
+            "the module, and via='sample' hard labels that are drawn from them, which suit any loss; a number that is "
+            "regressed must be floating-point"
+        )
 
 
 def check_parameters_are_whole(trainer: Trainer, name: str) -> None:

@@ -81,7 +81,6 @@ class GradientNoise(NoiseCallback):
     ):
         self.noise = as_noise(noise)
         super().__init__(InverseTime(0.1) if level is None else level, noise=self.noise, seed=seed, name=name)
-        self._reached = False  # by the hook before an update
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         if self.noise.is_known:  # a function may count its calls
@@ -99,22 +98,32 @@ class GradientNoise(NoiseCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        self._reached = True
-        if self.current_level != 0:
-            # no rank: all processes must add the same noise
+        if self._perturbations:
+            perturbation = self._perturbations[-1]
+            perturbation.effective = True
+            # no rank: all ranks must add the same noise
             key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
-            self._perturb(_gradients(pl_module, optimizer), key, _scale(trainer, optimizer))
+            ratio = self._perturb(_gradients(pl_module, optimizer), key, _scale(trainer, optimizer))
+            if ratio is not None:
+                perturbation.stats["ratio"] = ratio
 
     def resume(self, parameters: list[Parameter], *, updated: bool) -> None:
-        if updated and not self._reached and self.current_level != 0:
-            raise ValueError(
-                f"an optimizer has stepped past Lightning, so {self.name!r} did nothing to its gradients; "
-                "step the one of self.optimizers(), without use_pl_optimizer=False"
-            )
-        self._reached = False
+        if not self._perturbations:
+            return
+        perturbation = self._perturbations[-1]
+        if updated and not perturbation.effective:
+            raise ValueError(self.describe_no_effect("an update"))
+        perturbation.effective = None  # each update is judged by itself
+
+    def describe_no_effect(self, where: str) -> str:
+        return (
+            f"an optimizer has stepped past Lightning, so {self.name!r} did nothing to its gradients; "
+            "step an optimizer of self.optimizers(), without use_pl_optimizer=False"
+        )
 
     @torch.no_grad()
-    def _perturb(self, gradients: dict[str, Tensor], key: Key, scale: Tensor | None) -> None:
+    def _perturb(self, gradients: dict[str, Tensor], key: Key, scale: Tensor | None) -> Tensor | None:
+        """Perturbs the gradients, and returns the ratio of the noise to them if it is logged."""
         signal = error = torch.zeros(())
         for name, gradient in gradients.items():
             clean = gradient.clone() if self._is_logged else None
@@ -122,8 +131,7 @@ class GradientNoise(NoiseCallback):
             part.copy_(self._noisy(part, parameter_key(key, name, gradient), scale))
             if clean is not None:
                 signal, error = signal + _energy(clean), error + _energy(gradient.float() - clean.float())
-        if self._is_logged:
-            self._stats["ratio"] = (error / signal).sqrt()
+        return (error / signal).sqrt() if self._is_logged else None
 
     def _noisy(self, gradient: Tensor, key: Key, scale: Tensor | None) -> Tensor:
         if scale is None:

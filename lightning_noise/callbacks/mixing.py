@@ -116,14 +116,17 @@ class _Mixing(TargetCallback):
         mix = self._mix(get(batch, paths[0]), level, key)
         perturbation.stats["lam"] = mix.lam.mean()
         batch = modify(batch, paths, lambda leaf, path: like(leaf, mix.of_input(leaf.detach().as_subclass(Tensor))))
+        modes = []
         with ExitStack() as stack:
             for path in self._target_paths(batch):
                 target = get(batch, path)
                 if self._is_softened(target, mix):
-                    stack.enter_context(self.changing_the_loss(self._mode(target, mix)))
+                    modes.append(stack.enter_context(self._mode(target, mix)))
                 else:
                     batch = modify(batch, [path], lambda leaf, path: self._mixed(leaf, mix, key))
             yield batch
+        if modes:
+            perturbation.effective = any(mode.applied for mode in modes)
 
     def _target_paths(self, batch: Any) -> list[Path]:
         targets = self.target if isinstance(self.target, list | tuple) else [self.target]

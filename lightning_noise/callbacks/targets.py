@@ -110,8 +110,9 @@ class TargetNoise(TargetCallback):
         if not isinstance(self.noise, LabelNoise):
             yield perturb_batch(batch, [path], self.noise, level, key)
         elif self.via == "loss":
-            with self.changing_the_loss(self._mode(self.noise, batch, target, level, key)):
+            with self._mode(self.noise, batch, target, level, key) as mode:
                 yield batch
+            perturbation.effective = mode.applied
         elif self.via == "batch":
             soft = self.noise.probabilities(target, level, ignore_index=self.ignore_index)
             yield modify(batch, [path], lambda leaf, path: soft)

@@ -134,8 +134,7 @@ class WeightNoise(NoiseCallback):
         self.params = params
         self.gradient: GradientOf = gradient
         self._noisy: PerturbedParameters | None = None  # during a perturbation
-        self._norms: dict[str, Tensor] = {}  # of the weights, at the last step that was logged
-        self._first_norms: dict[str, Tensor] | None = {}  # when the noise began; None: there has been a warning
+        self._first_norms: dict[str, Tensor] | None = {}  # of the weights, when the noise began; None after a warning
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         noisy = self._of(pl_module, 0.01, Key(("trial",)))
@@ -152,7 +151,7 @@ class WeightNoise(NoiseCallback):
         try:
             self._noisy.enter()
             if context.is_logged:
-                perturbation.stats["ratio"] = self._measure(self._noisy)
+                perturbation.stats["ratio"] = self._measure(context.trainer, self._noisy)
             yield batch
             if not context.is_probe:
                 self._noisy.check_untouched(self._noisy.names)
@@ -178,30 +177,23 @@ class WeightNoise(NoiseCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._norms, self._first_norms = {}, {}
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._warn_of_growth(trainer)
+        self._first_norms = {}
 
     def _of(self, pl_module: LightningModule, level: float, key: Key) -> PerturbedParameters:
         return PerturbedParameters(
             pl_module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient
         )
 
-    def _measure(self, noisy: PerturbedParameters) -> Tensor:
-        """The norm of all noise over that of all weights."""
+    def _measure(self, trainer: Trainer, noisy: PerturbedParameters) -> Tensor:
+        """Returns the ratio of the norm of all noise to the norm of all weights."""
         norms = noisy.norms()
         noise, weights = (torch.stack(of_tensors).norm() for of_tensors in zip(*norms.values(), strict=True))
-        if noisy.is_absolute:  # else the noise grows with the weights
-            self._norms = {name: weight for name, (_, weight) in norms.items()}
+        if noisy.is_absolute:  # other noise grows with the weights
+            self._warn_of_growth(trainer, {name: weight for name, (_, weight) in norms.items()})
         return noise / weights
 
-    def _warn_of_growth(self, trainer: Trainer) -> None:
-        norms, self._norms = self._norms, {}
-        if not norms or self._first_norms is None:
+    def _warn_of_growth(self, trainer: Trainer, norms: dict[str, Tensor]) -> None:
+        if self._first_norms is None:
             return
         first = self._first_norms = norms | self._first_norms
         # what began at 0 has not grown to escape
