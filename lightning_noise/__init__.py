@@ -2,8 +2,9 @@
 
 from lightning_noise import labels, metrics, noise, plots, report, rules, schedules, tasks, testing
 from lightning_noise._version import __version__
-from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
+from lightning_noise.callbacks.activations import ActivationNoise
 from lightning_noise.callbacks.adaptive import AdaptiveLevel
+from lightning_noise.callbacks.embeddings import EmbeddingNoise
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.mixing import CutMix, Mixup

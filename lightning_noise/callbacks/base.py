@@ -101,7 +101,7 @@ class NoiseCallback(Callback, Perturbing):
         self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation
     ) -> Iterator[Any]:
         yield from self.perturb(context, batch, level, key, perturbation)
-        if context.is_probe and perturbation.effective is False:
+        if perturbation.effective is False and context.is_probe:
             raise ValueError(self.describe_no_effect("the prediction"))
 
     @abstractmethod
