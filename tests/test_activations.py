@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lightning_noise import InputNoise, Key, LabelSmoothing, RobustnessMonitor, noise, schedules
 from lightning_noise.batch import format_path, leaves
-from lightning_noise.callbacks.activations import ActivationNoise, EmbeddingNoise
+from lightning_noise.callbacks.activations import ActivationNoise
+from lightning_noise.callbacks.embeddings import EmbeddingNoise
 from lightning_noise.perturb.outputs import perturb_output
 
 # --- where the noise is, and which

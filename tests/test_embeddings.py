@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_noise import Key
-from lightning_noise.callbacks.activations import EmbeddingNoise
+from lightning_noise.callbacks.embeddings import EmbeddingNoise
 from lightning_noise.loop.perturbation import Context
 
 N_WORDS, LENGTH, WIDTH = 20, 7, 6
