@@ -377,8 +377,8 @@ class Custom(Task):
     """Metrics of your own.
 
     They are given the output of the module as it is, the target, and ``clean_preds=`` if a metric takes it. The output must be
-    a tensor with a row for each row of the target. The main metric is ``"accuracy"``, or else the first. Intervals are not
-    known, because a ``MetricCollection`` keeps no groups apart.
+    a tensor with a row for each row of the target. The main metric is ``"accuracy"``, or else the first;
+    torchmetrics sorts a dict of metrics by name. Intervals are not known, because a ``MetricCollection`` keeps no groups apart.
 
     Args:
         collection: A metric of torchmetrics or of this package, or a ``MetricCollection``; each value must be one number.

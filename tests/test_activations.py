@@ -414,7 +414,8 @@ def test_a_monitor_perturbs_activations_without_a_callback_in_the_trainer(part):
 
     module, given = held_out(part)
     metrics = measured(given)
-    assert metrics["robustness/clean/loss"] < metrics["robustness/activation/2/loss"] < metrics["robustness/activation/5/loss"]
+    weak, strong = (metrics[f"robustness_levels/activation/{level}/loss"] for level in (2, 5))
+    assert metrics["robustness/loss_clean"] < weak < strong
     assert not hooks(module)
     if part == "none":
         # a draw for each sample, whatever batch it is in; the losses are means of float32 in another order
@@ -429,7 +430,9 @@ def test_a_callback_is_a_probe_of_the_fit_that_it_perturbs():
         monitors = [RobustnessMonitor(probe or callback, [2.0], name=f"monitor{i}") for i, probe in enumerate(probes)]
         module, trainer = fit([callback, *monitors], module=lambda: Layers(lr=0.1))
         assert not hooks(module)
-        return weights(module), [float(trainer.callback_metrics[f"monitor{i}/activation/2/loss"]) for i in range(len(probes))]
+        return weights(module), [
+            float(trainer.callback_metrics[f"monitor{i}_levels/activation/2/loss"]) for i in range(len(probes))
+        ]
 
     monitored, (own, other) = run(None, ActivationNoise(noise.Gaussian(), 0.0, "net.1"))
     assert own == other
@@ -474,7 +477,8 @@ def test_a_transformer_with_padding_can_be_probed(part, enabled):
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
     clean, at_0, at_3 = (
-        float(trainer.callback_metrics[f"robustness/{key}/loss"]) for key in ("clean", "activation/0", "activation/3")
+        float(trainer.callback_metrics[f"robustness{key}"])
+        for key in ("/loss_clean", "_levels/activation/0/loss", "_levels/activation/3/loss")
     )
     assert at_0 == pytest.approx(clean, rel=1e-5)  # the two paths differ in their roundings, of float32
     assert at_3 != at_0

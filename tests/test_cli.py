@@ -46,6 +46,8 @@ from lightning_noise import (
     tasks,
 )
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.evaluation.conditions import Condition
+from lightning_noise.evaluation.results import Estimate
 from lightning_noise.rules import Governor, SignedGap
 from lightning_noise.schedules import Progress
 
@@ -332,10 +334,12 @@ def test_noise_in_the_model_reads_back(call, tmp_path: Path):
 def test_metrics_of_ones_own_read_back(tmp_path: Path):
     hits: Any = partial(MulticlassAccuracy, 3, average="micro")
     metrics: Any = partial(MetricCollection, {"hits": hits})
-    cli = read(write(tmp_path, [partial(RobustnessMonitor, noise.Gaussian(), metrics=metrics)]))
+    cli = read(write(tmp_path, [partial(RobustnessMonitor, noise.Gaussian(), task=partial(tasks.Custom, metrics))]))
     for each in (cli, read(saved(cli))):
         callbacks: list[pl.Callback] = each.trainer.callbacks  # type: ignore[attr-defined]
-        (read_back,) = [callback.metrics for callback in callbacks if isinstance(callback, RobustnessMonitor)]
+        (task,) = [callback.task for callback in callbacks if isinstance(callback, RobustnessMonitor)]
+        assert isinstance(task, tasks.Custom)
+        read_back = task.collection
         assert isinstance(read_back, MetricCollection)
         assert isinstance(read_back["hits"], MulticlassAccuracy)
         assert read_back["hits"].average == "micro"
@@ -371,7 +375,8 @@ CALLBACKS = [
         inputs=0,
         target=1,
         predict=logit_of,
-        metrics="binary",
+        task=tasks.Binary(),
+        logged=["accuracy", "brier"],
         n_draws=2,
         baseline="earlier",
         clip=(-2.0, 2.0),
@@ -397,7 +402,7 @@ FLAGS = """
     --trainer.callbacks.inputs=[0]
     --trainer.callbacks.probability=0.5
     --trainer.callbacks.per_sample=true
-    --trainer.callbacks.relative=true
+    --trainer.callbacks.relative=std
     --trainer.callbacks.clip=[-2.0, null]
     --trainer.callbacks.seed=3
     --trainer.callbacks.name=first
@@ -408,11 +413,12 @@ FLAGS = """
     --trainer.callbacks.inputs=0
     --trainer.callbacks.target=1
     --trainer.callbacks.predict=test_cli.logit_of
-    --trainer.callbacks.metrics=binary
+    --trainer.callbacks.task=Binary
+    --trainer.callbacks.logged=[accuracy, brier]
     --trainer.callbacks.n_draws=2
     --trainer.callbacks.baseline=earlier
     --trainer.callbacks.clip=[-2.0, 2.0]
-    --trainer.callbacks.relative=true
+    --trainer.callbacks.relative=std
     --trainer.callbacks.every_n_epochs=2
     --trainer.callbacks.max_batches=1
     --trainer.callbacks.dataloader_idx=1
@@ -448,15 +454,16 @@ def fit(config: Path, *flags: str) -> LightningCLI:
 @pytest.mark.parametrize("way", ["file", "command line"])
 def test_a_run_repeats_itself_from_the_config_that_it_saves(way, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    figures = {f"small/{level}/accuracy": 0.5 for level in (0.1, 0.2)}
-    noises = {"small": "Gaussian(), relative='std', clip=(-2.0, 2.0)"}
-    report.write("earlier", report.make(figures, [], [], noises=noises, levels={"small": [0.1, 0.2]}, task="binary"))
+    estimates = [Estimate(Condition("small", level), "accuracy", 0.5) for level in (0.1, 0.2)]
+    noises, levels = {"small": "Gaussian(), relative='std', clip=(-2.0, 2.0)"}, {"small": (0.1, 0.2)}
+    report.write("earlier", report.Report("binary", 0, 1, 0, noises, levels, (), (), tuple(estimates)))
     expected = [comparable(call()) for call in CALLBACKS]
     config = write(tmp_path, CALLBACKS if way == "file" else [], **SETTINGS)
     flags = [line.strip() for line in FLAGS.strip().splitlines()] if way == "command line" else []
     first = fit(config, *flags)
     assert found(first) == expected
-    assert {"second/small/0.1/accuracy", "second/small/0.1/accuracy_se", "second/mce"} <= first.trainer.callback_metrics.keys()
+    keys = {"second_levels/small/0.1/accuracy", "second_levels/small/0.1/brier", "second/mce"}
+    assert keys <= first.trainer.callback_metrics.keys()
     second = fit(tmp_path / "config.yaml")
     assert found(second) == expected
     assert_same(weights(first.model), weights(second.model))

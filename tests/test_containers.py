@@ -193,7 +193,7 @@ def test_a_loader_of_graphs_gets_noise_and_a_monitor():
     )
     assert not torch.equal(module.seen[0].x, data[0].x)
     values = trainer.callback_metrics
-    assert values["robustness/gaussian/3/accuracy"] < values["robustness/clean/accuracy"]
+    assert values["robustness_levels/gaussian/3/accuracy"] < values["robustness/accuracy_clean"]
 
 
 # --- loaders

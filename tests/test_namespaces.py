@@ -27,6 +27,7 @@ from lightning_noise import (
     noise,
     schedules,
     suggest_level,
+    tasks,
 )
 
 NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
@@ -91,7 +92,7 @@ def reporting() -> list[Any]:
     own = MetricCollection({"hits": MulticlassAccuracy(N_CLASSES, average="micro")})
     return [
         RobustnessMonitor(probes, [0.2], n_draws=2),
-        RobustnessMonitor(probes, [0.2], metrics=own, n_draws=2, name="own"),
+        RobustnessMonitor(probes, [0.2], task=tasks.Custom(own), n_draws=2, name="own"),
         ReplayMonitor(probes, [0.2]),
     ]
 
@@ -106,7 +107,12 @@ def test_weights_levels_and_measurements_are_bitwise_those_of_the_other_namespac
     (one, one_trainer), (two, two_trainer) = fits
     assert_same(weights(one), weights(two))
     assert logged[0] == logged[1]
-    keys = ("robustness/gaussian/0.2/loss_se", "own/weight/0.2/hits", "replay/weight/0.2/val_loss", "robustness/score")
+    keys = (
+        "robustness_levels/gaussian/0.2/loss",
+        "own_levels/weight/0.2/hits",
+        "replay/weight/0.2/val_loss",
+        "robustness/score",
+    )
     for tag in ("noise/input/level", "noise/input/snr_db", *keys):
         assert tag in logged[0][0]
     measured = {key: value.item() for key, value in one_trainer.callback_metrics.items()}

@@ -94,9 +94,9 @@ def test_the_probe_is_bitwise_that_of_one_process(noisy, alone):
 
 @pytest.mark.parametrize("loader", ["robustness", "subset", "pairs", "batches"])
 def test_the_measurements_are_those_of_one_process(loader, noisy, alone):
-    measured = {key for key in alone["validated"] if key.startswith(f"{loader}/")}
-    # metrics clean, under two noises and on average; drops and areas, retention where chance is known, and the score
-    assert len(measured) == (2 * 4 + 2 * 3 + 1 if loader in ("pairs", "batches") else 9 * 4 + 2 * 4 + 1)
+    measured = {key for key in alone["validated"] if key.startswith((f"{loader}/", f"{loader}_levels/"))}
+    # the summary, of which the user's metrics have no retention, and the metrics under two noises
+    assert len(measured) == (8 + 2 * 2 if loader in ("pairs", "batches") else 11 + 2 * 3)
     for result in noisy:
         for key in measured:
             # counts are exact; confidences and losses come from batches of another size, in float32
@@ -106,7 +106,7 @@ def test_the_measurements_are_those_of_one_process(loader, noisy, alone):
 def test_rows_that_are_no_samples_are_all_counted(noisy, alone):
     for result in noisy:
         for metric in ("accuracy", "loss"):
-            key = f"views/clean/{metric}"
+            key = f"views/{metric}_clean"
             torch.testing.assert_close(result["validated"][key], alone["validated"][key], rtol=1e-5, atol=1e-6)
 
 
@@ -165,7 +165,8 @@ def test_sharded_weights_are_restored_saved_clean_and_probed(sharded):
         assert len(result["restored"]) == len(result["saved"]) == 6
         assert all(result["restored"])
         assert all(result["saved"])
-        clean, tiny, noisy = (result["measured"][f"robustness/{probe}/loss"] for probe in ("clean", "probe/1e-20", "probe/0.5"))
+        keys = ("robustness/loss_clean", "robustness_levels/probe/1e-20/loss", "robustness_levels/probe/0.5/loss")
+        clean, tiny, noisy = (result["measured"][key] for key in keys)
         assert clean == tiny != noisy
         assert "sharded over processes" in result["refused"]
 

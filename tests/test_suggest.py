@@ -127,7 +127,7 @@ def test_the_accuracies_are_those_of_the_monitor(probe):
     monitored.validate(module, data, verbose=False)
     (tag,) = monitor.levels
     for level, accuracy in result.accuracies.items():
-        key = f"robustness/{tag}/{level:g}/accuracy" if level else "robustness/clean/accuracy"
+        key = f"robustness_levels/{tag}/{level:g}/accuracy" if level else "robustness/accuracy_clean"
         assert monitored.callback_metrics[key].item() == pytest.approx(accuracy, rel=1e-6)  # it logs in float32
     assert len(set(result.accuracies.values())) > 1
 

@@ -283,7 +283,7 @@ def test_a_model_that_was_made_for_inference_can_be_probed():
         module = Network()
     trainer = make_trainer([RobustnessMonitor(WeightNoise(**NOISE), [0.5])])
     trainer.test(module, loader(Rows(13, seed=1)), verbose=False)
-    assert "test/robustness/weight/0.5/accuracy" in trainer.callback_metrics
+    assert "test/robustness/accuracy_worst" in trainer.callback_metrics
 
 
 def test_an_update_that_the_scaler_skips_does_not_end_the_noise():

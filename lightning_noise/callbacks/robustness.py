@@ -274,7 +274,9 @@ class RobustnessMonitor(Callback):
     @property
     def _descriptions(self) -> dict[str, str]:
         """The noises in words, without what has a meaning in training alone."""
-        options = "".join(f", {key}={value}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value)
+        options = "".join(
+            f", {key}={value!r}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value
+        )
         without = ("level", "seed", "name", "probability")
         return {name: loggers.as_text(noise, without=without) + options for name, noise in self.noises.items()}
 

@@ -29,6 +29,7 @@ from lightning_noise import (
     WeightNoise,
     labels,
     noise,
+    tasks,
 )
 from lightning_noise.metrics import FlipRate
 from lightning_noise.testing import global_streams
@@ -151,9 +152,9 @@ def main(folder: Path, strategy: str, devices: int, level: float) -> None:
     noises = [noise.Gaussian(), noise.Impulse()]
     # few keys: the process that starts the others is given all through one pipe
     own = MetricCollection({"accuracy": MulticlassAccuracy(N_CLASSES, average="micro"), "flips": FlipRate()})
-    metrics = {"pairs": own, "batches": own}
+    chosen = {"pairs": tasks.Custom(own), "batches": tasks.Custom(own)}
     monitors = [
-        RobustnessMonitor(noises, [0.5], dataloader_idx=i, name=name, metrics=metrics.get(name, "multiclass"))
+        RobustnessMonitor(noises, [0.5], dataloader_idx=i, name=name, task=chosen.get(name, tasks.Multiclass()))
         for i, name in enumerate(loaders)
     ]
     # no score rises by two, so that the patience of one epoch ends the fit on all processes at once

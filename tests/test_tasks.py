@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_metrics import assert_same_values, predictions
+from torchmetrics import MeanAbsoluteError, MetricCollection
+from torchmetrics import R2Score as TorchR2Score
 
 from lightning_noise.metrics import CrossEntropy
 from lightning_noise.metrics.base import Predictions
-from lightning_noise.tasks import Binary, Multiclass, Multilabel, Regression, Task
+from lightning_noise.tasks import Binary, Custom, Multiclass, Multilabel, Regression, Task
 
 TASKS = [Multiclass(), Binary(), Multilabel(), Regression()]
 
@@ -38,7 +40,7 @@ def test_the_metrics_of_a_task_are_those_of_each_metric_alone(task):
             part = Predictions(clean[rows]) if isinstance(clean_preds, Predictions) else clean[rows]
             metrics.update(preds=preds[rows], target=target[rows], clean_preds=part, groups=groups[rows])
         total, rest = metrics.estimates()
-        assert metrics.compute().keys() == total.keys() == rest[0].keys()
+        assert metrics.compute().keys() == metrics.totals().keys() == total.keys() == rest[0].keys()
         assert {task.main, task.governed, *task.logged, *task.compared} <= total.keys() == set(task.names)
         for metric in metrics.values():
             alone: Any = copy.deepcopy(metric)
@@ -154,3 +156,27 @@ def test_what_targets_can_be_is_taken():
     Multiclass().check(torch.tensor([0, 2]), torch.zeros(2, 3))
     Multiclass().check(torch.zeros(0), torch.zeros(0, 3))
     Regression().check(torch.tensor([0.5, -7.0]), torch.zeros(2))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+def test_a_better_model_has_a_larger_score(task):
+    output, target = of_task(task)
+    if task == Regression():
+        best = target
+    else:
+        best = 9 * F.one_hot(target, 5).float() if task == Multiclass() else 9 * (2 * target - 1)
+    scores = []
+    for each in (output, best):
+        preds, read = task.read(each, target)
+        metrics = task.metrics(preds)
+        metrics.update(preds=preds, clean_preds=preds, target=read)
+        scores.append(task.score(metrics.totals()))
+    assert scores[0] < scores[1] == 1
+
+
+def test_metrics_of_ones_own_say_themselves_whether_more_is_better():
+    error, r2 = Custom(MeanAbsoluteError()), Custom(MetricCollection([TorchR2Score(), MeanAbsoluteError()]))
+    assert (error.main, error.score({error.main: 3.0})) == ("MeanAbsoluteError", -3.0)
+    assert (r2.main, r2.score({"R2Score": 0.5}), r2.higher_is_better(error.main)) == ("R2Score", 0.5, False)
+    with pytest.raises(TypeError, match="expects a Metric or MetricCollection of torchmetrics, got 'multiclass'"):
+        Custom("multiclass")  # type: ignore[arg-type]
