@@ -1,4 +1,4 @@
-"""Rules and data for tests of levels that tune themselves."""
+"""Rules, callbacks and data for tests of adaptive levels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def held_out() -> DataLoader:
 
 @dataclass(frozen=True)
 class Plan(Rule):
-    """Goes through levels whatever it sees, stays at the last, and keeps what it saw."""
+    """Steps through given levels, stays at the last level, and keeps all observations."""
 
     reasons: ClassVar[tuple[str, ...]] = ("held", "moved")
 
@@ -43,7 +43,7 @@ class Plan(Rule):
 
 
 def governor(**kwargs: Any) -> Governor:
-    """One that moves in a run of a few validations of a model that learns little."""
+    """Returns a governor that moves within a few validations, even if the model learns little."""
     return Governor(**{"chance": 1 / N_CLASSES, "warmup": 0, "min_skill": 0.01, **kwargs})
 
 
@@ -72,7 +72,7 @@ CALLBACKS: dict[str, Callable[[AnyLevel], NoiseCallback]] = {
 
 
 def still() -> Deterministic:
-    """It does not learn."""
+    """Returns a module that does not learn."""
     return Deterministic(lr=0.0)
 
 

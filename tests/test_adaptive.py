@@ -1,4 +1,4 @@
-"""A level that tunes itself moves by what it sees alone, and changes nothing else."""
+"""An adaptive level moves only by what its rule observes, and changes nothing else."""
 
 from __future__ import annotations
 

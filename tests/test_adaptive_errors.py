@@ -1,4 +1,4 @@
-"""A level that tunes itself leaves nothing behind after an exception, and refuses what cannot work."""
+"""An adaptive level leaves nothing behind after an exception, and refuses what cannot work."""
 
 from __future__ import annotations
 

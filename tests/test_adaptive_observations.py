@@ -1,4 +1,4 @@
-"""A level that tunes itself sees what the model is at that time."""
+"""What an adaptive level observes of a model."""
 
 from __future__ import annotations
 

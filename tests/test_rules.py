@@ -1,4 +1,4 @@
-"""Rules move a level by what validations show, and by nothing else."""
+"""Rules move a level only by what validations show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The range test: the levels of closed forms, and nothing of the run is touched."""
+"""The range test finds the levels of closed forms, and leaves the run untouched."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ GOVERNOR = Governor(chance=0.0, warmup=0, min_skill=0.01, step=0.5)
 
 
 class OnTheFirst(IterableDataset):
-    """Has samples on the first process alone."""
+    """Has samples on the first rank only."""
 
     def __iter__(self):
         rows = Rows(8, seed=1)
@@ -32,7 +32,7 @@ class OnTheFirst(IterableDataset):
 
 
 class Write(pl.Callback):
-    """Keeps what each of the callbacks has decided, at the end of a fit."""
+    """Saves the decisions of the callbacks at the end of a fit."""
 
     def __init__(self, path: str, callbacks: list[Any]):
         self.path = path
@@ -51,7 +51,7 @@ class Write(pl.Callback):
 
 
 class Noting(InputNoise):
-    """Writes down the error that it raises, and goes on."""
+    """Saves the message of the error that it raises, and continues."""
 
     path = ""
 

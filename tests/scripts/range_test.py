@@ -19,7 +19,7 @@ from lightning_noise.evaluation.range_test import RangeTest
 
 
 def found(**kwargs) -> RangeTest:
-    """Of thirteen rows, of which the second of two processes gets one that is a repetition, and of which the class changes."""
+    """Runs the range test on thirteen rows. The second of two ranks gets a repeated row, whose class changes under noise."""
     pl.seed_everything(0, verbose=False)
     module, data = Classifier(), loader(Rows(13, seed=1), batch_size=kwargs.pop("batch_size", 2))
     return suggest_level(make_trainer(**kwargs), module, noise.Gaussian(), dataloaders=data, flip_rate=0.1, seed=3)
