@@ -151,14 +151,16 @@ def test_a_regression_logs_its_errors_their_drops_and_a_score(tmp_path):
     logger = CSVLogger(tmp_path)
     monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, task=tasks.Regression(), n_draws=2)
     found = validated(monitor, module, data, logger=logger)
-    summary = {"score", "mse_clean", "mse_noisy", "mse_worst", "mse_drop", "mae_clean", "mae_noisy", "mae_drop"}
+    summary = {"score", "mse_clean", "mse_noisy", "mse_worst", "mse_drop", "mae_clean", "mae_noisy", "mae_drop", "r2_retention"}
     assert found.keys() == summary | {f"gaussian/{level:g}/{metric}" for level in LEVELS for metric in ("mse", "mae")}
     written = report.read(Path(logger.log_dir, "validate", "robustness"))
     places = {CLEAN, NOISY, Condition("gaussian"), *(Condition("gaussian", level) for level in LEVELS)}
     metrics, drops = {"mse", "mae", "r2"}, {"mse_drop", "mae_drop", "r2_drop"}
     expected = {(place, metric) for place in places | {WORST} for metric in metrics}
-    expected |= {(place, drop) for place in (Condition("gaussian"), OVERALL) for drop in drops}
+    expected |= {(place, cost) for place in (Condition("gaussian"), OVERALL) for cost in drops | {"r2_retention"}}
     assert written.rows.keys() == expected | {(Condition("gaussian"), "mse_area"), (OVERALL, "score")}
+    assert written.values[CLEAN, "r2"] < 0
+    assert math.isnan(written.values[OVERALL, "r2_retention"]), "a model that is worse than chance has no skill to retain"
     clean = written.rows[CLEAN, "mse"]
     errors = (predicted(module, data.x) - data.y).square().mean(1).double()
     assert clean.low < errors.mean() < clean.high

@@ -383,7 +383,7 @@ def _summary(task: Task) -> list[tuple[Condition, str]]:
     """Returns what the summary logs, if there are values: at most twelve."""
     main, *others = dict.fromkeys([task.main, *task.logged])
     cells = [(OVERALL, "score"), (CLEAN, main), (NOISY, main), (WORST, main)]
-    cells += [(OVERALL, f"{main}_drop"), (OVERALL, f"{main}_retention")]
+    cells += [(OVERALL, f"{main}_drop"), (OVERALL, f"{task.governed}_retention")]
     for metric in others[:2]:
         cells += [(CLEAN, metric), (NOISY, metric), (OVERALL, f"{metric}_drop")]
     return [*cells, (OVERALL, "mce")]

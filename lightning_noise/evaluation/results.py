@@ -148,8 +148,8 @@ def summarize(
     a noise and level      all, averaged over the draws
     a noise                all, averaged over the levels, and what the noise costs: ``<metric>_drop``, the clean minus the
                            noisy value; of the main metric also ``<metric>_area``, the area under the curve over the
-                           level, and ``<metric>_retention``, the share of the skill above chance that is left; of noise
-                           in weights ``sensitivity``, by how much the loss rises
+                           level; of the governed metric ``<metric>_retention``, the share of the skill above chance
+                           that is left; of noise in weights ``sensitivity``, by how much the loss rises
     ``NOISY``              all, averaged over noises and levels
     ``WORST``              the compared metrics at their worst noise and level
     ``OVERALL``            the drops and the retention over all noises and levels, and ``score``, the mean of the scores
@@ -159,7 +159,7 @@ def summarize(
     Args:
         values: The metrics without noise and at each noise, level and draw.
         task: The task, which knows what is compared.
-        chance: The main metric of a guess, if it is known.
+        chance: The governed metric of a guess, if it is known.
         shared: The names of noises in weights.
     """
     clean = values[CLEAN]
@@ -233,8 +233,8 @@ def _costs(
     compared = [metric for metric in task.compared if metric in clean]
     costs = {f"{metric}_drop": fmean(clean[metric] - metrics[metric] for metrics in noisy) for metric in compared}
     if chance is not None:
-        kept = [retention(metrics[task.main], clean[task.main], chance) for metrics in noisy]
-        costs[f"{task.main}_retention"] = fmean(kept)
+        kept = [retention(metrics[task.governed], clean[task.governed], chance) for metrics in noisy]
+        costs[f"{task.governed}_retention"] = fmean(kept)
     return costs
 
 

@@ -58,6 +58,7 @@ _WITH_INTERVAL = ("accuracy", "loss", "mse")
 _COSTS = {
     "accuracy_drop": _Column("accuracy lost", "points", 100),
     "accuracy_retention": _Column("skill retained", "%", 100, "the share of the accuracy above chance that is left"),
+    "r2_retention": _Column("skill retained", "%", 100, "the share of the R2 that is left"),
     "accuracy_area": _Column("area under accuracy", "%", 100, "over the level, from clean to the largest"),
     "loss_drop": _Column("loss gained", "", -1),
     "mse_drop": _Column("MSE gained", "", -1),
