@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,16 +62,8 @@ class _Mix:
 
 
 def _beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
-    """Draws from Beta(alpha, alpha), as the share of one of two Gamma variables.
-
-    They are taken as G(alpha + 1) U^(1 / alpha) and compared by their logarithms: at a small alpha both are smaller than any
-    float, and torch's own draws then are far from 0 and 1, where they ought to be.
-    """
-    # the public distribution takes no generator
-    gamma = torch._standard_gamma(torch.full((2, n), alpha + 1, dtype=torch.float64), generator)  # type: ignore[attr-defined]
-    u = torch.rand(2, n, dtype=torch.float64, generator=generator)
-    one, two = gamma.log() + u.log() / alpha
-    return torch.sigmoid(one - two)
+    """Draws from Beta(alpha, alpha) with numpy, because the distributions of torch take no generator."""
+    return torch.from_numpy(np.random.default_rng(generator.initial_seed()).beta(alpha, alpha, n))
 
 
 class _Mixing(TargetCallback):
