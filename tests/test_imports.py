@@ -43,8 +43,6 @@ def imports(name: str) -> set[str]:
         elif isinstance(node, ast.Import):
             ours = [alias.name for alias in node.names if alias.name.startswith("lightning_noise.")]
             found |= {name.removeprefix("lightning_noise.") for name in ours}
-                alias.name.removeprefix("lightning_noise.") for alias in node.names if alias.name.startswith("lightning_n")
-            }
     return {module if module in FILES else f"{module}.__init__" for module in found} - {name}
 
 
