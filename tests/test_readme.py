@@ -35,15 +35,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
-def test_the_code_of_a_page_runs(page, run):
-    trainer = run(page)["trainer"]
-    assert trainer.callback_metrics["robustness/score"] > 0.5
-
-
-def test_the_readme_keeps_a_checkpoint_of_the_best_score(run, tmp_path: Path):
-    trainer = run(ROOT / "README.md")["trainer"]
-    assert trainer.checkpoint_callback.best_model_score > 0.5
-    assert list(tmp_path.rglob("*.ckpt"))
+def test_the_code_of_a_page_trains_a_model_with_skill(page, run):
+    assert run(page)["trainer"].callback_metrics["robustness/score"] > 0.5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
