@@ -1,4 +1,4 @@
-"""`python -m lightning_noise` trains, compares, logs and says what to do next; what is wrong is said in one line."""
+"""The command ``python -m lightning_noise``: its output, its logs, its options and what it concludes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from typing import NamedTuple
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_noise.demo.__main__ import LEVELS, RECIPES, _conclusion
+from lightning_noise.demo.main import main
+from lightning_noise.demo.recipes import RECIPES
+from lightning_noise.demo.table import Comparison
+from lightning_noise.demo.training import CLEAN, IMAGE_LEVELS, WEIGHT_LEVELS, Score, Scores
+
+CONDITIONS = [(noise, level) for noise, levels in (IMAGE_LEVELS | WEIGHT_LEVELS).items() for level in levels]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,6 +27,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 class Demonstration(NamedTuple):
     result: subprocess.CompletedProcess[str]
     folder: Path
+
+    @property
+    def text(self) -> str:
+        """The output with each paragraph in a single line."""
+        return re.sub(r" ?\n(?=[^\n ])", " ", self.result.stdout)
 
     def rows(self) -> dict[str, list[float]]:
         number = r" +([+-]?[\d.]+)"
@@ -36,19 +46,19 @@ class Demonstration(NamedTuple):
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Demonstration]:
     """Two epochs of each recipe, of 18 batches each."""
 
-    def demonstrated(recipe: str, folder: Path) -> Demonstration:
-        which = [] if recipe == "input" else ["--recipe", recipe]  # which is the default
+    def demonstrate(recipe: str, folder: Path) -> Demonstration:
+        options = [] if recipe == "input" else ["--recipe", recipe]  # input is the default
         settings = ("--epochs", "2", "--level", "0.4", "--seed", "1", "--root-dir", str(folder))
-        return Demonstration(run(*which, *settings), folder)
+        return Demonstration(run(*options, *settings), folder)
 
     folders = [tmp_path_factory.mktemp(recipe) / "logs" for recipe in RECIPES]
     with ThreadPoolExecutor(2) as pool:  # each is a process of one thread
-        return dict(zip(RECIPES, pool.map(demonstrated, RECIPES, folders), strict=True))
+        return dict(zip(RECIPES, pool.map(demonstrate, RECIPES, folders), strict=True))
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
-    """Four epochs of what runs by default: the level waits for three, and grows after the last."""
+    """Four epochs of the default recipe: its level waits for three, and grows after the last."""
     folder = tmp_path_factory.mktemp("tuned") / "logs"
     return Demonstration(run("--epochs", "4", "--seed", "1", "--root-dir", str(folder)), folder)
 
@@ -58,18 +68,18 @@ def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstr
     result, folder = demonstrations[recipe]
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    rows = demonstrations[recipe].rows()
-    star = {RECIPES[recipe].tag: " *"}
-    noisy = [f"{tag} {level:g}{star.get(tag, '')}" for tag, levels in LEVELS.items() for level in levels]
+    rows, text = demonstrations[recipe].rows(), demonstrations[recipe].text
+    star = {RECIPES[recipe].trained_noise: " *"}
+    noisy = [f"{noise} {level:g}{star.get(noise, '')}" for noise, level in CONDITIONS]
     assert list(rows) == ["clean", *noisy]
     for without, with_, gain, *ece in rows.values():
         assert all(0 <= number <= 100 for number in (without, with_, *ece))
         assert gain == pytest.approx(with_ - without, abs=0.1001)  # of numbers that are each rounded to a tenth
-    assert ("* the kind that was trained with" in result.stdout) == (recipe in ("input", "weights"))
-    assert ("o noise was in the inputs of either training." in result.stdout) == (recipe not in ("input", "all"))
-    assert f"\nTraining with {RECIPES[recipe].title} " in result.stdout
+    assert ("* the noise of the training; " in text) == (recipe in ("input", "weights"))
+    assert ("o noise was in the inputs of either training." in text) == (recipe not in ("input", "all"))
+    assert f"\nTraining with {RECIPES[recipe].title} " in text
     assert f"tensorboard --logdir {folder}" in result.stdout
-    assert "tuned itself" not in result.stdout  # with a level that is given
+    assert "tuned itself" not in text  # the level is given
 
 
 @pytest.mark.parametrize(
@@ -97,7 +107,7 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
 def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_conclusion(tuned):
     assert (tuned.result.returncode, tuned.result.stderr) == (0, "")
     summary = r"input: warmup 3 times, raised 1 time; level 0 to 0\.15; 100 % of the clean skill is retained at level 0\."
-    assert re.search(rf"calibration error\.\n\nThe level tuned itself\. {summary}\n\nTraining with noise ", tuned.result.stdout)
+    assert re.search(rf"calibration error\.\n\nThe level tuned itself\. {summary}\n\nTraining with noise ", tuned.text)
     with_, without = (tuned.events(f"{which}_noise") for which in ("with", "without"))
     levels = [event.value for event in with_.Scalars("adaptive/input/level")]
     assert levels == pytest.approx([0, 0, 0, 0.15])
@@ -126,52 +136,76 @@ def test_the_first_training_is_the_same_in_all_recipes(demonstrations):
     assert len({tuple(second) for second in seconds}) == len(RECIPES)
 
 
+def test_the_output_of_a_pipe_is_ascii_of_at_most_80_columns(tuned):
+    *lines, _ = tuned.result.stdout.partition("  tensorboard")[0].splitlines()
+    assert "".join(lines).isascii()
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "argument --epochs: must be a whole number, at least 1, got '0'"),
-        (["--epochs", "two"], "argument --epochs: must be a whole number, at least 1, got 'two'"),
-        (["--level", "-1"], "argument --level: must be a number in [0, 10], got '-1'"),
-        (["--level", "nan"], "argument --level: must be a number in [0, 10], got 'nan'"),
+        (["--epochs", "0"], 'Parser key "epochs": Not of type PositiveInt: 0 does not conform to restriction v>0'),
+        (["--epochs", "two"], "Parser key \"epochs\": Not of type PositiveInt: invalid literal for int() with base 10: 'two'"),
+        (["--level", "-1"], 'Parser key "level": Not of type NonNegativeFloat: -1 does not conform to restriction v>=0'),
+        (["--level", "nan"], 'Parser key "level": Not of type NonNegativeFloat: nan does not conform to restriction v>=0'),
+        (["--level", "11"], "argument --level: expected a number in [0, 10] with --recipe input, got 11"),
         (
             ["--recipe", "targets", "--level", "1.5"],
-            "argument --level: must be a number in [0, 1] with --recipe targets, got 1.5",
+            "argument --level: expected a number in [0, 1] with --recipe targets, got 1.5",
         ),
-        (["--level", "adaptive"], "argument --level: must be a number in [0, 10], got 'adaptive'"),
-        (["--recipe", "labels"], "argument --recipe: must be one of input, targets, mixup, weights, all, got 'labels'"),
-        (["--seed", "1.5"], "argument --seed: must be a whole number in [0, 2^32), got '1.5'"),
-        (["--root-dir", __file__], f"argument --root-dir: must be a folder that can be written to, got '{__file__}'"),
-        (["--root-dir", "/proc/a"], "argument --root-dir: must be a folder that can be written to, got '/proc/a'"),
-        (["--epoch"], "argument --epochs: expected one argument"),
+        (
+            ["--level", "adaptive"],
+            "Parser key \"level\": Not of type NonNegativeFloat: could not convert string to float: 'adaptive'",
+        ),
+        (
+            ["--recipe", "labels"],
+            "argument --recipe: invalid choice: 'labels' (choose from 'input', 'targets', 'mixup', 'weights', 'all')",
+        ),
+        (["--seed", "1.5"], "Parser key \"seed\": Not of type Seed: invalid literal for int() with base 10: '1.5'"),
+        (["--seed", "-1"], 'Parser key "seed": Not of type Seed: -1 does not conform to restriction v>=0 and v<4294967296'),
+        (
+            ["--root-dir", __file__],
+            'Parser key "root_dir": Not of type Path_dcc: Directory is not creatable since path already exists: '
+            f"'{__file__}'",
+        ),
+        (["--root-dir", "/proc/a"], "argument --root-dir: expected a folder that can be written to, got '/proc/a': "),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["--noise", "uniform"], "unrecognized arguments: --noise uniform"),
     ],
     ids=" ".join,
 )
 def test_a_bad_value_gives_one_clear_line_and_exit_code_2(arguments, message, capsys):
-    from lightning_noise.__main__ import main
-
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == f"lightning_noise: {message}\n"
+    error = capsys.readouterr().err
+    assert error.startswith(f"lightning_noise: {message}")
+    assert error.count("\n") == 1
+
+
+def test_a_package_that_is_not_installed_gives_one_line_with_the_extra_to_install():
+    program = "import runpy, sys; sys.modules['sklearn'] = None; runpy.run_module('lightning_noise', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 1
+    message = "lightning_noise: the demonstration needs sklearn"
+    assert re.fullmatch(rf'{message}[\w.]*: pip install "lightning_noise\[demo\]"\n', result.stderr)
 
 
 def test_help_names_the_options_and_the_level_of_each_recipe(capsys):
-    from lightning_noise.__main__ import main
-
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert all(option in printed for option in ("--epochs", "--recipe", "--level", "--root-dir", "--seed"))
-    said = " ".join(printed.split())
-    assert "input: what the standard deviation rises to, pixels in [0, 1] (default: it tunes itself)" in said
-    assert "targets: the smoothing at the start, which decays to 0 (default: 0.2)" in said
+    words = " ".join(printed.split())
+    assert "input: the standard deviation that the noise rises to, with pixels in [0, 1] (default: it tunes itself)" in words
+    assert "targets: the smoothing at the start, which decays to 0 (default: 0.2)" in words
 
 
-def results(with_noise: float) -> dict[str, dict[str, float]]:
-    keys = ["clean/accuracy", *(f"{tag}/{level:g}/accuracy" for tag, levels in LEVELS.items() for level in levels)]
-    return {"without": dict.fromkeys(keys, 0.7), "with": dict.fromkeys(keys, with_noise)}
+def scores(accuracy: float) -> Scores:
+    return dict.fromkeys([CLEAN, *CONDITIONS], Score(accuracy, ece=0.1))
 
 
 @pytest.mark.parametrize(
@@ -187,18 +221,17 @@ def results(with_noise: float) -> dict[str, dict[str, float]]:
     ],
 )
 def test_the_conclusion_follows_from_the_numbers(with_noise, said):
-    assert re.search(said, _conclusion(results(with_noise), RECIPES["input"]))
+    assert re.search(said, Comparison(RECIPES["input"], scores(0.7), scores(with_noise)).conclusion())
 
 
 def test_the_conclusion_names_the_recipe():
-    assert _conclusion(results(0.9), RECIPES["targets"]).startswith(
-        "Training with label smoothing raised the accuracy on clean"
-    )
+    comparison = Comparison(RECIPES["targets"], scores(0.7), scores(0.9))
+    assert comparison.conclusion().startswith("Training with label smoothing raised the accuracy on clean")
 
 
 def test_a_gain_and_a_cost_are_both_said():
-    mixed = results(0.9)
-    mixed["with"]["clean/accuracy"] = 0.5
+    mixed = scores(0.9) | {CLEAN: Score(0.5, ece=0.1)}
     assert re.search(
-        r"raised the accuracy under gaussian .*; it lowered the accuracy on clean images", _conclusion(mixed, RECIPES["input"])
+        r"raised the accuracy under gaussian .*; it lowered the accuracy on clean images",
+        Comparison(RECIPES["input"], scores(0.7), mixed).conclusion(),
     )

@@ -1,0 +1,99 @@
+"""The comparison of two trainings: a table, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rich.box import Box
+from rich.table import Table
+from rich.text import Text
+
+from lightning_noise.demo.data import SIZES
+from lightning_noise.demo.recipes import Recipe
+from lightning_noise.demo.training import CLEAN, Scores
+
+__all__ = ["Comparison"]
+
+# rules of dashes and no other lines, because every terminal, pipe and encoding can show them
+_BOX = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
+_STYLES = {"raised": "green", "lowered": "red", "did not measurably change": ""}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of two trainings under the same noises and levels.
+
+    Attributes:
+        recipe: The recipe of the second training.
+        without: The scores of the training without the recipe.
+        with_: The scores of the training with the recipe.
+    """
+
+    recipe: Recipe
+    without: Scores
+    with_: Scores
+
+    def table(self) -> Table:
+        """Returns the scores in percent, and the drop of the accuracy under each noise, averaged over its levels."""
+        table = Table(box=_BOX, show_edge=False, pad_edge=False)
+        table.add_column()
+        for header in ("accuracy, %\nwithout", "\nwith", "\ngain", "ECE, %\nwithout", "\nwith"):
+            table.add_column(header, justify="right")
+        for (noise, level), before in self.without.items():
+            after = self.with_[noise, level]
+            gain = Text(_gain(before.accuracy, after.accuracy), _STYLES[_verdict(before.accuracy, after.accuracy)])
+            percents = (_percent(before.accuracy), _percent(after.accuracy), gain, _percent(before.ece), _percent(after.ece))
+            table.add_row(self._label(noise, level), *percents)
+        table.add_section()
+        for noise in self._highest_levels():
+            before, after = _mean_drop(self.without, noise), _mean_drop(self.with_, noise)
+            table.add_row(f"mean drop, {noise}", _percent(before), _percent(after), _gain(after, before))
+        return table
+
+    def conclusion(self) -> str:
+        """Returns what the recipe gained and cost at the highest levels, as far as the test data can tell."""
+        places = {CLEAN: "on clean images"}
+        places |= {(noise, level): f"under {noise} noise {level:g}" for noise, level in self._highest_levels().items()}
+        changes: dict[str, list[str]] = {verdict: [] for verdict in _STYLES}
+        for condition, place in places.items():
+            before, after = self.without[condition].accuracy, self.with_[condition].accuracy
+            changes[_verdict(before, after)].append(f"{place} ({_percent(before)} to {_percent(after)} %)")
+        clauses = [f"{verdict} the accuracy {_enumerate(parts)}" for verdict, parts in changes.items() if parts]
+        ending = "" if changes["raised"] else " No accuracy was gained."
+        return f"Training with {self.recipe.title} {'; it '.join(clauses)}.{ending}"
+
+    def _highest_levels(self) -> dict[str, float]:
+        return {noise: level for noise, level in self.without if (noise, level) != CLEAN}  # the levels rise
+
+    def _label(self, noise: str, level: float) -> str:
+        if (noise, level) == CLEAN:
+            return noise
+        return f"{noise:<10}{level:>5g}" + (" *" if noise == self.recipe.trained_noise else "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _gain(before: float, after: float) -> str:
+    return f"{100 * after - 100 * before:+.1f}"
+
+
+def _mean_drop(scores: Scores, noise: str) -> float:
+    clean = scores[CLEAN].accuracy
+    return fmean(clean - score.accuracy for (other, _), score in scores.items() if other == noise)
+
+
+def _verdict(before: float, after: float) -> str:
+    """Returns whether two accuracies differ by more than two standard errors of independent test samples."""
+    variance = (before * (1 - before) + after * (1 - after)) / SIZES["test"]
+    if abs(after - before) <= 2 * math.sqrt(variance):
+        return "did not measurably change"
+    return "raised" if after > before else "lowered"
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
