@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_noise.demo.main import main
 from lightning_noise.demo.recipes import RECIPES
 from lightning_noise.demo.table import Comparison
-from lightning_noise.demo.training import CLEAN, IMAGE_LEVELS, WEIGHT_LEVELS, Score, Scores
+from lightning_noise.demo.training import IMAGE_LEVELS, WEIGHT_LEVELS, Score, Scores
+from lightning_noise.evaluation.conditions import CLEAN, Condition
 
-CONDITIONS = [(noise, level) for noise, levels in (IMAGE_LEVELS | WEIGHT_LEVELS).items() for level in levels]
+CONDITIONS = [Condition(noise, level) for noise, levels in (IMAGE_LEVELS | WEIGHT_LEVELS).items() for level in levels]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -70,7 +71,7 @@ def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstr
     assert result.stderr == ""
     rows, text = demonstrations[recipe].rows(), demonstrations[recipe].text
     star = {RECIPES[recipe].trained_noise: " *"}
-    noisy = [f"{noise} {level:g}{star.get(noise, '')}" for noise, level in CONDITIONS]
+    noisy = [f"{noise} {level:g}{star.get(noise, '')}" for noise, level, _ in CONDITIONS]
     assert list(rows) == ["clean", *noisy]
     for without, with_, gain, *ece in rows.values():
         assert all(0 <= number <= 100 for number in (without, with_, *ece))
@@ -96,7 +97,8 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
     assert sorted(path.name for path in demonstration.folder.iterdir()) == [f"with_{title}", f"without_{title}"]
     with_, without = (demonstration.events(f"{which}_{title}") for which in ("with", "without"))
     for tags in (with_.Tags(), without.Tags()):
-        assert {"robustness/score", "test/robustness/gaussian/0.4/accuracy", "train_loss"} <= set(tags["scalars"])
+        keys = {"robustness/score", "robustness_levels/gaussian/0.4/accuracy", "test/robustness/score", "train_loss"}
+        assert keys <= set(tags["scalars"])
         assert {"robustness/curve", "robustness/impulse/samples"} <= set(tags["images"])
     levels = [event.value for event in with_.Scalars(f"noise/{name}/level")]
     assert levels == pytest.approx([level(batch / 36) for batch in range(4, 36, 5)])  # of every fifth of the 36 batches

@@ -68,7 +68,7 @@ class ProgressLine(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, last, metrics = trainer.current_epoch + 1, trainer.max_epochs, trainer.callback_metrics
-        clean, noisy = (100 * metrics[f"robustness/{key}"].item() for key in ("clean/accuracy", "accuracy_mean"))
+        clean, noisy = (100 * metrics[f"robustness/accuracy_{data}"].item() for data in ("clean", "noisy"))
         line = f"  epoch {epoch:>3}/{last}   validation accuracy: clean {clean:5.1f} %, under noise {noisy:5.1f} %"
         if rich.get_console().is_terminal:
             rich.print(line, end="\n" if epoch == last else "\r")

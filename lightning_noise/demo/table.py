@@ -13,7 +13,8 @@ from rich.text import Text
 
 from lightning_noise.demo.data import SIZES
 from lightning_noise.demo.recipes import Recipe
-from lightning_noise.demo.training import CLEAN, Scores
+from lightning_noise.demo.training import Scores
+from lightning_noise.evaluation.conditions import CLEAN, Condition
 
 __all__ = ["Comparison"]
 
@@ -42,36 +43,33 @@ class Comparison:
         table.add_column()
         for header in ("accuracy, %\nwithout", "\nwith", "\ngain", "ECE, %\nwithout", "\nwith"):
             table.add_column(header, justify="right")
-        for (noise, level), before in self.without.items():
-            after = self.with_[noise, level]
+        for condition, before in self.without.items():
+            after = self.with_[condition]
             gain = Text(_gain(before.accuracy, after.accuracy), _STYLES[_verdict(before.accuracy, after.accuracy)])
             percents = (_percent(before.accuracy), _percent(after.accuracy), gain, _percent(before.ece), _percent(after.ece))
-            table.add_row(self._label(noise, level), *percents)
+            table.add_row(self._label(condition), *percents)
         table.add_section()
-        for noise in self._highest_levels():
+        for noise in dict.fromkeys(condition.noise for condition in self.without if condition != CLEAN):
             before, after = _mean_drop(self.without, noise), _mean_drop(self.with_, noise)
             table.add_row(f"mean drop, {noise}", _percent(before), _percent(after), _gain(after, before))
         return table
 
     def conclusion(self) -> str:
         """Returns what the recipe gained and cost at the highest levels, as far as the test data can tell."""
-        places = {CLEAN: "on clean images"}
-        places |= {(noise, level): f"under {noise} noise {level:g}" for noise, level in self._highest_levels().items()}
+        highest = {condition.noise: condition for condition in self.without}  # the levels rise
         changes: dict[str, list[str]] = {verdict: [] for verdict in _STYLES}
-        for condition, place in places.items():
+        for noise, condition in highest.items():
             before, after = self.without[condition].accuracy, self.with_[condition].accuracy
+            place = "on clean images" if condition == CLEAN else f"under {noise} noise {condition.level:g}"
             changes[_verdict(before, after)].append(f"{place} ({_percent(before)} to {_percent(after)} %)")
-        clauses = [f"{verdict} the accuracy {_enumerate(parts)}" for verdict, parts in changes.items() if parts]
+        clauses = [f"{verdict} the accuracy {_enumerate(places)}" for verdict, places in changes.items() if places]
         ending = "" if changes["raised"] else " No accuracy was gained."
         return f"Training with {self.recipe.title} {'; it '.join(clauses)}.{ending}"
 
-    def _highest_levels(self) -> dict[str, float]:
-        return {noise: level for noise, level in self.without if (noise, level) != CLEAN}  # the levels rise
-
-    def _label(self, noise: str, level: float) -> str:
-        if (noise, level) == CLEAN:
-            return noise
-        return f"{noise:<10}{level:>5g}" + (" *" if noise == self.recipe.trained_noise else "")
+    def _label(self, condition: Condition) -> str:
+        if condition == CLEAN:
+            return condition.noise
+        return f"{condition.noise:<10}{condition.level:>5g}" + (" *" if condition.noise == self.recipe.trained_noise else "")
 
 
 def _percent(share: float) -> str:
@@ -83,8 +81,7 @@ def _gain(before: float, after: float) -> str:
 
 
 def _mean_drop(scores: Scores, noise: str) -> float:
-    clean = scores[CLEAN].accuracy
-    return fmean(clean - score.accuracy for (other, _), score in scores.items() if other == noise)
+    return fmean(scores[CLEAN].accuracy - score.accuracy for condition, score in scores.items() if condition.noise == noise)
 
 
 def _verdict(before: float, after: float) -> str:
@@ -95,5 +92,5 @@ def _verdict(before: float, after: float) -> str:
     return "raised" if after > before else "lowered"
 
 
-def _enumerate(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+def _enumerate(places: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(places[:-1]), places[-1]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 
 from lightning_noise import RobustnessMonitor, WeightNoise, noise
 from lightning_noise.demo.model import DigitClassifier, ProgressLine
+from lightning_noise.evaluation.conditions import CLEAN, Condition
+from lightning_noise.report.model import Report
 
-__all__ = ["CLEAN", "IMAGE_LEVELS", "WEIGHT_LEVELS", "Score", "Scores", "train"]
+__all__ = ["IMAGE_LEVELS", "WEIGHT_LEVELS", "Score", "Scores", "train"]
 
-CLEAN = ("clean", 0.0)
 IMAGE_LEVELS = {"gaussian": (0.1, 0.2, 0.3, 0.4), "speckle": (0.3, 0.6, 0.9), "impulse": (0.05, 0.1, 0.2)}
 WEIGHT_LEVELS = {"weight": (0.2, 0.4, 0.6)}  # in standard deviations of each tensor
 
@@ -26,7 +27,7 @@ class Score(NamedTuple):
     ece: float
 
 
-Scores = dict[tuple[str, float], Score]
+Scores = dict[Condition, Score]
 """The score without noise, and under each noise at each level in rising order."""
 
 
@@ -62,7 +63,7 @@ def train(
 
 
 def _make_monitors() -> list[RobustnessMonitor]:
-    in_weights = WeightNoise(noise.Gaussian(), 0.0, relative="std", name="probe")
+    in_weights = WeightNoise(noise.Gaussian(), relative="std", name="probe")
     return [
         RobustnessMonitor([noise.Gaussian(), noise.Speckle(), noise.Impulse(low=0.0, high=1.0)], IMAGE_LEVELS),
         RobustnessMonitor({"weight": in_weights}, WEIGHT_LEVELS, name="weights"),
@@ -70,9 +71,6 @@ def _make_monitors() -> list[RobustnessMonitor]:
 
 
 def _read_scores(monitor: RobustnessMonitor) -> Scores:
-    figures = (monitor.report or {})["figures"]
-    keys = {CLEAN: "clean"}
-    keys |= {(name, level): f"{name}/{level:g}" for name, levels in monitor.levels.items() for level in levels}
-    return {
-        condition: Score(*(figures[f"{key}/{metric}"]["value"] for metric in Score._fields)) for condition, key in keys.items()
-    }
+    values = cast(Report, monitor.report).values  # each test makes a report
+    conditions = [CLEAN, *(Condition(name, level) for name, levels in monitor.levels.items() for level in levels)]
+    return {condition: Score(values[condition, "accuracy"], values[condition, "ece"]) for condition in conditions}
