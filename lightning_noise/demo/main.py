@@ -60,7 +60,7 @@ def _print_comparison(comparison: Comparison, callbacks: Sequence[Callback]) -> 
     rich.print(f"\n{comparison.recipe.footnote} ECE: expected calibration error.")
     for callback in callbacks:
         if isinstance(callback, NoiseCallback) and callback.adaptive is not None:
-            rich.print(f"\nThe level tuned itself. {callback.adaptive.summary()}.")
+            rich.print(f"\nThe level tuned itself. {callback.adaptive.summary()}")
     rich.print(f"\n{comparison.conclusion()}")
 
 

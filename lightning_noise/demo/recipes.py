@@ -17,7 +17,6 @@ from lightning_noise import (
     Mixup,
     WeightNoise,
     noise,
-    rules,
     schedules,
 )
 
@@ -94,7 +93,7 @@ RECIPES = {
     "input": Recipe(
         "noise",
         lambda level: [_input(level)],
-        level=AdaptiveLevel(rules.Governor(chance=0.1)),
+        level=AdaptiveLevel(),
         meaning="the standard deviation that the noise rises to, with pixels in [0, 1]",
         footnote="* the noise of the training; the others show what transfers.",
         trained_noise="gaussian",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import torch
 from rich.box import Box
 from rich.table import Table
 from rich.text import Text
@@ -46,12 +47,12 @@ class Comparison:
         for condition, before in self.without.items():
             after = self.with_[condition]
             gain = Text(_gain(before.accuracy, after.accuracy), _STYLES[_verdict(before.accuracy, after.accuracy)])
-            percents = (_percent(before.accuracy), _percent(after.accuracy), gain, _percent(before.ece), _percent(after.ece))
-            table.add_row(self._label(condition), *percents)
+            accuracies = _format(before.accuracy), _format(after.accuracy), gain
+            table.add_row(self._label(condition), *accuracies, _format(before.ece), _format(after.ece))
         table.add_section()
         for noise in dict.fromkeys(condition.noise for condition in self.without if condition != CLEAN):
             before, after = _mean_drop(self.without, noise), _mean_drop(self.with_, noise)
-            table.add_row(f"mean drop, {noise}", _percent(before), _percent(after), _gain(after, before))
+            table.add_row(f"mean drop, {noise}", _format(before), _format(after), _gain(after, before))
         return table
 
     def conclusion(self) -> str:
@@ -61,7 +62,7 @@ class Comparison:
         for noise, condition in highest.items():
             before, after = self.without[condition].accuracy, self.with_[condition].accuracy
             place = "on clean images" if condition == CLEAN else f"under {noise} noise {condition.level:g}"
-            changes[_verdict(before, after)].append(f"{place} ({_percent(before)} to {_percent(after)} %)")
+            changes[_verdict(before, after)].append(f"{place} ({_format(before)} to {_format(after)} %)")
         clauses = [f"{verdict} the accuracy {_enumerate(places)}" for verdict, places in changes.items() if places]
         ending = "" if changes["raised"] else " No accuracy was gained."
         return f"Training with {self.recipe.title} {'; it '.join(clauses)}.{ending}"
@@ -72,12 +73,17 @@ class Comparison:
         return f"{condition.noise:<10}{condition.level:>5g}" + (" *" if condition.noise == self.recipe.trained_noise else "")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _percent(share: float) -> float:
+    # the single precision of the logs, so that ties such as 81.75 % are rounded as there
+    return 100 * torch.tensor(share).item()
+
+
+def _format(share: float) -> str:
+    return f"{_percent(share):.1f}"
 
 
 def _gain(before: float, after: float) -> str:
-    return f"{100 * after - 100 * before:+.1f}"
+    return f"{_percent(after) - _percent(before):+.1f}"
 
 
 def _mean_drop(scores: Scores, noise: str) -> float:
