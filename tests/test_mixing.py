@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_noise import CutMix, Key, Mixup
+from lightning_noise.loop.perturbation import Context
 
 KEY = Key((0, "mixup", 0, 0), rank=0)
 
