@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
-from lightning_noise.loop.internals import isolate_rng
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.loop.snapshot import restore_rng
 from lightning_noise.tasks import Task
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Predictor:
         self, context: Context, perturbation: Perturbation, paths: list[Path], target: Tensor
     ) -> tuple[Any, Any, Tensor]:
         """Returns the batch within the perturbation, and the predictions for it with the target, as the task reads them."""
-        with perturbation as batch, isolate_rng(), context.trainer.precision_plugin.forward_context():
+        with perturbation as batch, restore_rng(), context.trainer.precision_plugin.forward_context():
             output = self._output(context.module, batch, paths)
         labels = target if self.labelled else self.task.placeholder(output, target)
         return batch, *self.task.read(output, labels)

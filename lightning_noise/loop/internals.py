@@ -1,14 +1,14 @@
 """The one gate to private names of Lightning, torch and torchmetrics.
 
-Each function stands for one private name and says why no public name serves. ``tests/test_internals.py`` has a test for each
-function, which fails if a new release changes the name or what it does. The two namespaces of Lightning are joined here, too.
+Each function stands for a private name and says why no public name serves. ``tests/test_internals.py`` has a test for each
+function, which fails if a release changes the name or what it does. The two namespaces of Lightning are joined here, too.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -21,42 +21,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
     from torchmetrics import Metric
 
-__all__ = [
-    "Callback",
-    "Results",
-    "add_callback_metrics",
-    "batches_that_stepped",
-    "callbacks_of",
-    "class_of_callbacks",
-    "copy_all_",
-    "count_writes",
-    "current_hook",
-    "data_source",
-    "empty_results",
-    "evaluation_loaders",
-    "evaluation_results",
-    "exchange_evaluation_results",
-    "isolate_rng",
-    "last_epoch_that_trains",
-    "launches_copies",
-    "logged_so_far",
-    "original_module",
-    "plain_name",
-    "private_attributes",
-    "recomputes_statistics",
-    "register_forward_hook",
-    "register_gradient_hook",
-    "register_state_dict_hook",
-    "rng_states",
-    "runs_backward",
-    "set_rng_states",
-    "should_log",
-    "state_names",
-    "state_of_run",
-    "sync_states",
-    "takes_scaled_gradients",
-    "trainer_of",
-]
+__all__: list[str] = []  # the modules of the package import these names one by one
 
 Results = Any  # Lightning's collection of logged values, a private class
 
@@ -64,19 +29,17 @@ Results = Any  # Lightning's collection of logged values, a private class
 # --- the two namespaces of Lightning
 
 
-def _namespaces(module: str) -> list[ModuleType]:
-    """Imports a module of ``pytorch_lightning`` from each Lightning that is installed."""
+def _import_installed(*names: str) -> list[ModuleType]:
+    """Imports the modules that are installed."""
     found = []
-    for name in (f"pytorch_lightning{module}", f"lightning.pytorch{module}"):
-        try:
+    for name in names:
+        with suppress(ImportError):
             found.append(importlib.import_module(name))
-        except ImportError:
-            continue
     return found
 
 
-LIGHTNING = _namespaces("")
-isolate_rng: Callable[..., Any] = _namespaces(".utilities.seed")[0].isolate_rng
+LIGHTNING = _import_installed("pytorch_lightning", "lightning.pytorch")
+_SEED: Any = _import_installed("lightning_fabric.utilities.seed", "lightning.fabric.utilities.seed")[0]
 
 if not TYPE_CHECKING:
 
@@ -87,14 +50,9 @@ if not TYPE_CHECKING:
 # --- the trainer
 
 
-def callbacks_of(trainer: Trainer) -> list[Any]:
-    """Returns the callbacks of the trainer. The attribute is public, but the class does not declare it."""
-    return trainer.callbacks  # type: ignore[attr-defined]
-
-
 def class_of_callbacks(trainer: Trainer, kind: type) -> list[Any]:
-    """Returns the callbacks of a class, in the order of the trainer."""
-    return [callback for callback in callbacks_of(trainer) if isinstance(callback, kind)]
+    """Returns the callbacks of a class, in the order of the trainer, which does not declare its public ``callbacks``."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:
@@ -103,31 +61,28 @@ def is_fast_dev_run(trainer: Trainer) -> bool:
 
 
 def should_log(trainer: Trainer) -> bool:
-    """Returns whether ``log_every_n_steps`` chooses this training batch.
-
-    The rule and its counter are those of ``self.log``, so that our points stand where the user's points stand.
-    """
+    """Returns whether ``self.log`` would log in this training batch, by ``log_every_n_steps``."""
     return trainer._logger_connector.should_update_logs
 
 
 def batches_that_stepped(trainer: Trainer) -> int:
-    """Returns the position on the x axis of the logs. ``global_step`` counts the steps of several optimizers instead."""
+    """Returns the step that the loggers receive. ``global_step`` counts the steps of all optimizers instead."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def recomputes_statistics(trainer: Trainer) -> bool:
-    """Returns whether this epoch only recomputes the statistics of batch normalization, as weight averaging does at the end."""
+    """Returns whether this epoch only recomputes the statistics of batch normalization, as weight averaging does last."""
     return trainer.fit_loop._skip_backward
 
 
 def last_epoch_that_trains(trainer: Trainer) -> float:
-    """Returns the number of epochs that train; StochasticWeightAveraging adds one that does not, and says so only itself."""
-    ends = [callback.swa_end + 1 for callback in callbacks_of(trainer) if hasattr(callback, "swa_end")]
+    """Returns the number of epochs that train. StochasticWeightAveraging adds an epoch that does not."""
+    ends = [callback.swa_end + 1 for callback in class_of_callbacks(trainer, object) if hasattr(callback, "swa_end")]
     return min(-1 if trainer.max_epochs is None else trainer.max_epochs, *ends, float("inf"))
 
 
 def launches_copies(trainer: Trainer) -> bool:
-    """Returns whether the strategy spawns or forks its processes, which hand their metrics back through a pipe."""
+    """Returns whether the strategy spawns or forks its processes, which return their metrics through a pipe."""
     return type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
 
 
@@ -137,13 +92,13 @@ def trainer_of(module: LightningModule) -> Trainer | None:
 
 
 def data_source(trainer: Trainer) -> Any:
-    """Returns the loaders, data module or module that the last fit or validation read. No public name keeps it."""
+    """Returns the loaders, data module or module that the last fit or validation read."""
     return trainer.validate_loop._data_source.instance
 
 
 @contextmanager
 def current_hook(module: LightningModule, name: str) -> Iterator[None]:
-    """Lets the module log within, as if Lightning had called the hook of this name."""
+    """Lets the module log as if Lightning had called the hook of this name."""
     before, module._current_fx_name = module._current_fx_name, name
     try:
         yield
@@ -157,7 +112,7 @@ def current_hook(module: LightningModule, name: str) -> Iterator[None]:
 def evaluation_loaders(trainer: Trainer) -> list[Any] | None:
     """Returns the loaders of the running validation or test, or ``None`` if their batches are combined.
 
-    ``trainer.val_dataloaders`` still names the loaders of an earlier fit in ``trainer.validate``.
+    In ``trainer.validate``, ``trainer.val_dataloaders`` may still hold the loaders of an earlier fit.
     """
     combined: Any = trainer._evaluation_loop._combined_loader
     return combined.flattened if combined._mode == "sequential" else None
@@ -169,18 +124,18 @@ def n_evaluation_loaders(trainer: Trainer) -> int:
 
 
 def evaluation_results(trainer: Trainer) -> Results:
-    """Returns the collection that takes what ``self.log`` logs now. ``self.log`` itself refuses the suffixes of loaders."""
+    """Returns the collection to which ``self.log`` logs now. ``self.log`` itself refuses the suffixes of loaders."""
     return trainer._results
 
 
 def empty_results(trainer: Trainer) -> Results:
-    """Returns another collection of the same class, whose reductions and batch sizes are thus Lightning's own."""
+    """Returns another collection of the same class, which reduces and weights values as Lightning does."""
     kind: Any = type(trainer._results)
     return kind(training=False)
 
 
 def exchange_evaluation_results(trainer: Trainer, results: Results, read: Mapping[str, Any]) -> None:
-    """Makes ``self.log`` log into the results, and ``trainer.callback_metrics`` and its siblings begin with ``read``."""
+    """Makes ``self.log`` log to the results, and ``trainer.callback_metrics`` and its siblings begin with ``read``."""
     trainer._evaluation_loop._results = results
     vars(trainer._logger_connector).update(read)
 
@@ -191,7 +146,7 @@ def logged_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
 
 def add_callback_metrics(logged: dict[str, dict[str, Any]], metrics: Mapping[str, Any]) -> None:
-    """Adds metrics to those that ``trainer.callback_metrics`` shows. ``logged`` is the result of :func:`logged_so_far`."""
+    """Adds metrics to the ``trainer.callback_metrics`` in the result of :func:`logged_so_far`."""
     logged["_callback_metrics"].update(metrics)
 
 
@@ -201,7 +156,7 @@ def logged_name(results: Results, metric: Any) -> str:
 
 
 def reduce_logged(metric: Any, reduce: Callable[..., Any]) -> None:
-    """Makes a logged value that of all processes, whether or not the user asked for it; metrics do so themselves."""
+    """Reduces a logged value over all processes, with or without ``sync_dist``. Metrics do so themselves."""
     if not metric.is_tensor:
         return
     metric.value = reduce(metric.value, reduce_op="sum" if metric.meta.is_mean_reduction else metric.meta.reduce_fx.__name__)
@@ -216,10 +171,9 @@ def state_of_run(trainer: Trainer) -> list[Any]:
 
 
 def private_attributes() -> frozenset[str]:
-    """Returns the private attributes of a module that are no state of the user's.
+    """Returns the private attributes of a module that hold no state: parameters, hooks and Lightning's bookkeeping.
 
-    These are parameters and hooks, and which hook of Lightning runs. Buffers, submodules and the metrics that ``self.log``
-    has found are state.
+    Buffers, submodules and the metrics that ``self.log`` has found are state.
     """
     names = {name for name in vars(LIGHTNING[0].LightningModule()) if name.startswith("_")}
     return frozenset(names - {"_buffers", "_modules", "_metric_attributes"} | {"_defaults"})
@@ -235,62 +189,47 @@ def parameters_of_layer(module: nn.Module) -> dict[str, Any]:
 
 def rng_states() -> dict[str, Any]:
     """Returns the states of the global random streams of torch, numpy and Python."""
-    return _fabric_seed()._collect_rng_states()
+    return _SEED._collect_rng_states()
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
     """Sets the global random streams."""
-    _fabric_seed()._set_rng_states(states)
-
-
-def _fabric_seed() -> Any:
-    try:
-        return importlib.import_module("lightning_fabric.utilities.seed")
-    except ImportError:
-        return importlib.import_module("lightning.fabric.utilities.seed")
+    _SEED._set_rng_states(states)
 
 
 # --- torch: modules and their hooks
 
 
 def plain_name(name: str) -> str:
-    """Returns the name without what ``torch.compile`` puts into it.
-
-    Example:
-        >>> plain_name("net._orig_mod.0.weight"), plain_name("net._orig_mod")
-        ('net.0.weight', 'net')
-    """
+    """Returns the name without the ``_orig_mod`` of ``torch.compile``."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def original_module(module: Any) -> Any:
-    """Returns the module that a compiled one wraps, or the module itself."""
+    """Returns the module within a compiled module, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
 def register_forward_hook(module: nn.Module, hook: Any) -> RemovableHandle:
-    """Registers a forward hook that also takes keyword arguments, beside the hooks that are there."""
+    """Registers a forward hook that also receives the keyword arguments."""
     _reserve_ids(module._forward_hooks)
     return module.register_forward_hook(hook, with_kwargs=True)
 
 
 def register_state_dict_hook(module: nn.Module, hook: Callable[..., None]) -> RemovableHandle:
-    """Registers a hook that may change what ``state_dict`` returns, beside the hooks that are there."""
+    """Registers a hook that may change what ``state_dict`` returns."""
     _reserve_ids(module._state_dict_hooks)
-    # not register_state_dict_post_hook, which sets an attribute on the hook that a bound method cannot have
+    # register_state_dict_post_hook sets an attribute on the hook, which fails for a bound method
     return module._register_state_dict_hook(hook)
 
 
 def _reserve_ids(hooks: Mapping[int, Any]) -> None:
-    """Keeps the next hook from replacing one of these.
-
-    Hooks are known by a number, which a spawned process counts from 0 again, while its module has the hooks of before.
-    """
+    """Keeps the next hook from replacing a hook: a spawned process counts ids from 0, but its modules have hooks already."""
     RemovableHandle.next_id = max([RemovableHandle.next_id, *(key + 1 for key in hooks)])
 
 
 def register_gradient_hook(parameter: nn.Parameter, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Registers a hook of the gradient that runs before the hooks that are there."""
+    """Registers a hook of the gradient that runs before all other hooks."""
     handle = parameter.register_hook(hook)
     hooks: Any = handle.hooks_dict_ref()
     hooks.update([(key, hooks.pop(key)) for key in list(hooks) if key != handle.id])
@@ -302,18 +241,18 @@ def register_gradient_hook(parameter: nn.Parameter, hook: Callable[[Tensor], Ten
 
 @torch.no_grad()
 def copy_all_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copies each source into its target, in few kernels. ``torch._foreach_copy_`` is documented, but has a private name."""
+    """Copies each source into its target, in few kernels. No public function does."""
     if targets:
         torch._foreach_copy_(list(targets), list(sources))  # type: ignore[attr-defined]
 
 
 def count_writes(tensor: Tensor) -> int:
-    """Returns how often the tensor was written to; an inference tensor does not count."""
+    """Returns how often the tensor was written to; 0 for an inference tensor, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def runs_backward() -> bool:
-    """Returns whether a backward pass is running. Activation checkpointing runs a part of the forward pass in it."""
+    """Returns whether a backward pass is running, in which activation checkpointing runs forward passes."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -331,7 +270,7 @@ def state_names(metric: Metric) -> list[str]:
 
 
 def cast_states(metric: Metric, states: Iterable[str], dtype: torch.dtype) -> None:
-    """Gives states another dtype that ``reset`` keeps; ``Metric.set_dtype`` would change all floating-point states."""
+    """Gives some states a dtype that ``reset`` keeps. ``Metric.set_dtype`` would change all floating-point states."""
     for state in states:
         metric._defaults[state] = metric._defaults[state].to(dtype)  # type: ignore[union-attr]
         setattr(metric, state, getattr(metric, state).to(dtype))
@@ -339,7 +278,7 @@ def cast_states(metric: Metric, states: Iterable[str], dtype: torch.dtype) -> No
 
 @contextmanager
 def sync_states(metric: Metric) -> Iterator[None]:
-    """Holds the states over all processes within, if the metric is one that ``compute`` synchronizes."""
+    """Synchronizes the states over all processes, as ``compute`` does."""
     with metric.sync_context(
         dist_sync_fn=metric.dist_sync_fn, should_sync=metric._to_sync, should_unsync=metric._should_unsync
     ):
