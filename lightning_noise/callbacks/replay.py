@@ -1,4 +1,4 @@
-"""The user's own validation under noise."""
+"""A monitor that repeats the user's own validation under noise."""
 
 from __future__ import annotations
 
@@ -32,51 +32,51 @@ __all__ = ["ReplayMonitor"]
 
 
 class ReplayMonitor(Callback, Replaying):
-    r"""Runs the user's own validation under noise, and logs every metric that it logs.
+    r"""Repeats the user's own validation under noise, and logs its metrics.
 
     Before each validation or test batch, the module's step and the hooks around it run on noisy copies of the batch. Weights,
     precision and random streams are those of the user's step. At the end of the epoch the module's ``on_validation_epoch_end``
     runs for each noise and level. Metrics of torchmetrics, values of ``self.log`` with any reduction, and lists that are filled
-    for the end of the epoch need no configuration. Each noise and level has a state of its own, which begins with what the
-    module holds after ``on_validation_epoch_start``.
+    for the end of the epoch need no configuration. Each noise and level has its own state, which begins with what the module
+    holds after ``on_validation_epoch_start``.
 
     ===========================================  =====================================================================
-    key                                          what
+    key                                          value
     ===========================================  =====================================================================
     ``replay/clean/<key>``                       each key that the module logs for the epoch, from a replay without noise
-    ``replay/<noise>/<level>/<key>``             the same under noise
+    ``replay/<noise>/<level>/<key>``             the same key under noise
     ===========================================  =====================================================================
 
     In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor the keys; see
     :class:`~lightning_noise.RobustnessMonitor` about ``every_n_epochs``. The values are reduced over all ranks, with or without
-    ``sync_dist`` in the module. Samples that a distributed sampler repeats count as they do in the module's own metrics. The
-    noise of a sample is the same in each epoch, for any batch size and number of ranks.
+    ``sync_dist`` in the module. Samples that a distributed sampler repeats count as they do in the module's own metrics. A
+    sample gets the same noise in each epoch, for any batch size and number of ranks.
 
     Two noises with five levels each cost eleven validations, eleven copies of the buffers and metric states, and one copy of
     the weights at the end of the epoch. ``max_batches`` and ``every_n_epochs`` bound the time.
 
-    The user's run stays as it is without the monitor. Restored are all attributes, containers, buffers, metrics and objects of
-    the user's classes that the module holds; weights, gradients, random streams and learning rates; the attributes and metrics
-    of the trainer. The loggers write what they would write anyway. Not restored are slots of objects, iterators, generators,
-    what closures and Python globals hold, the datamodule, and other callbacks. What leaves the process stays: files, printed
-    text, and calls of a logger that the module made itself.
+    The monitor does not change the run. It restores all attributes, containers, buffers, metrics and objects of the user's
+    classes that the module holds; weights, gradients, random streams and learning rates; the attributes and metrics of the
+    trainer. The loggers write what they would write without the monitor. It does not restore slots of objects, iterators,
+    generators, objects that closures and Python globals hold, the datamodule, or other callbacks. It cannot undo what leaves
+    the process: files, printed text, and calls of a logger that the module made itself.
 
     Args:
         noises: A noise, a list of noises, or a mapping from name to noise. In a list, the name of a noise is its class name in
-            lower case. A noise callback may take the place of a noise. Default: Gaussian and impulse noise.
+            lower case. A noise callback is accepted, too. Default: Gaussian and impulse noise.
         levels: The levels of all noises, or a mapping from name to levels. Default: the ``severities`` of each noise.
         inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.
         every_n_epochs: How often to replay during a fit.
         max_batches: How many batches of each loader to replay. Default: all.
-        seed: The seed of the draws. The seed of the run has no influence, so that runs are compared on the same noise.
-        name: The first part of the keys, which no other monitor of the trainer may have.
+        seed: The seed of the draws. It does not depend on the seed of the run, so runs are compared on the same noise.
+        name: The first part of the keys. No other monitor of the trainer may have the same name.
 
     Raises:
-        RuntimeError: The step updates the weights, with an optimizer of the trainer or of its own.
-        ValueError: A level, name or path is wrong, the run has no validation, the step takes an iterator instead of a batch, or
-            the ranks log different keys.
+        RuntimeError: If the step updates the weights, with an optimizer of the trainer or of its own.
+        ValueError: If a level, name or path is wrong, the run has no validation, the step takes an iterator instead of a batch,
+            or the ranks log different keys.
 
     Example:
         >>> from lightning_noise import noise
