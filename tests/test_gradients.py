@@ -489,7 +489,11 @@ def test_strategies_that_keep_gradients_in_buffers_are_refused(name):
         (lambda: GradientNoise(noise.Gaussian), TypeError, r"a value such as noise.Gaussian\(\)"),  # type: ignore[arg-type]
         (lambda: GradientNoise(noise.Gaussian(), -0.1), ValueError, "finite and not negative, got -0.1"),
         (lambda: GradientNoise(noise.FeatureDropout(), 1.5), ValueError, r"in \[0, 1"),
-        (lambda: RobustnessMonitor({"g": GradientNoise(noise.Gaussian())}, [0.1]), ValueError, "'g' cannot be a probe"),
+        (
+            lambda: RobustnessMonitor({"g": GradientNoise(noise.Gaussian())}, [0.1]),
+            ValueError,
+            "'g' cannot perturb held-out data",
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused_when_the_callback_is_made(build, error, message):

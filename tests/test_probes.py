@@ -63,11 +63,11 @@ def test_a_callback_without_a_noise_has_neutral_attributes():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: as_probe(Mixup()), "cannot be a probe: Mixup mixes samples"),
-        (lambda: as_probe(TargetNoise(labels.FlipLabels(N_CLASSES), 0.1)), "cannot be a probe: TargetNoise"),
-        (lambda: as_probe(noise.SwapNoise()), "cannot be a probe: it mixes rows"),
-        (lambda: as_probe(WeightNoise(noise.SwapNoise())), "cannot be a probe: it mixes rows"),
-        (lambda: as_probe(InputNoise(noise.Gaussian()), clip=(0, 1)), "relative and clip are arguments of a callback"),
+        (lambda: as_probe(Mixup()), "cannot perturb held-out data: Mixup mixes samples"),
+        (lambda: as_probe(TargetNoise(labels.FlipLabels(N_CLASSES), 0.1)), "cannot perturb held-out data: TargetNoise"),
+        (lambda: as_probe(noise.SwapNoise()), "cannot perturb held-out data: it mixes samples"),
+        (lambda: as_probe(WeightNoise(noise.SwapNoise())), "cannot perturb held-out data: it mixes samples"),
+        (lambda: as_probe(InputNoise(noise.Gaussian()), clip=(0, 1)), "relative and clip do not apply to a noise callback"),
         (lambda: as_probe(noise.Speckle(), relative="std"), "relative='std' is for additive noise"),
         (lambda: as_probe(lambda x, level, *, generator: x), "give a mapping from name to noise"),
     ],

@@ -306,7 +306,7 @@ def test_a_compiled_module_is_replayed():
     ("build", "message"),
     [
         (lambda: ReplayMonitor([]), "noises must be at least one"),
-        (lambda: ReplayMonitor(noise.SwapNoise()), "'swapnoise' cannot be a probe: it mixes rows"),
+        (lambda: ReplayMonitor(noise.SwapNoise()), "'swapnoise' cannot perturb held-out data: it mixes samples"),
         (lambda: ReplayMonitor(noise.Gaussian(), every_n_epochs=0), "at least 1, got 0"),
         (lambda: fit([ReplayMonitor(noise.Gaussian()), ReplayMonitor(noise.Uniform())]), "two monitors are named 'replay'"),
         (lambda: fit([ReplayMonitor(noise.Gaussian())], limit_val_batches=0), "ReplayMonitor needs a validation"),

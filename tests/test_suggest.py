@@ -427,7 +427,7 @@ def test_it_is_refused_within_a_run():
         ({"levels": [0.0, 0.1]}, "above 0"),
         ({"levels": [0.1, -0.1]}, "not negative"),
         ({"task": tasks.Regression()}, r"predicted classes: give task=tasks.Multiclass\(\)"),
-        ({"noise": Mixup(0.2)}, "cannot be a probe"),
+        ({"noise": Mixup(0.2)}, "cannot perturb held-out data"),
         ({"noise": noise.SwapNoise()}, "mixes"),
         ({"max_batches": 0}, "max_batches must be at least 1"),
         ({"dataloaders": None}, "no held-out data"),

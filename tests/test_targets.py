@@ -181,7 +181,7 @@ def test_a_step_without_a_loss_of_the_target_is_an_error_that_names_the_ways_out
 
     module = (Manual if manual else Custom)(squared)
     with pytest.raises(
-        ValueError, match=r"computed no cross_entropy.*via='batch' hands probabilities.*via='sample' hard labels"
+        ValueError, match=r"computed no cross_entropy.*type via='batch' to put probabilities.*via='sample' to put drawn labels"
     ):
         fit([callback(schedules.Every(0.3, every=2, begin=1))], module=module)
     assert len(module.losses) == 4, "not in the first step that is to be smoothed"
@@ -255,7 +255,7 @@ def test_what_changes_the_batch_comes_before_what_changes_the_loss():
     flips = TargetNoise(labels.FlipLabels(N_CLASSES), 0.3)
     for later in (flips, TargetNoise(labels.FlipLabels(N_CLASSES), 0.3, via="batch")):
         for first in (LabelSmoothing(0.1), Mixup(1.0)):
-            with pytest.raises(ValueError, match=rf"'target' changes the target in the batch after '{first.name}'"):
+            with pytest.raises(ValueError, match=rf"'target' would change the target in the batch after '{first.name}'"):
                 fit([first, later])
     module, _ = fit([flips, LabelSmoothing(0.1), Mixup(1.0)])
     assert torch.stack(module.losses).isfinite().all()
@@ -418,8 +418,16 @@ def test_gaussian_noise_in_a_regression_adds_its_variance_to_the_loss_and_nothin
         (lambda: TargetNoise(labels.FlipLabels(3), 0.1, via="metrics"), ValueError, "via must be 'loss', 'batch' or 'sample'"),  # type: ignore[arg-type]
         (lambda: TargetNoise(labels.FlipLabels(3), 1.1), ValueError, r"in \[0, 1\], got 1.1"),
         (lambda: TargetNoise(labels.FlipLabels, 0.1), TypeError, "a noise must be a value"),  # type: ignore[arg-type]
-        (lambda: RobustnessMonitor({"y": LabelSmoothing(0.1)}, [0.1]), ValueError, "'y' cannot be a probe: LabelSmoothing"),
-        (lambda: RobustnessMonitor({"mix": Mixup()}, [0.1]), ValueError, "'mix' cannot be a probe: Mixup mixes samples"),
+        (
+            lambda: RobustnessMonitor({"y": LabelSmoothing(0.1)}, [0.1]),
+            ValueError,
+            "'y' cannot perturb held-out data: LabelSmoothing",
+        ),
+        (
+            lambda: RobustnessMonitor({"mix": Mixup()}, [0.1]),
+            ValueError,
+            "'mix' cannot perturb held-out data: Mixup mixes samples",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_where_they_are_given(build, error, message):

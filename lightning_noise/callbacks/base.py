@@ -1,11 +1,10 @@
-"""What all noise callbacks share: the level in force, the key of a draw, the log and the life cycle."""
+"""Base classes of the noise callbacks: the level of a batch, the keys of the draws, logging and hooks."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
@@ -17,11 +16,7 @@ from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLev
 from lightning_noise.labels import LabelNoise
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
-from lightning_noise.loop.internals import (
-    Callback,
-    recomputes_statistics,
-    should_log,
-)
+from lightning_noise.loop.internals import Callback, recomputes_statistics, should_log
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import logging_step, outline, progress_at, run_seed
 from lightning_noise.noise import Noise
@@ -38,23 +33,25 @@ Via = Literal["loss", "batch", "sample"]
 
 
 class NoiseCallback(Callback, Perturbing):
-    """Puts noise in one place of the training loop and takes it out again.
+    """Base of the callbacks that put noise into one place of the training loop.
 
-    The level is set before each batch. A perturbation begins before the training step and ends after the backward pass, also
-    where an exception is raised; validation, test and prediction never see it. Other callbacks see the clean batch.
+    The level is set before each batch. The noise is present from the start of the training step to the end of the backward
+    pass, and is removed even if the step raises an error. Validation, test and prediction never see the noise. Other callbacks
+    see the clean batch.
 
     Args:
-        level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
-            :class:`~lightning_noise.AdaptiveLevel`; ``None`` for a callback that only monitors use. A rule becomes an adaptive
-            level.
-        noise: The noise, if the callback has one.
+        level: The amount of noise: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a
+            number, or an :class:`~lightning_noise.AdaptiveLevel`. A rule becomes an adaptive level. A callback that only
+            monitors use needs no level: ``None``.
+        noise: The noise, if the callback takes a noise.
         seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
-        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+        name: The name in log keys and messages, unique in the trainer. The draws depend on the name, so two callbacks with the
+            same seed draw independently.
 
     Attributes:
-        adaptive: What moves an adaptive level.
-        judged_by_epoch: Whether nothing but an epoch without any effect is an error. Default: every step is, until the first
-            step that has an effect.
+        adaptive: The driver of an adaptive level, or ``None``.
+        judged_by_epoch: Whether only an epoch in which nothing was changed is an error. Default: each step is judged, until the
+            first step that changes something.
     """
 
     judged_by_epoch: ClassVar[bool] = False
@@ -81,44 +78,41 @@ class NoiseCallback(Callback, Perturbing):
                 mixes_samples=self.mixes_samples,
                 one_draw_per_batch=self.one_draw_per_batch,
             )
-            # not methods of the class: callbacks without a state may have one state key, and are refused in our own words
+            # on the instance: for equal names, Lightning would refuse a class with these methods before our clearer error
             self.state_dict = self.adaptive.state_dict
             self.load_state_dict = self.adaptive.load_state_dict
         elif level is not None and not callable(level):
             self.level = check_level(level, self.max_level)
         self.current_level = 0.0
         self._batch_idx = 0
-        self._checked = False  # whether a batch of this fit was
-        self._is_logged = False  # this batch
+        self._checked = False  # whether a batch of this fit was checked
+        self._is_logged = False  # whether this batch is logged
         self._perturbations: list[Perturbation] = []  # of this step, which may fetch several batches
-        self._effective: bool | None = None  # whether anything was changed, since it was to be
+        self._effective: bool | None = None  # None until a step with noise
 
     def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
-        """Returns the perturbation of a batch, to be entered."""
-        return Perturbation(partial(self._perturb_and_check, context, batch, level, key))
+        def body(perturbation: Perturbation) -> Iterator[Any]:
+            yield from self.perturb(context, batch, level, key, perturbation)
+            if perturbation.effective is False and context.is_probe:
+                raise ValueError(self.describe_no_effect("the prediction"))
 
-    def _perturb_and_check(
-        self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation
-    ) -> Iterator[Any]:
-        yield from self.perturb(context, batch, level, key, perturbation)
-        if perturbation.effective is False and context.is_probe:
-            raise ValueError(self.describe_no_effect("the prediction"))
+        return Perturbation(body)
 
     @abstractmethod
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
-        """Yields the batch to use once, and then undoes, from a saved copy, whatever was changed elsewhere.
+        """Yields the noisy batch once, and afterwards restores all other changes from saved copies.
 
         Args:
-            context: Where the batch is perturbed.
+            context: The trainer and the module, and whether the batch is held-out data.
             batch: The batch.
-            level: The amount, above 0.
+            level: The level, above 0.
             key: The key of the draws.
-            perturbation: Takes the statistics to log, and whether anything was changed.
+            perturbation: Receives the statistics to log, and whether anything was changed.
         """
 
     @abstractmethod
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        """Raises an error if the callback cannot work on the first batch of a fit, whatever the level is then."""
+        """Raises an error if the callback cannot work on the first batch of a fit, even if its level is 0."""
 
     def describe_no_effect(self, where: str) -> str:
         """Returns the error message for a step, an epoch or a prediction in which nothing was changed."""
@@ -129,7 +123,7 @@ class NoiseCallback(Callback, Perturbing):
             self.check(trainer.lightning_module, batch)
             self._checked = True
         self._batch_idx = batch_idx
-        # the epoch that weight averaging adds only recomputes the statistics of batch normalisation
+        # the extra epoch of weight averaging only recomputes the statistics of batch normalization
         training = not recomputes_statistics(trainer)
         self.current_level = self._level_at(progress_at(trainer, batch_idx)) if training else 0.0
         self._is_logged = training and should_log(trainer)
@@ -143,32 +137,38 @@ class NoiseCallback(Callback, Perturbing):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
-            raise ValueError(f"two noise callbacks are named {self.name!r}; give one of them another name=…")
+            raise ValueError(f"two noise callbacks are named {self.name!r}; type {type(self).__name__}(…, name='{self.name}2')")
         if stage == "fit" and self.level is None:
+            level = self.severities[0] if self.severities else min(0.1, self.max_level)
             raise ValueError(
-                f"{self.name!r} has no level to train with; type {type(self).__name__}(…, level={self._some_level}), "
-                "or give the callback to a monitor alone"
+                f"{self.name!r} has no level to train with; type {type(self).__name__}(…, level={level}), "
+                "or pass the callback to a monitor and not to the trainer"
             )
         if self.adaptive is not None:
             inputs, target = getattr(self, "inputs", None), getattr(self, "target", None)
             self.adaptive.prepare(stage, self.perturbation, seed=self._seed, inputs=inputs, target=target)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check_run(trainer)
+        if self.adaptive is not None:
+            self.adaptive.check_run(trainer)
+        # a callable may read the state of the run, which is not known in advance
+        for progress in outline(trainer) if isinstance(self.level, Schedule) else [progress_at(trainer, 0)]:
+            self._level_at(progress)
         self._checked, self._effective = False, None
         TrainingDispatcher.attach(trainer)
         loggers.log_text(trainer, f"noise/{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._is_logged, self._perturbations = False, []
-        if not _fetches_itself(trainer):  # there, the batch is known when it is fetched
+        dispatcher = TrainingDispatcher.of(trainer)
+        if dispatcher is None or not dispatcher.takes_iterator:  # an iterator has not fetched the batch yet
             self.start_batch(trainer, batch, batch_idx)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _end_perturbations(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # in manual optimization the perturbations have not ended; a scaler may yet skip the update, after which nobody resumes
+        # the perturbations end here only in manual optimization; with a scaler, an update that is skipped would not resume them
         if getattr(trainer.precision_plugin, "scaler", None) is None and (dispatcher := TrainingDispatcher.of(trainer)):
             dispatcher.pause(optimizer)
 
@@ -181,7 +181,7 @@ class NoiseCallback(Callback, Perturbing):
             self._log(trainer, {"level": self.current_level, **stats})
         effects = [perturbation.effective for perturbation in self._perturbations if perturbation.effective is not None]
         self._perturbations = []
-        is_skipped = pl_module.automatic_optimization and not outputs  # which says nothing about effects
+        is_skipped = pl_module.automatic_optimization and not outputs  # a skipped step may not have reached the noise
         if effects and not is_skipped:
             self._effective = any([self._effective, *effects])
         if not self.judged_by_epoch:
@@ -199,7 +199,7 @@ class NoiseCallback(Callback, Perturbing):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self.adaptive is not None:  # before the step, which may write to the batch
+        if self.adaptive is not None:  # now, because the validation step may write to the batch
             self.adaptive.observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -221,10 +221,6 @@ class NoiseCallback(Callback, Perturbing):
         TrainingDispatcher.detach(trainer)
 
     @property
-    def _some_level(self) -> float:
-        return self.severities[0] if self.severities else min(0.1, self.max_level)
-
-    @property
     def _seed(self) -> int:
         return run_seed() if self.seed is None else self.seed
 
@@ -232,17 +228,11 @@ class NoiseCallback(Callback, Perturbing):
         if self._effective is False:
             raise ValueError(self.describe_no_effect(where))
 
-    def _check_run(self, trainer: Trainer) -> None:
-        """Refuses what cannot work in this run at its start and not hours later."""
-        if self.adaptive is not None:
-            self.adaptive.check_run(trainer)
-        # a callable may read the state of the run, which is not known ahead
-        for progress in outline(trainer) if isinstance(self.level, Schedule) else [progress_at(trainer, 0)]:
-            self._level_at(progress)
-
     def _log(self, trainer: Trainer, measured: dict[str, float | Tensor]) -> None:
         metrics = {f"noise/{self.name}/{key}": float(value) for key, value in measured.items()}
-        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}  # a batch may get no noise
+        finite = {
+            key: value for key, value in metrics.items() if math.isfinite(value)
+        }  # the SNR of a batch without noise is infinite
         for logger in trainer.loggers:
             logger.log_metrics(finite, step=logging_step(trainer))
 
@@ -253,15 +243,15 @@ class NoiseCallback(Callback, Perturbing):
 
 
 class TargetCallback(NoiseCallback):
-    """Changes the labels of a batch: where the loss is computed, or in the batch.
+    """Base of the callbacks that change labels, at the loss or in the batch.
 
     Args:
-        level: The amount.
-        target: Which leaf of the batch.
-        via: ``"loss"``, ``"batch"`` or ``"sample"``.
+        level: The level.
+        noise: The noise, if the callback takes a noise.
+        target: Which leaf of the batch is the target.
+        via: Where the labels change: ``"loss"``, ``"batch"`` (probabilities) or ``"sample"`` (drawn labels in the batch).
         seed: The seed of the draws.
-        name: The name in the log.
-        noise: The noise, if the callback has one.
+        name: The name in log keys and messages.
     """
 
     can_probe: ClassVar[bool] = False
@@ -285,42 +275,35 @@ class TargetCallback(NoiseCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         callbacks = perturbing(trainer)
-        for later in callbacks[callbacks.index(self) + 1 :] if self._is_at_the_loss else []:
-            same = isinstance(later, TargetCallback) and later.target == self.target
-            if same and not later._is_at_the_loss:  # type: ignore[attr-defined]
+        for later in callbacks[callbacks.index(self) + 1 :] if self._changes_loss else []:
+            if isinstance(later, TargetCallback) and later.target == self.target and not later._changes_loss:
                 raise ValueError(
-                    f"{later.name!r} changes the target in the batch after {self.name!r} was to change its loss; "
-                    f"put it before {self.name!r} in the list of callbacks"
+                    f"{later.name!r} would change the target in the batch after {self.name!r} had read it; "
+                    f"put {later.name!r} before {self.name!r} in the list of callbacks"
                 )
 
     @property
-    def _is_at_the_loss(self) -> bool:
-        """Whether class indices stay as they are in the batch."""
+    def _changes_loss(self) -> bool:
+        """Whether class indices change at the loss, and not in the batch."""
         return self.via == "loss"
 
     def describe_no_effect(self, where: str) -> str:
         return (
             f"{where} computed no cross_entropy, nll_loss or binary_cross_entropy_with_logits of the target, so "
-            f"{self.name!r} did nothing. Type target=… if the target is another leaf; via='batch' hands probabilities to "
-            "the module, and via='sample' hard labels that are drawn from them, which suit any loss; a number that is "
-            "regressed must be floating-point"
+            f"{self.name!r} changed nothing. If the target is another leaf, type target=…. For another loss, type via='batch' "
+            "to put probabilities into the batch, or via='sample' to put drawn labels there. "
+            "The target of a regression must be floating-point"
         )
 
 
 def check_parameters_are_whole(trainer: Trainer, name: str) -> None:
-    """Raises a ValueError where the strategy flattens or partitions the parameters outside of the forward pass."""
+    """Raises a ValueError if the strategy flattens or partitions parameters outside the forward pass."""
     for strategy in type(trainer.strategy).__mro__:
         if strategy.__name__ in ("FSDPStrategy", "DeepSpeedStrategy"):
             raise ValueError(
-                f"{name!r} cannot work with {strategy.__name__}, which has no whole parameters outside of the forward pass; "
+                f"{name!r} cannot work with {strategy.__name__}, which has no whole parameters outside the forward pass; "
                 "use DDPStrategy, or ModelParallelStrategy with fully_shard"
             )
-
-
-def _fetches_itself(trainer: Trainer) -> bool:
-    """Whether the training step takes an iterator and not a batch."""
-    dispatcher = TrainingDispatcher.of(trainer)
-    return dispatcher is not None and dispatcher.takes_iterator
 
 
 def _end_perturbations(trainer: Trainer) -> None:

@@ -131,13 +131,13 @@ class _Mixing(TargetCallback):
         return MixedLabelLoss(target, mix.partners.to(target.device), lam.to(target.device))
 
     @property
-    def _is_at_the_loss(self) -> bool:
+    def _changes_loss(self) -> bool:
         return self.via in (None, "loss")
 
     def _is_softened(self, target: Tensor, mix: _Mix) -> bool:
         """Whether the target is mixed at the loss and not in the batch."""
         numbers = self.via is None and target.is_floating_point()
-        return self._is_at_the_loss and not numbers and not mix.has_the_box(target)
+        return self._changes_loss and not numbers and not mix.has_the_box(target)
 
     @abstractmethod
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
