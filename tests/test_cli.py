@@ -310,7 +310,8 @@ def test_an_adaptive_level_reads_back(call, tmp_path: Path):
 
 def test_an_adaptive_level_by_a_metric_of_ones_own_reads_back(tmp_path: Path):
     own: Any = partial(MulticlassAccuracy, 3, average="micro")
-    level: Any = partial(AdaptiveLevel, Governor(0.3), task=partial(tasks.Custom, own))
+    task: Any = partial(tasks.Custom, own)
+    level: Any = partial(AdaptiveLevel, Governor(0.3), task=task)
     cli = read(write(tmp_path, [partial(InputNoise, noise.Gaussian(), level)]))
     for each in (cli, read(saved(cli))):
         callbacks: list[pl.Callback] = each.trainer.callbacks  # type: ignore[attr-defined]
@@ -334,7 +335,8 @@ def test_noise_in_the_model_reads_back(call, tmp_path: Path):
 def test_metrics_of_ones_own_read_back(tmp_path: Path):
     hits: Any = partial(MulticlassAccuracy, 3, average="micro")
     metrics: Any = partial(MetricCollection, {"hits": hits})
-    cli = read(write(tmp_path, [partial(RobustnessMonitor, noise.Gaussian(), task=partial(tasks.Custom, metrics))]))
+    custom: Any = partial(tasks.Custom, metrics)
+    cli = read(write(tmp_path, [partial(RobustnessMonitor, noise.Gaussian(), task=custom)]))
     for each in (cli, read(saved(cli))):
         callbacks: list[pl.Callback] = each.trainer.callbacks  # type: ignore[attr-defined]
         (task,) = [callback.task for callback in callbacks if isinstance(callback, RobustnessMonitor)]

@@ -151,7 +151,18 @@ def test_a_regression_logs_its_errors_their_drops_and_a_score(tmp_path):
     logger = CSVLogger(tmp_path)
     monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, task=tasks.Regression(), n_draws=2)
     found = validated(monitor, module, data, logger=logger)
-    summary = {"score", "mse_clean", "mse_noisy", "mse_worst", "mse_drop", "mae_clean", "mae_noisy", "mae_drop", "r2_retention"}
+    summary = {
+        "score",
+        "r2_retention",
+        "mse_clean",
+        "mse_noisy",
+        "mse_worst",
+        "mse_drop",
+        "mae_clean",
+        "mae_noisy",
+        "mae_drop",
+        "r2_retention",
+    }
     assert found.keys() == summary | {f"gaussian/{level:g}/{metric}" for level in LEVELS for metric in ("mse", "mae")}
     written = report.read(Path(logger.log_dir, "validate", "robustness"))
     places = {CLEAN, NOISY, Condition("gaussian"), *(Condition("gaussian", level) for level in LEVELS)}

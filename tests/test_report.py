@@ -58,7 +58,7 @@ def make(
     return Report("multiclass", sum(sizes), seed=0, sizes=tuple(sizes), estimates=tuple(estimates), **about)
 
 
-def means(samples: Mapping[Cell, Array], groups: Array, **about: Any) -> Report:
+def means(samples: Mapping[Any, Array], groups: Array, **about: Any) -> Report:
     """The report of means over samples, each of which is in a group."""
     sizes = np.bincount(groups, minlength=N_GROUPS)
     sums = {cell: np.bincount(groups, x, N_GROUPS) for cell, x in samples.items()}
