@@ -161,7 +161,6 @@ def test_a_regression_logs_its_errors_their_drops_and_a_score(tmp_path):
         "mae_clean",
         "mae_noisy",
         "mae_drop",
-        "r2_retention",
     }
     assert found.keys() == summary | {f"gaussian/{level:g}/{metric}" for level in LEVELS for metric in ("mse", "mae")}
     written = report.read(Path(logger.log_dir, "validate", "robustness"))
