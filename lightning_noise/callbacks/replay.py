@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying
 from lightning_noise.loop.internals import evaluation_results, rng_states
 from lightning_noise.loop.perturbation import Context
-from lightning_noise.loop.replay import Replay, restore_weights, stage_of
+from lightning_noise.loop.replay import Replay, stage_of
 from lightning_noise.loop.snapshot import copy_batch
 from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip
@@ -40,18 +41,7 @@ class ReplayMonitor(Callback, Replaying):
     for the end of the epoch need no configuration. Each noise and level has its own state, which begins with what the module
     holds after ``on_validation_epoch_start``.
 
-    ===========================================  =====================================================================
-    key                                          value
-    ===========================================  =====================================================================
-    ``replay/clean/<key>``                       each key that the module logs for the epoch, from a replay without noise
-    ``replay/<noise>/<level>/<key>``             the same key under noise
-    ===========================================  =====================================================================
-
-    In ``trainer.test`` the keys begin with ``test/``. ModelCheckpoint and EarlyStopping can monitor the keys; see
-    :class:`~lightning_noise.RobustnessMonitor` about ``every_n_epochs``. The values are reduced over all ranks, with or without
-    ``sync_dist`` in the module. Samples that a distributed sampler repeats count as they do in the module's own metrics. A
-    sample gets the same noise in each epoch, for any batch size and number of ranks.
-
+    ===========================================  ==============================================================
     Two noises with five levels each cost eleven validations, eleven copies of the buffers and metric states, and one copy of
     the weights at the end of the epoch. ``max_batches`` and ``every_n_epochs`` bound the time.
 
@@ -126,30 +116,42 @@ class ReplayMonitor(Callback, Replaying):
         loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_epoch(trainer, pl_module)
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_epoch(trainer, pl_module)
+        self._end_epoch()
+        step = f"{stage_of(trainer)}_step"
+        if "dataloader_iter" in inspect.signature(getattr(pl_module, step)).parameters:
+            raise ValueError(
+                f"ReplayMonitor needs a {step}(batch, batch_idx) and cannot replay a {step}(dataloader_iter), "
+                "which fetches each batch only once"
+            )
+        EvaluationDispatcher.attach(trainer, step)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._start_batch(trainer, batch_idx, dataloader_idx)
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._start_batch(trainer, batch_idx, dataloader_idx)
+        self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
+        if not self._replays and (trainer.sanity_checking or is_due(trainer, self.every_n_epochs)):
+            # before the module's own hook of the first batch, so that all replays begin with what the module holds now
+            self._replays = {condition: Replay(trainer) for condition in (CLEAN, *self._current_conditions(trainer))}
+        if self._replays:
+            self._rng = rng_states()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_replays(trainer, pl_module, self.name)
+        EvaluationDispatcher.detach(trainer)
+        values = self._finish_replays(pl_module)
+        self._end_epoch()
+        prefix = f"test/{self.name}" if trainer.testing else self.name
+        for condition, logged in values.items() if not trainer.sanity_checking else ():
+            for key, value in logged.items():
+                # not `self.log`, which refuses the suffixes of loaders; every rank logs the reduced value, for its callbacks
+                evaluation_results(trainer).log(prefix, f"{prefix}/{condition.place}/{key}", value, sync_dist=True)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and not self._is_laid_out:
             self._is_laid_out = loggers.log_layout(trainer, self)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_replays(trainer, pl_module, f"test/{self.name}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "")
@@ -168,44 +170,23 @@ class ReplayMonitor(Callback, Replaying):
 
     # --- replaying
 
-    def _start_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end_epoch()
-        step = f"{stage_of(trainer)}_step"
-        if "dataloader_iter" in inspect.signature(getattr(pl_module, step)).parameters:
-            raise ValueError(
-                f"ReplayMonitor needs a {step}(batch, batch_idx) and cannot replay a {step}(dataloader_iter), "
-                "which fetches each batch only once"
-            )
-        EvaluationDispatcher.attach(trainer, step)
-
-    def _start_batch(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
-        self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
-        if not self._replays and (trainer.sanity_checking or is_due(trainer, self.every_n_epochs)):
-            # before the module's own hook of the first batch, so that all replays begin with what the module holds now
-            self._replays = {condition: Replay(trainer) for condition in (CLEAN, *self._current_conditions(trainer))}
-        if self._replays:
-            self._rng = rng_states()
-
     def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
         if not self._replays or (self.max_batches is not None and self._batch_idx >= self.max_batches):
             return
         dataloader_idx = evaluation_results(trainer).dataloader_idx  # None if there is one loader
         before = self._replays[CLEAN].state.current()
-        for condition, perturbation in self._perturbations(trainer, batch):
+        sample_positions = self._positions.setdefault(self._dataloader_idx, SamplePositions())
+        positions, _ = sample_positions.take(trainer, self._dataloader_idx, self._batch_idx, self._count_rows(batch))
+        context = Context(trainer, trainer.lightning_module, is_probe=True)
+        noisy = self._current_conditions(trainer).perturbations(context, batch, self._batch_idx, positions)
+        for condition, perturbation in chain([(CLEAN, nullcontext(batch))], noisy):
             replay = self._replays[condition]
-            with replay.entered(before), perturbation as noisy:
-                own = copy_batch(noisy)
+            with replay.entered(before), perturbation as perturbed:
+                own = copy_batch(perturbed)
                 replay.run_step(step, own, indices, batch_idx=self._batch_idx, dataloader_idx=dataloader_idx, rng=self._rng)
 
     def _current_conditions(self, trainer: Trainer) -> Conditions:
         return self.conditions.trials() if trainer.sanity_checking else self.conditions
-
-    def _perturbations(self, trainer: Trainer, batch: Any) -> Iterator[tuple[Condition, AbstractContextManager[Any]]]:
-        sample_positions = self._positions.setdefault(self._dataloader_idx, SamplePositions())
-        positions, _ = sample_positions.take(trainer, self._dataloader_idx, self._batch_idx, self._count_rows(batch))
-        context = Context(trainer, trainer.lightning_module, is_probe=True)
-        yield CLEAN, nullcontext(batch)
-        yield from self._current_conditions(trainer).perturbations(context, batch, self._batch_idx, positions)
 
     def _count_rows(self, batch: Any) -> int:
         """Returns the number of rows of the noisy input, or of the first tensor if no noise is in the input."""
@@ -215,28 +196,24 @@ class ReplayMonitor(Callback, Replaying):
             return len(get(batch, paths[0])) if paths else 0
         return next((len(leaf) for _, leaf in leaves(batch) if leaf.ndim), 0)
 
-    def _log_replays(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
-        EvaluationDispatcher.detach(trainer)
+    def _finish_replays(self, pl_module: LightningModule) -> dict[Condition, dict[str, Tensor]]:
         values: dict[Condition, dict[str, Tensor]] = {}
         if self._replays:
-            # a module may exchange its weights for an average at the end of an epoch
+            # a module may exchange its weights for an average at the end of an epoch: their values or their tensors
             weights = [(parameter, parameter.data, parameter.data.clone()) for parameter in pl_module.parameters()]
             before = self._replays[CLEAN].state.current()
             for condition, replay in self._replays.items():
-                with restore_weights(weights):
+                try:
                     values[condition] = replay.finish(before)
+                finally:
+                    for parameter, data, copied in weights:
+                        data.copy_(copied)
+                        parameter.data = data
             self._keys = list(values[CLEAN])
-        self._end_epoch()
-        if trainer.sanity_checking:
-            return
-        results = evaluation_results(trainer)
-        for condition, logged in values.items():
-            for key, value in logged.items():
-                # not `self.log`, which refuses the suffixes of loaders; every rank logs the reduced value, for its callbacks
-                results.log(prefix, f"{prefix}/{condition.place}/{key}", value, sync_dist=True)
+        return values
 
     def _end_epoch(self) -> None:
         self._replays: dict[Condition, Replay] = {}
         self._positions: dict[int, SamplePositions] = {}
         self._batch_idx = self._dataloader_idx = 0
-        self._rng: dict[str, Any] = {}  # the random streams that the module's hook before the step begins with
+        self._rng: dict[str, Any] = {}  # with which the module's hook before the step begins

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from lightning_noise.loop.internals import (
     add_callback_metrics,
@@ -25,17 +24,13 @@ from lightning_noise.loop.snapshot import Contents, State, restore_rng, restore_
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["Replay", "restore_weights", "stage_of"]
+__all__ = ["Replay", "stage_of"]
 
 
 class Replay:
-    """The user's validation or test epoch, run once more beside the user's own.
+    """The user's validation or test epoch, run once more from what the module holds now.
 
-    The module logs into another of Lightning's own collections of results. Reductions, batch sizes and the suffixes of several
-    loaders are therefore Lightning's.
-
-    Args:
-        trainer: The trainer. The replay begins with what its module holds now.
+    The module logs to another of Lightning's collections of results, which reduces values and names loaders as usual.
     """
 
     def __init__(self, trainer: Trainer):
@@ -48,11 +43,7 @@ class Replay:
 
     @contextmanager
     def entered(self, before: Contents) -> Iterator[None]:
-        """Puts state, results and silent loggers in the place of the user's within.
-
-        Args:
-            before: What the module holds, from ``state.current()``.
-        """
+        """Exchanges the user's state, results and loggers for those of the replay; ``before`` is from ``state.current()``."""
         trainer: Any = self.trainer
         with restore_trainer(trainer), self.state.entered(before):
             trainer.loggers = [SilentLogger(logger) for logger in trainer.loggers]
@@ -75,21 +66,21 @@ class Replay:
             step: The step of the strategy.
             batch: The batch, to which the step may write.
             indices: The further arguments of the step.
-            batch_idx: The index of the batch.
+            batch_idx: The index of the batch, for the hooks.
             dataloader_idx: The index of the loader, or ``None`` if there is one loader.
-            rng: The random streams that the hook before the user's step begins with.
+            rng: The random streams with which the hook before the step begins. The step begins with the current streams.
         """
         results = self._results
         if dataloader_idx != results.dataloader_idx:
             self._collect()  # Lightning does so between two loaders, which may share a metric
         results.dataloader_idx, results.batch, results.batch_size = dataloader_idx, batch, None
         arguments = (batch, batch_idx) if dataloader_idx is None else (batch, batch_idx, dataloader_idx)
-        with restore_rng(rng):  # the step then begins with the streams of the user's step
+        with restore_rng(rng):
             self._call("batch_start", *arguments)
         self._call("batch_end", step(batch, *indices), *arguments)
 
     def finish(self, before: Contents) -> dict[str, Tensor]:
-        """Runs the module's hook at the end of the epoch, and returns what it logged for the epoch."""
+        """Runs the module's hook at the end of the epoch, and returns what the module logged for the epoch."""
         with self.entered(before):
             self._collect()
             self._results.dataloader_idx = self._results.batch = self._results.batch_size = None
@@ -106,7 +97,7 @@ class Replay:
         """Computes, over all ranks, what was logged since the last call."""
         logged = {key: value for key, value in self._results.valid_items() if value.meta.on_epoch}
         new = {key: value for key, value in logged.items() if key not in self._collected}
-        if self.trainer.world_size > 1:  # what a single rank logs has no value on the others
+        if self.trainer.world_size > 1:  # a value that only one rank logs is missing on the others
             new = {key: value for key, value in new.items() if not value.meta.sync.rank_zero_only}
         keys, strategy = list(new), self.trainer.strategy
         if not strategy.reduce_boolean_decision(strategy.broadcast(keys) == keys):
@@ -120,21 +111,6 @@ class Replay:
         self._collected |= new.keys()
 
 
-@contextmanager
-def restore_weights(weights: list[tuple[Parameter, Tensor, Tensor]]) -> Iterator[None]:
-    """Restores weights that the module exchanges within, be it their values or their tensors.
-
-    Args:
-        weights: Each parameter with its ``data`` and a copy of its ``data``.
-    """
-    try:
-        yield
-    finally:
-        for parameter, data, values in weights:
-            data.copy_(values)
-            parameter.data = data
-
-
 def stage_of(trainer: Trainer) -> str:
-    """Returns the part of the names of hooks and steps that stands for the stage: validation or test."""
+    """Returns the stage in the names of hooks and steps: validation or test."""
     return "test" if trainer.testing else "validation"
