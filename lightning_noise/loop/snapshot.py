@@ -1,9 +1,8 @@
 """Snapshots of what a module and its trainer hold, to run a step without side effects.
 
-A step leaves traces in attributes, containers, buffers and metrics of the module. A snapshot exchanges the contents of these
-objects and never the objects, because hooks, closures, optimizers and compiled code hold the same objects. That is why
-``copy.deepcopy`` copies only the leaves here: tensors, arrays, generators and the tuples around them. A deep copy of the whole
-module would yield other objects, and would copy whatever is reached from the module, such as the data set.
+A step writes to attributes, containers, buffers and metrics of the module. A snapshot exchanges the contents of these objects
+and never the objects, because hooks, closures, optimizers and compiled code refer to them. A deep copy of the module would
+yield other objects, and would copy everything that the module refers to, such as the data set.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import sys
 from argparse import Namespace
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -37,27 +37,25 @@ if TYPE_CHECKING:
 __all__ = ["Contents", "State", "copy_batch", "restore_after", "restore_rng", "restore_trainer"]
 
 Contents = list[tuple[Any, Any]]
-"""Containers, each with a copy of the container as it was: a dict for a dict, a list for any other."""
+"""Containers, each with its contents: a dict for a dict, a list for any other."""
 
+_CONTAINERS = (list, dict, set, deque)
 # values that are changed in place
 _COPIED = (Tensor, np.ndarray, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-# what most attributes and long lists hold
+# values that lead to no container, which most attributes and long lists hold
 _ATOMS = {int, float, bool, str, type(None), Tensor, Parameter}
 _NOT_STATE = private_attributes()
-# objects of these packages hold no state of the module, and lead to the trainer and the data
+# objects of these packages hold no state of the module, but refer to the trainer and the data
 _FOREIGN = {"torch", "pytorch_lightning", "lightning", "lightning_fabric"} | (
     sys.stdlib_module_names - {"abc", "builtins", "collections", "typing"}
 )
 
 
 class State:
-    """The state of a module apart from its parameters, at first a copy of what the module holds.
+    """The state of a module apart from its parameters; at first a copy of what the module holds.
 
-    The state is what attributes, registered modules, lists, dicts, sets and objects of the user's classes lead to. Learning
-    rates and their schedulers belong to the state.
-
-    Args:
-        trainer: The trainer of the module.
+    The state is what attributes, registered modules, lists, dicts, sets and objects of the user's classes refer to, and the
+    learning rates with their schedulers.
     """
 
     def __init__(self, trainer: Trainer):
@@ -72,11 +70,7 @@ class State:
 
     @contextmanager
     def entered(self, before: Contents) -> Iterator[None]:
-        """Puts this state into the module, and afterwards takes the changed state out again.
-
-        Args:
-            before: What to put back, from :meth:`current`.
-        """
+        """Puts this state into the module, and then takes the changed state out; ``before`` is from :meth:`current`."""
         try:
             _put(self._contents)
             yield
@@ -87,9 +81,9 @@ class State:
 
 @contextmanager
 def restore_trainer(trainer: Trainer) -> Iterator[None]:
-    """Restores what one step changes outside the module: random streams, gradients, and attributes of the trainer.
+    """Restores what a step changes outside the module: random streams, gradients, and attributes of the trainer.
 
-    Within, the parameters have no gradients.
+    The step begins without gradients.
 
     Raises:
         RuntimeError: An optimizer is about to update the weights.
@@ -105,44 +99,39 @@ def restore_trainer(trainer: Trainer) -> Iterator[None]:
                 "use a RobustnessMonitor, or update the weights in training alone"
             )
 
-    with ExitStack() as stack:
-        stack.callback(register_optimizer_step_pre_hook(refuse_update).remove)
-        stack.callback(_put, attributes)
-        stack.enter_context(restore_rng())
-        stack.callback(_set_gradients, parameters, gradients)
-        _set_gradients(parameters, [None] * len(parameters))
-        yield
+    handle = register_optimizer_step_pre_hook(refuse_update)
+    with restore_rng():
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            _put(attributes)
+            handle.remove()
 
 
 @contextmanager
 def restore_after(trainer: Trainer, module: LightningModule, *others: Any) -> Iterator[None]:
-    """Restores trainer, module and random streams after a run that does not train.
+    """Restores trainer, module, random streams and the attributes of other objects after a run that does not train.
 
-    Within, the module has a state of its own. Parameters become the same tensors again, with their gradients, even if the run
-    moved them to another device or precision. The values of the weights are not copied.
-
-    Args:
-        trainer: The trainer, with its loops, connectors and strategy.
-        module: The module.
-        *others: More objects whose attributes the run writes to, such as a data module, or ``None``.
+    The run begins with a copy of the module's state and without gradients. Parameters become the same tensors again, even if
+    the run moved them to another device or precision. The values of the weights are not copied.
     """
     state = _find_contents([module])
-    insides = [inside for part in module.modules() for inside in (vars(part), parameters_of_layer(part))]
-    attributes = [(inside, dict(inside)) for inside in insides]  # parameters and hooks, too, which are no state
+    layers = [held for part in module.modules() for held in (vars(part), parameters_of_layer(part))]  # hooks, too
+    parts = [vars(part) for part in (trainer.strategy, *others) if part is not None]
+    before = [*((held, dict(held)) for held in layers + parts), *_find_run(trainer), *state]
     weights = [(parameter, parameter.data, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
-    run = _find_run(trainer) + [(vars(part), dict(vars(part))) for part in (trainer.strategy, *others) if part is not None]
     with restore_rng():
         try:
             _put(_copy_leaves(state))
-            # moving a module moves its gradients in place
-            _set_gradients([parameter for parameter, *_ in weights], [None] * len(weights))
+            for parameter, *_ in weights:
+                parameter.grad = None  # moving a module would move its gradients in place
             yield
         finally:
-            for inside, before in attributes:
-                inside.clear()
-                inside.update(before)
-            _put(run)
-            _put(state)
+            _put(before)
             for parameter, data, gradient, requires_grad in weights:
                 parameter.data = data
                 parameter.grad = gradient
@@ -151,12 +140,10 @@ def restore_after(trainer: Trainer, module: LightningModule, *others: Any) -> It
 
 @contextmanager
 def restore_rng(begin: dict[str, Any] | None = None) -> Iterator[None]:
-    """Restores the global random streams of torch, numpy and Python.
-
-    Unlike Lightning's ``isolate_rng``, it restores the streams after an exception, too.
+    """Restores the global random streams of torch, numpy and Python, also after an exception.
 
     Args:
-        begin: The states that the streams begin with. Default: as they are.
+        begin: The states with which the streams begin. Default: the current states.
     """
     before = rng_states()
     try:
@@ -168,16 +155,16 @@ def restore_rng(begin: dict[str, Any] | None = None) -> Iterator[None]:
 
 
 def copy_batch(batch: Any) -> Any:
-    """Returns the batch with tensors and containers of its own, so that a step may write to them.
+    """Returns the batch with new tensors and containers, to which a step may write.
 
-    The copies are no inference tensors, because a step may differentiate with respect to them.
+    The new tensors are no inference tensors, because a step may differentiate with respect to them.
     """
     with torch.inference_mode(False), torch.no_grad():
         return map_tensors(batch, _clone)
 
 
 def _find_contents(roots: list[Any]) -> Contents:
-    """Returns all containers that are reached from the roots."""
+    """Returns all containers to which the roots lead, with their contents."""
     found: dict[int, tuple[Any, Any]] = {}
     classes: set[type] = set()
     stack = list(roots)
@@ -191,16 +178,16 @@ def _find_contents(roots: list[Any]) -> Contents:
         held = _held(container)
         found[id(container)] = container, held
         stack.extend(part for part in _parts(held) if type(part) not in _ATOMS)
-        if type(value) not in classes:  # containers of the user's classes, which all objects share
+        if type(value) not in classes:  # a class of the user may hold containers that its objects share
             classes.add(type(value))
-            own = [vars(each) for each in type(value).__mro__ if not _is_foreign(each)]
-            stack.extend(part for held in own for name, part in held.items() if _is_plain(part) and not name.startswith("__"))
+            own = [item for each in type(value).__mro__ if not _is_foreign(each) for item in vars(each).items()]
+            stack.extend(part for name, part in own if isinstance(part, _CONTAINERS) and not name.startswith("__"))
     return list(found.values())
 
 
 def _container(value: Any) -> Any:
     """Returns the container in which a value keeps its state, or ``None``."""
-    if _is_plain(value):
+    if isinstance(value, _CONTAINERS):
         return value
     if isinstance(value, nn.Module | LRScheduler | SimpleNamespace | Namespace):
         return vars(value)
@@ -209,20 +196,14 @@ def _container(value: Any) -> Any:
     return None if any(map(_is_foreign, type(value).__mro__)) else vars(value)
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, list | dict | set | deque)
-
-
 def _is_foreign(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in _FOREIGN
 
 
 def _held(container: Any) -> Any:
-    if not isinstance(container, dict):
-        return list(container)
-    if container.keys().isdisjoint(_NOT_STATE):  # faster for long ones
-        return dict(container)
-    return {key: value for key, value in container.items() if key not in _NOT_STATE}
+    if isinstance(container, dict):
+        return {key: value for key, value in container.items() if key not in _NOT_STATE}
+    return list(container)
 
 
 def _parts(held: Any) -> Any:
@@ -230,7 +211,7 @@ def _parts(held: Any) -> Any:
 
 
 def _copy_leaves(contents: Contents) -> Contents:
-    """Copies tensors, arrays and generators, also within tuples. A leaf in two places is one leaf again; all else is shared."""
+    """Copies tensors, arrays and generators, also within tuples; all else is shared. A leaf in two places is copied once."""
     memo: dict[int, Any] = {}
     stack = [part for _, held in contents for part in _parts(held)]
     with torch.inference_mode(False), torch.no_grad():
@@ -242,23 +223,22 @@ def _copy_leaves(contents: Contents) -> Contents:
                 memo[id(value)] = value
             elif isinstance(value, Tensor):
                 memo[id(value)] = _clone(value)
+        copied = partial(copy.deepcopy, memo=memo)
         return [
-            (container, {key: copy.deepcopy(value, memo) for key, value in held.items()})
-            if isinstance(held, dict)
-            else (container, copy.deepcopy(held, memo))
+            (container, {key: copied(part) for key, part in held.items()} if isinstance(held, dict) else copied(held))
             for container, held in contents
         ]
 
 
 def _is_shared(value: Any) -> bool:
-    is_mapped = isinstance(value, np.ndarray) and not value.flags.writeable  # from a file, perhaps larger than the memory
+    is_mapped = isinstance(value, np.ndarray) and not value.flags.writeable  # a file, perhaps larger than the memory
     return is_mapped or isinstance(value, Parameter) or not isinstance(value, _COPIED)
 
 
 def _put(contents: Contents) -> None:
     for container, held in contents:
         if isinstance(container, dict):
-            # a subclass of the user may refuse, or do more
+            # the methods of a subclass may refuse, or do more
             kind: Any = OrderedDict if isinstance(container, OrderedDict) else dict
             present = _held(container)
             if list(map(id, present)) != list(map(id, held)):
@@ -266,35 +246,26 @@ def _put(contents: Contents) -> None:
                     kind.__delitem__(container, key)
             for key, value in held.items():
                 kind.__setitem__(container, key, value)
-        elif isinstance(container, list):
-            container[:] = held
         else:
             container.clear()
-            container.extend(held) if isinstance(container, deque) else container.update(held)
+            (container.update if isinstance(container, set) else container.extend)(held)
 
 
 def _clone(tensor: Tensor) -> Tensor:
     return like(tensor, tensor.detach().as_subclass(Tensor).clone())
 
 
-def _set_gradients(parameters: list[Parameter], gradients: list[Any]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-
-
 def _find_run(trainer: Trainer) -> Contents:
-    """Returns what the trainer, its loops and its connectors hold, one within the other."""
+    """Returns the attributes of the trainer, its loops and its connectors, and the dicts and lists in these attributes."""
     found: dict[int, tuple[Any, Any]] = {}
     stack: list[Any] = [trainer]
     while stack:
         part = stack.pop()
-        if id(part) in found:
-            continue
-        if isinstance(part, dict | list):
-            found[id(part)] = part, dict(part) if isinstance(part, dict) else list(part)
-        elif part is trainer or _is_loop(part):
-            found[id(part)] = vars(part), dict(vars(part))
-            stack.extend(vars(part).values())
+        has_attributes = part is trainer or _is_loop(part)
+        if id(part) not in found and (has_attributes or isinstance(part, dict | list)):
+            container = vars(part) if has_attributes else part
+            found[id(part)] = container, copy.copy(container)
+            stack.extend(vars(part).values() if has_attributes else ())
     return list(found.values())
 
 
