@@ -1,4 +1,4 @@
-"""Figures, texts, histograms and layouts arrive in TensorBoard, in a logger of images, or in a file."""
+"""Figures, texts and layouts arrive in TensorBoard, in a logger of images, or in a file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,6 @@ def red() -> Figure:
 CALLS = {
     "figure": lambda trainer: loggers.log_figure(trainer, "a", red(), step=0),
     "text": lambda trainer: loggers.log_text(trainer, "a", "text"),
-    "histogram": lambda trainer: loggers.log_histogram(trainer, "a", [0.0, 1.0, 2.0], [1, 2], step=0),
 }
 
 
@@ -123,19 +122,6 @@ def test_the_rank_that_logs_waits_for_nobody_either(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("a-0.png"))
 
 
-def test_a_histogram_keeps_its_counts_and_moments(tmp_path):
-    logger = TensorBoardLogger(tmp_path)
-    loggers.log_histogram(trainer_with(logger), "h", [0.0, 1.0, 2.0, 4.0], [2, 0, 3], step=5)
-    logger.finalize("success")
-    event = EventAccumulator(logger.log_dir).Reload().Histograms("h")[0]
-    value = event.histogram_value
-    assert event.step == 5
-    assert (value.min, value.max, value.num) == (0, 4, 5)
-    assert (value.sum, value.sum_squares) == (2 * 0.5 + 3 * 3, 2 * 0.25 + 3 * 9)
-    assert list(value.bucket_limit) == [1, 2, 4]
-    assert list(value.bucket) == [2, 0, 3]
-
-
 class Broken(TensorBoardLogger):
     """A logger that has lost its connection."""
 
@@ -152,7 +138,7 @@ def test_a_logger_that_fails_warns_and_the_next_one_logs(what, tmp_path):
         CALLS[what](trainer)
     working.finalize("success")
     tags = EventAccumulator(working.log_dir).Reload().Tags()
-    assert sum(map(bool, (tags["images"], tags["tensors"], tags["histograms"]))) == 1
+    assert sum(map(bool, (tags["images"], tags["tensors"]))) == 1
 
 
 def test_a_folder_that_cannot_be_written_warns(tmp_path):
@@ -227,7 +213,6 @@ class Showing(RobustnessMonitor):
         loggers.log_layout(trainer, self)
         loggers.log_figure(trainer, "figure", red(), step=3)
         loggers.log_text(trainer, "configuration", loggers.describe_arguments(self))
-        loggers.log_histogram(trainer, "histogram", [0.0, 1.0, 3.0], [1, 2], step=3)
 
 
 @pytest.fixture(scope="module")
@@ -298,12 +283,10 @@ def test_tensorboard_puts_the_tags_into_the_charts(served):
     assert shown == {"noise": {"noise/input/level"}, "accuracy": accuracies}
 
 
-def test_tensorboard_shows_the_figure_the_text_and_the_histogram(served):
+def test_tensorboard_shows_the_figure_and_the_text(served):
     (image,) = ask(served, "plugin/images/images", run="run", tag="figure", sample="0")
     assert image["step"] == 3
     with urlopen(f"{served}/plugin/images/individualImage?{image['query']}", timeout=30) as answer:
         assert imread(io.BytesIO(answer.read()), format="png").shape[:2] == (20, 30)
     (text,) = ask(served, "plugin/text/text", run="run", tag="configuration/text_summary")
     assert "<td>levels</td>\n<td><code>{'gaussian': (0.1, 0.5)}</code></td>" in text["text"]
-    ((_, step, bins),) = ask(served, "plugin/histograms/histograms", run="run", tag="histogram")
-    assert (step, bins) == (3, [[0, 1, 1], [1, 3, 2]])

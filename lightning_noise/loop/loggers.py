@@ -1,4 +1,4 @@
-"""Figures, texts, histograms and chart layouts for the loggers of a trainer.
+"""Figures, texts and chart layouts for the loggers of a trainer.
 
 Only the rank that logs does anything, and no function waits for another rank. If a logger raises an exception, the run goes on
 with a warning.
@@ -32,7 +32,6 @@ __all__ = [
     "describe_arguments",
     "log_dir",
     "log_figure",
-    "log_histogram",
     "log_layout",
     "log_text",
     "takes_figures",
@@ -52,28 +51,21 @@ class Charting(Protocol):
 def log_figure(trainer: Trainer, key: str, figure: Figure, step: int) -> None:
     """Logs a figure, or writes it as a PNG file.
 
-    TensorBoard receives the figure, and Weights & Biases an image of the figure. If no logger accepts figures, the figure is
-    written to ``<key>-<step>.png`` in the folder of the first logger. Without a logger nothing is written.
-
-    Args:
-        trainer: The trainer.
-        key: The tag of the figure.
-        figure: The figure.
-        step: The position on the x axis of the logs.
+    TensorBoard receives the figure, and Weights & Biases an image of it. If no logger accepts figures, the figure is written to
+    ``<key>-<step>.png`` in the folder of the first logger. Without a logger nothing is written.
     """
     if not takes_figures(trainer):
         return
     is_taken = False
+    logger: Any
     for logger in trainer.loggers:
         with warn_on_failure(f"the figure {key!r}"):
-            experiment: Any = getattr(logger, "experiment", None)
-            log_image = getattr(logger, "log_image", None)
-            if hasattr(experiment, "add_figure"):
+            if hasattr(getattr(logger, "experiment", None), "add_figure"):
                 is_taken = True
-                experiment.add_figure(key, figure, global_step=step)
-            elif log_image is not None:
+                logger.experiment.add_figure(key, figure, global_step=step)
+            elif hasattr(logger, "log_image"):
                 is_taken = True
-                log_image(key, [_to_pixels(figure)], step=step)
+                logger.log_image(key, [_to_pixels(figure)], step=step)
     if not is_taken:
         with warn_on_failure(f"the figure {key!r}"):
             path = log_dir(trainer) / f"{key}-{step}.png"
@@ -91,50 +83,21 @@ def log_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
     _call_experiments(trainer, f"the text {key!r}", "add_text", key, text, step)
 
 
-def log_histogram(trainer: Trainer, key: str, edges: Sequence[float], counts: Sequence[int], step: int) -> None:
-    """Logs a histogram to the loggers that accept its counts.
-
-    Args:
-        trainer: The trainer.
-        key: The tag of the histogram.
-        edges: The edges of the bins, ascending, of shape :math:`(M + 1,)`.
-        counts: The number of values in each bin, of shape :math:`(M,)`.
-        step: The position on the x axis of the logs.
-    """
-    limits, n = np.asarray(edges), np.asarray(counts)
-    centers = (limits[1:] + limits[:-1]) / 2
-    _call_experiments(
-        trainer,
-        f"the histogram {key!r}",
-        "add_histogram_raw",
-        key,
-        min=edges[0],
-        max=edges[-1],
-        num=n.sum(),
-        sum=n @ centers,
-        sum_squares=n @ centers**2,
-        bucket_limits=list(edges[1:]),
-        bucket_counts=list(counts),
-        global_step=step,
-    )
-
-
 def log_layout(trainer: Trainer, callback: Charting) -> bool:
     """Logs the charts of all callbacks as one layout, once every callback knows its tags.
 
     TensorBoard reads a single layout per run, so the first callback with charts logs the charts of all. Call this function in
-    ``on_validation_end``, because some callbacks learn their tags in a validation. TensorBoard matches a regular expression
-    from the first character of a tag, but not to the last.
+    ``on_validation_end``, because some callbacks learn their tags in a validation.
 
     Returns:
-        Whether every callback knew its tags, so that the callback need not ask again in this run.
+        Whether every callback knew its tags, and the layout is final.
     """
     charting = class_of_callbacks(trainer, Charting)
     charts = [each.charts() for each in charting]
     if all(charts) and charting[0] is callback:
         layout: dict[str, list[str]] = {}
         if class_of_callbacks(trainer, Perturbing):
-            layout["noise"] = ["noise/.*/level$"]
+            layout["noise"] = ["noise/.*/level$"]  # TensorBoard matches only the beginning of a tag
         for title, tags in (item for each in charts for item in each.items()):
             layout.setdefault(title, []).extend(tags)
         category = {"lightning_noise": {title: ["Multiline", tags] for title, tags in layout.items()}}
@@ -155,11 +118,8 @@ def log_dir(trainer: Trainer) -> Path:
 class SilentLogger:
     """Stands in for a logger, or for a part of a logger, and does nothing if called.
 
-    Numbers and texts, such as ``log_dir`` and ``version``, are those of the logger. So is the class, because a module may ask
-    which logger it has. Lightning's ``DummyLogger`` has neither.
-
-    Args:
-        logger: The logger or its part.
+    Its numbers, texts and class are those of the logger, because a module may ask for them. Lightning's ``DummyLogger`` has
+    neither.
     """
 
     def __init__(self, logger: Any):
@@ -172,7 +132,7 @@ class SilentLogger:
     def __getattr__(self, name: str) -> Any:
         if self._silenced is None:
             return SilentLogger(None)
-        value = getattr(self._silenced, name)  # raises if the logger has no such attribute, for which a module may ask
+        value = getattr(self._silenced, name)
         return value if isinstance(value, str | int | float | None) else SilentLogger(value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> SilentLogger:
@@ -192,11 +152,7 @@ class SilentLogger:
 
 @contextmanager
 def warn_on_failure(what: str) -> Iterator[None]:
-    """Warns about an exception instead of raising it, because a side product must not end a run.
-
-    Args:
-        what: What could not be logged, for the warning.
-    """
+    """Warns that ``what`` could not be logged instead of raising the exception: a side product must not end a run."""
     try:
         yield
     except Exception as error:
@@ -204,21 +160,7 @@ def warn_on_failure(what: str) -> Iterator[None]:
 
 
 def describe_arguments(callback: Any) -> str:
-    """Returns the constructor arguments of a callback as a Markdown table.
-
-    The values are read from the attributes of the same names.
-
-    Example:
-        >>> from lightning_noise import InputNoise, noise
-        >>> print(describe_arguments(InputNoise(noise.Gaussian(), 0.1, clip=(0, 1))))
-        **InputNoise**
-        <BLANKLINE>
-        | argument | value |
-        |---|---|
-        | noise | `Gaussian()` |
-        | level | `0.1` |
-        ...
-    """
+    """Returns the constructor arguments of a callback, from its attributes of the same names, as a Markdown table."""
     rows = [f"| {name} | `{as_text(value)}` |" for name, value in _arguments(callback).items()]
     return "\n".join([f"**{type(callback).__name__}**", "", "| argument | value |", "|---|---|", *rows])
 
@@ -226,9 +168,7 @@ def describe_arguments(callback: Any) -> str:
 def as_text(value: Any, without: Collection[str] = ()) -> str:
     """Returns a value as one line of text that is the same in every run.
 
-    Args:
-        value: The value. A noise callback is shown as a call of its constructor.
-        without: The arguments of a noise callback that are not shown.
+    A noise callback is shown as a call of its constructor, ``without`` some arguments.
     """
     if isinstance(value, Perturbing):
         arguments = {name: argument for name, argument in _arguments(value).items() if name not in without}
