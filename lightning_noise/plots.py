@@ -7,8 +7,9 @@ Each function takes numbers and returns a matplotlib figure without side effects
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,19 @@ from lightning_noise.schedules import Level, level_at, moments
 
 __all__ = ["adaptation", "range_test", "reliability_diagram", "robustness_curve", "samples", "schedule_preview"]
 
-# few inches, so that the text is legible in a card of TensorBoard, and many dots, so that the opened card is sharp
+# few inches keep the text legible in a card of TensorBoard; many dots keep the opened card sharp
 _DPI = 130
-# of the reasons for which a level rose, stayed or fell
+# the reasons for which a level rose, stayed or fell
 _COLORS = {
     1: ("tab:green", "tab:olive"),
     0: ("0.4", "tab:blue", "tab:cyan"),
     -1: ("tab:red", "tab:purple", "tab:pink", "black"),
+}
+_CAPTION: dict[str, Any] = {
+    "textcoords": "offset points",
+    "fontsize": 7,
+    "va": "top",
+    "bbox": {"facecolor": "white", "alpha": 0.9, "linewidth": 0, "pad": 1},
 }
 
 
@@ -182,18 +189,7 @@ def reliability_diagram(panels: Mapping[str, Sequence[Tensor]]) -> Figure:
     figure.subplots_adjust(0.5 / width, 0.45 / height, 1 - 0.1 / width, 1 - 0.4 / height, wspace=0.25, hspace=0.45)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, sums) in zip(grid, panels.items(), strict=False):
-        confidence_sum, correct, count, variance_sum = (x.double().cpu() for x in sums)
-        error, floor = expected_calibration_error(confidence_sum, correct, count), calibration_floor(variance_sum, count)
-        axes.set_title(f"{title}\nECE {error:.3f}, by chance {floor:.3f}", loc="left", fontsize=8)
-        _draw_reliability(axes, confidence_sum, correct, count, variance_sum)
-        # the share of the predictions in each bin, in a strip beneath the accuracies
-        axes.stairs((0.22 * count / count.max() - 0.3).numpy(), _edges(count), baseline=-0.3, fill=True, color="0.6")
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xlim=(0, 1), ylim=(-0.3, 1.03))
-        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-        axes.tick_params(labelsize=8, length=2, pad=2)
-        axes.spines[["top", "right"]].set_visible(False)
+        _draw_reliability(axes, title, *(x.double().cpu() for x in sums))
     for axes in grid[len(panels) :]:
         axes.remove()
     figure.supxlabel("confidence", fontsize=8, y=0.04 / height, va="bottom")
@@ -227,8 +223,8 @@ def samples(
         True
     """
     tensors = {label: x[:n_samples].detach().float().cpu() for label, x in columns.items()}
-    texts = [captions[label] for label in columns] if captions else []
     first = next(iter(tensors.values()))
+    texts = [captions[label][: len(first)] for label in columns] if captions else []
     if (first.ndim == 3 and first.shape[1] <= 8) or (first.ndim == 2 and first.shape[1] >= 64):
         return _draw_signals(tensors, texts)
     if first.ndim == 3 or (first.ndim == 4 and first.shape[1] in (1, 3)):
@@ -241,21 +237,29 @@ def _add_grid(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_reliability(axes: Axes, confidence_sum: Tensor, correct: Tensor, count: Tensor, variance_sum: Tensor) -> None:
+def _draw_reliability(
+    axes: Axes, title: str, confidence_sum: Tensor, correct: Tensor, count: Tensor, variance_sum: Tensor
+) -> None:
+    error, floor = expected_calibration_error(confidence_sum, correct, count), calibration_floor(variance_sum, count)
+    axes.set_title(f"{title}\nECE {error:.3f}, by chance {floor:.3f}", loc="left", fontsize=8)
     # NaN in empty bins
     confidence, accuracy, chance = confidence_sum / count, correct / count, 2 * variance_sum.sqrt() / count
     low, high = (confidence - chance).clamp_min(0), (confidence + chance).clamp_max(1)
-    axes.stairs(high.numpy(), _edges(count), baseline=low.numpy(), fill=True, color="0.85")
+    edges = np.linspace(0, 1, len(count) + 1)
+    axes.stairs(high.numpy(), edges, baseline=low.numpy(), fill=True, color="0.85")
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
     outside = (accuracy - confidence).abs() > chance
     for bins, color in ((count > 0) & ~outside, "tab:blue"), (outside, "tab:red"):
         x, y = confidence[bins].numpy(), accuracy[bins].numpy()
         axes.vlines(x, x, y, colors=color, linewidth=1)
         axes.plot(x, y, "o", color=color, markersize=3)
-
-
-def _edges(count: Tensor) -> np.ndarray:
-    return np.linspace(0, 1, len(count) + 1)
+    # the share of the predictions in each bin, in a strip beneath the accuracies
+    axes.stairs((0.22 * count / count.max() - 0.3).numpy(), edges, baseline=-0.3, fill=True, color="0.6")
+    axes.axhline(0, color="black", linewidth=0.8)
+    ticks, labels = (0, 0.5, 1), ("0", "0.5", "1")
+    axes.set(xlim=(0, 1), ylim=(-0.3, 1.03), xticks=ticks, yticks=ticks, xticklabels=labels, yticklabels=labels)
+    axes.tick_params(labelsize=8, length=2, pad=2)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_signals(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> Figure:
@@ -267,8 +271,7 @@ def _draw_signals(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]])
         for axes, signal in zip(column, x, strict=True):
             axes.plot(signal.view(-1, signal.shape[-1]).T.numpy(), linewidth=0.8)
             axes.tick_params(labelsize=7)
-    for row, column, text, color in _captions(texts, rows):
-        _write(grid[row, column], (0, 1), "axes fraction", text, color)
+    _write(texts, lambda row, column: (grid[row, column], (0, 1), "axes fraction"))
     return figure
 
 
@@ -285,23 +288,17 @@ def _draw_images(columns: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) 
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=8)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    for row, column, text, color in _captions(texts, rows):
-        _write(axes, (column * width, row * height), "data", text, color)
+    _write(texts, lambda row, column: (axes, (column * width, row * height), "data"))
     return figure
 
 
-def _captions(texts: Sequence[Sequence[str]], rows: int) -> Iterator[tuple[int, int, str, str]]:
-    """Yields row, column, text and color of each caption."""
+def _write(texts: Sequence[Sequence[str]], place: Callable[[int, int], tuple[Axes, tuple[float, float], str]]) -> None:
+    """Writes each caption into the axes, at the corner and in the coordinates that ``place`` returns for row and column."""
     for column, captions in enumerate(texts):
-        for row, text in enumerate(captions[:rows]):
-            yield row, column, text, "black" if text == texts[0][row] else "tab:red"
-
-
-def _write(axes: Axes, corner: tuple[float, float], coordinates: str, text: str, color: str) -> None:
-    box = {"facecolor": "white", "alpha": 0.9, "linewidth": 0, "pad": 1}
-    axes.annotate(
-        text, corner, (6, -6), xycoords=coordinates, textcoords="offset points", color=color, fontsize=7, va="top", bbox=box
-    )
+        for row, text in enumerate(captions):
+            axes, corner, coordinates = place(row, column)
+            color = "black" if text == texts[0][row] else "tab:red"
+            axes.annotate(text, corner, (6, -6), xycoords=coordinates, color=color, **_CAPTION)
 
 
 def _tiles(images: Tensor, reference: Tensor) -> Tensor:
