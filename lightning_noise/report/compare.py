@@ -10,16 +10,16 @@ from lightning_noise.evaluation.results import Estimate, Values, estimate, jackk
 from lightning_noise.metrics.functional import corruption_error, mean_corruption_error
 from lightning_noise.report.model import Report
 
-__all__ = ["are_paired", "corruption", "corruption_errors", "differences", "shared_levels"]
+__all__ = ["corruption", "corruption_errors", "differences", "shared_levels"]
 
 
 def differences(report: Report, baseline: Report) -> list[Estimate]:
     """Returns the values of a report minus those of a baseline, with their errors and intervals.
 
     Values are compared if both reports have them for the same noises and levels. If the groups of both have equal sizes, the
-    differences are paired: a sample is in the same group of both, so what makes the sample hard for both models cancels. If
-    the samples differ after all, the paired error is still right. If the sizes differ, the errors are independent and their
-    squares are added. The spread over draws always counts as independent.
+    differences are paired: a sample is in the same group of both reports, so its difficulty for both models cancels. The paired
+    error is right even if the samples differ. If the sizes differ, the errors are independent, and their squares are added. The
+    spread over draws always counts as independent.
 
     Example:
         >>> about = {"noises": {}, "levels": {}, "shared": (), "sizes": (1, 1)}
@@ -28,11 +28,8 @@ def differences(report: Report, baseline: Report) -> list[Estimate]:
         >>> differences(new, old)[0].value
         -0.25
     """
-    cells = [
-        (condition, metric)
-        for condition, metric in report.rows
-        if (condition, metric) in baseline.rows and _noise_of(report, condition) == _noise_of(baseline, condition)
-    ]
+    both = [cell for cell in report.rows if cell in baseline.rows]
+    cells = [cell for cell in both if _noise_of(report, cell[0]) == _noise_of(baseline, cell[0])]
     return _compare(lambda new, old: {cell: new[cell] - old[cell] for cell in cells}, report, baseline)
 
 
@@ -48,11 +45,6 @@ def corruption(report: Report, baseline: Report) -> list[Estimate]:
 def corruption_errors(values: Values, baseline: Values, levels: Mapping[str, Sequence[float]]) -> Values:
     """Returns how many errors a model makes under noise for each error of a baseline.
 
-    Args:
-        values: The values of the model.
-        baseline: The values of the baseline.
-        levels: The levels of each noise.
-
     Returns:
         ``corruption_error`` under each noise for which both have accuracies at all levels: the errors summed over the levels,
         divided by those of the baseline. ``mce`` under ``OVERALL`` is their mean.
@@ -66,13 +58,13 @@ def corruption_errors(values: Values, baseline: Values, levels: Mapping[str, Seq
         >>> corruption_errors({place: 0.75}, {place: 0.5}, {"gaussian": [0.1]})[OVERALL, "mce"]
         0.5
     """
-    cells = {name: [(Condition(name, level), "accuracy") for level in of_noise] for name, of_noise in levels.items()}
-    cells = {name: places for name, places in cells.items() if values.keys() & baseline.keys() >= set(places)}
-    if not cells:
-        return {}
-    new, old = ({name: [1 - found[cell] for cell in places] for name, places in cells.items()} for found in (values, baseline))
-    ratios = {(Condition(name), "corruption_error"): corruption_error(new[name], old[name]) for name in cells}
-    return ratios | {(OVERALL, "mce"): mean_corruption_error(new, old)}
+    new, old = {}, {}
+    for name, of_noise in levels.items():
+        cells = [(Condition(name, level), "accuracy") for level in of_noise]
+        if values.keys() & baseline.keys() >= set(cells):
+            new[name], old[name] = ([1 - found[cell] for cell in cells] for found in (values, baseline))
+    ratios = {(Condition(name), "corruption_error"): corruption_error(new[name], old[name]) for name in new}
+    return ratios | {(OVERALL, "mce"): mean_corruption_error(new, old)} if new else {}
 
 
 def shared_levels(
@@ -86,16 +78,11 @@ def shared_levels(
     }
 
 
-def are_paired(report: Report, baseline: Report) -> bool:
-    """Returns whether the groups of two reports can be compared in pairs."""
-    return report.sizes == baseline.sizes
-
-
 def _compare(function: Callable[[Values, Values], Values], report: Report, baseline: Report) -> list[Estimate]:
     new, old = report.values, baseline.values
     without_new, without_old = ([each.without(group) for group in range(len(each.sizes))] for each in (report, baseline))
-    if are_paired(report, baseline):
-        parts = [([function(*pair) for pair in zip(without_new, without_old, strict=True)], report.sizes)]
+    if report.sizes == baseline.sizes:
+        parts = [(list(map(function, without_new, without_old)), report.sizes)]
     else:
         parts = [
             ([function(part, old) for part in without_new], report.sizes),

@@ -11,12 +11,11 @@ from typing import Any
 from lightning_noise.evaluation.conditions import Condition
 from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.markdown import markdown
-from lightning_noise.report.model import FILE, Report
+from lightning_noise.report.model import FILE, NUMBERS, Report
 
 __all__ = ["read", "write"]
 
 _WAY_OUT = "give a report.json that a monitor has written"
-_NUMBERS = ("value", "standard_error", "low", "high", "spread")
 
 
 def write(folder: str | Path, report: Report, baseline: Report | None = None) -> None:
@@ -34,12 +33,12 @@ def read(path: str | Path) -> Report:
     """Reads a report from ``report.json`` or its folder. Null becomes NaN.
 
     Raises:
-        ValueError: There is no file, or it is not a report.
+        ValueError: There is no file, or the file is not a report.
     """
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"no report at {path}; give a report.json that a monitor has written, or its folder")
+        raise ValueError(f"no report at {path}; {_WAY_OUT}, or its folder")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -63,7 +62,7 @@ def _to_json(report: Report) -> dict[str, Any]:
     return about | {
         "estimates": [
             {"noise": each.condition.noise, "level": each.condition.level, "metric": each.metric}
-            | {name: _null(getattr(each, name)) for name in _NUMBERS}
+            | {name: _null(getattr(each, name)) for name in NUMBERS}
             | {"without": [_null(value) for value in each.without]}
             for each in report.estimates
         ]
@@ -71,7 +70,7 @@ def _to_json(report: Report) -> dict[str, Any]:
 
 
 def _from_json(row: Mapping[str, Any]) -> Estimate:
-    numbers = {name: _nan(row[name]) for name in _NUMBERS}
+    numbers = {name: _nan(row[name]) for name in NUMBERS}
     without = tuple(_nan(value) for value in row["without"])
     return Estimate(Condition(row["noise"], row["level"]), row["metric"], **numbers, without=without)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.results import Estimate
-from lightning_noise.report.compare import are_paired, corruption, differences
+from lightning_noise.report.compare import corruption, differences
 from lightning_noise.report.model import FILE, Report
 
 __all__ = ["markdown"]
@@ -35,20 +35,13 @@ _COLUMNS = {
     "r2": _Column("R²", note="1 is perfect, 0 is the mean of the targets"),
     "brier": _Column("Brier score"),
     "ece": _Column(
-        "ECE",
-        "%",
-        100,
-        "calibration error / the error of a perfectly calibrated model with the same confidences; bold if they differ "
-        "(p < 0.01)",
+        "ECE", "%", 100, "calibration error / that of a calibrated model with these confidences; bold if they differ (p < 0.01)"
     ),
     "signed_gap": _Column("over-confidence", "%", 100, "mean confidence minus accuracy; a negative value is under-confidence"),
     "flip_rate": _Column("flipped", "%", 100, "predictions that differ from those without noise"),
     "entropy": _Column("entropy", "nats", 1, "mean entropy of the predicted probabilities"),
     "failure_auroc": _Column(
-        "failure AUROC",
-        "",
-        1,
-        "the probability that a wrong prediction is less confident than a right one; 0.5 is chance",
+        "failure AUROC", note="the probability that a wrong prediction is less confident than a right one; 0.5 is chance"
     ),
     "noise_detected": _Column("seen as noisy", "%", 100, "less confident than 95 % of the clean samples; not a goal in itself"),
 }
@@ -66,8 +59,9 @@ _COSTS = {
 }
 _MCE = _Column("mCE")
 _NOTHING = "-"
+# forms of an estimate
 _VALUE, _INTERVAL, _CHANGE = "{value}", "{value} ({low} to {high})", "{signed} ± {half}"
-_SAID = "**{value}{unit}** ({low} to {high})"
+_OUTCOME = "**{value}{unit}** ({low} to {high})"
 
 
 def markdown(report: Report, baseline: Report | None = None) -> str:
@@ -89,16 +83,18 @@ def markdown(report: Report, baseline: Report | None = None) -> str:
 
 def _outcome(report: Report, metric: str) -> str:
     """Returns a sentence on the main metric without noise, under noise and at its worst."""
-    column = _column(metric)
-    said = [_text(report.rows.get((CLEAN, metric)), column, _SAID) + " without noise"]
-    said.append(_text(report.rows.get((NOISY, metric)), column, _SAID) + " on average under noise")
+
+    def said(condition: Condition) -> str:
+        return _text(report.rows.get((condition, metric)), _column(metric), _OUTCOME)
+
+    parts = [f"{said(CLEAN)} without noise", f"{said(NOISY)} on average under noise"]
     worst = report.rows.get((WORST, metric))
-    for condition, row in _places(report).items():
-        found = report.rows.get((row, metric))
-        if worst is not None and row.level is not None and found is not None and found.value == worst.value:
-            said.append(f"{_text(found, column, _SAID)} at worst, under {' at '.join(condition)}")
+    for place, condition in _places(report).items():
+        found = report.rows.get((condition, metric))
+        if worst is not None and condition.level is not None and found is not None and found.value == worst.value:
+            parts.append(f"{said(condition)} at worst, under {' at '.join(place)}")
             break
-    return f"{_capitalize(column.name)} is {'; '.join(said)}."
+    return f"{_capitalize(_column(metric).name)} is {'; '.join(parts)}."
 
 
 def _comparison(report: Report, baseline: Report, columns: Mapping[str, _Column]) -> list[str]:
@@ -113,9 +109,9 @@ def _comparison(report: Report, baseline: Report, columns: Mapping[str, _Column]
     if ratios:
         mce = ratios.pop((OVERALL, "mce"))
         each = ", ".join(f"{_text(ratio, _MCE, _VALUE)} under {condition.noise}" for (condition, _), ratio in ratios.items())
-        outcome += f" For one error of the baseline under noise this model makes {_text(mce, _MCE, _SAID)} (mCE): {each}."
+        outcome += f" For one error of the baseline under noise this model makes {_text(mce, _MCE, _OUTCOME)} (mCE): {each}."
     legend = "This model minus the baseline; bold if the interval excludes 0, which happens by chance once in twenty."
-    if not are_paired(report, baseline):
+    if report.sizes != baseline.sizes:
         legend += " The two were not evaluated on the same samples, so the differences are not paired."
     return [outcome, _table(report, columns, changes, _show_change), legend]
 
@@ -146,9 +142,7 @@ def _notes(report: Report, columns: Iterable[_Column]) -> str:
 def _metrics(report: Report) -> list[str]:
     """Returns the metrics that have a column, the main metric first."""
     found = dict.fromkeys(metric for condition, metric in report.rows if condition == CLEAN or condition.level is not None)
-    return [metric for metric in _COLUMNS if metric in found] + [
-        metric for metric in found if metric not in _COLUMNS and metric not in _HIDDEN
-    ]
+    return [metric for metric in dict.fromkeys([*_COLUMNS, *found]) if metric in found and metric not in _HIDDEN]
 
 
 def _column(metric: str) -> _Column:

@@ -10,9 +10,10 @@ from lightning_noise._version import __version__
 from lightning_noise.evaluation.conditions import Condition
 from lightning_noise.evaluation.results import Estimate, Values, shares_draws
 
-__all__ = ["FILE", "Report"]
+__all__ = ["FILE", "NUMBERS", "Report"]
 
 FILE = "report.json"
+NUMBERS = ("value", "standard_error", "low", "high", "spread")  # of an estimate
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Report:
     r"""The estimates of an evaluation, and how they were made.
 
     The 95 % interval of an estimate is :math:`\theta \pm t_{0.975} \, \text{SE}`, with the error of
-    :func:`~lightning_noise.metrics.statistics.jackknife_error` over groups of samples. For noise in weights, whose draws all
-    samples share, the error over the draws is added in squares. Proportions, such as an accuracy, have Wilson's interval. It
-    holds the expected value over data sets of this size in 95 of 100 cases; in fewer if few samples make the value (86 for a
+    :func:`~lightning_noise.metrics.statistics.jackknife_error` over groups of samples. Noise in weights has draws that all
+    samples share, so the square of the error over the draws is added. Proportions, such as an accuracy, have Wilson's interval.
+    It holds the expected value over data sets of this size in 95 of 100 cases; in fewer if few samples make the value (86 for a
     drop from 2 of 100 samples, 92 for 8 of 400) and in more for an ECE near its floor.
 
     Attributes:
@@ -79,9 +80,8 @@ class Report:
         """Returns the estimates as a ``pandas.DataFrame`` with a row for each condition and metric."""
         import pandas as pd
 
-        columns = ("value", "standard_error", "low", "high", "spread")
         return pd.DataFrame(
             {"noise": each.condition.noise, "level": each.condition.level, "metric": each.metric}
-            | {column: getattr(each, column) for column in columns}
+            | {name: getattr(each, name) for name in NUMBERS}
             for each in self.estimates
         )
