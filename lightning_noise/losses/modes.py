@@ -1,9 +1,8 @@
 """Modes that transform the loss of hard labels into the loss of soft labels.
 
 Cross-entropy is linear in the target, so the loss of a soft label is a sum of losses of hard labels. A mode transforms the loss
-where the module calls ``F.cross_entropy``, ``F.nll_loss`` or ``F.binary_cross_entropy_with_logits`` on the target of the batch;
-the losses of ``torch.nn`` call these functions. Accuracies, confusion matrices and class weights keep the true labels, and
-ignored positions stay ignored.
+where the module calls ``F.cross_entropy``, ``F.nll_loss`` or ``F.binary_cross_entropy_with_logits``, as the losses of
+``torch.nn`` do. Accuracies, confusion matrices and class weights keep the true labels, and ignored positions stay ignored.
 """
 
 from __future__ import annotations
@@ -35,8 +34,11 @@ Loss = Callable[..., Tensor]
 class LabelLoss(TorchFunctionMode, ABC):
     """Transforms the losses that are computed on a target while the mode is active.
 
-    A mode transforms a loss on the target, and on a tensor that torch functions derive from the target: see
-    :class:`~lightning_noise.losses.tracker.Tracker`. Other losses stay what they are, and nothing is written into the target.
+    A mode transforms a loss on the target, and on a tensor that torch functions derive from the target; see
+    :class:`~lightning_noise.losses.tracker.Tracker`. The same functions derive tensors from labels that are paired with the
+    target. A mask picks the same positions of both. If the mask of the paired labels would leave out a position, the label of
+    the target takes its place.
+
     Modes nest in any order, and mixing always mixes smoothed losses. To mix noisy labels, put the mode of the noisy labels
     outside; inside, it raises an error.
 
@@ -45,9 +47,9 @@ class LabelLoss(TorchFunctionMode, ABC):
     weights that the module derives from the labels and multiplies by the loss stay those of the true labels. The ``weight`` and
     ``ignore_index`` of the loss itself follow the transformed labels.
 
-    A loss that is only logged is transformed, too. A mode cannot transform a loss that calls none of the three functions, such
-    as ``F.linear_cross_entropy``. It loses a target that leaves torch as a number or array, is written into another tensor, or
-    is merged with a tensor that is not tracked.
+    A loss that is only logged is transformed, too. Not transformed are a loss that calls none of the three functions, such as
+    ``F.linear_cross_entropy``, and a loss on a target that left torch as a number or array, was written into another tensor, or
+    was merged with a tensor that is not tracked.
 
     A compiled step is compiled once for all levels, and once more for a run without a mode.
 
@@ -115,10 +117,9 @@ class LabelLoss(TorchFunctionMode, ABC):
         return entry
 
     def _run_backward(self, tensors: Any, inputs: Any = None, **arguments: Any) -> None:
-        """Runs the backward pass with the mode active.
+        """Runs the backward pass with the mode active, so that activation checkpointing recomputes the transformed loss.
 
-        Activation checkpointing recomputes the loss in the backward pass, and the mode must transform it again. Torch disables
-        a mode inside the function that the mode intercepts, but does not intercept a call on gradient edges.
+        Torch disables a mode within the function that it intercepts, but does not intercept a call on gradient edges.
         """
         arguments["grad_tensors"] = arguments.pop("gradient", arguments.get("grad_tensors"))
         if inputs is not None:
@@ -173,9 +174,6 @@ class SmoothedLabelLoss(LabelLoss):
 class NoisyLabelLoss(LabelLoss):
     """Computes the loss of noisy labels, while everything else reads the true labels.
 
-    Functions that derive a tensor from the target are applied to the noisy labels, too. A mask picks the same positions of
-    both. If the mask of the noisy labels would leave out a position, the true label takes its place.
-
     Args:
         target: The target of the batch.
         labels: The noisy labels, of the shape of the target.
@@ -212,9 +210,8 @@ class MixedLabelLoss(LabelLoss):
     Each mean has its own denominator: :math:`L(b)` is divided by the class weights of :math:`b` and leaves out the ignored
     positions of :math:`b`.
 
-    Functions that derive a tensor from the target are applied to the labels of the partners, too, and move the :math:`\lambda`
-    of each sample with its elements. A mask picks the same positions of both. If the mask of the partners would leave out a
-    position, the own label takes its place. If all labels of the partners are ignored, the own labels take their place.
+    If all labels of the partners are ignored, the own labels take their place. The :math:`\lambda` of each sample moves with
+    the elements of the target.
 
     Args:
         target: The target of the batch, of shape :math:`(B, *)`.
@@ -319,6 +316,6 @@ def _weigh(transformed: Callable[[dict[str, Any]], Tensor], call: dict[str, Any]
 
 
 def _find_edges(tensors: Any) -> list[GradientEdge]:
-    """Returns the places of the tensors in the autograd graph."""
+    """Returns the edges of the tensors in the autograd graph."""
     tensors = [tensors] if isinstance(tensors, Tensor | GradientEdge) else tensors
     return [get_gradient_edge(item) if isinstance(item, Tensor) else item for item in tensors]

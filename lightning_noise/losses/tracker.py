@@ -100,7 +100,7 @@ class Tracker:
         return value
 
 
-# An alias is not tracked. A loss that was transformed gets its target as an alias, so that no mode transforms the loss again.
+# A loss that was transformed gets its target as an alias, which is not tracked, so that no mode transforms the loss again.
 ALIAS = torch.ops.aten.alias.default
 
 
