@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import pytorch_lightning as pl
+from torchmetrics import MeanSquaredError
 
 import lightning_noise
 
@@ -66,6 +67,15 @@ def test_the_reference_lists_every_public_name(family):
     names = {name for name in module.__all__ if name not in FAMILIES and not name.startswith("__")}
     listed = set(re.findall(r"`([\w.]+)`", REFERENCE))
     assert not {name for name in names if not {name, f"{family}.{name}"} & listed}
+
+
+def test_the_calls_in_the_table_of_the_readme_are_right():
+    names = vars(lightning_noise) | {"metrics": MeanSquaredError()}
+    cells = [line.split("|")[2] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+    calls = re.findall(r"`([A-Za-z][\w.]*\(.*?\))`", "".join(cells))
+    assert len(calls) > 15
+    for call in calls:
+        eval(call, dict(names))
 
 
 def test_the_readme_has_two_commands_that_install():
