@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightning_noise.metrics.functional import calibration_floor, expected_calibration_error
+from lightning_noise.metrics.calibration import calibration_floor, expected_calibration_error
 from lightning_noise.rules import Decision
 from lightning_noise.schedules import Level, level_at, moments
 
@@ -168,7 +168,7 @@ def reliability_diagram(panels: Mapping[str, Sequence[Tensor]]) -> Figure:
     :math:`\text{conf}_b \pm 2 \sqrt{S_b} / n_b` in about 95 of 100 bins. Bins outside their bar are red. Below the diagonal the
     model is over-confident, above the diagonal under-confident. The strip at the bottom shows the share of the predictions in
     each bin. The title gives the expected calibration error and the error that chance alone would show,
-    :func:`~lightning_noise.metrics.functional.calibration_floor`.
+    :func:`~lightning_noise.metrics.calibration.calibration_floor`.
 
     Args:
         panels: Four sums over the predictions in each bin, by title: the confidence :math:`c`, the number of correct

@@ -20,10 +20,10 @@ from lightning_noise.metrics import (
     CrossEntropy,
     ExpectedCalibrationError,
     TemperatureScaling,
-    bin_indices,
-    expected_calibration_error,
     retention,
 )
+from lightning_noise.metrics.base import bin_indices
+from lightning_noise.metrics.calibration import expected_calibration_error
 
 
 @pytest.mark.parametrize("n", [1, 2, 100, 1001])

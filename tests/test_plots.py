@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from lightning_noise import plots, schedules
-from lightning_noise.metrics.functional import bin_indices
+from lightning_noise.metrics.base import bin_indices
 from lightning_noise.rules import Decision
 
 

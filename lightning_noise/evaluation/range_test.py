@@ -11,7 +11,7 @@ from typing import Literal
 from matplotlib.figure import Figure
 
 from lightning_noise import plots
-from lightning_noise.metrics.functional import retention as retention_of
+from lightning_noise.metrics.robustness import retention as retention_of
 
 __all__ = ["Criterion", "RangeTest", "default_levels", "find_crossing"]
 

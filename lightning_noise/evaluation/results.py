@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.positions import N_GROUPS
-from lightning_noise.metrics.functional import area_under_curve, retention
+from lightning_noise.metrics.robustness import area_under_curve, retention
 from lightning_noise.metrics.statistics import jackknife_error, t_interval, wilson_interval
 from lightning_noise.tasks import Task, TaskMetrics
 

@@ -1,24 +1,11 @@
-"""Metrics of accuracy, calibration, confidence and robustness, with their standard errors."""
+"""Metrics of accuracy, calibration, confidence and robustness, with their standard errors.
+
+What the metrics share is in :class:`~lightning_noise.metrics.base.Sums`: how they are updated, groups of samples, and errors.
+"""
 
 from lightning_noise.metrics.calibration import CalibrationBins, ExpectedCalibrationError, TemperatureScaling
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
-from lightning_noise.metrics.functional import (
-    area_under_curve,
-    aurc,
-    bin_indices,
-    calibration_floor,
-    calibration_z,
-    corruption_error,
-    debiased_calibration_error,
-    expected_calibration_error,
-    failure_auroc,
-    flip_rate,
-    mean_corruption_error,
-    murphy_decomposition,
-    noise_detected,
-    retention,
-    signed_gap,
-)
+from lightning_noise.metrics.robustness import area_under_curve, corruption_error, mean_corruption_error, retention
 from lightning_noise.metrics.scores import (
     BrierDecomposition,
     BrierScore,
@@ -45,21 +32,10 @@ __all__ = [
     "SelectiveClassification",
     "TemperatureScaling",
     "area_under_curve",
-    "aurc",
-    "bin_indices",
-    "calibration_floor",
-    "calibration_z",
     "corruption_error",
-    "debiased_calibration_error",
-    "expected_calibration_error",
-    "failure_auroc",
-    "flip_rate",
     "jackknife_error",
     "mean_corruption_error",
-    "murphy_decomposition",
-    "noise_detected",
     "retention",
-    "signed_gap",
     "t_interval",
     "wilson_interval",
 ]

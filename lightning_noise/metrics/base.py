@@ -4,51 +4,51 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_noise._checks import check_counts
+from lightning_noise._tensor import column
 from lightning_noise.loop.internals import state_names, sync_states
-from lightning_noise.metrics.functional.calibration import bin_indices
 
-__all__ = ["RESOLUTION", "Predictions", "Sums", "quantize", "validate_bins"]
+__all__ = ["RESOLUTION", "Predictions", "Sums", "bin_indices", "quantize"]
 
 # summands become whole multiples of 2^-24, the resolution of float32 below 1: exact, in any order and on any device
 RESOLUTION = 2**24
 
-Value = TypeVar("Value", Tensor, dict[str, Tensor])
 
-
-class Sums(Metric, Generic[Value]):
+class Sums(Metric):
     r"""A metric whose states are sums over samples, separately for groups of samples.
 
-    The sums are integers and so exact in any order. Each state has a leading axis of :math:`G` groups. The metric without one
-    of the groups, which a jackknife needs, therefore costs no second pass. Predictions that are not finite are counted.
+    Sums of whole numbers make the value the same for any split into batches, any order and any number of ranks. Each state has
+    a leading axis of :math:`G` groups, so the metric without a group, which a jackknife needs, costs no second pass.
+
+    ``update(preds, target, groups=None)`` adds logits of shape :math:`(B, K, *)`, class indices of shape :math:`(B, *)` and the
+    group of each sample, of shape :math:`(B,)`. ``compute`` raises a ValueError if a prediction was not finite.
 
     Args:
-        n_groups: The number of groups, :math:`G`.
+        n_groups: The number of groups, :math:`G`, for :meth:`estimates`.
         shapes: The shape of each state without the axis of groups.
     """
 
     is_differentiable = False
     full_state_update = False
-    key: ClassVar[str]  # the name of a value that is a single tensor
+    key: ClassVar[str] = ""  # of the only value, which compute then returns by itself
 
     count: Tensor
     undefined: Tensor
 
-    def __init__(self, n_groups: int = 1, **shapes: int | tuple[int, ...]):
+    def __init__(self, n_groups: int = 1, **shapes: tuple[int, ...]):
         super().__init__()
-        if n_groups < 1:
-            raise ValueError(f"n_groups must be at least 1, got {n_groups}")
+        check_counts(n_groups=n_groups)
         self.n_groups = n_groups
         for state, shape in {**shapes, "undefined": ()}.items():
-            zeros = torch.zeros(n_groups, *((shape,) if isinstance(shape, int) else shape), dtype=torch.long)
-            self.add_state(state, zeros, dist_reduce_fx="sum")
+            self.add_state(state, torch.zeros(n_groups, *shape, dtype=torch.long), dist_reduce_fx="sum")
 
-    def compute(self) -> Value:
+    def compute(self) -> Any:
         sums = {state: values.sum(0) for state, values in self._states().items()}
         # not in update, where looking at the value would wait for the device in each step
         if sums["undefined"]:
@@ -56,34 +56,23 @@ class Sums(Metric, Generic[Value]):
                 f"{type(self).__name__} expects finite predictions, got {sums['undefined'].item()} that are NaN or give an "
                 "infinite loss; look for NaN and infinity in the outputs of the module"
             )
-        value = self._value_in_float64(sums)
-        if isinstance(value, dict):
-            return {key: each.float().to(self.device) for key, each in value.items()}
-        return value.float().to(self.device)
+        values = {key: value.float().to(self.device) for key, value in self._values(_double(sums)).items()}
+        return values[self.key] if self.key else values
 
     def totals(self) -> dict[str, float]:
-        """Returns the values of all samples of all ranks, by the keys of ``compute``.
-
-        If a prediction was not finite, they are NaN.
-        """
+        """Returns the values of all samples of all ranks, in float64; NaN if a prediction was not finite."""
         return self._floats({state: values.sum(0) for state, values in self._synchronized_states().items()})
 
     def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Returns the values of all samples, and the values without each group, over all ranks.
-
-        They have the keys of ``compute``, are computed in float64, and are NaN if a prediction was not finite.
-        """
+        """Returns the :meth:`totals`, and the same without each group."""
         states = self._synchronized_states()
         total = {state: values.sum(0) for state, values in states.items()}
         without = [{state: total[state] - values[group] for state, values in states.items()} for group in range(self.n_groups)]
         return self._floats(total), [self._floats(sums) for sums in without]
 
-    def _value(self, sums: dict[str, Tensor]) -> Value:
-        """Returns the value of sums in float64, without the axis of groups."""
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the values of sums in float64, without the axis of groups."""
         raise NotImplementedError
-
-    def _value_in_float64(self, sums: dict[str, Tensor]) -> Value:
-        return self._value({state: values.double() for state, values in sums.items()})
 
     def _states(self) -> dict[str, Tensor]:
         return {state: getattr(self, state).cpu() for state in state_names(self)}  # not every device has float64
@@ -93,9 +82,8 @@ class Sums(Metric, Generic[Value]):
             return self._states()
 
     def _floats(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        value = self._value_in_float64(sums)
-        values = value if isinstance(value, dict) else {self.key: value}
-        return {key: math.nan if sums["undefined"] else each.item() for key, each in values.items()}
+        values = self._values(_double(sums))
+        return {key: math.nan if sums["undefined"] else value.item() for key, value in values.items()}
 
     def _add(self, groups: Tensor | None, **values: Tensor) -> None:
         """Adds values of shape (B, *) to the states of the same names, for each group."""
@@ -111,17 +99,17 @@ class Sums(Metric, Generic[Value]):
         """Adds values of shape (B, *) to the bins of the states of the same names, for each group."""
         size = getattr(self, next(iter(values)))[0].numel()
         if groups is not None:
-            bins = bins + size * groups.view(-1, *[1] * (bins.ndim - 1))
+            bins = bins + size * column(groups, bins)
         index = bins.flatten()
         for state, value in values.items():
             getattr(self, state).view(-1).index_add_(0, index, value.flatten().long())
 
 
 class Predictions:
-    """Logits of shape (B, K, *) with the quantities that metrics read from them.
+    """Logits of shape (B, K, *) in at least float32, with the quantities that metrics read from them.
 
-    The logits are in at least float32. Each quantity is computed once and has shape (B, *), except for probabilities. Several
-    metrics can be updated with the same object instead of the logits.
+    Each quantity is computed once, and has shape (B, *) except for probabilities. Several metrics can be updated with the same
+    object instead of the logits.
     """
 
     n_odds = 4096
@@ -179,13 +167,20 @@ class Predictions:
 
     def check_classes(self, metric: Sums, num_classes: int) -> None:
         """Raises a ValueError if the logits have another number of classes."""
-        n_classes = self.logits.shape[1]
+        n_classes, name = self.logits.shape[1], type(metric).__name__
         if n_classes != num_classes:
-            name = type(metric).__name__
             raise ValueError(
                 f"{name}(num_classes={num_classes}) expects logits of shape (B, {num_classes}, *), got {n_classes} classes; "
                 f"give {name}(num_classes={n_classes})"
             )
+
+
+def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
+    r"""Returns the bin of each confidence among :math:`M` bins of equal width.
+
+    Bin :math:`b` is :math:`[b / M, (b + 1) / M)`. The last bin is closed, so a confidence of exactly 1 needs no bin of its own.
+    """
+    return (confidence * n_bins).long().clamp_(0, n_bins - 1)
 
 
 def quantize(values: Tensor) -> Tensor:
@@ -193,8 +188,5 @@ def quantize(values: Tensor) -> Tensor:
     return (values * RESOLUTION).round().long()
 
 
-def validate_bins(n_bins: int) -> int:
-    """Returns the number of bins, or raises a ValueError if it is below 1."""
-    if n_bins < 1:
-        raise ValueError(f"n_bins must be at least 1, got {n_bins}")
-    return n_bins
+def _double(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {state: values.double() for state, values in sums.items()}

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, quantize
-from lightning_noise.metrics.functional.calibration import bin_indices
-from lightning_noise.metrics.functional.confidence import aurc, failure_auroc, noise_detected
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, bin_indices, quantize
 
-__all__ = ["FlipRate", "NoiseDetection", "PredictiveEntropy", "SelectiveClassification"]
+__all__ = [
+    "FlipRate",
+    "NoiseDetection",
+    "PredictiveEntropy",
+    "SelectiveClassification",
+    "aurc",
+    "failure_auroc",
+    "noise_detected",
+]
 
 
-class SelectiveClassification(Sums[dict[str, Tensor]]):
+class SelectiveClassification(Sums):
     r"""How well the confidence ranks correct predictions before wrong ones.
 
     =================  =====================================================================================
@@ -21,19 +28,14 @@ class SelectiveClassification(Sums[dict[str, Tensor]]):
     ``failure_auroc``  the area under the ROC curve of errors: 1/2 if the confidence says nothing about errors
     =================  =====================================================================================
 
-    The formulas are :func:`~lightning_noise.metrics.functional.aurc` and
-    :func:`~lightning_noise.metrics.functional.failure_auroc`. The states are histograms of 4096 bins of equal width in
+    The formulas are :func:`aurc` and :func:`failure_auroc`. The states are histograms of 4096 bins of equal width in
     :math:`\log (c / (1 - c))`, because most confidences of many models lie above 0.999. Predictions in one bin, within 0.9 %
     in :math:`1 - c`, are tied.
 
     Args:
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: At ``compute``, if a prediction was not finite.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     Example:
-        >>> import torch
         >>> metric = SelectiveClassification()
         >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
         >>> metric.compute()["failure_auroc"]  # the more confident prediction is correct
@@ -43,20 +45,19 @@ class SelectiveClassification(Sums[dict[str, Tensor]]):
     correct: Tensor
 
     def __init__(self, n_groups: int = 1):
-        super().__init__(n_groups, correct=Predictions.n_odds, count=Predictions.n_odds)
+        super().__init__(n_groups, correct=(Predictions.n_odds,), count=(Predictions.n_odds,))
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
         preds = Predictions.of(preds)
         self._add_binned(groups, preds.odds_bins, correct=preds.label == target, count=preds.ones)
         self._add(groups, undefined=preds.undefined)
 
-    def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         counts = sums["correct"], sums["count"]
         return {"aurc": aurc(*counts), "failure_auroc": failure_auroc(*counts)}
 
 
-class NoiseDetection(Sums[dict[str, Tensor]]):
+class NoiseDetection(Sums):
     r"""How well a lower confidence tells noisy samples from clean ones.
 
     ==================  ==========================================================================================
@@ -67,21 +68,17 @@ class NoiseDetection(Sums[dict[str, Tensor]]):
 
     Detection is not a goal by itself. Training that makes a model robust should lower it while the accuracy under noise
     holds. A model whose confidence falls under noise as its accuracy does has a high detection rate. So read both values
-    beside the accuracy. :class:`SelectiveClassification` says whether the confidence tells correct from wrong; the bins are
-    the same. For ties see :func:`~lightning_noise.metrics.functional.noise_detected`.
+    beside the accuracy. The formula of the rate is :func:`noise_detected`; the bins are those of
+    :class:`SelectiveClassification`. ``update(preds, clean_preds)`` adds logits under noise and without.
 
     Args:
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: At ``compute``, if a prediction was not finite.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     References:
         A Baseline for Detecting Misclassified and Out-of-Distribution Examples (Hendrycks and Gimpel, 2017),
         https://arxiv.org/abs/1610.02136
 
     Example:
-        >>> import torch
         >>> metric = NoiseDetection()
         >>> metric.update(torch.tensor([[0.6, 0.4], [0.8, 0.2]]).log(), torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log())
         >>> metric.compute()["noise_auroc"]  # three of four pairs
@@ -92,36 +89,31 @@ class NoiseDetection(Sums[dict[str, Tensor]]):
     clean: Tensor
 
     def __init__(self, n_groups: int = 1):
-        super().__init__(n_groups, noisy=Predictions.n_odds, clean=Predictions.n_odds)
+        super().__init__(n_groups, noisy=(Predictions.n_odds,), clean=(Predictions.n_odds,))
 
     def update(self, preds: Tensor | Predictions, clean_preds: Tensor | Predictions, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)` under noise and without, in groups of shape :math:`(B,)`."""
         noisy, clean = Predictions.of(preds), Predictions.of(clean_preds)
         self._add_binned(groups, noisy.odds_bins, noisy=noisy.ones)
         self._add_binned(groups, clean.odds_bins, clean=clean.ones)
         self._add(groups, undefined=noisy.undefined | clean.undefined)
 
-    def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         noisy, clean = sums["noisy"], sums["clean"]
         return {"noise_auroc": failure_auroc(clean, clean + noisy), "noise_detected": noise_detected(noisy, clean)}
 
 
-class PredictiveEntropy(Sums[Tensor]):
+class PredictiveEntropy(Sums):
     r"""The mean entropy of the predicted distributions, in nats; no labels are needed.
 
     .. math:: \frac{1}{n} \sum_i \sum_k -p_{ik} \log p_{ik}
 
-    The mean is 0 if each prediction is certain, and :math:`\log K` if each is uniform.
+    The mean is 0 if each prediction is certain, and :math:`\log K` if each is uniform. ``update(preds)`` ignores a target.
 
     Args:
         num_classes: The number of classes, :math:`K`.
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: If the logits have another number of classes; at ``compute``, if a prediction was not finite.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     Example:
-        >>> import torch
         >>> metric = PredictiveEntropy(num_classes=4)
         >>> metric.update(torch.zeros(3, 4))
         >>> metric.compute()  # log 4
@@ -134,14 +126,10 @@ class PredictiveEntropy(Sums[Tensor]):
     entropy_sum: Tensor
 
     def __init__(self, num_classes: int, n_groups: int = 1):
-        super().__init__(n_groups, entropy_sum=(), count=self.n_bins)
+        super().__init__(n_groups, entropy_sum=(), count=(self.n_bins,))
         self.num_classes = num_classes
 
     def update(self, preds: Tensor | Predictions, target: Tensor | None = None, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)`, in groups of shape :math:`(B,)`.
-
-        The target is ignored; a ``MetricCollection`` passes it.
-        """
         preds = Predictions.of(preds)
         preds.check_classes(self, self.num_classes)
         # a probability of 0, as all below the bound are, adds nothing; in place, because a third tensor of this size costs more
@@ -155,23 +143,25 @@ class PredictiveEntropy(Sums[Tensor]):
         edges = [math.log(self.num_classes) * edge / self.n_bins for edge in range(self.n_bins + 1)]
         return edges, self._synchronized_states()["count"].sum(0).tolist()
 
-    def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        return sums["entropy_sum"] / RESOLUTION / sums["count"].sum()
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"entropy": sums["entropy_sum"] / RESOLUTION / sums["count"].sum()}
 
 
-class FlipRate(Sums[Tensor]):
-    """The share of predictions that change under noise.
+class FlipRate(Sums):
+    r"""The share of predictions that change under noise; no labels are needed.
 
-    The formula is :func:`~lightning_noise.metrics.functional.flip_rate`.
+    .. math:: \frac{1}{n} \sum_i [\arg\max_k \tilde z_{ik} \neq \arg\max_k z_{ik}]
+
+    ``update(preds, clean_preds)`` adds logits :math:`\tilde z` under noise and :math:`z` without.
 
     Args:
-        n_groups: The number of groups of samples for :meth:`estimates`.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
-    Raises:
-        ValueError: At ``compute``, if a prediction was not finite.
+    References:
+        Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261. Their flip
+        rate of noise compares with the first frame, as this rate does with the clean sample.
 
     Example:
-        >>> import torch
         >>> metric = FlipRate()
         >>> metric.update(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
         >>> metric.compute()
@@ -187,10 +177,68 @@ class FlipRate(Sums[Tensor]):
         super().__init__(n_groups, flips=(), count=())
 
     def update(self, preds: Tensor | Predictions, clean_preds: Tensor | Predictions, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)` under noise and without, in groups of shape :math:`(B,)`."""
         noisy, clean = Predictions.of(preds), Predictions.of(clean_preds)
         undefined = noisy.undefined | clean.undefined
         self._add(groups, flips=noisy.label != clean.label, count=noisy.ones, undefined=undefined)
 
-    def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        return sums["flips"] / sums["count"]
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"flip_rate": sums["flips"] / sums["count"]}
+
+
+def aurc(correct: Tensor, count: Tensor) -> Tensor:
+    r"""Returns the area under the risk-coverage curve (AURC).
+
+    .. math:: \frac{1}{n} \sum_{m=1}^n \frac{1}{m} \sum_{i \leq m} (1 - a_i), \quad c_1 \geq c_2 \geq \ldots
+
+    The area is the error rate among the most confident predictions, averaged over coverages. Tied predictions count as their
+    mean over all orders. For an error rate :math:`e`, an uninformative confidence gives :math:`e`. A confidence that ranks
+    every error last gives :math:`e + (1 - e) \ln(1 - e)`.
+
+    Args:
+        correct: The number of correct predictions in each bin, of shape :math:`(M,)`, from the least confident to the most.
+        count: The number of predictions in each bin.
+
+    References:
+        Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers (Geifman et al., 2019), https://arxiv.org/abs/1805.08206
+
+    Example:
+        >>> aurc(torch.tensor([0, 1]), torch.tensor([1, 1]))  # the more confident prediction is correct: (0 + 1/2) / 2
+        tensor(0.2500, dtype=torch.float64)
+    """
+    count, wrong = count.double().flip(0), (count - correct).double().flip(0)
+    before, wrong_before = count.cumsum(0) - count, wrong.cumsum(0) - wrong
+    # sums of 1 / m over the ranks of a bin, and of the mean of (wrong_before + j wrong / count) / m over its j = m - before
+    harmonic = torch.digamma(before + count + 1) - torch.digamma(before + 1)
+    risks = wrong_before * harmonic + wrong / count * (count - before * harmonic)
+    return risks.where(count > 0, 0).sum() / count.sum()
+
+
+def failure_auroc(correct: Tensor, count: Tensor) -> Tensor:
+    r"""Returns the probability that a wrong prediction is less confident than a correct one.
+
+    .. math:: P(c_i < c_j) + \tfrac{1}{2} P(c_i = c_j), \quad a_i = 0, a_j = 1
+
+    The result is NaN if all predictions are correct, or all wrong. The arguments are those of :func:`aurc`, and the reference
+    is that of :class:`NoiseDetection`.
+    """
+    correct, wrong = correct.double(), (count - correct).double()
+    more_confident = correct.sum() - correct.cumsum(0)
+    return (wrong * (more_confident + correct / 2)).sum() / (wrong.sum() * correct.sum())
+
+
+def noise_detected(noisy: Tensor, clean: Tensor) -> Tensor:
+    r"""Returns the share of noisy predictions that are less confident than 95 % of clean ones.
+
+    .. math:: P(c_\text{noisy} < t), \quad t = \max \{ t : P(c_\text{clean} < t) \leq 0.05 \}
+
+    The arguments are the numbers of predictions in each bin, as in :func:`aurc`. The threshold is the lower edge of a bin, so
+    at most 5 % of the clean predictions are taken for noisy. If many predictions are tied, fewer clean and noisy ones are.
+
+    Example:
+        >>> noise_detected(torch.tensor([3, 0, 1]), torch.tensor([1, 0, 19]))  # one clean prediction in 20 may lie below
+        tensor(0.7500, dtype=torch.float64)
+    """
+    noisy, clean = noisy.double(), clean.double()
+    below = clean.cumsum(0) - clean
+    reached = 20 * below <= clean.sum()  # the bins up to the threshold
+    return noisy[:-1].where(reached[1:], 0).sum() / noisy.sum()

@@ -7,26 +7,31 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_noise._checks import check_counts
+from lightning_noise._tensor import column
 from lightning_noise.loop.internals import cast_states
-from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, quantize, validate_bins
-from lightning_noise.metrics.functional.calibration import bin_indices
-from lightning_noise.metrics.functional.scores import murphy_decomposition
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, bin_indices, quantize
 
-__all__ = ["BrierDecomposition", "BrierScore", "CrossEntropy", "MeanAbsoluteError", "MeanSquaredError", "R2Score"]
+__all__ = [
+    "BrierDecomposition",
+    "BrierScore",
+    "CrossEntropy",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "R2Score",
+    "murphy_decomposition",
+]
 
 
-class CrossEntropy(Sums[Tensor]):
+class CrossEntropy(Sums):
     r"""The mean cross-entropy of all predictions, in nats.
 
     .. math:: \frac{1}{n} \sum_i -\log p_{i y_i}
 
-    The value is the same for any split into batches, any order and any number of ranks.
+    ``compute`` also refuses a loss above :math:`2^{40}`, as for a target with the probability 0.
 
     Args:
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: At ``compute``, if a loss was NaN or above :math:`2^{40}`, as for a class with the probability 0.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     Example:
         >>> metric = CrossEntropy()
@@ -46,7 +51,6 @@ class CrossEntropy(Sums[Tensor]):
         super().__init__(n_groups, loss_whole=(), loss_fraction=(), count=())
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
         preds = Predictions.of(preds)
         loss = -preds.log_probability(target)
         defined = loss <= self.limit
@@ -55,23 +59,19 @@ class CrossEntropy(Sums[Tensor]):
         sums = {"loss_whole": floor.long(), "loss_fraction": quantize(loss - floor), "count": preds.ones}
         self._add(groups, **sums, undefined=~defined)
 
-    def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        return (sums["loss_whole"] + sums["loss_fraction"] / RESOLUTION) / sums["count"]
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": (sums["loss_whole"] + sums["loss_fraction"] / RESOLUTION) / sums["count"]}
 
 
-class BrierScore(Sums[Tensor]):
-    r"""The Brier score of all classes.
+class BrierScore(Sums):
+    r"""The Brier score of all classes: the mean squared distance of the probabilities from the truth.
 
     .. math:: \frac{1}{n} \sum_{i, k} (p_{ik} - [y_i = k])^2
 
-    The score is the mean squared distance of the probabilities from the truth. It lies in [0, 2]; lower is better.
-    :class:`BrierDecomposition` splits it into its parts.
+    The score lies in [0, 2]; lower is better. :class:`BrierDecomposition` splits it into its parts.
 
     Args:
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: At ``compute``, if a prediction was not finite.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     References:
         Verification of Forecasts Expressed in Terms of Probability (Brier, 1950),
@@ -93,24 +93,26 @@ class BrierScore(Sums[Tensor]):
         super().__init__(n_groups, score_sum=(), count=())
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
         preds = Predictions.of(preds)
         self._add(groups, score_sum=_brier(preds, target), count=preds.ones, undefined=preds.undefined)
 
-    def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        return sums["score_sum"] / RESOLUTION / sums["count"]
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"brier": sums["score_sum"] / RESOLUTION / sums["count"]}
 
 
-class BrierDecomposition(Sums[dict[str, Tensor]]):
+class BrierDecomposition(Sums):
     r"""The Brier score of all classes with its parts: reliability, resolution, uncertainty.
 
-    .. math:: \frac{1}{n} \sum_{i, k} (p_{ik} - [y_i = k])^2 \approx \text{reliability} - \text{resolution} + \text{uncertainty}
+    .. math:: \text{Brier} \approx \underbrace{\sum_{k, b} \frac{n_{kb}}{n} (\bar p_{kb} - \bar o_{kb})^2}_\text{reliability}
+        - \underbrace{\sum_{k, b} \frac{n_{kb}}{n} (\bar o_{kb} - \bar o_k)^2}_\text{resolution}
+        + \underbrace{\sum_k \bar o_k (1 - \bar o_k)}_\text{uncertainty}
 
-    The states are sums in bins of equal width for each class. The parts leave a remainder, because probabilities differ within
-    a bin of width :math:`1 / M`.
+    Here :math:`\bar p_{kb}` is the mean probability of class :math:`k` in bin :math:`b`, :math:`\bar o_{kb}` the share of
+    samples there that belong to the class, and :math:`\bar o_k` the share among all samples. The parts leave a remainder,
+    because probabilities differ within a bin of width :math:`1 / M`.
 
     ===============  ======================================================================
-    ``brier``        the score; lower is better
+    ``brier``        the score, see :class:`BrierScore`; lower is better
     ``reliability``  the squared miscalibration: how far probabilities are from frequencies
     ``resolution``   how far the predictions separate the samples; higher is better
     ``uncertainty``  the score of predicting class frequencies, a property of the data
@@ -119,13 +121,11 @@ class BrierDecomposition(Sums[dict[str, Tensor]]):
     Args:
         num_classes: The number of classes, :math:`K`.
         n_bins: The number of bins, :math:`M`.
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: If the logits have another number of classes; at ``compute``, if a prediction was not finite.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     References:
-        See :class:`BrierScore` and :func:`~lightning_noise.metrics.functional.murphy_decomposition`.
+        A New Vector Partition of the Probability Score (Murphy, 1973),
+        https://doi.org/10.1175/1520-0450(1973)012%3C0595:ANVPOT%3E2.0.CO;2
 
     Example:
         >>> metric = BrierDecomposition(num_classes=2)
@@ -139,29 +139,29 @@ class BrierDecomposition(Sums[dict[str, Tensor]]):
     correct: Tensor
 
     def __init__(self, num_classes: int, n_bins: int = 15, n_groups: int = 1):
-        bins = (num_classes, validate_bins(n_bins))
+        check_counts(n_bins=n_bins)
+        bins = (num_classes, n_bins)
         super().__init__(n_groups, score_sum=(), probability_sum=bins, correct=bins, count=bins)
         self.num_classes = num_classes
         self.n_bins = n_bins
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        """Adds logits of shape :math:`(B, K, *)` and class indices of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
         preds = Predictions.of(preds)
         preds.check_classes(self, self.num_classes)
         self._add(groups, score_sum=_brier(preds, target), undefined=preds.undefined)
-        classes = torch.arange(self.num_classes, device=target.device).view(-1, *[1] * (target.ndim - 1))
+        classes = column(torch.arange(self.num_classes, device=target.device), target)
         probabilities, correct = preds.probabilities.nan_to_num(0.0), target[:, None] == classes
         bins = bin_indices(probabilities, self.n_bins) + self.n_bins * classes
         sums = {"probability_sum": quantize(probabilities), "correct": correct, "count": torch.ones_like(bins)}
         self._add_binned(groups, bins, **sums)
 
-    def _value(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = murphy_decomposition(sums["probability_sum"] / RESOLUTION, sums["correct"], sums["count"])
         score = sums["score_sum"] / RESOLUTION / (sums["count"].sum() / self.num_classes)
         return {"brier": score, **dict(zip(("reliability", "resolution", "uncertainty"), parts, strict=True))}
 
 
-class _RegressionSums(Sums[Tensor]):
+class _RegressionSums(Sums):
     """A mean error from sums in float64 or, on a device without float64, in float32."""
 
     states: ClassVar[tuple[str, ...]] = ("error_sum",)
@@ -174,7 +174,6 @@ class _RegressionSums(Sums[Tensor]):
             self.add_state(state, torch.zeros(n_groups, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor, groups: Tensor | None = None) -> None:
-        """Adds predictions and targets of shape :math:`(B, *)`, in groups of shape :math:`(B,)`."""
         target = target.to(self.error_sum.dtype)
         terms = self._terms(preds.to(self.error_sum.dtype) - target, target)
         finite = torch.stack([term.isfinite() for term in terms.values()]).all(0)
@@ -185,8 +184,8 @@ class _RegressionSums(Sums[Tensor]):
         """Returns what each element adds to each state."""
         raise NotImplementedError
 
-    def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        return sums["error_sum"] / sums["count"]
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {self.key: sums["error_sum"] / sums["count"]}
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         if fn(torch.zeros(())).device.type in _WITHOUT_FLOAT64:
@@ -202,13 +201,11 @@ class MeanSquaredError(_RegressionSums):
 
     .. math:: \text{MSE} = \frac{1}{n} \sum_i (\hat y_i - y_i)^2
 
-    Sums are in float64, or in float32 on a device without float64, so another order of the samples changes only the rounding.
+    Predictions and targets have one shape :math:`(B, *)`. Sums are in float64, or in float32 on a device without float64, so
+    another order of the samples changes only the rounding. ``compute`` raises a ValueError if a term was not finite.
 
     Args:
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: At ``compute``, if a squared error was not finite.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     Example:
         >>> metric = MeanSquaredError()
@@ -229,13 +226,7 @@ class MeanAbsoluteError(_RegressionSums):
 
     .. math:: \text{MAE} = \frac{1}{n} \sum_i |\hat y_i - y_i|
 
-    Sums are as in :class:`MeanSquaredError`.
-
-    Args:
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: At ``compute``, if an error was not finite.
+    Shapes, sums and arguments are those of :class:`MeanSquaredError`.
 
     Example:
         >>> metric = MeanAbsoluteError()
@@ -261,14 +252,8 @@ class R2Score(_RegressionSums):
     outputs share one mean, unlike in scikit-learn, which averages a score for each output. Without a group, mean and variance
     are those of the remaining samples. If all targets are equal, the value is NaN.
 
-    Sums are as in :class:`MeanSquaredError`. The variance is a difference, so its relative error is that of the sums times
-    :math:`\overline{y^2} / \text{Var}(y)`.
-
-    Args:
-        n_groups: The number of groups of samples for :meth:`estimates`.
-
-    Raises:
-        ValueError: At ``compute``, if a squared error or a squared target was not finite.
+    Shapes, sums and arguments are those of :class:`MeanSquaredError`. The variance is a difference, so its relative error is
+    that of the sums times :math:`\overline{y^2} / \text{Var}(y)`.
 
     Example:
         >>> metric = R2Score()
@@ -287,9 +272,26 @@ class R2Score(_RegressionSums):
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"error_sum": error.square(), "target_sum": target, "square_sum": target.square()}
 
-    def _value(self, sums: dict[str, Tensor]) -> Tensor:
-        variance = sums["square_sum"] / sums["count"] - (sums["target_sum"] / sums["count"]).square()
-        return 1 - (super()._value(sums) / variance).where(variance > 0, torch.nan)
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        error, mean, square = (sums[state] / sums["count"] for state in self.states)
+        variance = square - mean.square()
+        return {"r2": 1 - (error / variance).where(variance > 0, torch.nan)}
+
+
+def murphy_decomposition(probability_sum: Tensor, correct: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Returns reliability, resolution and uncertainty; see :class:`BrierDecomposition`.
+
+    Args:
+        probability_sum: The sum of the probabilities in each bin of each class, of shape :math:`(*, M)`.
+        correct: The number of samples in each bin that belong to the class.
+        count: The number of probabilities in each bin.
+    """
+    weight = count / count.sum(-1, keepdim=True)
+    rate, base = correct / count, correct.sum(-1, keepdim=True) / count.sum(-1, keepdim=True)
+    # the means of an empty bin are NaN
+    reliability = (weight * (probability_sum / count - rate) ** 2).where(count > 0, 0).sum()
+    resolution = (weight * (rate - base) ** 2).where(count > 0, 0).sum()
+    return reliability, resolution, (base * (1 - base)).sum()
 
 
 def _brier(preds: Predictions, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_noise.evaluation.conditions import CLEAN, OVERALL, Condition
 from lightning_noise.evaluation.results import Estimate, Values, estimate, jackknife
-from lightning_noise.metrics.functional import corruption_error, mean_corruption_error
+from lightning_noise.metrics.robustness import corruption_error, mean_corruption_error
 from lightning_noise.report.model import Report
 
 __all__ = ["corruption", "corruption_errors", "differences", "shared_levels"]

@@ -25,15 +25,12 @@ def retention(noisy: float, clean: float, chance: float) -> float:
 
 
 def area_under_curve(curve: Mapping[float, float]) -> float:
-    r"""Returns the mean of a curve over its levels.
+    r"""Returns the mean of a curve, the values by their levels.
 
     .. math:: \frac{1}{l_m - l_1} \sum_{i=2}^m (l_i - l_{i-1}) \frac{A_i + A_{i-1}}{2}
 
     The mean is the area under straight lines between the points, divided by their range. Wide gaps between levels weigh more
     than narrow ones. A curve of one point is its own mean. Compare areas only if their levels are the same.
-
-    Args:
-        curve: The value at each level, in any order.
 
     Example:
         >>> area_under_curve({0.0: 1.0, 0.1: 1.0, 0.5: 0.5})  # (0.1 * 1 + 0.4 * 0.75) / 0.5
@@ -75,11 +72,7 @@ def corruption_error(errors: Sequence[float], baseline: Sequence[float]) -> floa
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]]) -> float:
-    """Returns the mean of :func:`corruption_error` over noises, the mCE.
-
-    Args:
-        errors: The error rates at the levels of each noise, by tag.
-        baseline: The error rates of another model.
+    """Returns the mean of :func:`corruption_error` over noises, the mCE, from error rates by the tags of noises.
 
     Raises:
         ValueError: If the two differ in noises or levels.
