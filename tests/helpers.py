@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.tuner.tuning import Tuner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -223,14 +224,30 @@ def layouts(folder: str) -> list[dict[str, dict[str, list[str]]]]:
     ]
 
 
-def execute(script: str, folder: Path, *arguments: object) -> None:
-    """Runs a module of ``scripts`` in a process of its own, which writes what it found to a new folder."""
+# a server that has imported what takes long forks each process, so that a test does not wait for the imports
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["pytorch_lightning", "tensorboard.backend.event_processing.event_accumulator"])
+
+
+def execute(main: Callable[..., None], folder: Path, *arguments: object, ranks: int = 1) -> None:
+    """Calls `main` with a new folder in new processes: one, which may start others, or one for each rank."""
     folder.mkdir()
-    command = [sys.executable, "-m", script, str(folder), *map(str, arguments)]
-    # the package that is tested, and not another one that is installed
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    result = subprocess.run(command, timeout=240, capture_output=True, text=True, cwd=Path(__file__).parent, env=environment)
-    assert result.returncode == 0, result.stderr
+    port = str(find_free_network_port())
+    started = [processes.Process(target=_main, args=(main, rank, ranks, port, folder, *arguments)) for rank in range(ranks)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=900)
+        process.kill()  # only a process that hangs is still there
+    assert [process.exitcode for process in started] == [0] * ranks, "the error is in the captured output"
+
+
+def _main(main: Callable[..., None], rank: int, ranks: int, port: str, *arguments: object) -> None:
+    if ranks > 1:
+        os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    main(*arguments)
 
 
 def keys_of(trainer: pl.Trainer) -> dict[str, float]:

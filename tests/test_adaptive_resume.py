@@ -130,7 +130,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adaptive_levels.main(alone, 1)
-    execute(adaptive_levels.__name__, both, 2)
+    execute(adaptive_levels.main, both, 2)
     return [alone, both]
 
 

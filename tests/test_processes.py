@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import Rows, execute
+from scripts import fit_validate_test, sharded_parameters
 
 from lightning_noise import Key, noise
 from lightning_noise.perturb.weights import RelativeTo, unit_of, weight_noise
@@ -18,7 +19,7 @@ Result = dict[str, Any]
 
 def run(folder: Path, strategy: str, devices: int, level: float) -> list[Result]:
     """What each process wrote, the part of the fit and that of the validation in one."""
-    execute("scripts.fit_validate_test", folder, strategy, devices, level)
+    execute(fit_validate_test.main, folder, strategy, devices, level)
     return [torch.load(folder / f"fit-{rank}.pt") | torch.load(folder / f"{rank}.pt") for rank in range(devices)]
 
 
@@ -27,9 +28,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return run(tmp_path_factory.mktemp("processes") / "alone", "auto", 1, 0.5)[0]
 
 
-@pytest.fixture(scope="module")
-def noisy(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
-    return run(tmp_path_factory.mktemp("processes") / "noisy", "ddp_spawn", 2, 0.5)
+@pytest.fixture(scope="module", params=["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+def noisy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    return run(tmp_path_factory.mktemp("processes") / "noisy", request.param, 2, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_the_streams_are_not_touched_on_any_process(noisy):
 @pytest.fixture(scope="module", params=["data", pytest.param("tensor", marks=pytest.mark.slow)])
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("processes") / request.param
-    execute("scripts.sharded_parameters", folder, request.param, "std")
+    execute(sharded_parameters.main, folder, request.param, "std", ranks=2)
     return request.param, folder
 
 
@@ -156,7 +157,7 @@ def test_noise_in_sharded_weights_is_one_draw_for_each_shard(sharded):
 @pytest.mark.slow
 @pytest.mark.parametrize("relative", ["max", "filter"])
 def test_noise_in_sharded_weights_is_in_the_units_that_are_asked_for(relative, tmp_path):
-    execute("scripts.sharded_parameters", tmp_path / "sharded", "data", relative)
+    execute(sharded_parameters.main, tmp_path / "sharded", "data", relative, ranks=2)
     assert_perturbed_shards(tmp_path / "sharded", relative)
 
 

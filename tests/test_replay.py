@@ -151,7 +151,7 @@ def test_modes_of_the_trainer_are_supported(mode):
 
 
 def test_two_ranks_log_what_one_rank_logs(tmp_path):
-    execute(replay.__name__, tmp_path / "two", 2)
+    execute(replay.main, tmp_path / "two", 2)
     replay.main(tmp_path, 1)
     own, one = split(torch.load(tmp_path / "0.pt"))
     two = [split(torch.load(tmp_path / "two" / f"{rank}.pt")) for rank in range(2)]

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from helpers import Classifier, Rows, assert_same, execute, fit, loader, make_trainer, weights
 from pytorch_lightning.loggers.logger import DummyLogger
+from scripts import range_test
 from scripts.range_test import found
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -144,8 +145,9 @@ def test_the_batch_size_does_not_matter():
     assert found(batch_size=2) == found(batch_size=5) == found(batch_size=13)
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path):
-    execute(found.__module__, tmp_path / "two", "ddp_spawn", 2)
+@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+def test_two_processes_find_what_one_finds(strategy, tmp_path: Path):
+    execute(range_test.main, tmp_path / "two", strategy, 2)
     assert torch.load(tmp_path / "two" / "found.pt") == asdict(found())
 
 

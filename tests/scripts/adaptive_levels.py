@@ -1,12 +1,7 @@
-"""Fits with adaptive levels on one or more processes; each writes what was decided to `<folder>/<rank>.pt`.
-
-Run in this folder's parent: python -m scripts.adaptive_levels FOLDER DEVICES
-"""
+"""Fits with adaptive levels on one or more processes; each writes what was decided to `<folder>/<rank>.pt`."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +81,3 @@ def main(folder: Path, devices: int) -> None:
     noting.path = str(folder / "error")
     trainer = make_trainer([noting], max_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False, **settings)
     trainer.fit(module, loader(), loader(OnTheFirst()))
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,12 +1,7 @@
-"""A fit, a validation and a test on one or more processes; each writes what it saw to `<folder>/<rank>.pt`.
-
-Run in this folder's parent: python -m scripts.fit_validate_test FOLDER STRATEGY DEVICES LEVEL
-"""
+"""A fit, a validation and a test on one or more processes; each writes what it saw to `<folder>/<rank>.pt`."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +177,3 @@ def main(folder: Path, strategy: str, devices: int, level: float) -> None:
     module.load_state_dict(start)
     trainer = make_trainer([before_monitors, *monitors, Write(folder, before_monitors)], **distributed)
     trainer.validate(module, [*loaders.values()], verbose=False)
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))

@@ -1,12 +1,7 @@
-"""A range test on one or more processes, of which the main one writes what it found to `<folder>/found.pt`.
-
-Run in this folder's parent: python -m scripts.range_test FOLDER STRATEGY DEVICES
-"""
+"""A range test on one or more processes, of which the main one writes what it found to `<folder>/found.pt`."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +20,5 @@ def found(**kwargs) -> RangeTest:
     return suggest_level(make_trainer(**kwargs), module, noise.Gaussian(), dataloaders=data, flip_rate=0.1, seed=3)
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    torch.save(asdict(found(strategy=sys.argv[2], devices=int(sys.argv[3]))), Path(sys.argv[1]) / "found.pt")
+def main(folder: Path, strategy: str, devices: int) -> None:
+    torch.save(asdict(found(strategy=strategy, devices=devices)), folder / "found.pt")

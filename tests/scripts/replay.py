@@ -1,12 +1,7 @@
-"""A validation under noise on one or more ranks. Each writes what it logged to `<folder>/<rank>.pt`.
-
-Run in this folder's parent: python -m scripts.replay FOLDER DEVICES
-"""
+"""A validation under noise on one or more ranks. Each writes what it logged to `<folder>/<rank>.pt`."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -47,8 +42,3 @@ def main(folder: Path, devices: int) -> None:
     pl.seed_everything(0, verbose=False)
     module, data = Logs(folder), loader(Rows(12, seed=1), batch_size=3)
     make_trainer([ReplayMonitor(noise.Gaussian(), [0.0, 0.5])], **settings).validate(module, data, verbose=False)
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,12 +1,7 @@
-"""A fit of a model whose parameters are sharded over two processes; each writes what it saw to `<folder>/<rank>.pt`.
-
-Run in this folder's parent: python -m scripts.sharded_parameters FOLDER data|tensor UNIT
-"""
+"""A fit of a model whose parameters are sharded over two processes; each writes what it saw to `<folder>/<rank>.pt`."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +130,3 @@ def main(folder: Path, how: str, relative: RelativeTo | None) -> None:
         "refused": refusal(module),
     }
     torch.save(kept, folder / f"{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), sys.argv[2], None if sys.argv[3] == "None" else sys.argv[3])  # type: ignore[arg-type]
