@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,13 @@ from lightning_noise.demo.table import Comparison
 from lightning_noise.demo.training import IMAGE_LEVELS, WEIGHT_LEVELS, Score, Scores
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 
+# the tests of a change run the default alone
+EVERY_RECIPE = ["input", *(pytest.param(recipe, marks=pytest.mark.slow) for recipe in RECIPES if recipe != "input")]
 CONDITIONS = [Condition(noise, level) for noise, levels in (IMAGE_LEVELS | WEIGHT_LEVELS).items() for level in levels]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "lightning_noise", *arguments], capture_output=True, text=True, timeout=200)
+    return subprocess.run([sys.executable, "-m", "lightning_noise", *arguments], capture_output=True, text=True, timeout=900)
 
 
 class Demonstration(NamedTuple):
@@ -44,17 +47,17 @@ class Demonstration(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Demonstration]:
-    """Two epochs of each recipe, of 18 batches each."""
+def demonstrate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Demonstration]:
+    """Runs two epochs of a recipe, of 18 batches each; each recipe once."""
 
-    def demonstrate(recipe: str, folder: Path) -> Demonstration:
+    @cache
+    def demonstrate(recipe: str) -> Demonstration:
+        folder = tmp_path_factory.mktemp(recipe) / "logs"
         options = [] if recipe == "input" else ["--recipe", recipe]  # input is the default
         settings = ("--epochs", "2", "--level", "0.4", "--seed", "1", "--root-dir", str(folder))
         return Demonstration(run(*options, *settings), folder)
 
-    folders = [tmp_path_factory.mktemp(recipe) / "logs" for recipe in RECIPES]
-    with ThreadPoolExecutor(2) as pool:  # each is a process of one thread
-        return dict(zip(RECIPES, pool.map(demonstrate, RECIPES, folders), strict=True))
+    return demonstrate
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
     return Demonstration(run("--epochs", "4", "--seed", "1", "--root-dir", str(folder)), folder)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstrations):
-    result, folder = demonstrations[recipe]
+@pytest.mark.parametrize("recipe", EVERY_RECIPE)
+def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstrate):
+    demonstration = demonstrate(recipe)
+    result, folder = demonstration
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    rows, text = demonstrations[recipe].rows(), demonstrations[recipe].text
+    rows, text = demonstration.rows(), demonstration.text
     star = {RECIPES[recipe].trained_noise: " *"}
     noisy = [f"{noise} {level:g}{star.get(noise, '')}" for noise, level, _ in CONDITIONS]
     assert list(rows) == ["clean", *noisy]
@@ -87,13 +91,15 @@ def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstr
     ("recipe", "title", "name", "level"),
     [
         ("input", "noise", "input", lambda fraction: 0.4 * min(2 * fraction, 1)),
-        ("targets", "label_smoothing", "smoothing", lambda fraction: 0.4 * (1 - fraction)),
-        ("mixup", "mixup", "mixup", lambda fraction: 0.4 * (fraction < 0.8)),
-        ("weights", "noise_in_the_weights", "weight", lambda fraction: 0.4 * min(2 * fraction, 1)),
+        pytest.param("targets", "label_smoothing", "smoothing", lambda fraction: 0.4 * (1 - fraction), marks=pytest.mark.slow),
+        pytest.param("mixup", "mixup", "mixup", lambda fraction: 0.4 * (fraction < 0.8), marks=pytest.mark.slow),
+        pytest.param(
+            "weights", "noise_in_the_weights", "weight", lambda fraction: 0.4 * min(2 * fraction, 1), marks=pytest.mark.slow
+        ),
     ],
 )
-def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, level, demonstrations):
-    demonstration = demonstrations[recipe]
+def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, level, demonstrate):
+    demonstration = demonstrate(recipe)
     assert sorted(path.name for path in demonstration.folder.iterdir()) == [f"with_{title}", f"without_{title}"]
     with_, without = (demonstration.events(f"{which}_{title}") for which in ("with", "without"))
     for tags in (with_.Tags(), without.Tags()):
@@ -106,6 +112,7 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
     assert not [tag for tag in with_.Tags()["scalars"] if tag.startswith("noise/") and f"/{name}/" not in tag]
 
 
+@pytest.mark.slow
 def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_conclusion(tuned):
     assert (tuned.result.returncode, tuned.result.stderr) == (0, "")
     summary = r"input: warmup 3 times, raised 1 time; level 0 to 0\.15; 100 % of the clean skill is retained at level 0\."
@@ -118,28 +125,32 @@ def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_
     assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("adaptive/")]
 
 
+@pytest.mark.slow
 def test_a_level_that_has_not_yet_grown_gains_and_costs_nothing(tuned):
     for name, (without, with_, gain, *ece) in tuned.rows().items():
         assert (with_, gain, ece[1]) == (without, 0, ece[0]), name
 
 
-def test_all_of_it_is_noise_in_every_place(demonstrations):
-    scalars = demonstrations["all"].events("with_noise_everywhere").Tags()["scalars"]
+@pytest.mark.slow
+def test_all_of_it_is_noise_in_every_place(demonstrate):
+    scalars = demonstrate("all").events("with_noise_everywhere").Tags()["scalars"]
     places = {"input", "smoothing", "weight", "activation", "gradient"}
     assert {tag.split("/")[1] for tag in scalars if tag.startswith("noise/")} == places
 
 
-def test_the_first_training_is_the_same_in_all_recipes(demonstrations):
-    columns = [
-        [(without, ece) for without, _, _, ece, _ in demonstration.rows().values()] for demonstration in demonstrations.values()
-    ]
+@pytest.mark.slow
+def test_the_first_training_is_the_same_in_all_recipes(demonstrate):
+    tables = [demonstrate(recipe).rows().values() for recipe in RECIPES]
+    columns = [[(without, ece) for without, _, _, ece, _ in table] for table in tables]
     assert all(column == columns[0] for column in columns)
-    seconds = [[row[1] for row in demonstration.rows().values()] for demonstration in demonstrations.values()]
+    seconds = [[with_ for _, with_, *_ in table] for table in tables]
     assert len({tuple(second) for second in seconds}) == len(RECIPES)
 
 
-def test_the_output_of_a_pipe_is_ascii_of_at_most_80_columns(tuned):
-    *lines, _ = tuned.result.stdout.partition("  tensorboard")[0].splitlines()
+@pytest.mark.parametrize("level", ["given", pytest.param("tuned", marks=pytest.mark.slow)])
+def test_the_output_of_a_pipe_is_ascii_of_at_most_80_columns(level, demonstrate, request):
+    demonstration = demonstrate("input") if level == "given" else request.getfixturevalue("tuned")
+    *lines, _ = demonstration.result.stdout.partition("  tensorboard")[0].splitlines()
     assert "".join(lines).isascii()
     assert max(map(len, lines)) <= 80
 
@@ -189,7 +200,7 @@ def test_a_bad_value_gives_one_clear_line_and_exit_code_2(arguments, message, ca
 
 def test_a_package_that_is_not_installed_gives_one_line_with_the_extra_to_install():
     program = "import runpy, sys; sys.modules['sklearn'] = None; runpy.run_module('lightning_noise', run_name='__main__')"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900)
     assert result.returncode == 1
     message = "lightning_noise: the demonstration needs sklearn"
     assert re.fullmatch(rf'{message}[\w.]*: pip install "lightning_noise\[demo\]"\n', result.stderr)
