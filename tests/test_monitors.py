@@ -385,7 +385,11 @@ def images(accumulator: EventAccumulator) -> set[str]:
     return set(accumulator.Tags()["images"])
 
 
-@pytest.mark.parametrize(("features", "pictured"), [((1, 8, 8), True), ((2, 70), True), ((N_FEATURES,), False)], ids=str)
+@pytest.mark.parametrize(
+    ("features", "pictured"),
+    [((1, 8, 8), True), pytest.param((2, 70), True, marks=pytest.mark.slow), ((N_FEATURES,), False)],
+    ids=str,
+)
 def test_tensorboard_holds_the_tags_and_the_pictures(features, pictured, tmp_path):
     data = Rows(16, features=features)
     callbacks = [InputNoise(noise.Gaussian(), 0.5), RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1, 0.2])]

@@ -229,5 +229,5 @@ assert "robustness/score" in trainer.callback_metrics
 @pytest.mark.parametrize(("name", "missing"), [NAMESPACES, NAMESPACES[::-1]])
 def test_either_lightning_is_enough(name, missing):
     script = ALONE.format(name=name, missing=missing.split(".")[0])
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr

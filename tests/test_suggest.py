@@ -43,7 +43,7 @@ class OneLogit(Linear):
         return self.before(x) @ self.w[:, None]
 
 
-def at_distance(distance: float, n: int = 10_000) -> tuple[Tensor, Tensor]:
+def at_distance(distance: float, n: int = 4000) -> tuple[Tensor, Tensor]:
     """Samples at this distance of the plane, half on each side."""
     sides = torch.tensor([1.0, -1.0]).repeat(n // 2)
     along = torch.linspace(-5, 5, n)

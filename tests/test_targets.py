@@ -206,6 +206,7 @@ def test_smoothing_and_mixing_go_together_in_either_order():
     assert one != losses([Mixup(1.0)]) != losses([])
 
 
+@pytest.mark.slow
 def test_a_level_that_changes_compiles_nothing_anew():
     def graphs(callbacks):
         torch._dynamo.reset()

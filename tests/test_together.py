@@ -90,7 +90,11 @@ RUNS = {
     "bf16-mixed": (Deterministic, {"precision": "bf16-mixed"}),
     "bf16-true": (Deterministic, {"precision": "bf16-true"}),
 }
-every_run = pytest.mark.parametrize(("module", "settings"), RUNS.values(), ids=RUNS)
+SLOW = ("clipping", "bf16-true")
+every_run = pytest.mark.parametrize(
+    ("module", "settings"),
+    [pytest.param(*run, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, run in RUNS.items()],
+)
 
 
 @every_run
