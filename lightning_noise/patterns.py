@@ -1,4 +1,4 @@
-"""Names of parameters and modules, and the patterns that select them."""
+"""Patterns of parameter and module names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 def match(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> dict[str, T]:
-    """Returns what a pattern or one of several selects, in which ``*`` stands for any characters, dots too.
+    """Returns the entries whose names match a pattern. ``*`` matches any characters, including dots.
 
     Args:
-        named: What there is, by name.
-        patterns: The patterns, each of which must match something.
-        kind: What it is, for the message.
+        named: The modules or parameters by name.
+        patterns: A pattern or several, each of which must match a name.
+        kind: ``"module"`` or ``"parameter"``, for the message.
 
     Raises:
-        ValueError: A pattern matches nothing; the message lists all names.
+        ValueError: If a pattern matches no name. The message lists all names.
 
     Example:
         >>> match({"net.0": 1, "net.1": 2, "head": 3}, ["net.*"], "module")

@@ -115,7 +115,7 @@ def test_mixing_leaves_the_least_squares_solution_of_centred_data_alone():
     gradients = []
     for draw in range(draws):
         mix = Mixup(per_sample=True)._mix(x, 1.0, Key((draw,)))
-        mixed_x, mixed_y = mix.blended(x), mix.blended(y)
+        mixed_x, mixed_y = mix.blend(x), mix.blended(y)
         gradients.append(mixed_x.T @ (mixed_x @ w - mixed_y))
     gradients = torch.stack(gradients)
     # at the solution without mixing the expected gradient with it is 0: five standard errors
@@ -127,7 +127,7 @@ def test_targets_of_a_regression_are_mixed_in_the_batch():
     y = torch.arange(12.0)[:, None].expand(12, N_CLASSES).contiguous()
     (seen_x, seen_y), _ = one_step(Mixup(1.0, seed=0), TensorDataset(x, y), loss=F.mse_loss)
     mix = mixed_of(Mixup(), x)
-    torch.testing.assert_close(seen_x, mix.blended(x), rtol=0, atol=0)
+    torch.testing.assert_close(seen_x, mix.blend(x), rtol=0, atol=0)
     torch.testing.assert_close(seen_y, mix.lam * y + (1 - mix.lam) * y[mix.partners], rtol=1e-6, atol=1e-6)  # float32
 
 
@@ -190,7 +190,7 @@ def test_the_box_is_a_rectangle_that_all_channels_share():
 def test_the_box_is_never_larger_than_its_share_and_the_clipped_part_goes_to_the_own_label():
     x = torch.zeros(20_000, 1, 32, 32)
     key = Key((0,))
-    drawn = CutMix(per_sample=True)._drawn(x, 1.0, key)[1].double()
+    drawn = CutMix(per_sample=True)._draw(x, 1.0, key)[1].double()
     lam = CutMix(per_sample=True)._mix(x, 1.0, key).lam.double()
     # sides are rounded down to an even number of pixels, and cut off at the edges
     assert (lam >= drawn - 1e-6).all()
@@ -258,7 +258,7 @@ def test_the_targets_of_several_heads_are_mixed_with_the_same_shares():
     callback = Mixup(1.0, target=["y", "z"], seed=0)
     module, _ = fit([callback], module=Heads, train=train, max_epochs=1, limit_val_batches=0)
     mix = mixed_of(callback, x)
-    logits = Linear()(mix.blended(x))
+    logits = Linear()(mix.blend(x))
     for loss, labels in zip(module.losses, (y, z), strict=True):
         expected = mix.lam[0] * F.cross_entropy(logits, labels) + (1 - mix.lam[0]) * F.cross_entropy(
             logits, labels[mix.partners]
@@ -278,18 +278,23 @@ def test_mixed_inputs_keep_their_precision_and_round_once(dtype):
 @pytest.mark.parametrize(
     ("callback", "dataset", "error", "message"),
     [
-        (Mixup(), TensorDataset(torch.zeros(4, 3, dtype=torch.long), torch.zeros(4)), TypeError, "samples are mixed as floats"),
+        (Mixup(), TensorDataset(torch.zeros(4, 3, dtype=torch.long), torch.zeros(4)), TypeError, "Mixup needs floats"),
         (
             CutMix(),
             TensorDataset(torch.zeros(4, 3), torch.zeros(4).long()),
             ValueError,
-            r"a box of the axes \(-2, -1\) does not fit",
+            r"the input needs the axes dim=\(-2, -1\) of the box",
         ),
         (Mixup(target="z"), data(), ValueError, "no leaf 'z' in the batch"),
         (Mixup(via="batch"), data(), ValueError, "SmoothLabels needs n_classes=… here"),
         (Mixup(via="batch", n_classes=2), data(), ValueError, r"labels must be in \[0, 2\), got 0 to 2"),
         (CutMix(), TensorDataset(torch.rand(4, 1, 8, 8), torch.zeros(4, 2, 2).long()), ValueError, "as fine as the input"),
-        (CutMix(inputs=["0", "1"], target=1), TensorDataset(torch.rand(4, 6, 6), torch.rand(4, 3, 3)), ValueError, "one box"),
+        (
+            CutMix(inputs=["0", "1"], target=1),
+            TensorDataset(torch.rand(4, 6, 6), torch.rand(4, 3, 3)),
+            ValueError,
+            "inputs must agree on the axes",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -300,7 +305,7 @@ def test_what_does_not_suit_the_batch_is_found_on_the_first_one(callback, datase
 
 def test_inputs_and_targets_of_different_lengths_are_refused():
     batch = [torch.zeros(4, 8), torch.zeros(3).long()]
-    with pytest.raises(ValueError, match=r"the input '0', float32 \(4, 8\), does not fit the target, int64 \(3,\)"):
+    with pytest.raises(ValueError, match=r"the input '0' is float32 \(4, 8\) and the target is int64 \(3,\)"):
         fit([Mixup()], train=DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
 
 

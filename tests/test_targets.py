@@ -415,7 +415,7 @@ def test_gaussian_noise_in_a_regression_adds_its_variance_to_the_loss_and_nothin
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: TargetNoise(noise.Gaussian(), 0.1, via="batch"), ValueError, "via and index are for labels"),
+        (lambda: TargetNoise(noise.Gaussian(), 0.1, via="batch"), ValueError, "via and index are for label noise"),
         (lambda: TargetNoise(labels.FlipLabels(3), 0.1, via="metrics"), ValueError, "via must be 'loss', 'batch' or 'sample'"),  # type: ignore[arg-type]
         (lambda: TargetNoise(labels.FlipLabels(3), 1.1), ValueError, r"in \[0, 1\], got 1.1"),
         (lambda: TargetNoise(labels.FlipLabels, 0.1), TypeError, "a noise must be a value"),  # type: ignore[arg-type]
@@ -443,7 +443,11 @@ def test_wrong_arguments_are_refused_where_they_are_given(build, error, message)
         (TargetNoise(labels.SmoothLabels(), 0.1, via="batch"), ValueError, "SmoothLabels needs n_classes=… here"),
         (TargetNoise(noise.Gaussian(), 0.1), TypeError, r"Gaussian needs floats, but the input '1' is int64"),
         (TargetNoise(labels.FlipLabels(3), 0.1, target=0), TypeError, "labels must be class indices"),
-        (TargetNoise(labels.FlipLabels(3), 0.1, index=0), ValueError, r"index must be an integer for each of the 200 samples"),
+        (
+            TargetNoise(labels.FlipLabels(3), 0.1, index=0),
+            ValueError,
+            r"index must hold an integer for each of the 200 samples",
+        ),
         (LabelSmoothing(0.1, target="label"), ValueError, "no leaf 'label' in the batch; leaves are: '0' float32"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Samples mixed with each other, and their targets with them."""
+"""Mixup and CutMix: samples and targets mixed within a batch."""
 
 from __future__ import annotations
 
@@ -27,47 +27,49 @@ if TYPE_CHECKING:
 __all__ = ["CutMix", "Mixup"]
 
 
-IGNORED = -100  # the label that losses of torch leave out, unless they are told another
+_IGNORED = -100  # the default ignore_index of the losses of torch
 
 
 @dataclass(frozen=True)
 class _Mix:
-    """The partner of each sample, the share of its own, for all or for each, and the box that is pasted into it, if any."""
+    """The partners and shares of a batch, and the box of CutMix.
+
+    Attributes:
+        partners: The index of the partner of each sample, of shape (B,).
+        lam: The share of the sample itself, of shape (1,) or (B,).
+        box: A mask of the pasted elements, of shape (1 or B, *) with the lengths of the axes ``dim``.
+        dim: The axes of the box, counted from the end.
+    """
 
     partners: Tensor
     lam: Tensor
-    box: Tensor | None = None  # of shape (1 or B, *) with the lengths of the axes that dim says, 1 where it is pasted
+    box: Tensor | None = None
     dim: tuple[int, ...] = ()
 
     def of_input(self, x: Tensor) -> Tensor:
-        return self.blended(x) if self.box is None else self.pasted(x)
+        return self.blend(x) if self.box is None else self.paste(x)
 
-    def blended(self, x: Tensor) -> Tensor:
+    def blend(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         lam = column(self.lam, x).to(wide.dtype)
         return torch.lerp(wide[self.partners], wide, lam).to(x.dtype)
 
-    def pasted(self, x: Tensor) -> Tensor:
+    def paste(self, x: Tensor) -> Tensor:
         assert self.box is not None
         shape = [len(self.box), *[1] * (x.ndim - 1)]
         for dim, length in zip(self.dim, self.box.shape[1:], strict=True):
             shape[dim] = length
         return torch.where(self.box.view(shape).expand_as(x), x[self.partners], x)
 
-    def has_the_box(self, target: Tensor) -> bool:
-        """Whether a target lies on the axes of the box; a row of floats may be as long as the box is by chance."""
+    def has_box(self, target: Tensor) -> bool:
+        """Returns whether the target has the axes of the box. A row of floats may have the length of the box by chance."""
         if self.box is None or target.ndim - 1 < -min(self.dim) or (len(self.dim) == 1 and target.is_floating_point()):
             return False
         return tuple(target.shape[dim] for dim in self.dim) == self.box.shape[1:]
 
 
-def _beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
-    """Draws from Beta(alpha, alpha) with numpy, because the distributions of torch take no generator."""
-    return torch.from_numpy(np.random.default_rng(generator.initial_seed()).beta(alpha, alpha, n))
-
-
 class _Mixing(TargetCallback):
-    """Mixes each sample of a batch with another one."""
+    """Base of Mixup and CutMix."""
 
     def __init__(
         self,
@@ -92,17 +94,18 @@ class _Mixing(TargetCallback):
             x = get(batch, path)
             if not x.is_floating_point():
                 raise TypeError(
-                    f"samples are mixed as floats, but the input {format_path(path)!r} is {describe(x)}; convert images to "
-                    "floats in the data set's transform, and mix token ids in the module, as embeddings"
+                    f"{type(self).__name__} needs floats, but the input {format_path(path)!r} is {describe(x)}. Convert images "
+                    "to floats in the transform of the data set, mix token ids as embeddings in the module, or type inputs=…"
                 )
             for target in targets:
                 if x.shape[:1] != target.shape[:1]:
                     raise ValueError(
-                        f"the input {format_path(path)!r}, {describe(x)}, does not fit the target, {describe(target)}"
+                        f"input and target must have the same number of samples, but the input {format_path(path)!r} is "
+                        f"{describe(x)} and the target is {describe(target)}"
                     )
         for target in targets:
             if self.via == "batch" and not target.is_floating_point():
-                SmoothLabels(self.n_classes).check(target[target.long() != IGNORED])
+                SmoothLabels(self.n_classes).check(target[target.long() != _IGNORED])
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs)
@@ -113,10 +116,13 @@ class _Mixing(TargetCallback):
         with ExitStack() as stack:
             for path in self._target_paths(batch):
                 target = get(batch, path)
-                if self._is_softened(target, mix):
-                    modes.append(stack.enter_context(self._mode(target, mix)))
+                at_loss = self._changes_loss and not (self.via is None and target.is_floating_point())
+                if at_loss and not mix.has_box(target):
+                    lam = mix.lam if self.per_sample else mix.lam.squeeze(0)  # of shape (), as the mode expects
+                    mode = MixedLabelLoss(target, mix.partners.to(target.device), lam.to(target.device))
+                    modes.append(stack.enter_context(mode))
                 else:
-                    batch = modify(batch, [path], lambda leaf, path: self._mixed(leaf, mix, key))
+                    batch = modify(batch, [path], lambda leaf, path: self._mix_target(leaf, mix, key))
             yield batch
         if modes:
             perturbation.effective = any(mode.applied for mode in modes)
@@ -125,81 +131,76 @@ class _Mixing(TargetCallback):
         targets = self.target if isinstance(self.target, list | tuple) else [self.target]
         return [find_target(batch, target) for target in targets]
 
-    def _mode(self, target: Tensor, mix: _Mix) -> MixedLabelLoss:
-        # one share for all is a number for the loss, which is that of two calls
-        lam = mix.lam if self.per_sample else mix.lam.squeeze(0)
-        return MixedLabelLoss(target, mix.partners.to(target.device), lam.to(target.device))
-
     @property
     def _changes_loss(self) -> bool:
         return self.via in (None, "loss")
 
-    def _is_softened(self, target: Tensor, mix: _Mix) -> bool:
-        """Whether the target is mixed at the loss and not in the batch."""
-        numbers = self.via is None and target.is_floating_point()
-        return self._changes_loss and not numbers and not mix.has_the_box(target)
-
     @abstractmethod
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
-        """What is mixed with what in a batch of inputs like ``x``."""
+        """Returns the mix of a batch of inputs like ``x``."""
 
-    def _drawn(self, x: Tensor, level: float, key: Key) -> tuple[Tensor, Tensor]:
-        """The partners, and the shares."""
+    def _draw(self, x: Tensor, level: float, key: Key) -> tuple[Tensor, Tensor]:
+        """Returns the partners and the shares."""
         partners = torch.randperm(len(x), generator=(key / "partners").generator("cpu"))
-        lam = _beta(level, len(x) if self.per_sample else 1, (key / "lam").generator("cpu"))
+        # numpy, because the distributions of torch take no generator
+        random = np.random.default_rng((key / "lam").generator("cpu").initial_seed())
+        lam = torch.from_numpy(random.beta(level, level, len(x) if self.per_sample else 1))
         return partners.to(x.device), lam.float().to(x.device)
 
-    def _mixed(self, target: Tensor, mix: _Mix, key: Key) -> Tensor:
-        """The target for the batch."""
-        if mix.has_the_box(target):
-            return mix.pasted(target)
+    def _mix_target(self, target: Tensor, mix: _Mix, key: Key) -> Tensor:
+        """Returns the mixed target for the batch."""
+        if mix.has_box(target):
+            return mix.paste(target)
         if self.via == "sample":
             u = torch.rand(len(target), generator=(key / "sample").generator(target.device), device=target.device)
             return torch.where(column(u < mix.lam, target), target, target[mix.partners])
         if target.is_floating_point():
-            return mix.blended(target)
-        return mix.blended(SmoothLabels(self.n_classes).probabilities(target, 0.0))
+            return mix.blend(target)
+        return mix.blend(SmoothLabels(self.n_classes).probabilities(target, 0.0))
 
 
 class Mixup(_Mixing):
-    r"""Trains on convex combinations of two samples of the batch and of their targets.
+    r"""Mixes pairs of samples and their targets.
 
     .. math:: \tilde x_i = \lambda x_i + (1 - \lambda) x_{\pi(i)}, \quad \lambda \sim \mathrm{Beta}(\alpha, \alpha)
 
-    The loss is :math:`\lambda L(y_i) + (1 - \lambda) L(y_{\pi(i)})`, taken where the module computes ``cross_entropy``,
-    ``nll_loss`` or ``binary_cross_entropy_with_logits``, so that labels stay integers and the metrics of the training step see
-    those of the first of the two samples. Floating-point targets, as of a regression, are mixed in the batch, where a number
-    that stands for a missing value is mixed like any other. Labels that are ignored or masked out count for neither sample:
-    the own label takes the place of a partner's that is not to count. Masks and weights that the module makes of the labels
-    and multiplies the loss by stay those of the first sample; ``via="sample"`` suits these. The level is
-    :math:`\alpha \geq 0`: 0.2 to 0.4 is usual on ImageNet and 1, a uniform :math:`\lambda`, on CIFAR-10; 0 switches it off. The
-    mean of :math:`\lambda` is 1/2 and its variance :math:`1 / (4 (2 \alpha + 1))`.
+    The loss is :math:`\lambda L(y_i) + (1 - \lambda) L(y_{\pi(i)})`. It applies if the module computes ``cross_entropy``,
+    ``nll_loss`` or ``binary_cross_entropy_with_logits`` of the target. Class indices stay integers, and metrics of the training
+    step see the label of sample :math:`i`. Floating-point targets, as of a regression, are mixed in the batch. A number that
+    marks a missing value is mixed like any other number.
 
-    It is no method against noise by itself: it can lower the accuracy on noisy data and make a model less calibrated, while
-    an :class:`~lightning_noise.InputNoise` before it can turn this round. Measure it with a
-    :class:`~lightning_noise.RobustnessMonitor`. It acts from the start of the training step to the end of the backward pass,
-    and never in validation, test and prediction. The draws differ from process to process.
+    A label that is ignored or masked does not count for either sample: if the partner's label does not count, the own label
+    takes its place. If the module multiplies the loss by masks or weights of the labels, use ``via="sample"``. Otherwise these
+    stay the masks and weights of sample :math:`i`.
 
-    It logs ``noise/<name>/level`` and ``noise/<name>/lam``, the mean share of the batch.
+    The level is :math:`\alpha \geq 0`; 0 is no mixing. Usual values are 0.2 to 0.4 on ImageNet, and on CIFAR-10 the value 1,
+    a uniform :math:`\lambda`. The mean of :math:`\lambda` is 1/2 and its variance :math:`1 / (4 (2 \alpha + 1))`.
+
+    Mixup alone does not protect against noise. It can lower the accuracy on noisy data and worsen the calibration, and an
+    :class:`~lightning_noise.InputNoise` before it can reverse both. Measure this with a
+    :class:`~lightning_noise.RobustnessMonitor`.
+
+    The samples are mixed from the start of the training step to the end of the backward pass, and never in validation, test
+    and prediction. The draws differ between ranks. The log keys are ``noise/<name>/level`` and ``noise/<name>/lam``, the mean
+    share in the batch.
 
     Args:
         level: The parameter :math:`\alpha` of the Beta distribution: a number, a schedule, a callable, or an
-            adaptive level by :class:`~lightning_noise.rules.SignedGap`.
-        inputs: Which leaves of the batch, as in :class:`~lightning_noise.InputNoise`; all are mixed in the same way.
-        target: Which leaf is the target, or a list of those of several heads, which are mixed with the same shares; left out,
-            the second element of a sequence.
-        via: Where labels are mixed: ``"loss"``; ``"batch"``, probabilities of shape :math:`(B, K, *)`, for a loss that takes
-            them; or ``"sample"``, the label of one of the two, drawn with their shares, for any loss. Left out, class indices
-            at the loss and floating-point targets in the batch.
-        per_sample: Draw a :math:`\lambda` for each sample and not one for the batch.
+            :class:`~lightning_noise.AdaptiveLevel` with the rule :class:`~lightning_noise.rules.SignedGap`.
+        inputs: Which leaves of the batch are inputs, as in :class:`~lightning_noise.InputNoise`. All are mixed alike.
+        target: Which leaf of the batch is the target, as in :class:`~lightning_noise.TargetNoise`. A list gives the targets of
+            several heads, which are mixed with the same shares.
+        via: Where labels are mixed. ``"loss"`` mixes the loss. ``"batch"`` puts probabilities of shape :math:`(B, K, *)` into
+            the batch, for a loss that takes probabilities. ``"sample"`` draws the label of one of the two samples by their
+            shares, for any loss. Default: class indices in the loss, and floating-point targets in the batch.
+        per_sample: Whether to draw a :math:`\lambda` for each sample, and not for the batch.
         n_classes: The number of classes, for ``via="batch"``.
-        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
-        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error. Left out,
-            that of the class in lower case.
+        seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
+        name: The name in log keys and messages, unique in the trainer. Default: the class name in lower case.
 
     Raises:
-        TypeError: An input is no floating-point tensor.
-        ValueError: A level or path is wrong, or the first step that was mixed computed no such loss of the target.
+        TypeError: If an input is not a floating-point tensor.
+        ValueError: If a level or path is wrong, or the first mixed step computes none of the three losses of the target.
 
     References:
         mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018), https://arxiv.org/abs/1710.09412
@@ -212,36 +213,36 @@ class Mixup(_Mixing):
     """
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
-        return _Mix(*self._drawn(x, level, key))
+        return _Mix(*self._draw(x, level, key))
 
 
 class CutMix(_Mixing):
-    r"""Pastes a box of one sample into another, and mixes their targets by the share of its elements.
+    r"""Pastes a box from another sample into each sample, and mixes their targets.
 
     .. math:: \tilde x_i = m \odot x_i + (1 - m) \odot x_{\pi(i)}, \quad \lambda = \overline{m}
 
-    The box takes :math:`(1 - \lambda')^{1/k}` of the length of each of its :math:`k` axes for a
-    :math:`\lambda' \sim \mathrm{Beta}(\alpha, \alpha)`, around a centre that is uniform over the elements, and is cut off at
-    the edges; the :math:`\lambda` of the targets is the share that is in fact left. Targets whose last axes have the lengths of
-    those of the box, as a label for each pixel, are pasted and not mixed, unless the box has one axis and they are
-    floating-point. All else is as in :class:`Mixup`.
+    With :math:`\lambda' \sim \mathrm{Beta}(\alpha, \alpha)`, the box takes the fraction :math:`(1 - \lambda')^{1/k}` of the
+    length of each of its :math:`k` axes. Its center is uniform over the elements, and the box is cut off at the edges. The
+    share :math:`\lambda` of the targets is the fraction of the elements that are not pasted.
+
+    A target whose last axes have the lengths of the box axes, such as a label for each pixel, is pasted and not mixed. An
+    exception is a floating-point target with a box of one axis. Everything else is as in :class:`Mixup`.
 
     Args:
-        level: The parameter :math:`\alpha` of the Beta distribution; 1 is usual, and 0 switches it off.
+        level: The parameter :math:`\alpha` of the Beta distribution. The usual value is 1; 0 is no mixing.
         dim: The axes of the box, counted from the end: ``(-2, -1)`` for images, ``(-1,)`` for series and tables.
-        inputs: Which leaves of the batch; the axes of the box must be of the same lengths in all of them.
-        target: Which leaf is the target; left out, the second element of a sequence.
+        inputs: Which leaves of the batch are inputs. The box axes must have the same lengths in all inputs.
+        target: Which leaf of the batch is the target, as in :class:`Mixup`.
         via: Where labels are mixed, as in :class:`Mixup`.
-        per_sample: Draw a :math:`\lambda` and a box for each sample and not one for the batch.
+        per_sample: Whether to draw a :math:`\lambda` and a box for each sample, and not for the batch.
         n_classes: The number of classes, for ``via="batch"``.
-        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
-        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error. Left out,
-            that of the class in lower case.
+        seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
+        name: The name in log keys and messages, unique in the trainer. Default: the class name in lower case.
 
     Raises:
-        TypeError: An input is no floating-point tensor.
-        ValueError: A level, axis or path is wrong, labels lie on axes of other lengths than those of the box, or the first step
-            that was mixed computed no such loss of the target.
+        TypeError: If an input is not a floating-point tensor.
+        ValueError: If a level, axis or path is wrong, if labels lie on axes of other lengths than the box axes, or if the first
+            mixed step computes none of the three losses of the target.
 
     References:
         CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features (Yun et al., 2019),
@@ -265,37 +266,31 @@ class CutMix(_Mixing):
         seed: int | None = None,
         name: str | None = None,
     ):
-        super().__init__(
-            level,
-            inputs=inputs,
-            target=target,
-            via=via,
-            per_sample=per_sample,
-            n_classes=n_classes,
-            seed=seed,
-            name=name,
-        )
+        options = {"inputs": inputs, "target": target, "via": via, "per_sample": per_sample, "n_classes": n_classes}
+        super().__init__(level, **options, seed=seed, name=name)
         self.dim = tuple(sorted(validate_dim(dim)))
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         super().check(pl_module, batch)
         first, *others = [get(batch, path) for path in find_inputs(batch, self.inputs)]
         if first.ndim - 1 < -min(self.dim):
-            raise ValueError(f"a box of the axes {self.dim} does not fit the input, {describe(first)}")
+            raise ValueError(f"the input needs the axes dim={self.dim} of the box, got {describe(first)}; type another dim=…")
         for x in others:
             if x.ndim - 1 < -min(self.dim) or any(x.shape[dim] != first.shape[dim] for dim in self.dim):
-                raise ValueError(f"one box of the axes {self.dim} does not fit the inputs {describe(first)} and {describe(x)}")
+                raise ValueError(
+                    f"inputs must agree on the axes dim={self.dim} of the box, got {describe(first)} and {describe(x)}"
+                )
         for target in (get(batch, path) for path in self._target_paths(batch)):
             has_axes = not target.is_floating_point() and target.ndim > len(self.dim)
             if has_axes and any(target.shape[dim] != first.shape[dim] for dim in self.dim):
-                raise ValueError(f"labels for each place of the box must be as fine as the input, not {describe(target)}")
+                raise ValueError(f"labels with axes must be as fine as the input, {describe(first)}, got {describe(target)}")
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
-        partners, lam = self._drawn(x, level, key)
-        centres = torch.rand(len(self.dim), len(lam), generator=(key / "box").generator("cpu")).to(x.device)
+        partners, lam = self._draw(x, level, key)
+        centers = torch.rand(len(self.dim), len(lam), generator=(key / "box").generator("cpu")).to(x.device)
         side = (1 - lam) ** (1 / len(self.dim))
         box = torch.ones((), dtype=torch.bool, device=x.device)
-        for dim, u in zip(self.dim, centres, strict=True):
+        for dim, u in zip(self.dim, centers, strict=True):
             n = x.shape[dim]
             half = (side * n / 2).floor_()
             box = box & span((u * n).floor_() - half, 2 * half, x, dim)

@@ -1,4 +1,4 @@
-"""Noise in the targets of the model."""
+"""Noise in the targets, and label smoothing."""
 
 from __future__ import annotations
 
@@ -25,44 +25,48 @@ __all__ = ["LabelSmoothing", "TargetNoise"]
 
 
 class TargetNoise(TargetCallback):
-    r"""Perturbs the target of each training batch.
+    r"""Adds noise to the targets of each training batch.
 
-    There are three ways. ``via="loss"`` leaves the batch as it is: where the module computes ``cross_entropy``, ``nll_loss`` or
-    ``binary_cross_entropy_with_logits`` of the target, or of what it makes of it, the loss is that of the noisy labels,
-    while accuracies and confusion matrices of the same step see the true ones. See
-    :class:`~lightning_noise.losses.modes.LabelLoss` for what it follows; a focal loss on top of ``cross_entropy`` is not exact.
-    ``via="sample"`` puts hard labels that are drawn into the batch, for any loss, and ``via="batch"`` probabilities of shape
-    :math:`(N, K, *)`, for a loss that takes them; then the metrics of the training step see these, and callbacks that change
-    the loss of the same target come after it in the list. Floating-point labels are yes or no, each for itself.
+    ``via`` says where labels change:
 
-    It acts from the start of the training step to the end of the backward pass, never in validation, test and prediction.
-    At level 0 nothing is done. The draws differ from process to process.
+    - ``"loss"`` leaves the batch as it is. If the module computes ``cross_entropy``, ``nll_loss`` or
+      ``binary_cross_entropy_with_logits`` of the target, or of a tensor derived from the target, the loss is the loss of the
+      noisy labels. Accuracies and confusion matrices of the same step see the true labels. A focal loss on top of
+      ``cross_entropy`` is not exact; see :class:`~lightning_noise.losses.modes.LabelLoss`.
+    - ``"sample"`` draws hard labels and puts them into the batch, for any loss.
+    - ``"batch"`` puts probabilities of shape :math:`(N, K, *)` into the batch, for a loss that takes probabilities.
 
-    Label noise wants a level that decays: a model whose labels are smooth to the end says less than it knows, on noisy data
-    above all. Noise in the target of a regression, such as :class:`~lightning_noise.noise.Gaussian`, regularises nothing in
-    expectation: to the squared error it adds the constant :math:`\sigma^2`.
+    With ``"sample"`` and ``"batch"``, metrics of the training step see the noisy labels. Callbacks that change the loss of the
+    same target must come later in the list. Each floating-point label is an independent binary label.
 
-    It logs ``noise/<name>/level``.
+    The noise acts from the start of the training step to the end of the backward pass, and never in validation, test and
+    prediction. At level 0 nothing changes. The draws differ between ranks.
+
+    Let the level of label noise decay. A model trained on smoothed labels to the end is under-confident, above all on noisy
+    data. Noise in the target of a regression, such as :class:`~lightning_noise.noise.Gaussian`, does not regularize in
+    expectation: it adds the constant :math:`\sigma^2` to the squared error.
+
+    The log key is ``noise/<name>/level``.
 
     Args:
-        noise: A label noise such as :class:`~lightning_noise.labels.FlipLabels`; or for a regression a noise such as
-            :class:`~lightning_noise.noise.Gaussian`, which goes into the batch.
-        level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
-            :class:`~lightning_noise.AdaptiveLevel`.
-        target: Which leaf of the batch: an index, a key or a dotted path; left out, the second element of a sequence.
-        via: Where the noise goes; left out, ``"loss"`` for :class:`~lightning_noise.labels.SmoothLabels` and ``"sample"`` for
-            the others.
-        index: Which leaf of the batch holds the index of each sample in the data set. With it the draw of a sample is the
-            same in every epoch and process, as of data that were labelled wrongly once; what has changed at a level stays
-            changed at every higher one.
-        ignore_index: The label that marks what does not count; it is left alone, and as probabilities it is a row of zeros.
-        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
-        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+        noise: A label noise, such as :class:`~lightning_noise.labels.FlipLabels`. For a regression, a noise such as
+            :class:`~lightning_noise.noise.Gaussian`, which is added in the batch.
+        level: The amount of noise: a number, a schedule, a callable or an :class:`~lightning_noise.AdaptiveLevel`.
+        target: Which leaf of the batch is the target: an index, a key or a dotted path. Default: the second element of a
+            sequence, or else the only leaf named label(s), target(s) or y, or else the only integer leaf.
+        via: ``"loss"``, ``"sample"`` or ``"batch"``. Default: ``"loss"`` for :class:`~lightning_noise.labels.SmoothLabels`, and
+            ``"sample"`` for other label noises.
+        index: Which leaf of the batch holds the index of each sample in the data set. With an index, the draw of a sample is
+            the same in every epoch and on every rank, like a label that was recorded wrongly. A label that changes at a level
+            also changes at every higher level. Default: the labels are drawn anew for each batch.
+        ignore_index: The label of positions that do not count. Their labels stay; as probabilities they are rows of zeros.
+        seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
+        name: The name in log keys and messages, unique in the trainer.
 
     Raises:
-        TypeError: The target does not suit the noise.
-        ValueError: A level, label or path is wrong, the criterion smooths labels already, or the first step with noise
-            computed no such loss of the target.
+        TypeError: If the target does not suit the noise.
+        ValueError: If a level, label or path is wrong, if the criterion smooths labels itself, or if the first step with noise
+            computes none of the three losses of the target.
 
     Example:
         >>> from lightning_noise import labels, schedules
@@ -85,7 +89,7 @@ class TargetNoise(TargetCallback):
         self.noise = noise if isinstance(noise, LabelNoise) else as_noise(noise)
         if isinstance(self.noise, Noise):
             if via is not None or index is not None:
-                raise ValueError(f"via and index are for labels; {self.noise.title} goes into the batch")
+                raise ValueError(f"via and index are for label noise, got {self.noise.title}; remove via and index")
         elif via is None:
             via = "loss" if isinstance(noise, SmoothLabels) else "sample"
         super().__init__(level, noise=self.noise, target=target, via=via, seed=seed, name=name)
@@ -102,7 +106,7 @@ class TargetNoise(TargetCallback):
         if self.index is not None:
             index = select_one(batch, self.index, "index")
             if index.shape != target.shape[:1] or index.is_floating_point():
-                raise ValueError(f"index must be an integer for each of the {len(target)} samples, got {describe(index)}")
+                raise ValueError(f"index must hold an integer for each of the {len(target)} samples, got {describe(index)}")
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         path = find_target(batch, self.target)
@@ -110,57 +114,57 @@ class TargetNoise(TargetCallback):
         if not isinstance(self.noise, LabelNoise):
             yield perturb_batch(batch, [path], self.noise, level, key)
         elif self.via == "loss":
-            with self._mode(self.noise, batch, target, level, key) as mode:
+            if self._draws:
+                mode: LabelLoss = NoisyLabelLoss(target, self._sample(self.noise, batch, target, level, key))
+            else:
+                mode = SmoothedLabelLoss(target, torch.tensor(level, dtype=torch.float64))
+            with mode:
                 yield batch
             perturbation.effective = mode.applied
         elif self.via == "batch":
             soft = self.noise.probabilities(target, level, ignore_index=self.ignore_index)
             yield modify(batch, [path], lambda leaf, path: soft)
         else:
-            hard = self._sampled(self.noise, batch, target, level, key)
+            hard = self._sample(self.noise, batch, target, level, key)
             yield modify(batch, [path], lambda leaf, path: hard)
 
     @property
     def _draws(self) -> bool:
         return self.via == "sample" or not isinstance(self.noise, SmoothLabels)
 
-    def _mode(self, noise: LabelNoise, batch: Any, target: Tensor, level: float, key: Key) -> LabelLoss:
-        if self._draws:
-            return NoisyLabelLoss(target, self._sampled(noise, batch, target, level, key))
-        return SmoothedLabelLoss(target, torch.tensor(level, dtype=torch.float64))
-
-    def _sampled(self, noise: LabelNoise, batch: Any, target: Tensor, level: float, key: Key) -> Tensor:
+    def _sample(self, noise: LabelNoise, batch: Any, target: Tensor, level: float, key: Key) -> Tensor:
         change, partner = (self._uniform(batch, target, key, part) for part in ("change", "partner"))
         return noise.sample(target, level, change=change, partner=partner, ignore_index=self.ignore_index)
 
     def _uniform(self, batch: Any, target: Tensor, key: Key, part: str) -> Tensor:
         if self.index is None:
             return torch.rand(target.shape, generator=(key / part).generator(target.device), device=target.device)
-        seed, name, *_ = key.coordinates  # and neither epoch, batch nor process
+        seed, name, *_ = key.coordinates  # without epoch, batch and rank, on which the draw must not depend
         return Key((seed, name, part)).uniform(select_one(batch, self.index, "index"), target.shape)
 
 
 class LabelSmoothing(TargetNoise):
-    r"""Smooths the labels where the loss is computed, and leaves them alone everywhere else.
+    r"""Smooths the labels in the loss, and nowhere else.
 
     .. math:: L = (1 - \epsilon) \, L(y) + \frac{\epsilon}{K} \sum_{k=1}^{K} L(k)
 
-    It is the short form of :class:`TargetNoise` with :class:`~lightning_noise.labels.SmoothLabels`. The loss is that of
-    ``torch.nn.functional.cross_entropy(..., label_smoothing=level)``, with class weights, ignored positions and reductions, of
-    a module that knows nothing of it; accuracies of the training step see the true labels, and validation is not touched.
-    Binary labels, one or many, become :math:`(1 - \epsilon) y + \epsilon / 2`.
+    This is :class:`TargetNoise` with :class:`~lightning_noise.labels.SmoothLabels`. The loss equals
+    ``torch.nn.functional.cross_entropy(..., label_smoothing=level)``, including class weights, ignored positions and
+    reductions, without a change to the module. Accuracies of the training step see the true labels, and validation is not
+    smoothed. Binary and multilabel targets become :math:`(1 - \epsilon) y + \epsilon / 2`.
 
-    Let the level decay, as ``schedules.Linear(0.2, 0.0)`` does: it keeps most of the gain in accuracy, while a model that is
-    smoothed to the end is as a rule worse calibrated than one that never was, unless that was far too confident. Or let it
-    move, by ``AdaptiveLevel(SignedGap())`` of :mod:`lightning_noise.rules`, to where confidence is accuracy.
+    Let the level decay, as in ``schedules.Linear(0.2, 0.0)``. This keeps most of the gain in accuracy. A model smoothed to the
+    end is usually worse calibrated than a model that was never smoothed, unless that model was far over-confident.
+    ``AdaptiveLevel(rules.SignedGap())`` moves the level to where the confidence equals the accuracy.
 
     Args:
-        level: The amount :math:`\epsilon \in [0, 1]`: a number, a schedule, a callable or an adaptive level.
-        target: Which leaf of the batch; left out, the second element of a sequence.
-        name: The name in the log.
+        level: The amount :math:`\epsilon \in [0, 1]`: a number, a schedule, a callable or an
+            :class:`~lightning_noise.AdaptiveLevel`.
+        target: Which leaf of the batch is the target, as in :class:`TargetNoise`.
+        name: The name in log keys and messages, unique in the trainer.
 
     Raises:
-        ValueError: The criterion smooths labels already, or the first step with smoothing computed no loss of the target.
+        ValueError: If the criterion smooths labels itself, or the first smoothed step computes no loss that can be smoothed.
 
     References:
         Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2016), https://arxiv.org/abs/1512.00567

@@ -1,9 +1,9 @@
-"""The one place where a batch of the loop is exchanged for a noisy one.
+"""Dispatchers that replace the steps of the strategy, so that the module receives noisy batches.
 
-No Lightning hook lets a callback return a new batch, and the ways around that are each wrong somewhere: writing into the batch
-does nothing for tuples and corrupts the data set for tensors, wrapping a transfer hook misses data modules that override it,
-and wrapping the module's own step breaks its signature. The strategy's ``training_step`` is looked up for every batch,
-whatever the batch and the module look like.
+No Lightning hook lets a callback return a new batch, and each workaround fails for some users. Writing into the batch does
+nothing for tuples and corrupts the data set for tensors. Wrapping a transfer hook misses data modules that override the hook.
+Wrapping the step of the module breaks its signature. The loop looks up ``strategy.training_step`` for every batch, whatever the
+batch and the module are.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["EvaluationDispatcher", "Perturbing", "Replaying", "TrainingDispatche
 
 
 class Perturbing(ABC):
-    """What the dispatcher asks of a callback.
+    """Interface of the callbacks that perturb training batches.
 
     Attributes:
-        name: The name of the callback, which no other callback of the trainer has.
-        current_level: The level of this batch; at level 0 the callback is skipped.
+        name: The name of the callback, unique in the trainer.
+        current_level: The level of this batch. At level 0 the callback is skipped.
         severities: The levels at which a monitor evaluates the noise by default.
-        max_level: The largest level that has a meaning.
+        max_level: The largest meaningful level.
         mixes_samples: Whether the noise of a sample depends on the other samples of its batch.
         can_probe: Whether held-out data can be evaluated under the noise.
-        one_draw_per_batch: Whether all samples of a batch share one draw, such as that of the weights.
+        one_draw_per_batch: Whether all samples of a batch share one draw, as in weights.
     """
 
     name: str
@@ -58,82 +58,83 @@ class Perturbing(ABC):
 
     @abstractmethod
     def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
-        """Sets the level for this training batch."""
+        """Checks the batch and sets its level."""
 
     @abstractmethod
     def training_perturbation(self, trainer: Trainer, batch: Any) -> Perturbation:
-        """Returns the perturbation of this training batch, which yields the batch to use."""
+        """Returns the perturbation of this training batch, at the current level."""
 
-    def pause(self, parameters: list[Parameter]) -> None:  # noqa: B027  # only noise in parameters has something to do
-        """Restores parameters within a perturbation, because an optimizer is about to update them."""
+    def pause(self, parameters: list[Parameter]) -> None:  # noqa: B027  # a no-op unless parameters are noisy
+        """Restores parameters that an optimizer is about to update."""
 
     def resume(self, parameters: list[Parameter], *, updated: bool) -> None:  # noqa: B027
-        """Perturbs the parameters again, by another draw where they have been updated."""
+        """Perturbs the parameters again, with a new draw if they were updated."""
 
 
 def perturbing(trainer: Trainer) -> list[Perturbing]:
-    """Returns the callbacks that perturb and are in the trainer now, in its order."""
+    """Returns the perturbing callbacks of the trainer, in order."""
     return class_of_callbacks(trainer, Perturbing)
 
 
 class TrainingDispatcher:
-    """Stands in for ``strategy.training_step`` and runs it within the perturbations of all noise callbacks.
+    """Replaces ``strategy.training_step`` and runs it under the noise of all callbacks.
 
-    The perturbations end after the backward pass, or with the step where none follows. In manual optimization updates lie
-    within the step, and are those of parameters without noise, whichever optimizer makes them.
+    The perturbations end after the backward pass, or with the step if no backward pass follows. In manual optimization, the
+    step contains the updates. Every optimizer then updates the parameters without noise.
     """
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.step = trainer.strategy.training_step
         self.takes_iterator = "dataloader_iter" in inspect.signature(trainer.lightning_module.training_step).parameters
-        self.perturbations = ExitStack()  # that end after the backward pass
+        self.perturbations = ExitStack()  # these end after the backward pass
         self._entered = ExitStack()
-        self._fetching: _Fetching | None = None
-        self._is_within = False  # a step
-        self._updating: list[Optimizer] = []  # one within the other
-        self._updated: list[Optimizer] = []  # since the outermost began
+        self._iterator: _NoisyIterator | None = None
+        self._in_step = False
+        self._updating: list[Optimizer] = []  # nested, outermost first
+        self._updated: list[Optimizer] = []  # finished since the outermost update began
         self._handles: list[RemovableHandle] = []
-        if not trainer.lightning_module.automatic_optimization:  # of all optimizers: a module may have some of its own
+        if not trainer.lightning_module.automatic_optimization:
+            # global hooks, because a module may have optimizers that Lightning does not know
             self._handles.append(register_optimizer_step_pre_hook(self._before_update))
             self._handles.append(register_optimizer_step_post_hook(self._after_update))
 
     @staticmethod
     def of(trainer: Trainer) -> TrainingDispatcher | None:
-        """Returns the dispatcher that is attached to the trainer."""
+        """Returns the attached dispatcher, or ``None``."""
         attached = vars(trainer.strategy).get("training_step")
         return attached if isinstance(attached, TrainingDispatcher) else None
 
     @staticmethod
     def attach(trainer: Trainer) -> None:
-        """Attaches a dispatcher, unless there is one."""
+        """Attaches a dispatcher, once."""
         if TrainingDispatcher.of(trainer) is None:
             trainer.strategy.training_step = TrainingDispatcher(trainer)  # type: ignore[method-assign]
 
     @staticmethod
     def detach(trainer: Trainer) -> None:
-        """Ends what is still perturbed and leaves the strategy as it was."""
+        """Ends open perturbations and restores the strategy."""
         if dispatcher := TrainingDispatcher.of(trainer):
             for handle in dispatcher._handles:
                 handle.remove()
             _put_back(trainer, "training_step", dispatcher.step)
-            # by an exception, so that a perturbation only undoes what it did, and does not complain of something else
+            # with an exception, so that perturbations are undone without further checks
             dispatcher.perturbations.__exit__(RuntimeError, RuntimeError("the run has ended"), None)
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        self.perturbations.close()  # an update that is tried again after an exception does not come to the end of the first
+        self.perturbations.close()  # a step that is retried after an exception has not ended its perturbations
         with ExitStack() as self._entered:
-            self._is_within, self._updating, self._updated = True, [], []
-            self._entered.callback(setattr, self, "_is_within", False)
-            batch = self._fetching_from(batch) if self.takes_iterator else self._perturbed(batch)
+            self._in_step, self._updating, self._updated = True, [], []
+            self._entered.callback(setattr, self, "_in_step", False)
+            batch = self._noisy_iterator(batch) if self.takes_iterator else self._perturb(batch)
             output = self.step(batch, *args, **kwargs)
             if output is not None and self.trainer.lightning_module.automatic_optimization:
-                self.perturbations = self._entered = self._entered.pop_all()  # until the backward pass is over
+                self.perturbations = self._entered = self._entered.pop_all()  # for the backward pass
         return output
 
     def pause(self, *optimizers: Optimizer) -> None:
-        """Restores the parameters of the optimizers."""
-        for callback in reversed(perturbing(self.trainer)):  # each restores what it was given
+        """Restores the parameters that the optimizers are about to update."""
+        for callback in reversed(perturbing(self.trainer)):  # in reverse: each restores what it received
             callback.pause(parameters_of(*optimizers))
 
     def _resume(self, *optimizers: Optimizer, updated: bool) -> None:
@@ -141,9 +142,9 @@ class TrainingDispatcher:
             callback.resume(parameters_of(*optimizers), updated=updated)
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._is_ours(optimizer):
+        if not self._updates_module(optimizer):
             return None
-        if optimizer in self._updating:  # its last update ended in an exception
+        if optimizer in self._updating:  # its last update raised an exception
             del self._updating[self._updating.index(optimizer) :]
         self._updating.append(optimizer)
         self.pause(optimizer)
@@ -154,7 +155,7 @@ class TrainingDispatcher:
         return None
 
     def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._is_ours(optimizer):
+        if self._updates_module(optimizer):
             self._updating.pop()
             self._updated.append(optimizer)
             if not self._updating:
@@ -162,7 +163,7 @@ class TrainingDispatcher:
                 self._resume(*done, updated=True)
 
     def _with_noise(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
-        def evaluated() -> Any:  # before the first evaluation and between two the optimizer may move the parameters
+        def evaluate() -> Any:  # the optimizer may move the parameters before each evaluation
             outer, self._updating, self._updated = (self._updating, self._updated), [], []
             self._resume(optimizer, updated=False)
             loss = closure()
@@ -170,45 +171,45 @@ class TrainingDispatcher:
             self._updating, self._updated = outer
             return loss
 
-        return evaluated
+        return evaluate
 
-    def _is_ours(self, optimizer: Optimizer) -> bool:
-        """Whether it updates a parameter of the module, in a step."""
-        ours = set(self.trainer.lightning_module.parameters()) if self._is_within else set()
-        return any(parameter in ours for parameter in parameters_of(optimizer))
+    def _updates_module(self, optimizer: Optimizer) -> bool:
+        """Returns whether the optimizer updates parameters of the module within a training step."""
+        return self._in_step and not set(parameters_of(optimizer)).isdisjoint(self.trainer.lightning_module.parameters())
 
-    def _perturbed(self, batch: Any) -> Any:
-        # those that are in the trainer now: a search for the learning rate takes them out, and must not meet their noise
+    def _perturb(self, batch: Any) -> Any:
+        # the learning rate finder removes the callbacks for a while, and must not meet their noise
         for callback in perturbing(self.trainer):
             if callback.current_level != 0:
                 batch = self._entered.enter_context(callback.training_perturbation(self.trainer, batch))
         return batch
 
-    def _fetched(self, batch: Any, batch_idx: int) -> Any:
+    def _start_and_perturb(self, batch: Any, batch_idx: int) -> Any:
         for callback in perturbing(self.trainer):
             callback.start_batch(self.trainer, batch, batch_idx)
-        return self._perturbed(batch)
+        return self._perturb(batch)
 
-    def _fetching_from(self, iterator: Iterator[Any]) -> _Fetching:
-        # one for an epoch, as the iterator itself, which a module may keep
-        if self._fetching is None or self._fetching.iterator is not iterator:
-            # the count of the iterator begins at 0 also where a run is resumed within an epoch
-            self._fetching = _Fetching(iterator, self.trainer.fit_loop.epoch_loop.batch_idx, self._fetched)
-        return self._fetching
+    def _noisy_iterator(self, iterator: Iterator[Any]) -> _NoisyIterator:
+        # the same object for a whole epoch, because a module may keep it
+        if self._iterator is None or self._iterator.iterator is not iterator:
+            # the iterator counts from 0 even if a run is resumed within an epoch
+            first = self.trainer.fit_loop.epoch_loop.batch_idx
+            self._iterator = _NoisyIterator(iterator, first, self._start_and_perturb)
+        return self._iterator
 
 
 class Replaying(ABC):
-    """What the dispatcher of validation and test asks of a callback."""
+    """Interface of the callbacks that replay validation and test batches."""
 
     @abstractmethod
     def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
-        """Runs the step on noisy copies of the batch, and leaves everything as it was."""
+        """Runs the step on noisy copies of the batch, without side effects."""
 
 
 class EvaluationDispatcher:
-    """Stands in for ``strategy.validation_step`` or ``test_step``, and has the batch replayed before the user's own step.
+    """Replaces ``strategy.validation_step`` or ``test_step``, and replays each batch before the step of the user.
 
-    It comes before the user's step and not after, so that it has batch and random streams as the user's step is to find them.
+    Replays come first, because the user's step may change the batch and the random streams.
     """
 
     def __init__(self, trainer: Trainer, name: str):
@@ -217,13 +218,13 @@ class EvaluationDispatcher:
 
     @staticmethod
     def attach(trainer: Trainer, name: str) -> None:
-        """Attaches a dispatcher to the step of this name, unless there is one."""
+        """Attaches a dispatcher to the step of this name, once."""
         if not isinstance(vars(trainer.strategy).get(name), EvaluationDispatcher):
             setattr(trainer.strategy, name, EvaluationDispatcher(trainer, name))
 
     @staticmethod
     def detach(trainer: Trainer) -> None:
-        """Leaves the strategy as it was."""
+        """Restores the strategy."""
         for name in ("validation_step", "test_step"):
             if isinstance(dispatcher := vars(trainer.strategy).get(name), EvaluationDispatcher):
                 _put_back(trainer, name, dispatcher.step)
@@ -242,21 +243,21 @@ def parameters_of(*optimizers: Optimizer) -> list[Parameter]:
 
 def _put_back(trainer: Trainer, name: str, step: Callable[..., Any]) -> None:
     delattr(trainer.strategy, name)
-    if getattr(trainer.strategy, name) != step:  # somebody had set it on the instance
+    if getattr(trainer.strategy, name) != step:  # it was an attribute of the instance
         setattr(trainer.strategy, name, step)
 
 
-class _Fetching(Iterator[Any]):
-    """The iterator of a ``training_step(dataloader_iter)``, which fetches its batches itself, and gets noisy ones."""
+class _NoisyIterator(Iterator[Any]):
+    """Perturbs the batches that a ``training_step(dataloader_iter)`` fetches."""
 
-    def __init__(self, iterator: Iterator[Any], first: int, perturbed: Callable[[Any, int], Any]):
+    def __init__(self, iterator: Iterator[Any], first: int, perturb: Callable[[Any, int], Any]):
         self.iterator = iterator
         self._indices = itertools.count(first)
-        self._perturbed = perturbed
+        self._perturb = perturb
 
     def __next__(self) -> tuple[Any, int, int]:
         batch, batch_idx, dataloader_idx = next(self.iterator)
-        return self._perturbed(batch, next(self._indices)), batch_idx, dataloader_idx
+        return self._perturb(batch, next(self._indices)), batch_idx, dataloader_idx
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.iterator, name)

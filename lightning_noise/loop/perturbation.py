@@ -1,4 +1,4 @@
-"""Perturbations: batches that are noisy for a while, and the context in which they are."""
+"""Perturbations of a batch, as context managers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Context", "Perturbation"]
 
 @dataclass(frozen=True)
 class Context:
-    """Where a batch is perturbed.
+    """The trainer and module for which a batch is perturbed.
 
     Attributes:
         trainer: The trainer.
         module: The module that will see the batch.
-        is_probe: Whether the batch is held-out data that a monitor evaluates, and not the batch of a training step.
+        is_probe: Whether a monitor evaluates the batch, which is then held-out data and not a training batch.
         is_logged: Whether the statistics of the perturbation will be logged.
     """
 
@@ -33,14 +33,14 @@ class Context:
 
 
 class Perturbation(AbstractContextManager[Any]):
-    """A context manager that yields the noisy batch, and in the end undoes whatever else was changed.
+    """A context manager that yields the noisy batch and then undoes other changes.
 
     Args:
-        body: A generator function that takes the perturbation, yields the batch once and undoes its changes in ``finally``.
+        body: A generator function of the perturbation. It yields the batch once and undoes other changes in ``finally``.
 
     Attributes:
-        stats: What is to be logged of the batch, by the last part of its key.
-        effective: Whether anything was changed; ``None`` if that is not known yet.
+        stats: The statistics to log, by the last part of their log keys.
+        effective: Whether anything was changed, or ``None`` if not known.
 
     Example:
         >>> def doubled(perturbation):

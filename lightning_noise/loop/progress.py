@@ -20,29 +20,29 @@ def progress_at(trainer: Trainer, batch_idx: int) -> Progress:
 
     The fraction is the larger of the shares of ``max_steps`` and ``max_epochs``, or ``None`` if the run has neither.
     """
-    epoch, fractions = trainer.current_epoch, []
+    fractions = []
     if trainer.max_steps is not None and trainer.max_steps > 0:
         fractions.append(trainer.global_step / trainer.max_steps)
     if (epochs := last_epoch_that_trains(trainer)) > 0:
         batches = trainer.num_training_batches
         within = batch_idx / batches if 0 < batches < math.inf else 0.0
-        fractions.append((epoch + within) / epochs)
-    return Progress(trainer.global_step, epoch, min(max(fractions), 1.0) if fractions else None)
+        fractions.append((trainer.current_epoch + within) / epochs)
+    return Progress(trainer.global_step, trainer.current_epoch, min(max(fractions), 1.0) if fractions else None)
 
 
 def outline(trainer: Trainer) -> list[Progress]:
-    """Returns the start of the run and, if its end is known, a hundred moments more, the last step among them."""
+    """Returns the start of the run and, if its end is known, a hundred later steps up to the last."""
     steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not (0 < steps < math.inf and 0 < batches < math.inf):
         return [progress_at(trainer, 0)]
     if (epochs := last_epoch_that_trains(trainer)) > 0:
         steps = min(steps, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-    chosen = [int((steps - 1) * i / 100) for i in range(101)]
-    return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in chosen]
+    moments = [int((steps - 1) * i / 100) for i in range(101)]
+    return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in moments]
 
 
 def logging_step(trainer: Trainer) -> int:
-    """Returns the position on the x axis of the logs: batches, not the steps of several optimizers."""
+    """Returns the step of log entries. It counts batches, not the steps of several optimizers."""
     return batches_that_stepped(trainer)
 
 
