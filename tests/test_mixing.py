@@ -115,7 +115,7 @@ def test_mixing_leaves_the_least_squares_solution_of_centred_data_alone():
     gradients = []
     for draw in range(draws):
         mix = Mixup(per_sample=True)._mix(x, 1.0, Key((draw,)))
-        mixed_x, mixed_y = mix.blend(x), mix.blended(y)
+        mixed_x, mixed_y = mix.blend(x), mix.blend(y)
         gradients.append(mixed_x.T @ (mixed_x @ w - mixed_y))
     gradients = torch.stack(gradients)
     # at the solution without mixing the expected gradient with it is 0: five standard errors
