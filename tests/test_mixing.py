@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import N_CLASSES, Classifier, Rows, fit, loader
+from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -81,6 +83,19 @@ def test_the_shares_have_the_moments_of_the_beta_distribution(alpha):
     assert abs(squares.mean().item() - variance) <= 5 * squares.std().item() / math.sqrt(n)
     products = lam * (1 - lam)
     assert abs(products.mean().item() - alpha / (2 * (2 * alpha + 1))) <= 5 * products.std().item() / math.sqrt(n)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 4.0])
+def test_the_shares_have_the_beta_distribution(alpha):
+    n = 100_000
+    lam = mixed_of(Mixup(per_sample=True), torch.zeros(n, 1), alpha).lam.numpy()
+    values, counts = np.unique(lam, return_counts=True)
+    # a float32 stands for all numbers that round to it; at alpha 0.01 two fifths round to 1
+    first, last = ((values.astype(float) + np.nextafter(values, np.float32(end))) / 2 for end in (-1, 2))
+    expected, found = stats.beta(alpha, alpha).cdf, counts.cumsum() / n
+    distance = max(abs(found - expected(last)).max(), abs(found - counts / n - expected(first)).max())
+    # Kolmogorov and Smirnov: n draws exceed this distance with a probability of 2 exp(-2 * 2.5^2) = 7e-6
+    assert distance <= 2.5 / math.sqrt(n)
 
 
 @pytest.mark.parametrize("alpha", [1e-8, 1e-3, 1e3, 1e8])

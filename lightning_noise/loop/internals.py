@@ -151,7 +151,7 @@ def add_callback_metrics(logged: dict[str, dict[str, Any]], metrics: Mapping[str
 
 
 def logged_name(results: Results, metric: Any) -> str:
-    """Returns the key of a logged value, with Lightning's suffixes for epochs and loaders."""
+    """Returns the key of a logged value in ``trainer.callback_metrics``, with Lightning's suffix for the loader."""
     return results._forked_name(metric, on_step=False)[0]
 
 
@@ -173,7 +173,7 @@ def state_of_run(trainer: Trainer) -> list[Any]:
 def private_attributes() -> frozenset[str]:
     """Returns the private attributes of a module that hold no state: parameters, hooks and Lightning's bookkeeping.
 
-    Buffers, submodules and the metrics that ``self.log`` has found are state.
+    Buffers, submodules, hyperparameters and the metrics that ``self.log`` has found are state.
     """
     names = {name for name in vars(LIGHTNING[0].LightningModule()) if name.startswith("_")}
     return frozenset(names - {"_buffers", "_modules", "_metric_attributes"} | {"_defaults"})
