@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
     from torchmetrics import Metric
 
-__all__: list[str] = []  # the modules of the package import these names one by one
+__all__: list[str] = []  # no name is public
 
 Results = Any  # Lightning's collection of logged values, a private class
 
@@ -71,7 +71,7 @@ def batches_that_stepped(trainer: Trainer) -> int:
 
 
 def recomputes_statistics(trainer: Trainer) -> bool:
-    """Returns whether this epoch only recomputes the statistics of batch normalization, as weight averaging does last."""
+    """Returns whether this epoch only recomputes the statistics of batch normalization, at the end of weight averaging."""
     return trainer.fit_loop._skip_backward
 
 

@@ -184,13 +184,13 @@ def _arguments(callback: Any) -> dict[str, Any]:
     return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
 
 
-def _call_experiments(trainer: Trainer, what: str, method: str, *args: Any, **kwargs: Any) -> None:
-    """Calls the method of every logger's experiment that has the method, on the rank that logs."""
+def _call_experiments(trainer: Trainer, what: str, method: str, *args: Any) -> None:
+    """Calls a method of the experiments that have it, on the rank that logs."""
     for logger in trainer.loggers if trainer.is_global_zero else []:
         with warn_on_failure(what):
             experiment: Any = getattr(logger, "experiment", None)
             if hasattr(experiment, method):
-                getattr(experiment, method)(*args, **kwargs)
+                getattr(experiment, method)(*args)
 
 
 def _to_pixels(figure: Figure) -> np.ndarray:

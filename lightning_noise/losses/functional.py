@@ -119,7 +119,7 @@ def smoothed_binary_cross_entropy_with_logits(
 
 
 def scale(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiplies a tensor by a factor in at least float32, as torch multiplies by a Python number. The dtype stays."""
+    """Multiplies a tensor by a factor in at least float32, as torch multiplies by a Python number."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return (x.to(dtype) * factor.to(dtype)).to(x.dtype)
 

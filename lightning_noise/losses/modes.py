@@ -208,15 +208,13 @@ class MixedLabelLoss(LabelLoss):
     .. math:: L = \lambda \, L(a) + (1 - \lambda) \, L(b), \quad b_i = a_{\pi(i)}
 
     Each mean has its own denominator: :math:`L(b)` is divided by the class weights of :math:`b` and leaves out the ignored
-    positions of :math:`b`.
-
-    If all labels of the partners are ignored, the own labels take their place. The :math:`\lambda` of each sample moves with
-    the elements of the target.
+    positions of :math:`b`. If all labels of the partners are ignored, the labels of the samples take their place. The
+    :math:`\lambda` of each sample moves with the elements of the target.
 
     Args:
         target: The target of the batch, of shape :math:`(B, *)`.
         partners: The permutation :math:`\pi`, the index of the partner of each sample, of shape :math:`(B)`.
-        lam: The share :math:`\lambda \in [0, 1]` of the sample itself, of shape ``()``, or :math:`(B)` for one each.
+        lam: The share :math:`\lambda \in [0, 1]` of the sample itself, of shape ``()`` for all samples, or :math:`(B)`.
 
     Raises:
         ValueError: The shapes do not fit, or the :math:`\lambda` of each sample cannot be traced to the loss. For example,
@@ -254,7 +252,7 @@ class MixedLabelLoss(LabelLoss):
     def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
         target, partner, lam = self.tracked(call["target"])
         if not target.is_floating_point() and loss is not F.binary_cross_entropy_with_logits:
-            # the mean over partners without a label that counts would be 0 / 0
+            # the mean would be 0 / 0 if all labels of the partners were ignored
             counted = (partner.long() != call.get("ignore_index", -100)).any()
             partner = torch.where(counted, partner, target)
         transformed = partial(_transform, modes, loss)
@@ -270,7 +268,7 @@ _SMOOTHED: dict[Loss, Loss] = {
 }
 _PARAMETERS = {loss: tuple(inspect.signature(loss).parameters) for loss in _SMOOTHED}
 _BACKWARD = frozenset({Tensor.backward, torch.autograd.backward})
-# half of the calls in a step: an optimizer clears the gradients before the backward pass
+# half of the calls in a step, because an optimizer clears every gradient
 _GRADIENT = frozenset({Tensor.grad.__get__, Tensor.grad.__set__})  # type: ignore[attr-defined]
 
 
