@@ -152,10 +152,14 @@ def test_a_compiled_embedding_knows_its_padding():
         (
             EmbeddingNoise(5.0, mask="labels"),
             ValueError,
-            r"the mask 'labels' is int64 \(8,\), but 'words' embeds tokens of shape \(8, 7\); say modules=…",
+            r"the mask 'labels' is int64 \(8,\), but 'words' embeds tokens of shape \(8, 7\); type modules=…",
         ),
         (EmbeddingNoise(5.0, modules="word"), ValueError, "no module matches 'word'; modules are: 'words', 'head'"),
-        (EmbeddingNoise(5.0, modules=["words", "inner"]), TypeError, r"\(B, L, d\), but 'inner' returned int64 \(8, 7\)"),
+        (
+            EmbeddingNoise(5.0, modules=["words", "inner"]),
+            TypeError,
+            r"\(B, L, d\) or \(B, d\), but 'inner' returned int64 \(8, 7\)",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, EmbeddingNoise) else None,
 )
@@ -182,7 +186,8 @@ def test_a_mask_is_for_an_embedding_of_the_same_tokens_alone():
         return module["words"](ids), module["words"](ids.flip(0))
 
     with pytest.raises(
-        ValueError, match=r"'words' is called for other tokens, too, .* 'mask' is the mask of its first .* a padding_idx"
+        ValueError,
+        match=r"'words' embeds other tokens in a later call, .* mask 'mask' fits the first call only; .*padding_idx=…",
     ):
         within(EmbeddingNoise(5.0, mask="mask"), module, twice, batch=batch)
     one, two = within(
@@ -213,11 +218,11 @@ def test_it_must_be_said_which_of_several_embeddings_gets_noise():
             super().__init__()
             self.positions_of = nn.Embedding(LENGTH, WIDTH)
 
-    with pytest.raises(ValueError, match=r"Say modules=…; of nn\.Embedding there are: 'words', 'places'"):
-        EmbeddingNoise(5.0).selected(Several())
-    assert list(EmbeddingNoise(5.0, modules="words").selected(Several())) == ["words"]
-    with pytest.raises(ValueError, match=r"of nn\.Embedding there are: none"):
-        EmbeddingNoise(5.0).selected(Classifier())
+    with pytest.raises(ValueError, match=r"a single nn\.Embedding, got: 'words', 'positions_of'; type modules=…"):
+        EmbeddingNoise(5.0).select_modules(Several())
+    assert list(EmbeddingNoise(5.0, modules="words").select_modules(Several())) == ["words"]
+    with pytest.raises(ValueError, match=r"a single nn\.Embedding, got: none; type modules=…"):
+        EmbeddingNoise(5.0).select_modules(Classifier())
 
 
 def test_at_level_0_the_embeddings_are_the_clean_ones():

@@ -217,7 +217,7 @@ def test_an_optimizer_that_steps_past_lightning_is_an_error_and_no_silence():
             F.cross_entropy(self(batch[0]), batch[1]).backward()
             optimizer.step()
 
-    with pytest.raises(ValueError, match="has stepped past Lightning, so 'gradient' did nothing to its gradients"):
+    with pytest.raises(ValueError, match="stepped without the hooks of Lightning, so 'gradient' did not perturb its gradients"):
         fit([GradientNoise(noise.Gaussian(), 0.5)], module=Unwrapped, train=loader())
     without, _ = fit([GradientNoise(noise.Gaussian(), 0.0)], module=Unwrapped, train=loader())
     assert_same(weights(without), by_hand(Plain, level=0.0))
@@ -233,7 +233,7 @@ def test_an_optimizer_of_ones_own_is_an_error_and_one_of_something_else_is_not()
             self.own.step()
             super().training_step(batch, batch_idx)
 
-    with pytest.raises(ValueError, match="has stepped past Lightning"):
+    with pytest.raises(ValueError, match="stepped without the hooks of Lightning"):
         fit([GradientNoise(noise.Gaussian(), 0.5)], module=Private, train=loader())
     stranger = torch.zeros(3, requires_grad=True)
     one, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=lambda: Private([stranger]), train=loader())
@@ -468,7 +468,7 @@ def test_sparse_gradients_are_refused():
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     with pytest.raises(
-        TypeError, match=r"that of 'embedding.weight' is torch.sparse_coo; make its embedding with sparse=False"
+        TypeError, match=r"gradient of 'embedding.weight' is torch.sparse_coo; type nn.Embedding\(…, sparse=False\)"
     ):
         fit([GradientNoise(noise.Gaussian(), 0.5)], module=Sparse)
 

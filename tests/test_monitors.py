@@ -528,7 +528,7 @@ def test_a_wrong_path_is_found_before_the_training():
     ("probe", "error", "message"),
     [
         (ActivationNoise(noise.Gaussian(), 0.0, "nett.1"), ValueError, "no module matches 'nett.1'"),
-        (ActivationNoise(noise.Gaussian(), 0.0, "unused"), ValueError, "the prediction called none of the modules"),
+        (ActivationNoise(noise.Gaussian(), 0.0, "unused"), ValueError, "the prediction called no module"),
         (ActivationNoise(noise.Gaussian(), 0.0, "transposed"), ValueError, r"'transposed' returned float32 \(3, 8\)"),
         (WeightNoise(noise.Gaussian(), 0.0, params="nett.*"), ValueError, r"no parameter matches 'nett\.\*'"),
         (InputNoise(noise.Gaussian(), 0.0, inputs=1), TypeError, "Gaussian needs floats, but the input '1' is int64"),

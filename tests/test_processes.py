@@ -169,7 +169,7 @@ def test_sharded_weights_are_restored_saved_clean_and_probed(sharded):
         keys = ("robustness/loss_clean", "robustness_levels/probe/1e-20/loss", "robustness_levels/probe/0.5/loss")
         clean, tiny, noisy = (result["measured"][key] for key in keys)
         assert clean == tiny != noisy
-        assert "sharded over processes" in result["refused"]
+        assert "sharded over ranks" in result["refused"]
 
 
 def test_shards_of_gradients_get_draws_of_their_own_and_replicas_the_same(sharded):

@@ -271,7 +271,7 @@ def test_parameters_are_selected_by_patterns():
     assert list(find_parameters(module)) == ["a.weight"]
     with pytest.raises(ValueError, match=r"no parameter matches 'd\.\*'; parameters are: 'a.weight', 'a.bias', "):
         find_parameters(module, ["a.*", "d.*"])
-    with pytest.raises(ValueError, match=r"no parameter of two dimensions is trained; give params=…; parameters are: 'weight'"):
+    with pytest.raises(ValueError, match=r"no trained parameter has two dimensions; type params=…; parameters are: 'weight'"):
         find_parameters(nn.BatchNorm1d(3))
 
 
@@ -379,9 +379,11 @@ def test_weights_that_outgrow_the_noise_are_warned_of_once(arguments, warns):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit([callback], module=lambda: Growing(lr=0.0), log_every_n_steps=1, max_epochs=4)
-    messages = [str(warning.message) for warning in caught if "twice" in str(warning.message)]
+    messages = [str(warning.message) for warning in caught if "doubled" in str(warning.message)]
     assert len(messages) == warns
-    assert all("'net.1.weight' is more than twice what it was when the noise 'weight' began" in message for message in messages)
+    assert all(
+        "such as 'net.1.weight', have more than doubled since the noise 'weight' began" in message for message in messages
+    )
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate"])

@@ -99,7 +99,10 @@ def reparametrized_once(**arguments: Any) -> PerturbedParameters:
     ("arguments", "message"),
     [
         ({"noise": noise.Gaussian(), "relative": "std"}, "has no second derivatives of noise that is relative to the weights"),
-        ({"noise": noise.as_noise(lambda w, level, *, generator: w.detach())}, "needs a noise that can be differentiated"),
+        (
+            {"noise": noise.as_noise(lambda w, level, *, generator: w.detach())},
+            "needs a differentiable noise, but the noise detaches x",
+        ),
     ],
     ids=["relative", "detached"],
 )
@@ -112,7 +115,7 @@ def test_a_sparse_reparametrized_gradient_is_refused():
     module = nn.Embedding(4, 3, sparse=True)
     perturbed = PerturbedParameters(module, None, noise.Speckle(), 0.3, Key(()), gradient="reparametrized")
     perturbed.enter()
-    with pytest.raises(TypeError, match=r"needs dense gradients, but that of 'weight' is torch\.sparse_coo"):
+    with pytest.raises(TypeError, match=r"needs dense gradients, but the gradient of 'weight' is torch\.sparse_coo"):
         module(torch.tensor([1, 2])).sum().backward()
 
 

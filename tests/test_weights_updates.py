@@ -217,7 +217,7 @@ class Writing(Network):
 def test_what_a_step_writes_to_noisy_weights_is_refused_and_not_lost_in_silence(write, automatic):
     module = Writing(write, automatic)
     before = [w.clone() for w in weights_of(module)]
-    with pytest.raises(ValueError, match=r"the training step has written to 'net\.4\.weight' while there was noise in it"):
+    with pytest.raises(ValueError, match=r"the training step has written to 'net\.4\.weight' while it held noise"):
         fit([WeightNoise(**NOISE)], module=module, num_sanity_val_steps=0)
     assert_same(weights_of(module), before)
     fit([WeightNoise(**NOISE, params="net.1.weight")], module=Writing(write, automatic))

@@ -1,4 +1,4 @@
-"""Noise in what the modules of a model return."""
+"""Noise in the outputs of modules."""
 
 from __future__ import annotations
 
@@ -30,89 +30,89 @@ __all__ = ["ActivationNoise", "Call", "OutputCallback", "name_modules"]
 
 
 @dataclass(frozen=True)
-class _InForce:
-    """What the hooks of a callback act by, as long as a perturbation lasts."""
+class _Active:
+    """The state that the hooks of a callback read during a perturbation."""
 
     batch: Any
     level: float
     key: Key
-    calls: Counter[str]  # of each module in this step so far, those in the backward pass left out
-    earlier: Counter[str]  # those of them that were for other batches of the step
+    calls: Counter[str]  # of each module in the forward passes of this step
+    earlier: Counter[str]  # of these, the calls for other batches of the step
     ids: dict[str, Any] = field(default_factory=dict)  # the tokens of the first call of each embedding
+
+    def count_call(self, name: str) -> int:
+        """Counts a call of a module, and returns the index of the call for this batch."""
+        if not runs_backward():
+            self.calls[name] += 1
+            return self.calls[name] - self.earlier[name] - 1
+        if self.calls[name] > 1:
+            raise ValueError(
+                f"activation checkpointing computes {name!r} again in the backward pass, and cannot know which of the "
+                f"{self.calls[name]} calls to repeat; type modules=… to select modules that are called once in a step"
+            )
+        return 0  # activation checkpointing repeats the only call, and must get the same draw
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a module while a perturbation is in force, with all that its noise depends on."""
+    """A call of a module during a perturbation, with everything that the noise depends on."""
 
     name: str
     module: nn.Module
     inputs: tuple[Any, ...]
     output: Any
-    index: int  # which call of the module for this batch it is, from 0
-    force: _InForce
+    index: int  # among the calls of the module for this batch
+    active: _Active
 
     @property
     def key(self) -> Key:
-        return self.force.key / "module" / self.name / self.index
+        return self.active.key / "module" / self.name / self.index
 
 
 class OutputCallback(NoiseCallback):
-    """Changes what some modules return, by forward hooks that do nothing unless a perturbation is in force.
+    """Base of the callbacks that perturb the outputs of modules.
 
-    Args:
-        level: The amount.
-        modules: The patterns of their names; left out, the callback chooses.
-        seed: The seed of the draws.
-        name: The name in the log.
-        noise: The noise, if the callback has one.
+    The forward hooks are registered from the start of a fit to its end, and do nothing outside a perturbation. A module that
+    replaces a selected module during the fit has no hook. In a compiled model the hooks break the graph, so ``fullgraph=True``
+    fails. A model that was compiled before the fit is compiled again.
     """
 
-    judged_by_epoch: ClassVar[bool] = True  # one of several networks, or an auxiliary one, need not run in each step
+    judged_by_epoch: ClassVar[bool] = True  # an auxiliary network, or one network of several, need not run in each step
 
-    def __init__(
-        self,
-        level: AnyLevel | None,
-        *,
-        noise: Noise | None = None,
-        modules: str | Sequence[str] | None,
-        seed: int | None,
-        name: str,
-    ):
+    def __init__(self, level: AnyLevel | None, *, noise: Noise | None = None, seed: int | None, name: str):
         super().__init__(level, noise=noise, seed=seed, name=name)
-        self.modules = modules
         self._handles: list[RemovableHandle] = []
-        self._in_force: _InForce | None = None
+        self._active: _Active | None = None
 
     @abstractmethod
-    def noisy(self, call: Call) -> Any:
-        """Returns what the module returned with noise in it; neither the output nor its tensors are written to."""
+    def select_modules(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        """Returns the modules whose outputs are perturbed, by name."""
 
-    def selected(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        """Returns the modules whose outputs are changed, by name."""
-        return match(name_modules(pl_module), self.modules, "module")  # type: ignore[arg-type]
+    @abstractmethod
+    def perturb_call(self, call: Call) -> Any:
+        """Returns the noisy output of a call, without writing to the output or its tensors."""
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
-        before = self._in_force
-        calls = Counter() if before is None else before.calls  # a step that fetches two batches is within both
+        before = self._active
+        calls = Counter() if before is None else before.calls  # the perturbations of a step with two batches are nested
         with ExitStack() as stack:
-            stack.callback(setattr, self, "_in_force", before)
-            if context.is_probe:  # a transformer in evaluation would make nested tensors of a batch with padding
+            stack.callback(setattr, self, "_active", before)
+            if context.is_probe:  # in evaluation, the fast path of a transformer turns a padded batch into nested tensors
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
-            if not self._handles:  # a probe of a monitor, and no callback of this fit
+            if not self._handles:  # a probe that is not a callback of the trainer
                 stack.callback(self._remove)
                 self._register(context.module)
-                # what was compiled without hooks would pass them over
+                # code that was compiled without the hooks would not call them
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self._in_force = _InForce(batch, level, key, calls, earlier=Counter(calls))
+            self._active = _Active(batch, level, key, calls, earlier=Counter(calls))
             yield batch
         perturbation.effective = bool(calls)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
         self._register(pl_module)
-        # what an earlier run has compiled knows of no hooks, and torch does not look again (pytorch #117758)
+        # code that was compiled before does not call the hooks, and torch does not check for new hooks (pytorch #117758)
         torch.compiler.reset()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -124,27 +124,14 @@ class OutputCallback(NoiseCallback):
         self._remove()
 
     def after_forward(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        """Returns what the module returns instead of its output, or ``None`` where that stays."""
-        if (force := self._in_force) is None:
+        """Returns the noisy output of a module, or ``None`` to keep the output."""
+        if (active := self._active) is None:
             return None
-        call = Call(name, module, inputs, output, self._index(name, force), force)
-        return self.noisy(call) if force.level else None
-
-    @staticmethod
-    def _index(name: str, force: _InForce) -> int:
-        """Which call for the batch this is; with activation checkpointing the backward pass repeats one of the forward pass."""
-        if not runs_backward():
-            force.calls[name] += 1
-            return force.calls[name] - force.earlier[name] - 1
-        if force.calls[name] > 1:
-            raise ValueError(
-                f"the backward pass computes {name!r} again, by activation checkpointing, and it is not known which of the "
-                f"{force.calls[name]} calls of this step it is; select modules that are called once in a step"
-            )
-        return 0
+        call = Call(name, module, inputs, output, active.count_call(name), active)
+        return self.perturb_call(call) if active.level else None
 
     def _register(self, pl_module: LightningModule) -> None:
-        for name, module in self.selected(pl_module).items():
+        for name, module in self.select_modules(pl_module).items():
             self._handles.append(register_forward_hook(module, _Hook(self, name)))
 
     def _remove(self) -> None:
@@ -154,48 +141,46 @@ class OutputCallback(NoiseCallback):
 
     def describe_no_effect(self, where: str) -> str:
         return (
-            f"{where} called none of the modules that {self.name!r} changes the output of, so nothing changed. Only a call "
-            "module(x) counts, not module.forward(x) or a use of its weights; select other modules with modules=…"
+            f"{where} called no module that {self.name!r} perturbs, so nothing changed. Only a call module(x) counts, not "
+            "module.forward(x) or a use of its weights; type modules=… to select other modules"
         )
 
 
 class ActivationNoise(OutputCallback):
-    r"""Perturbs what modules of the network return, in training.
+    r"""Perturbs the outputs of modules in training.
 
-    Where a selected module returns :math:`h`, what called it gets :math:`\text{noise}(h, \text{level})`. Of a tuple, list, dict
-    or dataclass, as an LSTM or attention returns it, each floating-point tensor has a draw of its own; one that occurs twice is
-    the same noisy tensor in both places. What has no axis, such as a finished loss, and what is inside another object, such
-    as a distribution or a cache, gets no noise. The tensors that the module made stay as they are. Gradients flow through the
-    noise: multiplicative noise scales them, and with ``relative`` they know of the standard deviation. A module that is called
-    twice in a step draws twice, and activation checkpointing gets the draw of the forward pass again.
+    If a selected module returns :math:`h`, its caller receives :math:`\text{noise}(h, \text{level})`. In a tuple, list, dict or
+    dataclass, such as the output of an LSTM or of attention, each floating-point tensor has its own draw; a tensor that occurs
+    twice remains a single tensor. A tensor without dimensions, such as a finished loss, gets no noise; neither does the content
+    of any other object, such as a distribution or a cache. The noise is out of place. Gradients flow through the noise:
+    multiplicative noise scales them, and with ``relative`` they include the gradient of the standard deviation. Two calls of a
+    module in a step have two draws. Activation checkpointing repeats the draw of the forward pass.
 
-    It acts from the start of the training step to the end of the backward pass, never in validation, test and prediction. At
-    level 0 nothing is done. The draws differ from process to process. The modules have forward hooks from the start of the fit
-    to its end; a module that is put in the place of one of them during the fit has none. In a compiled model these break the
-    graph, so ``fullgraph=True`` does not go with them, and what was compiled before is compiled again.
+    The noise acts from the start of the training step to the end of the backward pass, never in validation, test and
+    prediction. Level 0 is a no-op. The draws differ between ranks. The log key is ``noise/<name>/level``. See
+    :class:`~lightning_noise.callbacks.activations.OutputCallback` about hooks and compiled models.
 
-    As a probe of a :class:`~lightning_noise.RobustnessMonitor` each sample has a draw of its own, so the first axis of what is
-    perturbed must be that of the samples. Meanwhile transformers do not take their fast path of evaluation, so of these level 0
-    equals the clean prediction up to rounding.
-
-    It logs ``noise/<name>/level``.
+    As a probe of a :class:`~lightning_noise.RobustnessMonitor`, each sample has its own draw, so the first dimension of the
+    output must be the batch dimension. The fast path of transformers is off under a probe, so at level 0 their prediction
+    equals the clean prediction only up to rounding.
 
     Args:
         noise: The noise, such as :class:`~lightning_noise.noise.Gaussian` or :class:`~lightning_noise.noise.Speckle`.
-        level: The amount: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a number, or an
-            :class:`~lightning_noise.AdaptiveLevel`.
-        modules: The name of a module as in ``named_modules()``, a pattern of names, or a list of these; ``*`` stands for any
-            characters, dots too. Names are the same whether a module is compiled or not. Where a container and its parts are
-            selected, both get noise, as with ``*``. The modules of a parametrization cannot be selected.
-        relative: The level is in units of the standard deviation of each row of the first axis, for noises that are additive.
-        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
-        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+        level: The amount of noise: a number, a schedule, a callable or an :class:`~lightning_noise.AdaptiveLevel`. Optional for
+            a callback that only monitors use.
+        modules: A name as in ``named_modules()``, a pattern or a list of patterns; ``*`` matches any characters, dots included.
+            A compiled module keeps its name. If a pattern matches a container and its parts, as ``*`` does, all get noise. The
+            modules of a parametrization cannot be selected.
+        relative: With ``"std"``, the level of an additive noise is in units of the standard deviation of each row of the first
+            dimension.
+        seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
+        name: The name in log keys and messages.
 
     Raises:
-        TypeError: A module that is selected returns no floating-point tensor, or one that is nested or sparse.
-        ValueError: A pattern matches no module, an epoch with noise called none of the modules, the noise has no gradient, the
-            level is relative to rows of one number, a module that is called several times in a step is computed again by
-            activation checkpointing, or the first axis of what a probe perturbs is not that of the samples.
+        TypeError: If a selected module returns no floating-point tensor, or a nested or sparse tensor.
+        ValueError: If a pattern matches no module, an epoch with noise calls no selected module, the noise has no gradient, the
+            level is relative to rows of one number, activation checkpointing repeats a module that is called several times in a
+            step, or the first dimension of an output is not the batch dimension under a probe.
 
     References:
         Explicit Regularisation in Gaussian Noise Injections (Camuto et al., 2020), https://arxiv.org/abs/2007.07368
@@ -221,36 +206,38 @@ class ActivationNoise(OutputCallback):
         name: str = "activation",
     ):
         if modules is None:
-            raise TypeError("ActivationNoise needs the names of modules; type modules='*' for all of them")
+            raise TypeError("ActivationNoise needs the names of modules; type modules='*' for all modules")
         self.noise = as_noise(noise)
         check_relative(self.noise, relative)
         if isinstance(noise, Shot):
-            raise ValueError(
-                "the counts of Shot have no gradient, so that what comes before would not learn; use noise.Speckle() instead"
-            )
-        super().__init__(level, noise=self.noise, modules=modules, seed=seed, name=name)
+            raise ValueError("the counts of Shot have no gradient, so earlier layers would not learn; type noise.Speckle()")
+        super().__init__(level, noise=self.noise, seed=seed, name=name)
+        self.modules = modules
         self.relative: Literal["std"] | None = relative
 
-    def check(self, pl_module: LightningModule, batch: Any) -> None:
-        """What the modules return is not known before they run."""
+    def select_modules(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        return match(name_modules(pl_module), self.modules, "module")
 
-    def noisy(self, call: Call) -> Any:
-        return perturb_output(call.output, self.noise, call.force.level, call.key, module=call.name, relative=self.relative)
+    def check(self, pl_module: LightningModule, batch: Any) -> None:
+        """Checks nothing, because the outputs are not known before the modules run."""
+
+    def perturb_call(self, call: Call) -> Any:
+        level, relative = call.active.level, self.relative
+        return perturb_output(call.output, self.noise, level, call.key, module=call.name, relative=relative)
 
 
 class _Hook:
-    """A forward hook that asks a callback; in a copy of the module, or in one that was saved and loaded, it does nothing."""
+    """A forward hook that calls a callback. A copy of the hook, as in a copied or loaded module, does nothing."""
 
     def __init__(self, callback: OutputCallback | None = None, name: str = ""):
         self.callback = callback
         self.name = name
 
-    # a scheduled level must not be compiled, and a generator cannot be
+    # a compiled hook would keep its first level, and torch cannot compile a generator
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self.callback is None:
-            return None
-        return self.callback.after_forward(self.name, module, (*args, *kwargs.values()), output)
+        if self.callback is not None:
+            return self.callback.after_forward(self.name, module, (*args, *kwargs.values()), output)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
@@ -260,6 +247,6 @@ def name_modules(pl_module: LightningModule) -> dict[str, nn.Module]:
     """Returns the modules by name, without the root and without parametrizations, which compute parameters."""
     named: dict[str, nn.Module] = {}
     for name, module in pl_module.named_modules():
-        named.setdefault(plain_name(name), module)  # of a compiled module and what it wraps the first, which is the outer one
+        named.setdefault(plain_name(name), module)  # a compiled module comes before the module that it wraps
     del named[""]
     return {name: module for name, module in named.items() if "parametrizations" not in name.split(".")}

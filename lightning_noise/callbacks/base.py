@@ -135,6 +135,11 @@ class NoiseCallback(Callback, Perturbing):
         self._perturbations.append(perturbation)
         return perturbation
 
+    @property
+    def last_perturbation(self) -> Perturbation | None:
+        """The perturbation of the last batch of this training step."""
+        return self._perturbations[-1] if self._perturbations else None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
             raise ValueError(f"two noise callbacks are named {self.name!r}; type {type(self).__name__}(…, name='{self.name}2')")

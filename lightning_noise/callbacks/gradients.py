@@ -32,32 +32,31 @@ class GradientNoise(NoiseCallback):
 
     .. math:: g_t \leftarrow \text{noise}(g_t, s_t)
 
-    It acts once for each update, on the gradients of the optimizer that steps: after the backward pass, the mean over the
-    processes and the removal of the loss scale of mixed precision, and before the trainer clips the gradients; in manual
-    optimization ``clip_gradients`` comes before it. Under accumulation that is once for all batches of the update, at the
-    level of the last. Nothing is undone: the next update begins with new gradients. At level 0, and where a gradient is
-    ``None``, nothing is done.
+    The callback perturbs the gradients of an optimizer once per update: after the backward pass, the average over ranks and the
+    removal of the loss scale, and before the trainer clips gradients. In manual optimization ``clip_gradients`` comes before
+    the noise. Under accumulation, the level is that of the last batch. Nothing is undone, because the next update has new
+    gradients. Level 0 and a gradient of ``None`` are no-ops.
 
-    The draws are the same on all processes, or else the replicas would part; shards of one parameter have draws of their own.
-    All evaluations of a closure in one update, as of LBFGS, get the same draw, and the updates of several optimizers in one
-    manual step different ones, at the level of their batch.
+    The draws are the same on all ranks, so that replicas stay equal; each shard of a parameter has its own draw. All
+    evaluations of a closure in one update share a draw, as in LBFGS. In a manual step, each update has its own draw, at the
+    level of the batch.
 
-    It logs ``noise/<name>/level`` and ``noise/<name>/ratio``, the norm of the noise over that of the gradient, both over all
-    parameters of the last update of the batch.
+    The log keys are ``noise/<name>/level`` and ``noise/<name>/ratio``, the norm of the noise over the norm of the gradient.
+    Both norms are over all parameters of the last update of the batch.
 
     Args:
         noise: The noise, such as :class:`~lightning_noise.noise.Gaussian`.
-        level: The amount: a number, a schedule, or a callable from :class:`~lightning_noise.schedules.Progress` to a number.
-            For Gaussian noise it is the standard deviation, in the units of the gradient. Left out, it is ``InverseTime(0.1)``,
-            whose variance is :math:`\eta / (1 + t)^{0.55}` after :math:`t` updates, with :math:`\eta = 0.01`, the smallest of
-            the three of the source; the others are ``InverseTime(0.3**0.5)`` and ``InverseTime(1.0)``.
-        seed: The seed of the draws; left out, that of ``seed_everything``, or else 0.
-        name: The name in the log, which also separates the draws of two callbacks; two of one name are an error.
+        level: The amount of noise: a number, a schedule or a callable. For Gaussian noise, the standard deviation in the units
+            of the gradient. Default: ``InverseTime(0.1)``, whose variance after :math:`t` updates is
+            :math:`\eta / (1 + t)^{0.55}` with :math:`\eta = 0.01`. The paper also uses ``InverseTime(0.3**0.5)`` and
+            ``InverseTime(1.0)``.
+        seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
+        name: The name in log keys and messages.
 
     Raises:
-        TypeError: A gradient is sparse.
-        ValueError: A level is wrong, the strategy keeps its gradients in flat or partitioned buffers, as FSDPStrategy and
-            DeepSpeedStrategy, or in manual optimization an optimizer steps past Lightning, where there is no hook.
+        TypeError: If a gradient is sparse.
+        ValueError: If a level is wrong, the strategy has no whole gradients (FSDPStrategy, DeepSpeedStrategy), or a manual step
+            calls an optimizer that Lightning does not wrap, because such an update calls no hook.
 
     References:
         Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
@@ -89,7 +88,7 @@ class GradientNoise(NoiseCallback):
                     Key(("trial",)).apply(self.noise, torch.zeros_like(local(parameter)), 0.01)
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
-        yield batch  # the gradients are not there yet
+        yield batch  # the gradients do not exist yet
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -98,8 +97,7 @@ class GradientNoise(NoiseCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if self._perturbations:
-            perturbation = self._perturbations[-1]
+        if (perturbation := self.last_perturbation) is not None:
             perturbation.effective = True
             # no rank: all ranks must add the same noise
             key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
@@ -108,24 +106,23 @@ class GradientNoise(NoiseCallback):
                 perturbation.stats["ratio"] = ratio
 
     def resume(self, parameters: list[Parameter], *, updated: bool) -> None:
-        if not self._perturbations:
-            return
-        perturbation = self._perturbations[-1]
-        if updated and not perturbation.effective:
-            raise ValueError(self.describe_no_effect("an update"))
-        perturbation.effective = None  # each update is judged by itself
+        if (perturbation := self.last_perturbation) is not None:
+            if updated and not perturbation.effective:
+                raise ValueError(self.describe_no_effect("an update"))
+            perturbation.effective = None  # each update must call the hook anew
 
     def describe_no_effect(self, where: str) -> str:
         return (
-            f"an optimizer has stepped past Lightning, so {self.name!r} did nothing to its gradients; "
-            "step an optimizer of self.optimizers(), without use_pl_optimizer=False"
+            f"an optimizer stepped without the hooks of Lightning, so {self.name!r} did not perturb its gradients; "
+            "type self.optimizers().step(), without use_pl_optimizer=False"
         )
 
     @torch.no_grad()
     def _perturb(self, gradients: dict[str, Tensor], key: Key, scale: Tensor | None) -> Tensor | None:
-        """Perturbs the gradients, and returns the ratio of the noise to them if it is logged."""
+        """Perturbs the gradients, and returns the norm of the noise over the norm of the gradients if it is logged."""
         signal = error = torch.zeros(())
         for name, gradient in gradients.items():
+            check_dense(name, gradient)
             clean = gradient.clone() if self._is_logged else None
             part = local(gradient)
             part.copy_(self._noisy(part, parameter_key(key, name, gradient), scale))
@@ -137,29 +134,26 @@ class GradientNoise(NoiseCallback):
         if scale is None:
             return key.apply(self.noise, gradient, self.current_level)
         noisy = key.apply(self.noise, gradient / scale, self.current_level) * scale
-        # what is not finite tells the scaler to skip the update, and some noises would remove it
+        # the scaler skips the update if it finds inf or NaN, which some noises would remove
         return torch.where(gradient.isfinite(), noisy, gradient)
 
 
 def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The gradients that the optimizer will use, each once, by the name of the parameter."""
+    """Returns the gradients that the optimizer will use, by the name of the parameter."""
     names = {parameter: plain_name(name) for name, parameter in pl_module.named_parameters()}
-    # a parameter that no module has is known by its place in the optimizer
+    # a parameter of no module is named by its position in the optimizer
     named = {names.get(parameter, str(i)): gradient_of(parameter) for i, parameter in enumerate(parameters_of(optimizer))}
-    found = {name: gradient for name, gradient in named.items() if gradient is not None}
-    for name, gradient in found.items():
-        check_dense(name, gradient)
-    return found
+    return {name: gradient for name, gradient in named.items() if gradient is not None}
 
 
 def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
-    """The factor that is still in the gradients: a fused optimizer removes the loss scale itself, in its step."""
+    """Returns the loss scale if the gradients still have it: a fused optimizer removes the loss scale in its own step."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not takes_scaled_gradients(optimizer):
         return None
-    return scaler.scale(torch.ones((), device=trainer.strategy.root_device))  # get_scale() would wait for the device
+    return scaler.scale(torch.ones((), device=trainer.strategy.root_device))  # get_scale() would synchronize
 
 
 def _energy(x: Tensor) -> Tensor:
-    """The sum of the squares, over all shards."""
+    """Returns the sum of squares over all shards."""
     return whole(x.float().square().sum())

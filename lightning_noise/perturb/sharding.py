@@ -12,7 +12,7 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING or torch.distributed.is_available():
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
-else:  # a build of torch that shards nothing
+else:  # a build of torch without torch.distributed
     DTensor = FSDPModule = type("Absent", (), {})
 
 __all__ = ["check_rows_are_whole", "gradient_of", "is_sharded", "local", "parameter_key", "reshard", "whole", "with_local"]
@@ -34,7 +34,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def with_local(tensor: Tensor, part: Tensor) -> Tensor:
-    """Returns a tensor that is sharded like ``tensor``, of which this rank holds ``part``."""
+    """Returns a tensor that is sharded like ``tensor`` and whose part on this rank is ``part``."""
     if not isinstance(tensor, DTensor):
         return part
     return DTensor.from_local(part, tensor.device_mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
@@ -43,7 +43,7 @@ def with_local(tensor: Tensor, part: Tensor) -> Tensor:
 def gradient_of(parameter: Tensor) -> Tensor | None:
     """Returns the gradient, sharded like its parameter.
 
-    A gradient may still be a sum of which each rank holds a summand. Noise in each summand would be added up.
+    The gradient may still be a partial sum on each rank. Noise in each partial sum would add up.
     """
     gradient = parameter.grad
     if isinstance(parameter, DTensor) and isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
@@ -65,13 +65,13 @@ def check_rows_are_whole(parameter: Tensor, name: str) -> None:
     """Raises a ValueError if a row of the parameter is spread over ranks."""
     placements = parameter.placements if isinstance(parameter, DTensor) else ()
     if any(placement.is_shard() and not placement.is_shard(0) for placement in placements):
-        raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {placements}")
+        raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {placements}; type relative='std'")
 
 
 def reshard(module: nn.Module) -> None:
     """Frees the gathered copies of sharded parameters.
 
-    Evaluation leaves these copies, and with them other parameters, in the module. They do not follow changes of the shards.
+    After an evaluation, the module still holds these copies as its parameters. They do not follow changes of the shards.
     """
     for child in module.modules():
         if isinstance(child, FSDPModule):

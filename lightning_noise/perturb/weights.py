@@ -1,4 +1,4 @@
-"""Parameters perturbed in place, and put back from a copy."""
+"""Noise in parameters, written in place and undone from a copy."""
 
 from __future__ import annotations
 
@@ -20,35 +20,21 @@ from lightning_noise.patterns import match
 from lightning_noise.perturb.sharding import check_rows_are_whole, is_sharded, local, parameter_key, reshard, whole, with_local
 from lightning_noise.rng import Key
 
-__all__ = [
-    "GradientOf",
-    "PerturbedParameters",
-    "RelativeTo",
-    "check_dense",
-    "find_parameters",
-    "unit_of",
-    "weight_noise",
-]
+__all__ = ["GradientOf", "PerturbedParameters", "RelativeTo", "check_dense", "find_parameters", "unit_of", "weight_noise"]
 
-_WRITES: Any = WeakTensorKeyDictionary()  # how often noises have written to a parameter
+_WRITES: Any = WeakTensorKeyDictionary()  # how often the noise of this module was written to each parameter
 RelativeTo = Literal["std", "max", "filter"]
 GradientOf = Literal["straight_through", "reparametrized"]
 
 
 def weight_noise(w: Tensor, noise: Noise, level: float | Tensor, key: Key, relative: RelativeTo | None = None) -> Tensor:
-    r"""Returns the weights with noise, as a function of ``w`` that can be differentiated.
+    r"""Returns the noisy weights as a differentiable function of ``w``.
 
     .. math:: \tilde w = \text{noise}(w, \sigma u), \quad
         u = 1, \; \operatorname{std}(w), \; \max |w| \; \text{or} \; \lVert w_f \rVert / \lVert n_f \rVert
 
-    The last is filter normalisation: :math:`n_f`, the noise of the filter :math:`w_f`, a row of the tensor, gets its norm.
-
-    Args:
-        w: The weights.
-        noise: The noise, an additive one where the level is relative.
-        level: The amount :math:`\sigma`.
-        key: The key of the draw.
-        relative: The unit of the level, and ``None`` for that of the weights.
+    The last unit is filter normalization: the noise :math:`n_f` of a filter :math:`w_f`, a row of the tensor, is scaled to the
+    norm of the filter. ``relative`` selects the unit :math:`u` of the level :math:`\sigma`, and needs an additive noise.
 
     References:
         Visualizing the Loss Landscape of Neural Nets (Li et al., 2018), https://arxiv.org/abs/1712.09913
@@ -59,7 +45,7 @@ def weight_noise(w: Tensor, noise: Noise, level: float | Tensor, key: Key, relat
         >>> (weight_noise(w, noise.Gaussian(), 0.1, Key(()), "filter") - w).norm(dim=1)
         tensor([0.5000, 0.0000])
     """
-    # at least float32, so that half precision is rounded once; a row is what noises take for a sample
+    # half precision is perturbed in float32, to round once; a noise takes each row for a sample
     x = torch.atleast_1d(w.to(torch.promote_types(w.dtype, torch.float32)))
     if relative == "filter":
         direction = key.apply(noise, torch.zeros_like(x), 1.0)
@@ -77,23 +63,15 @@ def unit_of(w: Tensor, relative: RelativeTo) -> Tensor:
 
 
 class PerturbedParameters:
-    """Parameters with noise, from :meth:`enter` to :meth:`exit`.
+    """Parameters that hold noise between :meth:`enter` and :meth:`exit`.
 
-    In between a part of them can be restored for an update and perturbed again after it, by another draw. What
-    ``module.state_dict()`` returns meanwhile is clean.
-
-    Args:
-        module: The module.
-        params: Which parameters, as in :func:`find_parameters`.
-        noise: The noise.
-        level: The amount.
-        key: The key of the draws.
-        relative: The unit of the level.
-        gradient: The gradient at the noisy weights, ``"straight_through"``, or that with respect to the clean ones,
-            ``"reparametrized"``: before anything else happens to it, it is multiplied by the Jacobian of the noise.
+    In between, some parameters can be restored for an update, and perturbed by a new draw after the update.
+    ``module.state_dict()`` always returns clean parameters. :func:`find_parameters` and :func:`weight_noise` explain the
+    arguments. The gradient is ``"straight_through"``, at the noisy weights, or ``"reparametrized"``, with respect to the clean
+    weights: it is multiplied by the Jacobian of the noise before any other hook runs.
 
     Raises:
-        ValueError: Nothing is selected, or the parameters are sharded in a way that the options cannot deal with.
+        ValueError: If no parameter is selected, or the parameters are sharded in a way that the options do not support.
 
     Example:
         >>> from lightning_noise import noise
@@ -119,24 +97,26 @@ class PerturbedParameters:
         relative: RelativeTo | None = None,
         gradient: GradientOf = "straight_through",
     ):
-        self.module = module
         reshard(module)
+        self.module = module
         self.names = {parameter: name for name, parameter in find_parameters(module, params).items()}
         self.noise = noise
         self.level = level
         self.relative: RelativeTo | None = relative
         self.is_absolute: bool = relative is None and noise.additive
-        # what is absolute does not depend on the weights
+        # the Jacobian of absolute noise is the identity
         self.reparametrized = gradient == "reparametrized" and not self.is_absolute
         self.clean: dict[nn.Parameter, Tensor] = {}
         self._versions: dict[nn.Parameter, int] = {}
         self._updates: Counter[nn.Parameter] = Counter()
         self._handles: list[Any] = []
-        self._sharded = any(is_sharded(parameter) for parameter in self.names)
-        # processes that share a tensor must see one noise
-        self.key = key.everywhere if self._sharded else key
-        if self._sharded and self.reparametrized:
-            raise ValueError("gradient='reparametrized' needs whole parameters, but these are sharded over processes")
+        sharded = any(is_sharded(parameter) for parameter in self.names)
+        self.key = key.everywhere if sharded else key  # ranks that share a tensor must see the same noise
+        if sharded and self.reparametrized:
+            raise ValueError(
+                "gradient='reparametrized' needs whole parameters, but these are sharded over ranks; "
+                "type gradient='straight_through'"
+            )
         if relative == "filter":
             for parameter, name in self.names.items():
                 check_rows_are_whole(parameter, name)
@@ -144,11 +124,11 @@ class PerturbedParameters:
     def enter(self) -> None:
         """Perturbs all parameters."""
         self.perturb(self.names)
-        self._handles = [register_state_dict_hook(self.module, self._put_clean)]
+        self._handles = [register_state_dict_hook(self.module, self._replace_by_clean)]
         for parameter in self.names if self.reparametrized else ():
             if parameter.requires_grad:
-                # before those that are there, which are about the weights that this noise was given
-                self._handles.append(register_gradient_hook(parameter, partial(self._gradient_of_clean, parameter)))
+                # this noise was written last, so its Jacobian comes first in the backward pass
+                self._handles.append(register_gradient_hook(parameter, partial(self._multiply_by_jacobian, parameter)))
 
     def exit(self) -> None:
         """Restores all parameters."""
@@ -158,18 +138,18 @@ class PerturbedParameters:
         reshard(self.module)
 
     def check_untouched(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Raises a ValueError where somebody has written to a noisy parameter, which would be lost when it is restored."""
+        """Raises a ValueError if the training step has written to a noisy parameter. Restoring would lose the write."""
         for parameter in parameters:
             written = parameter in self.clean and self._versions[parameter] != _version(parameter)
             if written and not is_sharded(parameter) and self._is_changed(parameter):
                 raise ValueError(
-                    f"the training step has written to {self.names[parameter]!r} while there was noise in it; change weights "
-                    "in on_train_batch_end, when they are clean, or select other parameters by params=…"
+                    f"the training step has written to {self.names[parameter]!r} while it held noise; write to weights in "
+                    "on_train_batch_end, where they are clean, or type params=… to perturb other parameters"
                 )
 
     @torch.no_grad()
     def perturb(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Perturbs those of the parameters that are clean."""
+        """Perturbs the parameters that are clean."""
         found = [parameter for parameter in parameters if parameter in self.names and parameter not in self.clean]
         weights = [local(parameter) for parameter in found]
         copies = [torch.empty_like(w) for w in weights]
@@ -177,79 +157,84 @@ class PerturbedParameters:
         self.clean.update(zip(found, copies, strict=True))
         for parameter, w, copy in zip(found, weights, copies, strict=True):
             with _own_writes([parameter]):
-                w.copy_(self._noisy(parameter, copy))
+                w.copy_(self._draw(parameter, copy))
             self._versions[parameter] = _version(parameter)
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Restores those of the parameters that are noisy."""
+        """Restores the parameters that are noisy."""
         found = [parameter for parameter in parameters if parameter in self.clean]
-        if found:  # in place, because optimizers, replicas and graphs know the storage
-            clean = [self.clean.pop(parameter) for parameter in found]
-            with _own_writes(found):
-                copy_all_([local(parameter) for parameter in found], clean)
+        clean = [self.clean.pop(parameter) for parameter in found]
+        with _own_writes(found):  # in place: optimizers, replicas and graphs keep the storage
+            copy_all_([local(parameter) for parameter in found], clean)
 
-    def updated(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Takes note of an update, after which the parameters get another draw."""
+    def count_update(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Counts an update, so that the next perturbation of the parameters is a new draw."""
         self._updates.update(parameter for parameter in parameters if parameter not in self.clean)
 
     def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns the norms of noise and weights for each parameter, on this process, scalars."""
+        """Returns the norms of noise and weights on this rank for each parameter, as scalar tensors."""
         norm = torch.linalg.vector_norm
         return {
             self.names[parameter]: (norm(local(parameter).detach().float() - w), norm(w.float()))
             for parameter, w in self.clean.items()
         }
 
-    def _noisy(self, parameter: nn.Parameter, w: Tensor) -> Tensor:
+    def _draw(self, parameter: nn.Parameter, w: Tensor) -> Tensor:
         key = parameter_key(self.key / "parameter", self.names[parameter], parameter)
         if updates := self._updates[parameter]:
             key = key / updates
-        if is_sharded(parameter) and self.relative in ("std", "max"):  # which are those of the whole tensor
-            unit = unit_of(whole(parameter).float(), self.relative)
-            return weight_noise(w, self.noise, self.level * unit, key)
+        if is_sharded(parameter) and self.relative in ("std", "max"):  # the unit is that of the whole tensor
+            return weight_noise(w, self.noise, self.level * unit_of(whole(parameter).float(), self.relative), key)
         return weight_noise(w, self.noise, self.level, key, self.relative)
 
     def _is_changed(self, parameter: nn.Parameter) -> bool:
-        noisy = self._noisy(parameter, self.clean[parameter])
+        noisy = self._draw(parameter, self.clean[parameter])
         largest = float(noisy.abs().max())
-        # what is added and taken away again, as sharpness-aware minimization does, loses some roundings
+        # sharpness-aware minimization adds to the weights and subtracts again, which costs a few roundings
         close = torch.allclose(parameter.detach(), noisy, rtol=0, atol=8 * torch.finfo(noisy.dtype).eps * largest)
         return math.isfinite(largest) and not close
 
-    def _gradient_of_clean(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
+    def _multiply_by_jacobian(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
         if parameter not in self.clean:
             return None
         check_dense(self.names[parameter], gradient)
-        twice = torch.is_grad_enabled()  # the gradient will have a gradient
+        twice = torch.is_grad_enabled()  # the backward pass builds a graph, for a gradient of the gradient
         with torch.enable_grad():
             w = self.clean[parameter].detach().requires_grad_()
-            noisy = self._noisy(parameter, w)
+            noisy = self._draw(parameter, w)
             if not noisy.requires_grad:
-                raise ValueError("gradient='reparametrized' needs a noise that can be differentiated: it must not detach x")
+                raise ValueError(
+                    "gradient='reparametrized' needs a differentiable noise, but the noise detaches x; "
+                    "type gradient='straight_through'"
+                )
             (gradient,) = torch.autograd.grad(noisy, w, gradient, create_graph=twice)
-            if twice and gradient.requires_grad:
-                _check_factor_is_constant(gradient, w)
+            # w is a copy, so a second derivative would miss how the Jacobian depends on the weights
+            if twice and gradient.requires_grad and _depends_on(gradient, w):
+                raise ValueError(
+                    "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
+                    "type gradient='straight_through', or use a noise such as Speckle()"
+                )
         return gradient
 
-    def _put_clean(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    def _replace_by_clean(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
         for name, parameter in module.named_parameters(remove_duplicate=False):
             entry, clean = state_dict.get(prefix + name), self.clean.get(parameter)
-            # an entry that is not the parameter has been put there by a noise that began before this one
+            # an entry with other storage was already replaced for a noise that was entered earlier
             if entry is not None and clean is not None and local(entry).data_ptr() == local(parameter).data_ptr():
                 state_dict[prefix + name] = with_local(parameter, clean)
 
 
 def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None) -> dict[str, nn.Parameter]:
-    """Returns the parameters that are selected, by name; one that several modules share has its first name.
+    """Returns the selected parameters by name. A parameter that several modules share has its first name.
 
     Args:
         module: The module.
-        params: A pattern of names or a list of these, in which ``*`` stands for any characters, or else all parameters
-            of two or more dimensions that are trained.
+        params: A name pattern or a list of patterns; ``*`` matches any characters. Default: all trained parameters with at
+            least two dimensions.
 
     Raises:
-        ValueError: A pattern selects no floating-point parameter; the message lists the parameters.
+        ValueError: If a pattern matches no floating-point parameter. The message lists the parameters.
 
     Example:
         >>> list(find_parameters(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))))
@@ -258,45 +243,40 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
         ['0.bias', '1.bias']
     """
     named = {plain_name(name): p for name, p in module.named_parameters() if p.is_floating_point()}
-    if params is None:
-        found = {name: p for name, p in named.items() if p.ndim >= 2 and p.requires_grad}
-        if not found:
-            raise ValueError(
-                f"no parameter of two dimensions is trained; give params=…; parameters are: {', '.join(map(repr, named))}"
-            )
-        return found
-    return match(named, params, "parameter")
+    if params is not None:
+        return match(named, params, "parameter")
+    found = {name: p for name, p in named.items() if p.ndim >= 2 and p.requires_grad}
+    if not found:
+        names = ", ".join(map(repr, named))
+        raise ValueError(f"no trained parameter has two dimensions; type params=…; parameters are: {names}")
+    return found
 
 
 @contextmanager
 def _own_writes(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Takes note of what is written by a noise itself, so that what others write can be told from it."""
+    """Counts the writes of a noise, to tell them from the writes of the training step."""
     before = [_version(parameter) for parameter in parameters]
     yield
     for parameter, version in zip(parameters, before, strict=True):
-        _WRITES[parameter] = _WRITES.get(parameter, 0) + _version(parameter) - version  # as it is without this entry
+        _WRITES[parameter] = _WRITES.get(parameter, 0) + _version(parameter) - version
 
 
 def _version(parameter: nn.Parameter) -> int:
-    """How often anybody but a noise has written to the parameter; one that was made for inference does not count it."""
+    """Returns how often anything but a noise has written to the parameter."""
     return count_writes(parameter) - _WRITES.get(parameter, 0)
 
 
 def check_dense(name: str, gradient: Tensor) -> None:
-    """Raises a TypeError where the gradient of the parameter cannot take noise, with the way out."""
+    """Raises a TypeError if the gradient of a parameter is sparse."""
     if gradient.layout != torch.strided:
         raise TypeError(
-            f"noise needs dense gradients, but that of {name!r} is {gradient.layout}; make its embedding with sparse=False"
+            f"noise needs dense gradients, but the gradient of {name!r} is {gradient.layout}; "
+            "type nn.Embedding(…, sparse=False)"
         )
 
 
-def _check_factor_is_constant(gradient: Tensor, w: Tensor) -> None:
-    """Raises a ValueError where the gradient depends on the weights by the noise, which its own gradient would leave out."""
-    if torch.autograd.grad(gradient.sum(), w, retain_graph=True, allow_unused=True)[0] is not None:
-        raise ValueError(
-            "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
-            "use 'straight_through', or a noise such as Speckle()"
-        )
+def _depends_on(y: Tensor, x: Tensor) -> bool:
+    return torch.autograd.grad(y.sum(), x, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def _filter_norm(w: Tensor) -> Tensor:
