@@ -174,7 +174,7 @@ def test_callbacks_of_one_class_stand_side_by_side_under_names_of_their_own(pl):
     monitors = [RobustnessMonitor(noise.Gaussian(), [level], name=name) for level, name in ((0.1, "near"), (0.9, "far"))]
     module, trainer = fit(pl, [*callbacks, *monitors])
     assert torch.equal(module.seen[0], 2 * Rows().x[:8] + 1)
-    assert {"near/gaussian/0.1/loss", "far/gaussian/0.9/loss"} <= trainer.callback_metrics.keys()
+    assert {"near_levels/gaussian/0.1/loss", "far_levels/gaussian/0.9/loss"} <= trainer.callback_metrics.keys()
     with pytest.raises(ValueError, match="two noise callbacks are named 'input'"):
         fit(pl, [noisy(), noisy()])
     with pytest.raises(ValueError, match="two monitors are named 'robustness'"):
