@@ -8,12 +8,7 @@ __all__ = ["check_counts", "check_level"]
 
 
 def check_level(level: float, max_level: float = math.inf) -> float:
-    """Returns a level as a float.
-
-    Raises:
-        TypeError: The level is not a number.
-        ValueError: The level is negative, not finite or above ``max_level``.
-    """
+    """Returns a level as a float, or raises an error if the level is not a number in [0, max_level]."""
     if isinstance(level, str | bytes | bool) or not hasattr(level, "__float__"):
         raise TypeError(f"a level must be a number, got {level!r}")
     level = float(level)
@@ -24,7 +19,7 @@ def check_level(level: float, max_level: float = math.inf) -> float:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raises a ValueError where a number of something is below 1."""
+    """Raises a ValueError if a count is below 1."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")

@@ -18,11 +18,7 @@ def column(values: Tensor, x: Tensor) -> Tensor:
 def span(start: Tensor, length: float | Tensor, x: Tensor, dim: int) -> Tensor:
     """Returns a mask of [start, start + length) along an axis, in the shape that broadcasts against ``x``.
 
-    Args:
-        start: The first position of each sample, of shape (B,).
-        length: The number of positions, for all samples or of shape (B,).
-        x: The tensor of shape (B, *) that will be masked.
-        dim: The axis, counted from the end.
+    The start has shape (B,), and so has the length if it is not a number. The axis counts from the end.
     """
     shape = [1] * (x.ndim - 1)
     shape[dim] = -1
@@ -45,12 +41,7 @@ def as_type_of(leaf: Tensor, y: Tensor) -> Tensor:
 
 
 def validate_dim(dim: Sequence[int]) -> tuple[int, ...]:
-    """Returns axes as a tuple.
-
-    Raises:
-        TypeError: ``dim`` is a number.
-        ValueError: Two axes are the same, or an axis is not counted from the end.
-    """
+    """Returns the axes as a tuple, or raises an error if they repeat or do not count from the end."""
     if isinstance(dim, int):
         raise TypeError(f"dim must be a tuple of axes such as (-1,), got {dim}")
     dim = tuple(dim)

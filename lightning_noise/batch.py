@@ -51,13 +51,12 @@ def leaves(batch: Any) -> Iterator[tuple[Path, Tensor]]:
 def select(batch: Any, selector: Selector, *, absent: bool = False) -> dict[Path, Tensor]:
     """Returns the selected leaves by their paths.
 
-    Args:
-        batch: The batch.
-        selector: An index, a key, a dotted path such as ``"0.image"``, where ``*`` is every element, or a list of these.
-        absent: Whether to skip a leaf in whose place is ``None``, such as the part of a loader that ended before the others.
+    A selector that selects nothing is a ValueError, whose message lists all leaves.
 
-    Raises:
-        ValueError: A selector selects nothing. The message lists all leaves.
+    Args:
+        batch: A batch of any type.
+        selector: An index, a key, a dotted path such as ``"0.image"``, in which ``*`` is every element, or a list of these.
+        absent: Whether to skip a leaf that ``None`` replaces, such as the part of a loader that ended before the others.
 
     Example:
         >>> import torch
@@ -69,29 +68,14 @@ def select(batch: Any, selector: Selector, *, absent: bool = False) -> dict[Path
 
 
 def select_one(batch: Any, selector: int | str, kind: str) -> Tensor:
-    """Returns the only leaf that a selector selects.
-
-    Args:
-        batch: The batch.
-        selector: The selector.
-        kind: The name of the leaf in messages, such as ``"mask"``.
-
-    Raises:
-        ValueError: No leaf or several leaves are selected.
-    """
+    """Returns the only leaf that a selector selects; ``kind`` names the leaf in messages, such as ``"mask"``."""
     return get(batch, _only(select(batch, selector), selector, kind))
 
 
 def modify(batch: Any, paths: Iterable[Path], function: Callable[[Tensor, Path], Tensor]) -> Any:
-    """Returns a copy of the batch with changed leaves; everything off the paths is the same object.
+    """Returns a copy of the batch with the leaves ``function(leaf, path)``; everything off the paths is the same object.
 
-    Args:
-        batch: The batch, which stays as it is.
-        paths: The paths of the leaves to change.
-        function: Returns the new leaf from a leaf and its path.
-
-    Raises:
-        TypeError: A copy of a container on a path shares its content with the original.
+    A container whose copy shares its content with the original is a TypeError.
 
     Example:
         >>> import torch
@@ -114,14 +98,7 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Returns a copy of the batch with changed tensors and new containers.
 
     An object in two places is one object in the copy, too. Lists, tuples, dicts and sets are new, and so are other objects that
-    hold a tensor.
-
-    Args:
-        batch: The batch.
-        change: Returns the new tensor for a tensor.
-
-    Raises:
-        TypeError: A copy of a container shares its content with the original.
+    hold a tensor. A container whose copy shares its content with the original is a TypeError.
 
     Example:
         >>> import torch
@@ -148,16 +125,10 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = False) -> list[Path]:
-    """Returns the paths of the inputs of the model.
+    """Returns the paths of the inputs of the model, as :func:`select` does.
 
-    Args:
-        batch: The batch.
-        inputs: The selector, as in :func:`select`. Default: a bare tensor, the first element of a sequence, or else the only
-            floating-point leaf.
-        absent: Whether to skip a leaf in whose place is ``None``.
-
-    Raises:
-        ValueError: No leaf is selected, or the default is ambiguous. The message lists all leaves.
+    Default: a bare tensor, the first element of a sequence, or else the only floating-point leaf. If there are several, the
+    default is a ValueError, whose message lists all leaves.
     """
     if inputs is not None:
         paths = list(select(batch, inputs, absent=absent))
@@ -175,15 +146,10 @@ def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = Fa
 
 
 def find_target(batch: Any, target: int | str | None = None) -> Path:
-    """Returns the path of the target.
+    """Returns the path of the target, a single leaf.
 
-    Args:
-        batch: The batch.
-        target: The selector, as in :func:`select`. Default: the second element of a sequence; elsewhere the only leaf named
-            label(s), target(s) or y, or else the only leaf of integers.
-
-    Raises:
-        ValueError: No leaf or several leaves are selected, or the default is ambiguous. The message lists all leaves.
+    Default: the second element of a sequence; elsewhere the only leaf named label(s), target(s) or y, or else the only leaf of
+    integers. If there are several, the default is a ValueError, whose message lists all leaves.
     """
     if target is not None:
         return _only(select(batch, target), target, "target")

@@ -29,9 +29,6 @@ class LabelNoise(ABC):
     A label that changes at some level therefore changes at every higher level, too, and to the same class. A subclass is a
     frozen dataclass.
 
-    Attributes:
-        n_classes: The number of classes :math:`K`.
-        max_level: The largest meaningful level.
     """
 
     n_classes: Any  # int | None
@@ -40,13 +37,8 @@ class LabelNoise(ABC):
     def probabilities(self, target: Tensor, level: float, *, ignore_index: int = -100) -> Tensor:
         """Returns the probabilities of the noisy labels.
 
-        Args:
-            target: Class indices of shape (N, *), or for two classes binary labels of any shape, as floats in [0, 1].
-            level: The level.
-            ignore_index: The label of positions that do not count. Each of their classes has the probability 0.
-
-        Returns:
-            Probabilities of shape (N, K, *). For binary labels, the probability of a yes, in the shape of the target.
+        Class indices of shape (N, *) give probabilities of shape (N, K, *). For two classes, binary labels of any shape, floats
+        in [0, 1], give the probability of a yes. At positions with ``ignore_index`` each class has the probability 0.
         """
         if target.is_floating_point():
             no, yes = self.probabilities(torch.arange(2, device=target.device), level)[:, 1].to(target.dtype)
@@ -59,14 +51,9 @@ class LabelNoise(ABC):
         return torch.where(same, 1 - rate, rate * self.partners(y)).float().masked_fill(ignored.unsqueeze(1), 0.0)
 
     def sample(self, target: Tensor, level: float, *, change: Tensor, partner: Tensor, ignore_index: int = -100) -> Tensor:
-        """Draws noisy labels, of the shape and dtype of the target.
+        """Draws noisy labels, of the shape and dtype of the target. Labels with ``ignore_index`` stay.
 
-        Args:
-            target: Class indices, or binary labels as floats.
-            level: The level.
-            change: Uniform numbers in [0, 1), of the shape of the target. They decide which labels change.
-            partner: More such numbers. They decide which class a label becomes.
-            ignore_index: The label of positions that do not count. It stays.
+        Uniform numbers in [0, 1) of that shape decide which labels change, and which class (``partner``) a label becomes.
         """
         y = target.round().long() if target.is_floating_point() else target.long()
         ignored = y == ignore_index  # an unsigned label 156 would equal -100
@@ -163,9 +150,6 @@ class FlipLabels(_UniformLabelNoise):
     expectation is that of :class:`SmoothLabels` at :math:`\epsilon = r K / (K - 1)`. If the predictions are independent of the
     flips and their accuracy is :math:`a`, the accuracy against the flipped labels is :math:`a (1 - r) + (1 - a) r / (K - 1)`.
 
-    Args:
-        n_classes: The number of classes :math:`K`.
-
     References:
         Learning with Noisy Labels (Natarajan et al., 2013),
         https://papers.nips.cc/paper/2013/hash/3871bd64012152bfb53fdf04b401193f-Abstract.html
@@ -194,9 +178,6 @@ class ConfusionFlips(LabelNoise):
     Args:
         matrix: The rows of :math:`T`. Row :math:`y` holds the probabilities of the classes that a label of class :math:`y`
             becomes, and sums to 1.
-
-    Raises:
-        ValueError: The matrix is not square, or a row is not a distribution.
 
     References:
         Making Deep Neural Networks Robust to Label Noise: a Loss Correction Approach (Patrini et al., 2017),

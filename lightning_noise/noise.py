@@ -48,7 +48,8 @@ class Noise(ABC):
     r"""A random map of a tensor to a tensor of the same kind.
 
     The result has the shape, dtype, device and memory format of ``x``. A noise never writes to ``x``; at level 0 it returns
-    ``x`` itself. Half precision is perturbed in float32 and rounded once, at the end.
+    ``x`` itself. Half precision is perturbed in float32 and rounded once, at the end. A level below 0 or above ``max_level`` is
+    a ValueError, and so is a tensor with fewer axes than the noise needs. A series is along the last axis.
 
     A subclass is a frozen dataclass that implements :meth:`perturb`. Any function with the signature of :meth:`__call__` is a
     noise, too; see :func:`as_noise`.
@@ -63,10 +64,7 @@ class Noise(ABC):
 
     Example:
         >>> x = torch.zeros(2, 3)
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> Gaussian()(x, 0.1, generator=generator).shape
-        torch.Size([2, 3])
-        >>> Gaussian()(x, 0.0, generator=generator) is x
+        >>> Gaussian()(x, 0.0, generator=torch.Generator()) is x
         True
     """
 
@@ -105,12 +103,9 @@ class Noise(ABC):
 
     @abstractmethod
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        """Returns a perturbed copy of ``x``.
+        """Returns a perturbed copy of ``x``, which is contiguous and, if the noise requires floats, in at least float32.
 
-        Args:
-            x: A contiguous tensor, in at least float32 if the noise requires floats. Never write to it.
-            level: A positive number, or a tensor that broadcasts against ``x`` and may hold zeros.
-            generator: The only source of randomness.
+        The level is a positive number, or a tensor that broadcasts against ``x`` and may hold zeros.
         """
 
 
@@ -137,13 +132,7 @@ class _FunctionNoise(Noise):
 
 
 def as_noise(noise: Noise | NoiseFunction) -> Noise:
-    """Returns a noise, or a function wrapped into a noise.
-
-    Args:
-        noise: A noise, or a function ``noise(x, level, *, generator)``.
-
-    Raises:
-        TypeError: ``noise`` is a class, a schedule or not callable.
+    """Returns a noise itself, or a function ``noise(x, level, *, generator)`` wrapped into a noise.
 
     Example:
         >>> def shift(x, level, *, generator):
@@ -175,8 +164,7 @@ class Gaussian(Noise):
         https://arxiv.org/abs/2001.06057
 
     Example:
-        >>> x = torch.zeros(100_000)
-        >>> y = Gaussian()(x, 0.5, generator=torch.Generator().manual_seed(0))
+        >>> y = Gaussian()(torch.zeros(100_000), 0.5, generator=torch.Generator().manual_seed(0))
         >>> round(y.std().item(), 2)
         0.5
     """
@@ -248,16 +236,12 @@ class Impulse(Noise):
         low: The value of pepper. Default: the smallest value of the sample, which suits normalized data.
         high: The value of salt. Default: the largest value of the sample.
 
-    Raises:
-        ValueError: If the level is above 1, or if ``low`` or ``high`` is ``None`` and a sample is a single number.
-
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261
 
     Example:
         >>> x = torch.full((1000,), 0.5)
-        >>> y = Impulse(low=0.0, high=1.0)(x, 0.2, generator=torch.Generator().manual_seed(0))
-        >>> y.unique()
+        >>> Impulse(low=0.0, high=1.0)(x, 0.2, generator=torch.Generator().manual_seed(0)).unique()
         tensor([0.0000, 0.5000, 1.0000])
     """
 
@@ -284,15 +268,12 @@ class Shot(Noise):
     :math:`\lambda \geq 0` is the inverse of the number of events at :math:`x = 1`. ImageNet-C uses 1/60 to 1/3 on pixels in
     [0, 1].
 
-    A Poisson draw consumes a number of random numbers that depends on its mean. So with a level for each sample, a sample has
-    the same distribution as alone but not the same draw.
+    Negative data are a ValueError. A Poisson draw consumes a number of random numbers that depends on its mean. So with a level
+    for each sample, a sample has the same distribution as alone but not the same draw.
 
     Args:
         scale: Events per unit of the data at level 1, :math:`s`. Use 1 for data in [0, 1] and for counts, which level 1 draws
             anew, and 1/255 for pixels up to 255.
-
-    Raises:
-        ValueError: If the data are negative, or the scale is not positive.
 
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261
@@ -341,9 +322,7 @@ class SNR(Noise):
         center: Whether the signal is measured around the mean of each sample. Use this for images, where the mean is most of
             the power.
         padding: The value that pads short series at the end of the last axis. Padding is left as it is and does not count.
-
-    Raises:
-        ValueError: If a sample is a single number, or both ``center`` and ``padding`` are given.
+            Default: no padding. It cannot be given together with ``center``.
 
     References:
         The Aurora Experimental Framework (Hirsch and Pearce, 2000), https://www.isca-archive.org/asr_2000/hirsch00_asr.html
@@ -377,8 +356,9 @@ class SNR(Noise):
         elif self.padding is not None:
             series = _before_padding(x, self.padding)
             signal, noise = x * series, noise.mul_(series)
+        signal_norm, noise_norm = (torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (signal, noise))
         # a sample of padding alone has no noise to divide by
-        gain = _norm(signal) / _norm(noise).clamp_min(torch.finfo(x.dtype).tiny)
+        gain = column(signal_norm / noise_norm.clamp_min(torch.finfo(x.dtype).tiny), x)
         return noise.mul_(gain * level).add_(x)
 
 
@@ -396,9 +376,6 @@ class ColoredNoise(Noise):
 
     Args:
         exponent: The slope :math:`\beta`.
-
-    Raises:
-        ValueError: If the last axis has fewer than two elements.
 
     References:
         On Generating Power Law Noise (Timmer and König, 1995), https://ui.adsabs.harvard.edu/abs/1995A%26A...300..707T
@@ -448,9 +425,6 @@ class Drift(Noise):
     the power of :class:`Gaussian`, so the severities are :math:`\sqrt{2}` times as high. :class:`ColoredNoise` with exponent 2
     is a walk that returns to its start.
 
-    Raises:
-        ValueError: If a sample is a single number.
-
     References:
         An Introduction to Inertial Navigation (Woodman, 2007), https://doi.org/10.48456/tr-696
 
@@ -474,12 +448,8 @@ class Scaling(Noise):
 
     .. math:: y_t = x_t \, (1 + \sigma \epsilon), \quad \epsilon \sim \mathcal{N}(0, 1)
 
-    A series is the last axis, so each channel of each sample has its own factor. The mean is preserved and the variance is
-    :math:`\sigma^2 x^2`, as with :class:`Speckle`. The level is the relative standard deviation :math:`\sigma \geq 0`. The
-    paper uses 0.1, the first severity.
-
-    Raises:
-        ValueError: If a sample is a single number.
+    Each channel of each sample has its own factor. Mean, variance and level are those of :class:`Speckle`. The paper uses 0.1,
+    the first severity.
 
     References:
         Data Augmentation of Wearable Sensor Data for Parkinson's Disease Monitoring using Convolutional Neural Networks (Um et
@@ -512,9 +482,6 @@ class PatchGaussian(Noise):
     Args:
         size: The side of the square in pixels. The paper uses 25 on the 32 pixels of CIFAR-10 and up to 250 on the 224 pixels
             of ImageNet, so the square covers much of the image.
-
-    Raises:
-        ValueError: If the size is below 1, or a sample has fewer than two axes.
 
     References:
         Improving Robustness Without Sacrificing Accuracy with Patch Gaussian Augmentation (Lopes et al., 2019),
@@ -566,10 +533,6 @@ class Masking(Noise):
             an image, ``(-1,)`` a span of a series or of the time of a spectrogram, ``(-2,)`` a band of frequencies.
         value: The value in the box, :math:`v`. The default 0 is the mean of normalized data.
 
-    Raises:
-        ValueError: If the level is above 1, if ``dim`` is empty, repeats an axis or does not count from the end, or if a sample
-            has fewer axes.
-
     References:
         Improved Regularization of Convolutional Neural Networks with Cutout (DeVries and Taylor, 2017),
         https://arxiv.org/abs/1708.04552
@@ -618,9 +581,6 @@ class FeatureDropout(Noise):
         rescale: Whether to divide by :math:`1 - p`, so that inputs have the same mean with and without noise. Give ``False``
             for missing values, as in a denoising autoencoder or to measure the cost of a lost feature.
 
-    Raises:
-        ValueError: If the level is above 1.
-
     References:
         Dropout: A Simple Way to Prevent Neural Networks from Overfitting (Srivastava et al., 2014),
         https://jmlr.org/papers/v15/srivastava14a.html
@@ -639,35 +599,29 @@ class FeatureDropout(Noise):
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _drop(x, level, generator, self.rescale)
+        kept = x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
+        if not self.rescale:
+            return kept
+        # at p = 1, an infinite factor would make the gradient NaN
+        return kept / ((1 - level).clamp_min(2**-24) if isinstance(level, Tensor) else max(1 - level, 2**-24))
 
 
 @dataclass(frozen=True)
 class DropConnect(Noise):
-    r"""Sets weights to zero and scales up the others: dropout of weights.
+    r"""Sets weights to zero and scales up the others: :class:`FeatureDropout` of weights.
 
-    .. math:: \tilde w = \frac{m}{1 - p} \, w, \quad m \sim \mathrm{Bernoulli}(1 - p)
-
-    The mean is preserved and the variance is :math:`\frac{p}{1 - p} w^2`, as with :class:`FeatureDropout`. The level is the
-    share :math:`p \in [0, 1]` of weights. The paper uses 0.5 in fully connected layers.
-
-    Raises:
-        ValueError: If the level is above 1.
+    The level is the share :math:`p \in [0, 1]` of weights. The paper uses 0.5 in fully connected layers.
 
     References:
         Regularization of Neural Networks using DropConnect (Wan et al., 2013),
         https://proceedings.mlr.press/v28/wan13.html
-
-    Example:
-        >>> DropConnect()(torch.ones(10, 10), 0.2, generator=torch.Generator().manual_seed(0)).unique()
-        tensor([0.0000, 1.2500])
     """
 
-    severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    severities: ClassVar[tuple[float, ...]] = FeatureDropout.severities
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return _drop(x, level, generator, rescale=True)
+        return FeatureDropout().perturb(x, level, generator)
 
 
 @dataclass(frozen=True)
@@ -682,13 +636,8 @@ class SwapNoise(Noise):
     position of the sample, so images and series can be swapped, too. A batch of one row does not change.
 
     The level is the share :math:`p \in [0, 1]` of cells. For denoising autoencoders of tables 0.15 is usual; VIME uses 0.3 and
-    SCARF 0.6.
-
-    The noise of a row depends on the other rows, so it cannot probe held-out data. Name the leaves to swap, because
+    SCARF 0.6. The noise of a row depends on the other rows, so it cannot probe held-out data. Name the leaves to swap, because
     ``inputs="*"`` would also swap integer labels.
-
-    Raises:
-        ValueError: If the level is above 1.
 
     References:
         VIME: Extending the Success of Self- and Semi-supervised Learning to Tabular Domain (Yoon et al., 2020),
@@ -720,24 +669,12 @@ class SwapNoise(Noise):
         return torch.where(swapped, x.gather(0, rows), x)
 
 
-def _drop(x: Tensor, level: float | Tensor, generator: torch.Generator, rescale: bool) -> Tensor:
-    kept = x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
-    if not rescale:
-        return kept
-    # at p = 1, an infinite factor would make the gradient NaN
-    return kept / ((1 - level).clamp_min(2**-24) if isinstance(level, Tensor) else max(1 - level, 2**-24))
-
-
 def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
     if x.ndim - 1 < axes:
         raise ValueError(
             f"{type(noise).__name__} needs samples of at least {axes} {'axis' if axes == 1 else 'axes'}, "
             f"got a batch of shape {tuple(x.shape)}"
         )
-
-
-def _norm(x: Tensor) -> Tensor:
-    return column(torch.linalg.vector_norm(x.flatten(1), dim=1), x)
 
 
 def _before_padding(x: Tensor, padding: float) -> Tensor:

@@ -14,13 +14,7 @@ T = TypeVar("T")
 def match(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> dict[str, T]:
     """Returns the entries whose names match a pattern. ``*`` matches any characters, including dots.
 
-    Args:
-        named: The modules or parameters by name.
-        patterns: A pattern or several, each of which must match a name.
-        kind: ``"module"`` or ``"parameter"``, for the message.
-
-    Raises:
-        ValueError: If a pattern matches no name. The message lists all names.
+    A pattern that matches no name is a ValueError, whose message lists all names of this kind.
 
     Example:
         >>> match({"net.0": 1, "net.1": 2, "head": 3}, ["net.*"], "module")

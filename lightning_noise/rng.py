@@ -58,13 +58,9 @@ class Key:
         return torch.Generator(device).manual_seed(_seed(*self.coordinates, "rank", self.rank))
 
     def uniform(self, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Returns uniform numbers in [0, 1), keyed by an index for each row.
+        """Returns uniform numbers in [0, 1) of a shape (B, *), whose rows depend only on the key and their index.
 
-        A row depends only on the key and its index.
-
-        Args:
-            index: An integer for each row, of shape (B,), such as the position of a sample in the data set.
-            shape: The shape of the result, (B, *).
+        The index has shape (B,). It holds, for example, the position of each sample in the data set.
 
         Example:
             >>> u = Key((0, "flips")).uniform(torch.tensor([5, 7, 5]), (3, 2))
@@ -77,15 +73,9 @@ class Key:
         return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(shape)  # the 24 bits of a float32 in [0.5, 1)
 
     def apply(self, noise: Callable[..., Tensor], x: Tensor, level: float | Tensor) -> Tensor:
-        """Applies a noise to the whole tensor or, with positions, to each row.
+        """Applies a noise to a tensor of shape (B, *) or, with positions, to each row.
 
-        Args:
-            noise: A noise, or a function ``noise(x, level, *, generator)``.
-            x: A tensor of shape (B, *).
-            level: A number, or a tensor of shape (B,).
-
-        Raises:
-            ValueError: If the number of positions is not the number of rows.
+        The level is a number, or a tensor of shape (B,). There must be as many positions as rows.
         """
         if self.positions is None:
             return noise(x, level, generator=self.generator(x.device))
@@ -94,9 +84,9 @@ class Key:
                 f"a tensor must have a row for each of the {len(self.positions)} positions, got {len(x)} rows; all inputs of a "
                 "held-out batch must have the same number of rows"
             )
-        generator = torch.Generator(x.device)
         if len(x) == 0:
             return x
+        generator = torch.Generator(x.device)
         levels = level.split(1) if isinstance(level, Tensor) else [level] * len(x)
         rows = [
             noise(row, amount, generator=generator.manual_seed(_seed(*self.coordinates, "position", position)))

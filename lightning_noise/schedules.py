@@ -2,7 +2,8 @@
 
 A schedule is a pure function of the progress of the run. So it needs no state, survives a resume, and can be plotted before
 training. Wherever a level is accepted, a number, a schedule or any callable with this signature is accepted. Values are named
-``start`` and ``end``. Times are named ``begin``, ``until`` and ``every``, and are in the ``unit``.
+``start`` and ``end``. Times are named ``begin``, ``until`` and ``every``, and are in the ``unit``. Times that are negative, not
+in order or, in fractions, above 1 are a ValueError. A schedule in fractions needs a run with a known end.
 """
 
 from __future__ import annotations
@@ -51,14 +52,7 @@ class Progress(NamedTuple):
 
 
 class Schedule(ABC):
-    """A level for each moment of a run.
-
-    A subclass is a frozen dataclass that implements ``__call__``.
-
-    Example:
-        >>> Linear(0.0, 0.4)(Progress(step=50, epoch=5, fraction=0.5))
-        0.2
-    """
+    """A level for each moment of a run. A subclass is a frozen dataclass that implements ``__call__``."""
 
     @abstractmethod
     def __call__(self, progress: Progress) -> float:
@@ -80,7 +74,7 @@ Level = float | Schedule | Callable[[Progress], float]
 
 
 def level_at(level: Level, progress: Progress) -> float:
-    """Returns the level at a moment: the number itself, or the value of the schedule."""
+    """Returns the number itself, or the value of the schedule at a moment."""
     if callable(level):
         return level(progress)
     if not hasattr(level, "__float__"):
@@ -89,7 +83,7 @@ def level_at(level: Level, progress: Progress) -> float:
 
 
 def moments(steps: int, epochs: int = 1) -> Iterator[Progress]:
-    """Yields the progress before each step of a run."""
+    """Returns the progress before each step of a run."""
     return (Progress(step, step * epochs // steps, step / steps) for step in range(steps))
 
 
@@ -181,10 +175,6 @@ class Linear(_Transition):
         until: The time :math:`t_1`. Default: the end of the run, if the unit is ``"fraction"``.
         unit: The unit of times: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
 
-    Raises:
-        ValueError: If times are not in order, or the unit is ``"fraction"`` and a time is not in [0, 1]. When called with
-            that unit, if the end of the run is unknown.
-
     Example:
         >>> ramp = Linear(0.0, 0.5, begin=100, until=200, unit="step")
         >>> [ramp(Progress(step, 0, None)) for step in (0, 100, 150, 200, 300)]
@@ -217,14 +207,11 @@ class Cosine(_Transition):
 
 @dataclass(frozen=True)
 class Exponential(_Transition):
-    r"""Goes from one value to another by a constant factor per time.
+    r"""Goes from one positive value to another by a constant factor per time.
 
     .. math:: s(t) = a \, (b / a)^u, \quad u = \min(\max((t - t_0) / (t_1 - t_0), 0), 1)
 
     Its mean over the window is :math:`(b - a) / \ln(b / a)`. The arguments are those of :class:`Linear`.
-
-    Raises:
-        ValueError: As for :class:`Linear`, and if a value is not positive.
 
     Example:
         >>> decay = Exponential(1.0, 0.25)
@@ -256,10 +243,7 @@ class InverseTime(Schedule):
         exponent: The power :math:`\gamma` of the amplitude, half the power of the variance.
         timescale: The time :math:`\tau` until :math:`1 + (t - t_0) / \tau` is 2.
         begin: The time :math:`t_0`.
-        unit: The unit of times: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
-
-    Raises:
-        ValueError: If ``begin`` is negative, or ``timescale`` or ``exponent`` is not positive.
+        unit: The unit of times, as in :class:`Linear`.
 
     References:
         Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
@@ -301,10 +285,7 @@ class Cyclic(Schedule):
         end: The value :math:`b` in the middle of a cycle.
         every: The length of a cycle, :math:`k`.
         begin: The time :math:`t_0`.
-        unit: The unit of times: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
-
-    Raises:
-        ValueError: If ``begin`` is negative, or ``every`` is not positive.
+        unit: The unit of times, as in :class:`Linear`.
 
     References:
         Cyclical Learning Rates for Training Neural Networks (Smith, 2017), https://arxiv.org/abs/1506.01186
@@ -346,10 +327,7 @@ class Window(Schedule):
         level: The level :math:`v` while on: a number, or a schedule with the times of the run.
         begin: The first time on, :math:`t_0`.
         until: The first time off, :math:`t_1`. Default: never.
-        unit: The unit of times: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
-
-    Raises:
-        ValueError: If times are not in order, or the unit is ``"fraction"`` and a time is not in [0, 1].
+        unit: The unit of times, as in :class:`Linear`.
 
     Example:
         >>> middle = Window(0.3, begin=2, until=4, unit="epoch")
@@ -384,12 +362,9 @@ class Piecewise(Schedule):
 
     Args:
         levels: The levels in order, numbers or schedules.
-        milestones: The times at which the second and each later level begins, :math:`m_1 < m_2 < \dots`.
-        unit: The unit of milestones: the ``"fraction"`` of the run, the ``"epoch"`` or the optimizer ``"step"``.
-
-    Raises:
-        ValueError: If the number of milestones is not the number of levels minus one, or milestones are not positive and
-            rising. In fractions, if they are not below 1; otherwise, if they are not whole.
+        milestones: The times at which the second and each later level begins, :math:`0 < m_1 < m_2 < \dots`. In epochs and
+            steps, they are whole numbers.
+        unit: The unit of milestones.
 
     Example:
         >>> rise, fall = Linear(0.0, 0.4, until=2, unit="epoch"), Exponential(0.4, 0.1, until=2, unit="epoch")
@@ -448,7 +423,7 @@ class Every(Schedule):
         every: The period :math:`k`.
         length: The time on in each period, :math:`l`.
         begin: The first time on, :math:`t_0`.
-        unit: The unit of times: the ``"epoch"`` or the optimizer ``"step"``.
+        unit: The unit of times, ``"epoch"`` or ``"step"``.
 
     Example:
         >>> often = Every(0.3, every=3)
@@ -481,12 +456,6 @@ class Product(Schedule):
 
     .. math:: s(t) = \prod_i s_i(t)
 
-    Args:
-        factors: The levels, numbers or schedules.
-
-    Raises:
-        ValueError: If there is no factor.
-
     Example:
         >>> pulses = Product([Linear(0.0, 1.0), Every(1.0, every=2)])
         >>> pulses(Progress(step=50, epoch=2, fraction=0.5)), pulses(Progress(step=75, epoch=3, fraction=0.75))
@@ -510,17 +479,11 @@ class Amplitude(Schedule):
 
     .. math:: s(t) = 10^{-\text{SNR}(t) / 20}
 
-    At 20 dB the amplitude is 0.1. At 0 dB noise and signal are equally strong. An infinite ratio is no noise. The amplitude is
-    the level of :class:`~lightning_noise.noise.SNR`, and of additive noises with ``relative="std"``.
-
-    A ratio of 0 dB is strong noise. To switch the noise off, wrap the amplitude: ``Window(Amplitude(20.0), until=0.8)``.
-
-    Args:
-        snr_db: The ratio in decibels, a number or a schedule.
+    The amplitude is the level of :class:`~lightning_noise.noise.SNR`, and of additive noises with ``relative="std"``. At 20 dB
+    the amplitude is 0.1. At 0 dB noise and signal are equally strong. An infinite ratio is no noise; to switch the noise off,
+    wrap the amplitude: ``Window(Amplitude(20.0), until=0.8)``.
 
     Example:
-        >>> Amplitude(snr_db=20.0)(Progress(step=0, epoch=0, fraction=None))
-        0.1
         >>> Amplitude(Linear(40.0, 0.0))(Progress(step=50, epoch=0, fraction=0.5))
         0.1
     """
@@ -536,19 +499,10 @@ def from_snr_db(snr_db: float) -> float: ...
 @overload
 def from_snr_db(snr_db: Schedule | Callable[[Progress], float]) -> Amplitude: ...
 def from_snr_db(snr_db: Level) -> float | Amplitude:
-    r"""Returns the relative amplitude of a signal-to-noise ratio in decibels.
-
-    .. math:: \sigma / \sigma_x = 10^{-\text{SNR} / 20}
-
-    The amplitude is the level of :class:`~lightning_noise.noise.SNR`, and of additive noises with ``relative="std"``.
-
-    Args:
-        snr_db: The ratio in decibels. If it is a schedule, the result is an :class:`Amplitude`.
+    """Returns the amplitude of a signal-to-noise ratio in decibels, or the :class:`Amplitude` of a schedule.
 
     Example:
         >>> from_snr_db(20.0)
         0.1
-        >>> from_snr_db(Linear(40.0, 0.0))(Progress(step=0, epoch=0, fraction=1.0))
-        1.0
     """
     return Amplitude(snr_db) if callable(snr_db) else 10 ** (-snr_db / 20)

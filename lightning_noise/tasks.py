@@ -72,22 +72,14 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, output: Any, target: Tensor) -> tuple[Any, Tensor]:
-        """Returns predictions and target as the metrics read them, in at least float32.
+        """Returns predictions and target as the metrics read them, or raises a ValueError if their shapes do not fit.
 
-        The values of the target are not looked at, because that would wait for the device; :meth:`check` does.
-
-        Raises:
-            ValueError: If output and target do not fit each other or the task.
+        Only :meth:`check` looks at the values of the target, because that waits for the device.
         """
 
     @abstractmethod
     def metrics(self, preds: Any, n_groups: int = 1) -> TaskMetrics:
-        """Returns all metrics of the task.
-
-        Args:
-            preds: Predictions from :meth:`read`, which tell the number of classes.
-            n_groups: The number of groups of samples whose sums are kept apart.
-        """
+        """Returns all metrics of the task, with sums for each of ``n_groups``; the predictions tell the number of classes."""
 
     @abstractmethod
     def governed_metrics(self, n_groups: int = 1) -> TaskMetrics:
@@ -125,12 +117,7 @@ class Task(ABC):
 
 
 class GroupedMetrics(MetricCollection):
-    """Metrics of a task whose sums are kept apart for groups of samples.
-
-    Args:
-        metrics: The metrics.
-        read: Computes once what all metrics need of the predictions. Default: the predictions as they are.
-    """
+    """Metrics of a task with sums for groups of samples; ``read`` computes once what all need of the predictions."""
 
     def __init__(self, metrics: dict[str, Metric], read: Callable[[Any], Any] | None = None):
         # no two metrics have the same states, so comparing the states finds nothing
@@ -215,7 +202,7 @@ class _Classification(Task):
                 "brier": BrierScore(n_groups),
                 "calibration": CalibrationBins(n_groups=n_groups),
                 "flip_rate": FlipRate(n_groups),
-                "entropy": PredictiveEntropy(preds.shape[1], n_groups),
+                "entropy": PredictiveEntropy(n_groups),
                 "selection": SelectiveClassification(n_groups),
                 "detection": NoiseDetection(n_groups),
             },
@@ -270,8 +257,6 @@ class Multiclass(_Classification):
 
 class _YesOrNo(_Classification):
     """Labels of 0 and 1, each of which counts as a prediction of two classes."""
-
-    has_classes: ClassVar[bool] = True
 
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         if not _is_floating(output) or output.shape != target.shape:

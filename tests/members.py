@@ -64,10 +64,6 @@ def brier_decomposition(n_groups: int = 1) -> BrierDecomposition:
     return BrierDecomposition(num_classes=5, n_groups=n_groups)
 
 
-def entropy_of_five(n_groups: int = 1) -> PredictiveEntropy:
-    return PredictiveEntropy(num_classes=5, n_groups=n_groups)
-
-
 # the metrics whose sums are whole numbers, for laws that all of them keep
 EXACT_METRICS = [
     ExpectedCalibrationError,
@@ -76,7 +72,7 @@ EXACT_METRICS = [
     CrossEntropy,
     BrierScore,
     brier_decomposition,
-    entropy_of_five,
+    PredictiveEntropy,
     SelectiveClassification,
 ]
 

@@ -261,7 +261,7 @@ def test_the_brier_score_refuses_another_number_of_classes():
 
 @pytest.mark.parametrize("data", [predictions(1), predictions(501), *EDGES.values()])
 def test_the_entropy_equals_that_of_scipy(data):
-    metric = PredictiveEntropy(data[0].shape[1])
+    metric = PredictiveEntropy()
     metric.update(data[0])
     reference = scipy_entropy(data[0].double().softmax(1).numpy(), axis=1).mean()
     assert metric.compute().item() == pytest.approx(reference, abs=1e-6)  # float32
@@ -376,18 +376,6 @@ def test_absent_noise_and_ties_are_not_detected():
     assert noise_detected(torch.tensor([7, 0]), torch.tensor([0, 5])) == 1
     assert noise_detected(torch.tensor([7, 0]), torch.tensor([2, 38])) == 1  # exactly 5 %
     assert noise_detected(torch.tensor([7, 0]), torch.tensor([3, 37])) == 0
-
-
-def test_the_histogram_of_the_entropy_is_that_of_numpy():
-    logits = torch.cat([predictions(1000)[0], torch.zeros(1, 5), 200 * torch.eye(5)])  # and both ends
-    metric = PredictiveEntropy(5)
-    metric.update(logits)
-    limits, counts = metric.histogram()
-    assert (limits[0], limits[-1], len(limits)) == (0, math.log(5), 65)
-    entropy = np.minimum(scipy_entropy(logits.double().softmax(1).numpy(), axis=1), math.log(5))
-    assert counts == np.histogram(entropy, limits)[0].tolist()
-    with pytest.raises(ValueError, match=r"PredictiveEntropy\(num_classes=4\) expects .* got 5 classes"):
-        PredictiveEntropy(4).update(logits)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Metrics of accuracy, calibration, confidence and robustness, with their standard errors.
 
-What the metrics share is in :class:`~lightning_noise.metrics.base.Sums`: how they are updated, groups of samples, and errors.
+What the metrics share is in :class:`~lightning_noise.metrics.base.Sums`: the arguments of ``update``, ``n_groups``, and errors.
 """
 
 from lightning_noise.metrics.calibration import CalibrationBins, ExpectedCalibrationError, TemperatureScaling

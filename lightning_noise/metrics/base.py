@@ -165,15 +165,6 @@ class Predictions:
             self._scored = target, self.log_probabilities.gather(1, target[:, None]).squeeze(1)
         return self._scored[1]
 
-    def check_classes(self, metric: Sums, num_classes: int) -> None:
-        """Raises a ValueError if the logits have another number of classes."""
-        n_classes, name = self.logits.shape[1], type(metric).__name__
-        if n_classes != num_classes:
-            raise ValueError(
-                f"{name}(num_classes={num_classes}) expects logits of shape (B, {num_classes}, *), got {n_classes} classes; "
-                f"give {name}(num_classes={n_classes})"
-            )
-
 
 def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
     r"""Returns the bin of each confidence among :math:`M` bins of equal width.

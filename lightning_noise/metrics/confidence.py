@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, bin_indices, quantize
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, quantize
 
 __all__ = [
     "FlipRate",
@@ -31,9 +29,6 @@ class SelectiveClassification(Sums):
     The formulas are :func:`aurc` and :func:`failure_auroc`. The states are histograms of 4096 bins of equal width in
     :math:`\log (c / (1 - c))`, because most confidences of many models lie above 0.999. Predictions in one bin, within 0.9 %
     in :math:`1 - c`, are tied.
-
-    Args:
-        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     Example:
         >>> metric = SelectiveClassification()
@@ -71,9 +66,6 @@ class NoiseDetection(Sums):
     beside the accuracy. The formula of the rate is :func:`noise_detected`; the bins are those of
     :class:`SelectiveClassification`. ``update(preds, clean_preds)`` adds logits under noise and without.
 
-    Args:
-        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
-
     References:
         A Baseline for Detecting Misclassified and Out-of-Distribution Examples (Hendrycks and Gimpel, 2017),
         https://arxiv.org/abs/1610.02136
@@ -109,42 +101,28 @@ class PredictiveEntropy(Sums):
 
     The mean is 0 if each prediction is certain, and :math:`\log K` if each is uniform. ``update(preds)`` ignores a target.
 
-    Args:
-        num_classes: The number of classes, :math:`K`.
-        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
-
     Example:
-        >>> metric = PredictiveEntropy(num_classes=4)
+        >>> metric = PredictiveEntropy()
         >>> metric.update(torch.zeros(3, 4))
         >>> metric.compute()  # log 4
         tensor(1.3863)
     """
 
     key = "entropy"
-    n_bins = 64
 
     entropy_sum: Tensor
 
-    def __init__(self, num_classes: int, n_groups: int = 1):
-        super().__init__(n_groups, entropy_sum=(), count=(self.n_bins,))
-        self.num_classes = num_classes
+    def __init__(self, n_groups: int = 1):
+        super().__init__(n_groups, entropy_sum=(), count=())
 
     def update(self, preds: Tensor | Predictions, target: Tensor | None = None, groups: Tensor | None = None) -> None:
         preds = Predictions.of(preds)
-        preds.check_classes(self, self.num_classes)
         # a probability of 0, as all below the bound are, adds nothing; in place, because a third tensor of this size costs more
         entropy = -preds.log_probabilities.clamp_min(-1000.0).mul_(preds.probabilities).sum(1).nan_to_num(0.0)
-        self._add(groups, entropy_sum=quantize(entropy), undefined=preds.undefined)
-        bins = bin_indices(entropy / math.log(self.num_classes), self.n_bins)
-        self._add_binned(groups, bins, count=preds.ones)
-
-    def histogram(self) -> tuple[list[float], list[int]]:
-        r"""Returns the edges of 64 bins from 0 to :math:`\log K`, in nats, and the counts in them over all ranks."""
-        edges = [math.log(self.num_classes) * edge / self.n_bins for edge in range(self.n_bins + 1)]
-        return edges, self._synchronized_states()["count"].sum(0).tolist()
+        self._add(groups, entropy_sum=quantize(entropy), count=preds.ones, undefined=preds.undefined)
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"entropy": sums["entropy_sum"] / RESOLUTION / sums["count"].sum()}
+        return {"entropy": sums["entropy_sum"] / RESOLUTION / sums["count"]}
 
 
 class FlipRate(Sums):
@@ -153,9 +131,6 @@ class FlipRate(Sums):
     .. math:: \frac{1}{n} \sum_i [\arg\max_k \tilde z_{ik} \neq \arg\max_k z_{ik}]
 
     ``update(preds, clean_preds)`` adds logits :math:`\tilde z` under noise and :math:`z` without.
-
-    Args:
-        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261. Their flip

@@ -49,12 +49,7 @@ def corruption_error(errors: Sequence[float], baseline: Sequence[float]) -> floa
 
     A value below 1 means that the model is more robust than the baseline. If the baseline makes no error, the value is NaN.
 
-    Args:
-        errors: The error rate at each level.
-        baseline: The error rates of another model, at the same levels.
-
-    Raises:
-        ValueError: If the two differ in length.
+    Both hold an error rate for each level; the baseline is another model at the same levels.
 
     References:
         Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261. Their
@@ -73,9 +68,6 @@ def corruption_error(errors: Sequence[float], baseline: Sequence[float]) -> floa
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]]) -> float:
     """Returns the mean of :func:`corruption_error` over noises, the mCE, from error rates by the tags of noises.
-
-    Raises:
-        ValueError: If the two differ in noises or levels.
 
     Example:
         >>> mean_corruption_error({"gaussian": [0.1], "shot": [0.3]}, baseline={"gaussian": [0.2], "shot": [0.3]})

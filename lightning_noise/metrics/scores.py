@@ -30,9 +30,6 @@ class CrossEntropy(Sums):
 
     ``compute`` also refuses a loss above :math:`2^{40}`, as for a target with the probability 0.
 
-    Args:
-        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
-
     Example:
         >>> metric = CrossEntropy()
         >>> metric.update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
@@ -69,9 +66,6 @@ class BrierScore(Sums):
     .. math:: \frac{1}{n} \sum_{i, k} (p_{ik} - [y_i = k])^2
 
     The score lies in [0, 2]; lower is better. :class:`BrierDecomposition` splits it into its parts.
-
-    Args:
-        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
     References:
         Verification of Forecasts Expressed in Terms of Probability (Brier, 1950),
@@ -147,7 +141,11 @@ class BrierDecomposition(Sums):
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
         preds = Predictions.of(preds)
-        preds.check_classes(self, self.num_classes)
+        if (n_classes := preds.logits.shape[1]) != self.num_classes:
+            raise ValueError(
+                f"BrierDecomposition(num_classes={self.num_classes}) expects logits of shape (B, {self.num_classes}, *), got "
+                f"{n_classes} classes; give num_classes={n_classes}"
+            )
         self._add(groups, score_sum=_brier(preds, target), undefined=preds.undefined)
         classes = column(torch.arange(self.num_classes, device=target.device), target)
         probabilities, correct = preds.probabilities.nan_to_num(0.0), target[:, None] == classes
@@ -204,9 +202,6 @@ class MeanSquaredError(_RegressionSums):
     Predictions and targets have one shape :math:`(B, *)`. Sums are in float64, or in float32 on a device without float64, so
     another order of the samples changes only the rounding. ``compute`` raises a ValueError if a term was not finite.
 
-    Args:
-        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
-
     Example:
         >>> metric = MeanSquaredError()
         >>> metric.update(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0]))
@@ -226,7 +221,7 @@ class MeanAbsoluteError(_RegressionSums):
 
     .. math:: \text{MAE} = \frac{1}{n} \sum_i |\hat y_i - y_i|
 
-    Shapes, sums and arguments are those of :class:`MeanSquaredError`.
+    Shapes and sums are those of :class:`MeanSquaredError`.
 
     Example:
         >>> metric = MeanAbsoluteError()
@@ -252,7 +247,7 @@ class R2Score(_RegressionSums):
     outputs share one mean, unlike in scikit-learn, which averages a score for each output. Without a group, mean and variance
     are those of the remaining samples. If all targets are equal, the value is NaN.
 
-    Shapes, sums and arguments are those of :class:`MeanSquaredError`. The variance is a difference, so its relative error is
+    Shapes and sums are those of :class:`MeanSquaredError`. The variance is a difference, so its relative error is
     that of the sums times :math:`\overline{y^2} / \text{Var}(y)`.
 
     Example:

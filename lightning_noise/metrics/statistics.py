@@ -89,7 +89,7 @@ def wilson_interval(value: float, errors: Iterable[tuple[float, int]], n: int) -
 
     Args:
         value: The proportion, :math:`\hat p`.
-        errors: The standard error of each source with its degrees of freedom.
+        errors: As in :func:`t_interval`.
         n: The number of samples.
 
     References:
