@@ -2,7 +2,8 @@
 
 Each law is a function that raises an AssertionError if its argument breaks the law. ``NOISE_LAWS``, ``SCHEDULE_LAWS`` and
 ``RULE_LAWS`` list the laws, so that a test suite can be parametrized over them. :func:`check_noise`, :func:`check_schedule`
-and :func:`check_rule` run all of them.
+and :func:`check_rule` run all of them. The tensors are on the default device: ``with torch.device("cuda"): check_noise(noise)``
+checks a noise on a GPU.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _input(shape: tuple[int, ...] = (6, 3, 8, 8), dtype: torch.dtype = torch.flo
 
 
 def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def _observations(n: int = 60) -> list[Observation]:

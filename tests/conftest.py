@@ -1,10 +1,12 @@
-"""Fixtures of all tests, and the order in which the tests run."""
+"""Fixtures of all tests, the order in which the tests run, and the device."""
 
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +24,30 @@ LONG = (
     "test_replay_isolation",
     "test_monitors",
 )
+# the laws that hold on every device: those of values, and those of callbacks in a fit
+LAWS_OF_VALUES = ("test_labels", "test_losses", "test_losses_derived", "test_metrics", "test_noise", "test_perturb", "test_rng")
+LAWS_OF_FITS = ("test_callbacks",)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device of the laws, such as cuda; tests of the CPU are skipped")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.device != "cpu":
+        torch.set_default_device(config.option.device)  # before the modules of the tests make tensors
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    on_cpu = collection_path.name.startswith("test_") and collection_path.stem not in LAWS_OF_VALUES + LAWS_OF_FITS
+    return True if on_cpu and config.option.device != "cpu" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
     """The longest files come first, so that no process is left alone with one at the end."""
+    for item in items:
+        if config.option.device != "cpu" and (isinstance(item, pytest.DoctestItem) or item.get_closest_marker("cpu")):
+            item.add_marker(pytest.mark.skip(reason="tests what only the CPU does"))
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
@@ -35,7 +57,14 @@ def pytest_collection_finish():
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    return torch.Generator(torch.get_default_device()).manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fits_take_their_data_from_the_cpu(request: pytest.FixtureRequest):
+    on_cpu = request.path.stem in LAWS_OF_FITS and request.config.option.device != "cpu"
+    with torch.device("cpu") if on_cpu else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

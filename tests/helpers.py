@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 N_FEATURES, N_CLASSES = 8, 3
+DEVICE = torch.get_default_device()  # as pytest --device set it
 # the resumed run saves no checkpoints of its own
 resumes = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 
@@ -149,7 +150,7 @@ def loader(data: Dataset | None = None, batch_size: int | None = 8, **kwargs: An
 
 def make_trainer(callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Trainer:
     settings = {
-        "accelerator": "cpu",
+        "accelerator": DEVICE.type,
         "devices": 1,
         "max_epochs": 2,
         "logger": False,

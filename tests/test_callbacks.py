@@ -33,6 +33,8 @@ LEVELS: dict[str, Level] = {
     "intervals": schedules.Every(0.3, every=2),
     "callable": lambda progress: 0.05 * progress.step,
 }
+# a ramp differs in each step, so that it stands for the others
+RESUMED = [pytest.param(level, id=name, marks=() if name == "ramp" else pytest.mark.slow) for name, level in LEVELS.items()]
 # by a rule that asks for no noise in held-out data
 ADAPTIVE: dict[str, AnyLevel] = {"adaptive": AdaptiveLevel(SignedGap(step=0.1, z=0.0), 0.3)}
 
@@ -69,7 +71,7 @@ def test_the_global_streams_are_as_without(make):
 def test_the_seed_is_that_of_the_run_and_can_be_fixed():
     def first_noise(seed, run):
         module, _ = fit([InputNoise(noise.Gaussian(), 1.0, seed=seed)], seed=run, train=loader(Rows()), module=Classifier)
-        return module.seen[0][0] - Rows().x[:8]
+        return module.seen[0][0].cpu() - Rows().x[:8]
 
     # the same numbers up to the rounding of adding and subtracting x
     torch.testing.assert_close(first_noise(None, 5), first_noise(5, 0), rtol=0, atol=1e-6)
@@ -82,9 +84,9 @@ def test_the_noise_is_the_draw_of_its_key():
     for i, (x, y) in enumerate(module.seen):
         epoch, batch_idx = divmod(i, 3)
         key = Key((7, "input", epoch, batch_idx), rank=0) / "leaf" / "0"
-        clean = data.x[8 * batch_idx : 8 * batch_idx + 8]
-        assert torch.equal(x, noise.Gaussian()(clean, 0.5, generator=key.generator("cpu")))
-        assert torch.equal(y, data.y[8 * batch_idx : 8 * batch_idx + 8])
+        clean = data.x[8 * batch_idx : 8 * batch_idx + 8].to(x.device)
+        assert torch.equal(x, noise.Gaussian()(clean, 0.5, generator=key.generator(x.device)))
+        assert torch.equal(y.cpu(), data.y[8 * batch_idx : 8 * batch_idx + 8])
 
 
 def test_two_callbacks_act_in_the_order_of_the_trainer():
@@ -95,7 +97,7 @@ def test_two_callbacks_act_in_the_order_of_the_trainer():
         return x + 1
 
     module, _ = fit([InputNoise(double, 1.0, name="double"), InputNoise(add, 1.0, name="add")], train=loader())
-    assert torch.equal(module.seen[0][0], 2 * Rows().x[:8] + 1)
+    assert torch.equal(module.seen[0][0].cpu(), 2 * Rows().x[:8] + 1)
 
 
 # --- resume
@@ -104,7 +106,7 @@ def test_two_callbacks_act_in_the_order_of_the_trainer():
 @resumes
 @every_variant
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+@pytest.mark.parametrize("level", RESUMED)
 def test_a_resumed_run_equals_the_uninterrupted_one(make, level, accumulate, tmp_path):
     steps = math.ceil(3 / accumulate)  # of an epoch of three batches
     assert_resumes(make, level, tmp_path, loader, steps, lambda step: step < 4 * steps, accumulate_grad_batches=accumulate)
@@ -176,10 +178,10 @@ def test_validation_and_sanity_check_never_see_noise(make):
 def test_other_callbacks_see_the_clean_batch(make):
     class Watch(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            assert torch.equal(batch[0], data.x[8 * batch_idx : 8 * batch_idx + 8])
+            assert torch.equal(batch[0].cpu(), data.x[8 * batch_idx : 8 * batch_idx + 8])
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            assert torch.equal(batch[0], data.x[8 * batch_idx : 8 * batch_idx + 8])
+            assert torch.equal(batch[0].cpu(), data.x[8 * batch_idx : 8 * batch_idx + 8])
 
     data = Rows()
     fit([make(0.5), Watch()], train=loader(data))
@@ -257,7 +259,7 @@ def test_a_step_that_somebody_set_on_the_strategy_comes_back():
     trainer.fit(Classifier(), loader(), loader())
     assert trainer.strategy.training_step is mine
     assert len(calls) == 6
-    assert not torch.equal(calls[0][0][0], Rows().x[:8]), "it was given the noisy batch"
+    assert not torch.equal(calls[0][0][0].cpu(), Rows().x[:8]), "it was given the noisy batch"
 
 
 # --- errors

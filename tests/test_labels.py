@@ -33,7 +33,7 @@ def transition(member: labels.LabelNoise, level: float) -> Tensor:
 
 
 def sample(member: labels.LabelNoise, target: Tensor, level: float, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     change, partner = torch.rand(2, *target.shape, generator=generator)
     return member.sample(target, level, change=change, partner=partner)
 
@@ -44,7 +44,7 @@ def test_the_probabilities_are_those_of_the_formula(member, level):
     expected = transition(member, level)
     # a sum and a product of float32 numbers in [0, 1] round a few times
     torch.testing.assert_close(member.probabilities(torch.arange(K), level), expected, rtol=0, atol=1e-6)
-    pixels = torch.randint(0, K, (3, 5, 2), generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(0, K, (3, 5, 2), generator=torch.Generator(torch.get_default_device()).manual_seed(0))
     soft = member.probabilities(pixels, level)
     assert soft.shape == (3, K, 5, 2)
     torch.testing.assert_close(soft, expected[pixels].movedim(-1, 1), rtol=0, atol=1e-6)
@@ -69,7 +69,7 @@ def test_flips_are_smoothing_in_expectation(member):
 
 
 def test_the_loss_of_flipped_labels_is_that_of_smoothed_ones_on_average():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     logits, target, rate = torch.randn(1, K, generator=generator), torch.tensor([2]), 0.3
     flipped = sample(labels.FlipLabels(K), target.expand(N), rate)
     losses = F.cross_entropy(logits.expand(N, K), flipped, reduction="none")
@@ -78,7 +78,7 @@ def test_the_loss_of_flipped_labels_is_that_of_smoothed_ones_on_average():
 
 
 def test_the_accuracy_against_flipped_labels_has_its_closed_form():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     target = torch.randint(0, K, (N,), generator=generator)
     accuracy, rate = 0.8, 0.25
     preds = torch.where(torch.rand(N, generator=generator) < accuracy, target, (target + 1) % K)
@@ -89,7 +89,7 @@ def test_the_accuracy_against_flipped_labels_has_its_closed_form():
 
 @each_noise
 def test_what_changes_at_a_level_changes_to_the_same_class_at_every_higher_one(member):
-    target = torch.randint(0, K, (N,), generator=torch.Generator().manual_seed(0))
+    target = torch.randint(0, K, (N,), generator=torch.Generator(torch.get_default_device()).manual_seed(0))
     low, high = (sample(member, target, level) for level in (0.2, 0.5))
     changed = low != target
     assert torch.equal(low[changed], high[changed])
@@ -99,7 +99,7 @@ def test_what_changes_at_a_level_changes_to_the_same_class_at_every_higher_one(m
 @each_noise
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_labels_keep_their_type_and_shape_and_are_not_written_to(member, dtype):
-    target = torch.randint(0, K, (6, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
+    target = torch.randint(0, K, (6, 3), generator=torch.Generator(torch.get_default_device()).manual_seed(0)).to(dtype)
     before = target.clone()
     drawn = sample(member, target, 0.5)
     assert (drawn.dtype, drawn.shape) == (dtype, target.shape)

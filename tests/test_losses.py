@@ -232,7 +232,10 @@ def test_statistics_of_the_labels_may_have_a_size_of_their_own():
 def test_no_random_number_is_drawn():
     x, target = logits(6, 7), labels(6)
     state = torch.get_rng_state()
-    with SmoothedLabelLoss(target, level()), MixedLabelLoss(target, PARTNERS, torch.rand(6, generator=torch.Generator())):
+    with (
+        SmoothedLabelLoss(target, level()),
+        MixedLabelLoss(target, PARTNERS, torch.rand(6, generator=torch.Generator(torch.get_default_device()))),
+    ):
         F.cross_entropy(x, target)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -293,7 +296,7 @@ def test_a_focal_loss_is_that_function_of_the_softened_loss():
 @pytest.mark.parametrize("ignored", [False, True])
 def test_autocast_is_as_for_the_loss_of_torch(dtype, ignored):
     net, x, target = nn.Linear(5, 7), torch.randn(16, 5), labels(16, ignored=ignored)
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(torch.get_default_device().type, dtype):
         expected = F.cross_entropy(net(x), target, label_smoothing=0.1)
         with SmoothedLabelLoss(target, level()):
             loss = F.cross_entropy(net(x), target)
@@ -332,7 +335,7 @@ def losses_of(step, backend: Any) -> tuple[list[float], list[float]]:
         for run, out in zip((compiled, step), found, strict=True):
             with (
                 SmoothedLabelLoss(target, level_) as smoothing,
-                MixedLabelLoss(target, torch.randperm(6, generator=torch.Generator()), lam) as mixing,
+                MixedLabelLoss(target, torch.randperm(6, generator=torch.Generator(torch.get_default_device())), lam) as mixing,
             ):
                 out.append(run(x, target).item())
             assert smoothing.applied
@@ -345,6 +348,7 @@ def make_step():
     return lambda x, target: F.cross_entropy(net(x), target.long().view(-1))
 
 
+@pytest.mark.cpu
 def test_a_compiled_step_is_compiled_once_for_all_levels_and_softened_once():
     counter = CompileCounter()  # with backend="eager" the graph runs under the modes, too
     compiled, plain = losses_of(make_step(), counter)
@@ -354,6 +358,7 @@ def test_a_compiled_step_is_compiled_once_for_all_levels_and_softened_once():
 
 
 @pytest.mark.slow
+@pytest.mark.cpu
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated")  # torch 2.13 warns of its own code
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_step_in_compiled_code_is_compiled_once_for_all_levels(backend):
@@ -367,6 +372,7 @@ def test_a_step_in_compiled_code_is_compiled_once_for_all_levels(backend):
 
 
 @pytest.mark.slow
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", DERIVED)
 def test_what_is_made_of_the_target_is_followed_in_compiled_code(name):
     derive, arrange = DERIVED[name]
@@ -386,6 +392,7 @@ def test_what_is_made_of_the_target_is_followed_in_compiled_code(name):
     assert torch.equal(*found)
 
 
+@pytest.mark.cpu
 def test_a_compiled_module_within_the_step_is_compiled_once_and_its_loss_softened():
     counter, net = CompileCounter(), nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 7))
     compiled, x = torch.compile(net, backend=counter), torch.randn(6, 5)
@@ -398,6 +405,7 @@ def test_a_compiled_module_within_the_step_is_compiled_once_and_its_loss_softene
     assert counter.frame_count == 1
 
 
+@pytest.mark.cpu
 def test_a_target_that_is_made_in_a_compiled_part_is_followed_out_of_it():
     x, target = logits(6, 7), labels(6, 1)
     prepare = torch.compile(lambda y: y.long().view(-1), backend="eager")

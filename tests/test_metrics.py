@@ -52,14 +52,14 @@ def test_a_metric_does_not_depend_on_the_batches(metric, size):
     whole.update(logits, target)
     for part in zip(logits.split(size), target.split(size), strict=True):
         parts.update(*part)
-    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(200, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
     shuffled.update(logits[order], target[order])
     assert_same_values(parts, whole)
     assert_same_values(shuffled, whole)
 
 
 def batch_of(metric: Any, n: int = 200, places: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(n)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(n)
     shape = (n, *places)
     values = {
         "preds": 2 * torch.randn(n, 5, *places, generator=generator),
@@ -202,7 +202,7 @@ def test_a_prediction_that_is_not_finite_is_an_error(metric, broken):
 
 def test_ece_of_p_against_a_coin_of_p_squared_is_one_sixth():
     n, n_bins = 400_000, 100
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     p = torch.rand(n, generator=generator, dtype=torch.float64)
     hits = (torch.rand(n, generator=generator, dtype=torch.float64) < p**2).double()
     bins = bin_indices(p, n_bins)
@@ -218,7 +218,7 @@ def test_cross_entropy_equals_that_of_scikit_learn(n):
     logits, target = predictions(n)
     metric = CrossEntropy()
     metric.update(logits, target)
-    reference = log_loss(target.numpy(), logits.double().softmax(1).numpy(), labels=range(5))
+    reference = log_loss(target.cpu().numpy(), logits.double().softmax(1).cpu().numpy(), labels=range(5))
     assert metric.compute().item() == pytest.approx(reference, rel=1e-6)
 
 
@@ -236,7 +236,7 @@ def test_losses_of_any_size_add_up_and_infinite_losses_are_refused():
 
 
 def test_metrics_take_a_class_for_each_pixel():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     logits = torch.randn(3, 5, 4, 6, generator=generator)
     target = torch.randint(0, 5, (3, 4, 6), generator=generator)
     flat = logits.movedim(1, -1).reshape(-1, 5), target.flatten()

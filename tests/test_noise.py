@@ -147,15 +147,20 @@ LINEAR = (
 
 @pytest.mark.parametrize("member", [member for member in NOISES if isinstance(member, LINEAR)], ids=repr)
 def test_the_level_scales_one_draw(member):
-    x = torch.rand(5, 2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    half, full = (member(x, level, generator=torch.Generator().manual_seed(0)) - x for level in (0.5, 1.0))
+    x = torch.rand(5, 2, 7, dtype=torch.float64, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
+    half, full = (
+        member(x, level, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) - x for level in (0.5, 1.0)
+    )
     # the same z at both levels; the subtraction of x rounds at 1e-16 of a number near 1
     torch.testing.assert_close(2 * half, full, rtol=0, atol=1e-14)
 
 
 def test_the_impulses_of_a_lower_level_are_among_those_of_a_higher_one():
     x = torch.full((1000,), 0.5)
-    few, many = (noise.Impulse(0.0, 1.0)(x, level, generator=torch.Generator().manual_seed(0)) != x for level in (0.1, 0.3))
+    few, many = (
+        noise.Impulse(0.0, 1.0)(x, level, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) != x
+        for level in (0.1, 0.3)
+    )
     assert bool((many | ~few).all())
     assert many.sum() > few.sum()
 
@@ -190,7 +195,7 @@ DRAWS: dict[type[noise.Noise], list[Draw]] = {
     "member", [member for member in NOISES if member not in (noise.Shot(), noise.Shot(4.0), MASKING[1])], ids=repr
 )
 def test_no_more_is_drawn_than_the_noise_needs(member, generator):
-    reference = torch.Generator().manual_seed(0)
+    reference = torch.Generator(torch.get_default_device()).manual_seed(0)
     for draw in DRAWS[type(member)]:
         draw(reference)
     member(torch.rand(6, 3, 8, 8), 0.3, generator=generator)
@@ -322,7 +327,9 @@ def test_a_steep_spectrum_is_finite(exponent, generator):
 
 def test_a_series_that_draws_an_exact_zero_has_no_noise(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "normal_", lambda self, **_: self.zero_())
-    assert torch.equal(noise.ColoredNoise()(torch.ones(2, 2), 0.3, generator=torch.Generator()), torch.ones(2, 2))
+    assert torch.equal(
+        noise.ColoredNoise()(torch.ones(2, 2), 0.3, generator=torch.Generator(torch.get_default_device())), torch.ones(2, 2)
+    )
 
 
 def test_a_series_of_one_element_has_no_color(generator):
@@ -403,7 +410,7 @@ def test_dropped_features_are_zero_and_the_others_scaled(generator):
 @pytest.mark.parametrize("level", [1.0, torch.tensor([0.5, 1.0])], ids=repr)
 def test_the_gradient_is_finite_where_all_is_dropped(member, level):
     x = torch.ones(2, 3, requires_grad=True)
-    member(x, level, generator=torch.Generator().manual_seed(0)).sum().backward()
+    member(x, level, generator=torch.Generator(torch.get_default_device()).manual_seed(0)).sum().backward()
     assert x.grad is not None
     assert (x.grad[1] == 0).all()
     assert x.grad.isfinite().all()
@@ -411,7 +418,7 @@ def test_the_gradient_is_finite_where_all_is_dropped(member, level):
 
 def test_drop_connect_is_the_dropout_of_features_under_another_name():
     x = torch.rand(50, 40)
-    one, two = (member(x, 0.3, generator=torch.Generator().manual_seed(0)) for member in DROPOUTS)
+    one, two = (member(x, 0.3, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) for member in DROPOUTS)
     assert torch.equal(one, two)
 
 

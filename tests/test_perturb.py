@@ -14,7 +14,7 @@ KEY = Key((0, "input", 0, 0), rank=0)
 
 
 def inputs(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(shape, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
 
 
 def test_level_0_hands_on_the_batch_itself():
@@ -73,7 +73,7 @@ def test_a_relative_level_is_computed_in_the_precision_of_the_input():
     def shift(x, level, *, generator):
         return x + level[:, None]
 
-    x = 1e9 + torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = 1e9 + torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
     out = perturb_batch(x, [()], noise.as_noise(shift), 1.0, KEY, relative="std")
     # float64 resolves 1e-7 at 1e9
     torch.testing.assert_close(out - x, x.std(1, correction=0)[:, None].expand(3, 4), rtol=0, atol=1e-6)

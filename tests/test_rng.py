@@ -14,7 +14,7 @@ KEY = Key((0, "input", 3, 7), rank=0)
 
 
 def draw(key: Key) -> list[float]:
-    return torch.rand(4, generator=key.generator("cpu")).tolist()
+    return torch.rand(4, generator=key.generator(torch.get_default_device())).tolist()
 
 
 def test_the_same_key_gives_the_same_draw_in_any_order():
@@ -52,7 +52,7 @@ def test_a_known_key_has_a_known_seed():
 @pytest.mark.parametrize("level", [0.5, torch.linspace(0.1, 1, 12)], ids=["number", "tensor"])
 @pytest.mark.parametrize("member", [noise.Gaussian(), noise.Uniform(), noise.Speckle(), noise.Impulse()], ids=repr)
 def test_a_row_depends_on_its_position_alone(member, level):
-    x = torch.rand(12, 2, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(12, 2, 5, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
     whole = Key((0, "probe"), positions=range(12)).apply(member, x, level)
     for size in (1, 5, 7):
         parts = [
