@@ -120,7 +120,7 @@ class SmoothLabels(_UniformLabelNoise):
     error and keeps most of the gain in accuracy.
 
     Args:
-        n_classes: The number of classes :math:`K`. At the loss the logits show the number. Default: ``None``.
+        n_classes: The number of classes :math:`K`. Default: the number of logits at the loss.
 
     References:
         Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2016), https://arxiv.org/abs/1512.00567

@@ -100,7 +100,6 @@ def _check_window(begin: float, until: float, unit: Unit) -> None:
 
 
 def _latest(unit: Unit) -> float:
-    """Returns the end of the run in a unit, or infinity."""
     return 1.0 if unit == "fraction" else math.inf
 
 
@@ -143,14 +142,11 @@ class _Transition(Schedule):
     def __post_init__(self):
         if self.until is None and self.unit in ("epoch", "step"):
             raise ValueError(f"until must be given for unit={self.unit!r}, got None; give until=, the end of the transition")
-        _check_window(self.begin, self._until, self.unit)
-
-    @property
-    def _until(self) -> float:
-        return 1.0 if self.until is None else self.until
+        _check_window(self.begin, 1.0 if self.until is None else self.until, self.unit)
 
     def __call__(self, progress: Progress) -> float:
-        u = (_time(progress, self.unit) - self.begin) / (self._until - self.begin)
+        until = 1.0 if self.until is None else self.until
+        u = (_time(progress, self.unit) - self.begin) / (until - self.begin)
         if u <= 0:
             return self.start
         return self.end if u >= 1 else self._value(u)

@@ -206,7 +206,7 @@ def noise_detected(noisy: Tensor, clean: Tensor) -> Tensor:
 
     .. math:: P(c_\text{noisy} < t), \quad t = \max \{ t : P(c_\text{clean} < t) \leq 0.05 \}
 
-    The arguments are the numbers of predictions in each bin, as in :func:`aurc`. The threshold is the lower edge of a bin, so
+    The arguments are the numbers of predictions in each bin, as for :func:`aurc`. The threshold is the lower edge of a bin, so
     at most 5 % of the clean predictions are taken for noisy. If many predictions are tied, fewer clean and noisy ones are.
 
     Example:
