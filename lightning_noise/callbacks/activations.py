@@ -41,7 +41,7 @@ class _Active:
     ids: dict[str, Any] = field(default_factory=dict)  # the tokens of the first call of each embedding
 
     def count_call(self, name: str) -> int:
-        """Counts a call of a module, and returns the index of the call for this batch."""
+        """Counts a call, and returns its index for this batch."""
         if not runs_backward():
             self.calls[name] += 1
             return self.calls[name] - self.earlier[name] - 1
@@ -55,7 +55,7 @@ class _Active:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a module during a perturbation, with everything that the noise depends on."""
+    """A call of a module during a perturbation."""
 
     name: str
     module: nn.Module
@@ -90,7 +90,7 @@ class OutputCallback(NoiseCallback):
 
     @abstractmethod
     def perturb_call(self, call: Call) -> Any:
-        """Returns the noisy output of a call, without writing to the output or its tensors."""
+        """Returns the noisy output of a call, out of place."""
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         before = self._active
@@ -124,7 +124,7 @@ class OutputCallback(NoiseCallback):
         self._remove()
 
     def after_forward(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        """Returns the noisy output of a module, or ``None`` to keep the output."""
+        """Returns the noisy output, or ``None`` to keep the output."""
         if (active := self._active) is None:
             return None
         call = Call(name, module, inputs, output, active.count_call(name), active)
@@ -178,9 +178,9 @@ class ActivationNoise(OutputCallback):
 
     Raises:
         TypeError: If a selected module returns no floating-point tensor, or a nested or sparse tensor.
-        ValueError: If a pattern matches no module, an epoch with noise calls no selected module, the noise has no gradient, the
-            level is relative to rows of one number, activation checkpointing repeats a module that is called several times in a
-            step, or the first dimension of an output is not the batch dimension under a probe.
+        ValueError: If a pattern matches no module, an epoch with noise calls no selected module, the noise has no gradient, or
+            the level is relative to rows of a single number. If activation checkpointing repeats a module that is called
+            several times in a step. If the first dimension of an output is not the batch dimension under a probe.
 
     References:
         Explicit Regularisation in Gaussian Noise Injections (Camuto et al., 2020), https://arxiv.org/abs/2007.07368
@@ -227,7 +227,7 @@ class ActivationNoise(OutputCallback):
 
 
 class _Hook:
-    """A forward hook that calls a callback. A copy of the hook, as in a copied or loaded module, does nothing."""
+    """A forward hook that calls a callback."""
 
     def __init__(self, callback: OutputCallback | None = None, name: str = ""):
         self.callback = callback
@@ -239,12 +239,12 @@ class _Hook:
         if self.callback is not None:
             return self.callback.after_forward(self.name, module, (*args, *kwargs.values()), output)
 
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:  # in a copied or loaded module, the hook does nothing
         return _Hook, ()
 
 
 def name_modules(pl_module: LightningModule) -> dict[str, nn.Module]:
-    """Returns the modules by name, without the root and without parametrizations, which compute parameters."""
+    """Returns the modules by name, without the root and parametrizations."""
     named: dict[str, nn.Module] = {}
     for name, module in pl_module.named_modules():
         named.setdefault(plain_name(name), module)  # a compiled module comes before the module that it wraps

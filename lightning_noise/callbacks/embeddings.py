@@ -46,8 +46,8 @@ class EmbeddingNoise(OutputCallback):
 
     Raises:
         TypeError: If a selected module returns no embeddings.
-        ValueError: If there is not exactly one ``nn.Embedding`` and ``modules`` is not set, if the mask does not fit or is used
-            for calls on other tokens, or as in :class:`ActivationNoise`.
+        ValueError: If ``modules`` is not set and the module has no single ``nn.Embedding``, if the mask does not fit or the
+            embedding is called on other tokens, or as in :class:`ActivationNoise`.
 
     References:
         NEFTune: Noisy Embeddings Improve Instruction Finetuning (Jain et al., 2023), https://arxiv.org/abs/2310.05914
@@ -102,7 +102,7 @@ class EmbeddingNoise(OutputCallback):
         return torch.where(tokens, y, x)
 
     def _tokens(self, call: Call) -> Tensor:
-        """Returns the mask of the tokens, of the shape of the embeddings without the last dimension."""
+        """Returns the mask of the tokens, of shape (B, L) or (B,)."""
         shape, device = call.output.shape[:-1], call.output.device
         if self.mask is None:
             embedding = original_module(call.module)

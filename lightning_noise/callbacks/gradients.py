@@ -56,7 +56,7 @@ class GradientNoise(NoiseCallback):
     Raises:
         TypeError: If a gradient is sparse.
         ValueError: If a level is wrong, the strategy has no whole gradients (FSDPStrategy, DeepSpeedStrategy), or a manual step
-            calls an optimizer that Lightning does not wrap, because such an update calls no hook.
+            calls an optimizer that Lightning does not wrap and whose update calls no hook.
 
     References:
         Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
@@ -71,12 +71,7 @@ class GradientNoise(NoiseCallback):
     can_probe: ClassVar[bool] = False
 
     def __init__(
-        self,
-        noise: Noise | NoiseFunction,
-        level: AnyLevel | None = None,
-        *,
-        seed: int | None = None,
-        name: str = "gradient",
+        self, noise: Noise | NoiseFunction, level: AnyLevel | None = None, *, seed: int | None = None, name: str = "gradient"
     ):
         self.noise = as_noise(noise)
         super().__init__(InverseTime(0.1) if level is None else level, noise=self.noise, seed=seed, name=name)
@@ -119,7 +114,7 @@ class GradientNoise(NoiseCallback):
 
     @torch.no_grad()
     def _perturb(self, gradients: dict[str, Tensor], key: Key, scale: Tensor | None) -> Tensor | None:
-        """Perturbs the gradients, and returns the norm of the noise over the norm of the gradients if it is logged."""
+        """Perturbs the gradients, and returns the ratio if it is logged."""
         signal = error = torch.zeros(())
         for name, gradient in gradients.items():
             check_dense(name, gradient)
@@ -139,7 +134,7 @@ class GradientNoise(NoiseCallback):
 
 
 def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Returns the gradients that the optimizer will use, by the name of the parameter."""
+    """Returns the gradients of the optimizer, by the name of their parameter."""
     names = {parameter: plain_name(name) for name, parameter in pl_module.named_parameters()}
     # a parameter of no module is named by its position in the optimizer
     named = {names.get(parameter, str(i)): gradient_of(parameter) for i, parameter in enumerate(parameters_of(optimizer))}
@@ -147,9 +142,9 @@ def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Te
 
 
 def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
-    """Returns the loss scale if the gradients still have it: a fused optimizer removes the loss scale in its own step."""
+    """Returns the loss scale if it is still in the gradients."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not takes_scaled_gradients(optimizer):
+    if scaler is None or not takes_scaled_gradients(optimizer):  # only a fused optimizer unscales in its own step
         return None
     return scaler.scale(torch.ones((), device=trainer.strategy.root_device))  # get_scale() would synchronize
 

@@ -45,21 +45,21 @@ class WeightNoise(NoiseCallback):
     or multiplicative (:class:`~lightning_noise.noise.Speckle`, :class:`~lightning_noise.noise.DropConnect`). Multiplicative
     noise then has no effect on a linear model with a squared error, and layers before a normalization grow.
     ``"reparametrized"`` is exact for every noise: each rank multiplies its gradient by :math:`\partial \tilde w / \partial w`
-    before the average over ranks. If a loss contains gradients, it is exact for multiplicative noise and an error for relative
-    noise.
+    before the average over ranks. If a loss contains gradients, this is exact for multiplicative noise and an error for
+    relative noise.
 
     The weights are noisy from the start of the training step to the end of the backward pass. In manual optimization they are
     noisy to the end of the step, except during updates; after an update, the weights of its optimizer get a new draw. Weights
-    are restored bit for bit from a copy, even if the step raises an error. Validation, test, averages of the weights by
-    callbacks, and checkpoints are clean, even if a checkpoint is saved within a step.
+    are restored bit for bit from a copy, even if the step raises an error. Validation, test, averages that callbacks take, and
+    checkpoints see clean weights, even if a checkpoint is saved within a step.
 
-    Few hooks see noisy weights: ``on_before_zero_grad``, ``on_before_backward``, and ``on_after_backward`` of callbacks that
-    precede this callback. In manual optimization, ``on_before_optimizer_step`` of these callbacks does, too; with scaled
-    gradients, of all callbacks. Batch normalization collects its running statistics under the noise.
+    Three hooks see noisy weights: ``on_before_zero_grad``, ``on_before_backward``, and the ``on_after_backward`` of callbacks
+    that precede this callback. In manual optimization, so does ``on_before_optimizer_step`` of these callbacks, or of all
+    callbacks if gradients are scaled. Batch normalization collects its running statistics under the noise, as with dropout.
 
-    The training step reads noisy weights. Average a teacher, clip weights and load weights in ``on_train_batch_end``. Restoring
-    would lose what the training step writes to noisy weights, so it is an error. torch does not record writes to ``.data``;
-    they are lost without an error.
+    The training step reads noisy weights. Average a teacher, clip weights and load weights in ``on_train_batch_end``. It is an
+    error if the training step writes to noisy weights, because restoring would lose the write. torch does not record writes to
+    ``.data``; they are lost without an error.
 
     Each micro-batch of an accumulation and each rank has its own draw. All evaluations of a closure in one update share a draw.
     The memory cost is one copy of the perturbed parameters, and a few copies of the largest parameter.
@@ -70,7 +70,7 @@ class WeightNoise(NoiseCallback):
 
     Let the level rise, as in ``schedules.Linear(0.0, 0.5, until=0.5)``: at equal mean dose, the rising level was a point of
     accuracy under noise better than a constant or falling level. An :class:`~lightning_noise.AdaptiveLevel` should start at 0.
-    There is a warning if it starts above 1, because a model at chance cannot show that the level is too high.
+    A start above 1 warns, because a model at chance cannot show that the level is too high.
 
     Args:
         noise: The noise, such as :class:`~lightning_noise.noise.Gaussian`. The noise takes each row of a tensor for a sample.
@@ -179,10 +179,8 @@ class WeightNoise(NoiseCallback):
             check_parameters_are_whole(trainer, self.name)
             self._first_norms = {}
 
-    def _perturbed_parameters(self, pl_module: LightningModule, level: float, key: Key) -> PerturbedParameters:
-        return PerturbedParameters(
-            pl_module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient
-        )
+    def _perturbed_parameters(self, module: LightningModule, level: float, key: Key) -> PerturbedParameters:
+        return PerturbedParameters(module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient)
 
     def _measure(self, noisy: PerturbedParameters) -> Tensor:
         """Returns the norm of all noise over the norm of all weights."""

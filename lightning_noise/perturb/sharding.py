@@ -34,7 +34,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def with_local(tensor: Tensor, part: Tensor) -> Tensor:
-    """Returns a tensor that is sharded like ``tensor`` and whose part on this rank is ``part``."""
+    """Returns a tensor like ``tensor`` whose part on this rank is ``part``."""
     if not isinstance(tensor, DTensor):
         return part
     return DTensor.from_local(part, tensor.device_mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
@@ -52,7 +52,7 @@ def gradient_of(parameter: Tensor) -> Tensor | None:
 
 
 def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
-    """Returns the key of a parameter; each shard of a sharded parameter has a key of its own."""
+    """Returns the key of a parameter, different for each shard."""
     key = key / name
     if isinstance(parameter, DTensor):
         coordinates = parameter.device_mesh.get_coordinate() or ()
@@ -62,7 +62,7 @@ def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
 
 
 def check_rows_are_whole(parameter: Tensor, name: str) -> None:
-    """Raises a ValueError if a row of the parameter is spread over ranks."""
+    """Raises a ValueError if a row is spread over ranks."""
     placements = parameter.placements if isinstance(parameter, DTensor) else ()
     if any(placement.is_shard() and not placement.is_shard(0) for placement in placements):
         raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {placements}; type relative='std'")

@@ -58,7 +58,7 @@ def weight_noise(w: Tensor, noise: Noise, level: float | Tensor, key: Key, relat
 
 
 def unit_of(w: Tensor, relative: RelativeTo) -> Tensor:
-    """Returns the standard deviation or the largest absolute value of the weights, a scalar."""
+    """Returns the standard deviation or the largest absolute value, a scalar."""
     return w.std(correction=0) if relative == "std" else w.abs().amax()
 
 
@@ -138,7 +138,7 @@ class PerturbedParameters:
         reshard(self.module)
 
     def check_untouched(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Raises a ValueError if the training step has written to a noisy parameter. Restoring would lose the write."""
+        """Raises a ValueError if the training step wrote to a noisy parameter."""
         for parameter in parameters:
             written = parameter in self.clean and self._versions[parameter] != _version(parameter)
             if written and not is_sharded(parameter) and self._is_changed(parameter):
@@ -169,11 +169,11 @@ class PerturbedParameters:
             copy_all_([local(parameter) for parameter in found], clean)
 
     def count_update(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Counts an update, so that the next perturbation of the parameters is a new draw."""
+        """Counts an update: the next perturbation is a new draw."""
         self._updates.update(parameter for parameter in parameters if parameter not in self.clean)
 
     def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns the norms of noise and weights on this rank for each parameter, as scalar tensors."""
+        """Returns the norms of noise and weights per parameter, on this rank."""
         norm = torch.linalg.vector_norm
         return {
             self.names[parameter]: (norm(local(parameter).detach().float() - w), norm(w.float()))
@@ -226,7 +226,7 @@ class PerturbedParameters:
 
 
 def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None) -> dict[str, nn.Parameter]:
-    """Returns the selected parameters by name. A parameter that several modules share has its first name.
+    """Returns the selected parameters, a shared parameter by its first name.
 
     Args:
         module: The module.
@@ -254,7 +254,7 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
 
 @contextmanager
 def _own_writes(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Counts the writes of a noise, to tell them from the writes of the training step."""
+    """Keeps the writes of a noise out of the count of :func:`_version`."""
     before = [_version(parameter) for parameter in parameters]
     yield
     for parameter, version in zip(parameters, before, strict=True):
