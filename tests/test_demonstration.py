@@ -35,7 +35,7 @@ class Demonstration(NamedTuple):
     @property
     def text(self) -> str:
         """The output with each paragraph in a single line."""
-        return re.sub(r" ?\n(?=[^\n ])", " ", self.result.stdout)
+        return re.sub(r"(?<!\n) ?\n(?=[^\n ])", " ", self.result.stdout)
 
     def rows(self) -> dict[str, list[float]]:
         number = r" +([+-]?[\d.]+)"
