@@ -147,7 +147,7 @@ def test_what_is_inside_another_object_gets_no_noise():
     for value in (zeros, distribution.loc, cache.value):
         assert not value.any()
     alone = Returns(distribution)
-    with pytest.raises(TypeError, match="with an axis, but 'inner' returned Normal; select other modules"):
+    with pytest.raises(TypeError, match="with an axis, but 'inner' returned Normal; type modules=… to select other modules"):
         within(callback, alone, alone)
 
 
@@ -168,7 +168,9 @@ def test_a_finished_loss_gets_no_noise():
     assert noisy["loss"] is loss
     assert noisy["logits"].all()
     alone = Returns(loss)
-    with pytest.raises(TypeError, match=r"with an axis, but 'inner' returned float32 \(\); select other modules"):
+    with pytest.raises(
+        TypeError, match=r"with an axis, but 'inner' returned float32 \(\); type modules=… to select other modules"
+    ):
         within(callback, alone, alone)
 
 
@@ -182,7 +184,9 @@ def test_a_finished_loss_gets_no_noise():
 )
 def test_an_output_that_is_not_dense_is_refused(value, kind):
     module = Returns({"h": value})
-    with pytest.raises(TypeError, match=f"needs a dense tensor, but 'inner' returned in 'h' {kind}; select other modules"):
+    with pytest.raises(
+        TypeError, match=f"needs a dense tensor, but 'inner' returned in 'h' {kind}; type modules=… to select other modules"
+    ):
         within(ActivationNoise(noise.Gaussian(), 0.5, "inner"), module, module)
 
 
@@ -393,7 +397,7 @@ def test_a_wrong_argument_is_refused_when_the_callback_is_made(build, error, mes
 
 def test_an_output_without_floating_point_numbers_is_refused():
     module = Returns((torch.arange(3), "a"))
-    with pytest.raises(TypeError, match="with an axis, but 'inner' returned tuple; select other modules"):
+    with pytest.raises(TypeError, match="with an axis, but 'inner' returned tuple; type modules=… to select other modules"):
         within(ActivationNoise(noise.Gaussian(), 0.5, "inner"), module, module)
     assert not hooks(module)
 
@@ -491,8 +495,14 @@ def test_a_transformer_with_padding_can_be_probed(part, enabled):
 @pytest.mark.parametrize(
     ("batch_first", "message"),
     [
-        (True, r"each of the 8 samples .* but 'lstm' returned in '1\.0' float32 \(1, 8, 8\); select a module whose first axis"),
-        (False, r"each of the 8 samples .* but 'lstm' returned in '0' float32 \(4, 8, 8\); select a module whose first axis"),
+        (
+            True,
+            r"each of the 8 samples, but 'lstm' returned in '1\.0' float32 \(1, 8, 8\); type modules=… to select a module",
+        ),
+        (
+            False,
+            r"each of the 8 samples, but 'lstm' returned in '0' float32 \(4, 8, 8\); type modules=… to select a module",
+        ),
     ],
     ids=["batch first", "time first"],
 )

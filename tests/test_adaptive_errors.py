@@ -102,7 +102,7 @@ def test_noise_that_held_out_data_cannot_take_is_found_before_the_training():
             return self.transposed(super().forward(x).T).T
 
     module = Transposed()
-    with pytest.raises(ValueError, match=r"each of the 8 samples has a draw of its own, but 'transposed' returned"):
+    with pytest.raises(ValueError, match=r"a row for each of the 8 samples, but 'transposed' returned"):
         fit([ActivationNoise(noise.Gaussian(), AdaptiveLevel(governor()), "transposed")], module=module)
     assert not module.seen
 

@@ -68,7 +68,7 @@ def test_a_callback_without_a_noise_has_neutral_attributes():
         (lambda: as_probe(noise.SwapNoise()), "cannot perturb held-out data: it mixes samples"),
         (lambda: as_probe(WeightNoise(noise.SwapNoise())), "cannot perturb held-out data: it mixes samples"),
         (lambda: as_probe(InputNoise(noise.Gaussian()), clip=(0, 1)), "relative and clip do not apply to a noise callback"),
-        (lambda: as_probe(noise.Speckle(), relative="std"), "relative='std' is for additive noise"),
+        (lambda: as_probe(noise.Speckle(), relative="std"), "relative='std' needs an additive noise"),
         (lambda: as_probe(lambda x, level, *, generator: x), "give a mapping from name to noise"),
     ],
 )

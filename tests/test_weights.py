@@ -319,7 +319,7 @@ def test_what_cannot_work_is_found_in_the_first_batch_though_the_level_is_0(argu
     ("arguments", "error", "message"),
     [
         ({"level": -0.1}, ValueError, "a level must be finite and not negative"),
-        ({"noise": noise.Speckle(), "relative": "std"}, ValueError, "relative='std' is for additive noise"),
+        ({"noise": noise.Speckle(), "relative": "std"}, ValueError, "relative='std' needs an additive noise"),
         ({"noise": noise.Gaussian}, TypeError, "a noise must be a value such as"),
         ({"relative": "mean"}, ValueError, "relative must be 'std', 'max', 'filter' or None, got 'mean'"),
         ({"gradient": "true"}, ValueError, "gradient must be 'straight_through' or 'reparametrized', got 'true'"),

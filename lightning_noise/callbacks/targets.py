@@ -15,7 +15,7 @@ from lightning_noise.labels import LabelNoise, SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import LabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
-from lightning_noise.perturb.inputs import check_floating, perturb_batch
+from lightning_noise.perturb.inputs import check_leaf, perturb_batch
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class TargetNoise(TargetCallback):
         path = find_target(batch, self.target)
         target = get(batch, path)
         if not isinstance(self.noise, LabelNoise):
-            check_floating(batch, [path], self.noise)
+            check_leaf(target, path, self.noise)
         elif self._draws or self.via == "batch":
             self.noise.check(target[target != self.ignore_index])
         if self.index is not None:

@@ -1,4 +1,4 @@
-"""Batches and outputs of modules perturbed: the place where a noise, its options and a key meet the leaves of a batch."""
+"""Noise in leaves of a batch, with options and keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_noise.rng import Key
 __all__ = [
     "Clip",
     "apply_noise",
-    "check_floating",
+    "check_leaf",
     "check_relative",
     "perturb_batch",
     "snr_db",
@@ -42,20 +42,20 @@ def perturb_batch(
 ) -> Any:
     """Returns a copy of the batch with noise in the leaves at the paths.
 
-    The batch and its tensors stay as they are. The leaves share the level and the choice of the samples, but not the draw. At
-    level 0 the batch itself is returned. See ``InputNoise`` for the options.
+    The batch and its tensors do not change. The leaves share the level and the choice of samples, but each leaf has its own
+    draw. At level 0 the batch itself is returned. See ``InputNoise`` for the options.
     """
     if level == 0:
         return batch
 
     def perturb(leaf: Tensor, path: Path) -> Tensor:
-        _check_leaf(leaf, path, noise)
+        check_leaf(leaf, path, noise)
         x = leaf.detach().as_subclass(Tensor)
-        levels = _levels(x, level, key, probability, per_sample)
+        levels = level if probability == 1 and not per_sample else _draw_levels(x, level, key, probability, per_sample)
         y = apply_noise(x, path, noise, levels, key, relative)
-        if clip is not None and y.is_floating_point():  # the codes of categories have no range
-            y = _clipped(y, *clip)
-        if isinstance(levels, Tensor):  # a sample that is left out is not clipped either
+        if clip is not None and y.is_floating_point():  # category codes have no range
+            y = _clip(y, *clip)
+        if isinstance(levels, Tensor):  # a sample without noise is not clipped
             y = torch.where(column(levels > 0, x), y, x)
         return like(leaf, y)
 
@@ -63,40 +63,50 @@ def perturb_batch(
 
 
 def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
-    r"""Returns the signal-to-noise ratio in decibels of the floating-point leaves at the paths, a scalar.
+    r"""Returns the signal-to-noise ratio in decibels of the leaves at the paths, a scalar.
 
     .. math:: 10 \log_{10} \frac{\sum \lVert x \rVert^2}{\sum \lVert y - x \rVert^2}
     """
     signal = error = torch.zeros(())
     for path in paths:
         leaf = get(clean, path)
-        if leaf.is_floating_point():  # the distance of two codes of categories means nothing
+        if leaf.is_floating_point():  # a distance of category codes is meaningless
             x, y = leaf.detach().float(), get(noisy, path).detach().float()
             signal, error = signal + x.square().sum(), error + (y - x).square().sum()
     return 10 * torch.log10(signal / error)
 
 
-def check_floating(batch: Any, paths: list[Path], noise: Noise) -> None:
-    """Raises a TypeError if a leaf at the paths cannot take the noise."""
-    for path in paths:
-        _check_leaf(get(batch, path), path, noise)
+def check_leaf(leaf: Tensor, path: Path, noise: Noise) -> None:
+    """Raises a TypeError if a leaf cannot take the noise."""
+    if leaf.layout != torch.strided or leaf.is_nested:
+        raise TypeError(
+            f"noise needs a dense tensor, but the input {format_path(path)!r} is {leaf.layout}; type inputs=… for another leaf"
+        )
+    if noise.requires_float and not leaf.is_floating_point():
+        raise TypeError(
+            f"{noise.title} needs floats, but the input {format_path(path)!r} is {describe(leaf)}. Convert images to floats in "
+            "the transform of the data set, use EmbeddingNoise for token ids, or type inputs=… for another leaf"
+        )
 
 
 def try_noise(batch: Any, paths: list[Path], noise: Noise, *, relative: Literal["std"] | None, clip: Clip | None) -> None:
-    """Raises the error that the noise will raise on such a batch, though its level may be 0 for long."""
-    check_floating(batch, paths, noise)
-    if noise.is_known:  # a function may count its calls
+    """Raises the error that the noise would raise on the batch at a level above 0."""
+    for path in paths:
+        check_leaf(get(batch, path), path, noise)
+    if noise.is_known:  # a function may have side effects
         perturb_batch(batch, paths, noise, 0.01, Key(("trial",)), relative=relative, clip=clip)
 
 
 def check_relative(noise: Noise, relative: str | None) -> None:
     """Raises a ValueError if ``relative`` is set for a noise that is not additive."""
     if relative and noise.is_known and not noise.additive:
-        raise ValueError(f"relative={relative!r} is for additive noise; the level of {noise.title} has no unit")
+        raise ValueError(
+            f"relative={relative!r} needs an additive noise; the level of {noise.title} has no unit, so remove relative"
+        )
 
 
 def validate_clip(clip: Any) -> Clip | None:
-    """Returns the bounds as plain numbers, or raises a ValueError where they are no bounds."""
+    """Returns the bounds as plain numbers, or raises a ValueError if they are not bounds."""
     if clip is None:
         return None
     try:
@@ -107,27 +117,16 @@ def validate_clip(clip: Any) -> Clip | None:
             raise ValueError("not in order")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            "clip must be a pair (low, high) of numbers, or of lists of a number for each channel, with low below high, "
-            f"either of which may be None, got {clip!r}"
+            "clip must be a pair (low, high) with low < high, such as (0.0, 1.0); each bound is a number, a list with a number "
+            f"for each channel, or None; got {clip!r}"
         ) from error
     return _plain(low), _plain(high)
-
-
-def _check_leaf(leaf: Tensor, path: Path, noise: Noise) -> None:
-    if leaf.layout != torch.strided or leaf.is_nested:
-        raise TypeError(f"noise needs a dense tensor, but the input {format_path(path)!r} is {leaf.layout}")
-    if noise.requires_float and not leaf.is_floating_point():
-        raise TypeError(
-            f"{noise.title} needs floats, but the input {format_path(path)!r} is {describe(leaf)}. "
-            "Convert images to floats in the data set's transform; token ids cannot take noise, their embeddings can; "
-            "or name another leaf with inputs=…"
-        )
 
 
 def apply_noise(
     x: Tensor, path: Path, noise: Noise, levels: float | Tensor, key: Key, relative: Literal["std"] | None
 ) -> Tensor:
-    """Returns the leaf at a path with noise; the key of the draw has the path in it."""
+    """Returns a leaf with noise. Its key contains the path, so each leaf has its own draw."""
     return (key / "leaf" / format_path(path)).apply(noise, x, levels * _std(x) if relative else levels)
 
 
@@ -137,10 +136,8 @@ def _plain(bound: Tensor | None) -> Bound:
     return tuple(bound.tolist()) if bound.ndim else bound.item()
 
 
-def _levels(x: Tensor, level: float, key: Key, probability: float, per_sample: bool) -> float | Tensor:
-    """The level of each sample, or one number where all have the same."""
-    if probability == 1 and not per_sample:
-        return level
+def _draw_levels(x: Tensor, level: float, key: Key, probability: float, per_sample: bool) -> Tensor:
+    """Returns a level for each sample, 0 for samples without noise."""
     levels = torch.full((len(x),), level, dtype=torch.float32, device=x.device)
     if per_sample:
         levels *= (key / "per_sample").apply(_uniform, levels, 1.0)
@@ -154,18 +151,20 @@ def _uniform(x: Tensor, level: float | Tensor, *, generator: torch.Generator) ->
 
 
 def _std(x: Tensor) -> Tensor:
-    if x.shape[1:].numel() == 1:  # it has no deviation; in an empty batch it would
+    if x.shape[1:].numel() == 1:  # one number has no deviation, not even in an empty batch
         raise ValueError(f"relative='std' needs samples of more than one number, got a tensor of shape {tuple(x.shape)}")
     return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).std(1, correction=0)
 
 
-def _clipped(x: Tensor, low: Bound, high: Bound) -> Tensor:
-    bounds = [_channels(bound, x) if isinstance(bound, Sequence) else bound for bound in (low, high)]
-    x = x if bounds[0] is None else x.clamp_min(bounds[0])  # type: ignore[arg-type]
-    return x if bounds[1] is None else x.clamp_max(bounds[1])  # type: ignore[arg-type]
-
-
-def _channels(bound: Sequence[float], x: Tensor) -> Tensor:
-    if x.ndim < 2 or len(bound) != x.shape[1]:
-        raise ValueError(f"clip has bounds for {len(bound)} channels, but the input is of shape {tuple(x.shape)}")
-    return x.new_tensor(bound).view(-1, *[1] * (x.ndim - 2))
+def _clip(x: Tensor, low: Bound, high: Bound) -> Tensor:
+    for bound, clamp in ((low, torch.clamp_min), (high, torch.clamp_max)):
+        if isinstance(bound, Sequence):
+            if x.ndim < 2 or len(bound) != x.shape[1]:
+                raise ValueError(
+                    f"clip has bounds for {len(bound)} channels, but the input is of shape {tuple(x.shape)}; give a bound for "
+                    "each channel of dimension 1"
+                )
+            x = clamp(x, x.new_tensor(bound).view(-1, *[1] * (x.ndim - 2)))
+        elif bound is not None:
+            x = clamp(x, bound)
+    return x

@@ -1,4 +1,4 @@
-"""Outputs of modules with noise in them."""
+"""Noise in the outputs of modules."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ def perturb_output(
     module: str = "",
     relative: Literal["std"] | None = None,
 ) -> Any:
-    """Returns what a module returned with noise in each of its floating-point tensors, each with a draw of its own.
+    """Returns the output of a module with noise in its floating-point tensors, each with its own draw.
 
-    These are the tensors that are reached through tuples, lists, mappings and dataclasses and have a first axis. All else, such
-    as a distribution, a cache or a finished loss, is the same object. A tensor that occurs twice is one tensor afterwards, too.
-    The output itself and its tensors stay as they are. The gradient is that of the noisy output, also of the standard deviation
-    that a relative level is in units of.
+    The noise reaches tensors with at least one axis in tuples, lists, mappings and dataclasses. Other objects, such as a
+    distribution, a cache or a finished loss, stay the same objects. A tensor that occurs twice gets one draw and stays one
+    tensor. The output and its tensors do not change. The gradient flows through the noise, and through the standard deviation
+    of a relative level, too.
 
     Args:
-        output: What the module returned.
+        output: The output of the module.
         noise: The noise.
-        level: The amount.
+        level: The level.
         key: The key of the draws.
-        module: The name of the module, for messages.
-        relative: The level is in units of the standard deviation of each row of the first axis.
+        module: The name of the module in messages.
+        relative: ``"std"`` gives the level in units of the standard deviation of each row along the first axis.
 
     Raises:
-        TypeError: There is no such tensor, or one is not dense.
-        ValueError: The noise cuts the gradient, or with a draw for each sample the first axis is not that of the samples.
+        TypeError: If the output has no such tensor, or a tensor is not dense.
+        ValueError: If the noise cuts the gradient, or if the key has a draw for each sample and the first axis is not the batch
+            dimension.
     """
     paths = [path for path, leaf in leaves(output) if leaf.is_floating_point() and leaf.ndim and _is_plain(output, path)]
     if not paths:
         raise TypeError(
             f"noise needs a floating-point tensor with an axis, but {module!r} returned {describe(output)}; "
-            "select other modules"
+            "type modules=… to select other modules"
         )
     noisy: dict[int, Tensor] = {}
 
@@ -64,27 +65,27 @@ def perturb_output(
 
 
 def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
-    """Raises an error where a tensor that a module returned cannot take noise, with the way out."""
+    """Raises an error if a tensor in the output of a module cannot take noise."""
     where = f"{module!r} returned" + (f" in {format_path(path)!r}" if path else "")
     if leaf.layout != torch.strided or leaf.is_nested:
         kind = "a nested tensor" if leaf.is_nested else f"a tensor of {leaf.layout}"
-        raise TypeError(f"noise needs a dense tensor, but {where} {kind}; select other modules")
+        raise TypeError(f"noise needs a dense tensor, but {where} {kind}; type modules=… to select other modules")
     if key.positions is not None and len(leaf) != len(key.positions):
         raise ValueError(
-            f"each of the {len(key.positions)} samples has a draw of its own, but {where} {describe(leaf)}; "
-            "select a module whose first axis is that of the samples"
+            f"the noise needs a row for each of the {len(key.positions)} samples, but {where} {describe(leaf)}; type modules=… "
+            "to select a module whose first axis is the batch dimension"
         )
 
 
 def _noisy_output(leaf: Tensor, path: Path, noise: Noise, level: float, key: Key, relative: Literal["std"] | None) -> Tensor:
     y = apply_noise(leaf.as_subclass(Tensor), path, noise, level, key, relative)
     if torch.is_grad_enabled() and leaf.requires_grad and not y.requires_grad:
-        raise ValueError(f"{noise.title} cuts the gradient, so that what comes before would not learn: it must not detach x")
+        raise ValueError(f"{noise.title} cuts the gradient, so earlier layers would not learn; the noise must not detach x")
     return as_type_of(leaf, y)
 
 
 def _is_plain(output: Any, path: Path) -> bool:
-    """Whether the path leads through containers alone, and not into an object that makes something of its tensors."""
+    """Returns whether the path leads only through containers, and not into objects such as distributions."""
     return all(
         isinstance(part, tuple | list | Mapping) or is_dataclass(part)
         for part in (get(output, path[:i]) for i in range(len(path)))
