@@ -13,16 +13,21 @@ import torch
 
 torch.set_num_threads(1)  # the models are tiny; threads only cost
 LONG = (
-    "test_notebooks",
-    "test_demonstration",
     "test_callbacks",
-    "test_callbacks_loop",
-    "test_callbacks_batches",
-    "test_measurements_shown",
-    "test_measurements",
-    "test_replay",
-    "test_replay_isolation",
+    "test_demonstration",
     "test_monitors",
+    "test_suggest",
+    "test_together",
+    "test_measurements",
+    "test_processes",
+    "test_measurements_shown",
+    "test_cli",
+    "test_notebooks",
+    "test_readme",
+    "test_targets",
+    "test_callbacks_batches",
+    "test_replay",
+    "test_callbacks_loop",
 )
 # the laws that hold on every device: those of values, and those of callbacks in a fit
 LAWS_OF_VALUES = ("test_labels", "test_losses", "test_losses_derived", "test_metrics", "test_noise", "test_perturb", "test_rng")
