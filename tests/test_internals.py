@@ -207,23 +207,26 @@ def test_the_module_logs_as_in_another_hook_within_the_context_alone():
     assert validate(on_validation_batch_end=log).callback_metrics.keys() == {"val_loss", "after"}
 
 
-def test_the_loaders_of_the_running_validation_are_known_after_a_fit_with_others():
-    loaders = [loader(), loader(Rows(13))]
+@pytest.mark.parametrize("run", ["validate", "test"])
+def test_the_loaders_of_the_running_evaluation_are_known_after_a_fit_with_another(run):
+    one, two = loader(), loader(Rows(13))
     found: list[Any] = []
 
     def record(trainer: pl.Trainer, *_: Any) -> None:
         found.append((internals.evaluation_loaders(trainer), internals.n_evaluation_loaders(trainer)))
 
-    class Loaders(Classifier):
+    class Silent(Classifier):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
             pass
 
-    module, trainer = fit([LambdaCallback(on_validation_epoch_start=record)], module=Loaders, num_sanity_val_steps=0)
-    found.clear()
-    trainer.validate(module, loaders, verbose=False)
-    assert trainer.val_dataloaders is not loaders  # which is why the attribute does not serve
-    trainer.validate(module, CombinedLoader(loaders, "max_size"), verbose=False)
-    assert found == [(loaders, 2), (None, 2)]
+        test_step = validation_step
+
+    watch = LambdaCallback(on_validation_epoch_start=record, on_test_epoch_start=record)
+    module, trainer = fit([watch], module=Silent, validation=two, max_epochs=1, num_sanity_val_steps=0)
+    for loaders in (one, {"one": one, "two": [two]}, CombinedLoader([one, two], "max_size")):
+        getattr(trainer, run)(module, loaders, verbose=False)
+    # the public name has them as they were given
+    assert found == [([two], 1), ([one], 1), ([one, two], 2), (None, 2)]
 
 
 class Loggers(Classifier):
@@ -399,8 +402,8 @@ def test_a_forward_hook_gets_the_keyword_arguments_and_replaces_no_other(monkeyp
     def multiply(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
         return 10 * output
 
-    module.register_forward_hook(multiply)
-    monkeypatch.setattr(RemovableHandle, "next_id", 0)  # as in a spawned process
+    first = module.register_forward_hook(multiply)
+    monkeypatch.setattr(RemovableHandle, "next_id", first.id)  # a spawned process counts from 0 again
     handle = internals.register_forward_hook(module, record)
     assert module(1.0, times=3.0) == 61
     assert calls == [((1.0,), {"times": 3.0}, 60)]
@@ -417,7 +420,7 @@ def test_a_method_may_change_the_state_dict_and_replaces_no_other_hook(monkeypat
     with pytest.raises(AttributeError):  # which is why the public function does not serve
         module[0].register_state_dict_post_hook(Changes().double)
     first = internals.register_state_dict_hook(module[0], Changes().double)
-    monkeypatch.setattr(RemovableHandle, "next_id", 0)
+    monkeypatch.setattr(RemovableHandle, "next_id", first.id)
     handle = internals.register_state_dict_hook(module[0], Changes().double)
     assert module.state_dict() == {"0.factor": 8}
     handle.remove()

@@ -112,7 +112,7 @@ def current_hook(module: LightningModule, name: str) -> Iterator[None]:
 def evaluation_loaders(trainer: Trainer) -> list[Any] | None:
     """Returns the loaders of the running validation or test, or ``None`` if their batches are combined.
 
-    In ``trainer.validate``, ``trainer.val_dataloaders`` may still hold the loaders of an earlier fit.
+    ``trainer.val_dataloaders`` may nest the loaders, and does not say whether their batches are combined.
     """
     combined: Any = trainer._evaluation_loop._combined_loader
     return combined.flattened if combined._mode == "sequential" else None
