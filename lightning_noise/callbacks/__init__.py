@@ -1,4 +1,4 @@
-"""Callbacks that add noise to a training, and monitors that evaluate a model under noise."""
+"""Noise callbacks and monitors."""
 
 from lightning_noise.callbacks.activations import ActivationNoise
 from lightning_noise.callbacks.adaptive import AdaptiveLevel

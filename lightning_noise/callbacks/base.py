@@ -1,4 +1,4 @@
-"""Base classes of the noise callbacks: the level of a batch, the keys of the draws, logging and hooks."""
+"""Base classes of the noise callbacks."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Via = Literal["loss", "batch", "sample"]
 
 
 class NoiseCallback(Callback, Perturbing):
-    """Base of the callbacks that put noise into one place of the training loop.
+    """Base of the callbacks that add noise in training.
 
-    The level is set before each batch. The noise is present from the start of the training step to the end of the backward
-    pass, and is removed even if the step raises an error. Validation, test and prediction never see the noise. Other callbacks
-    see the clean batch.
+    The level is set before each batch. The noise acts from the start of the training step to the end of the backward pass.
+    It is removed even if the step raises an error. Validation, test and prediction never see the noise. Other callbacks see
+    the clean batch.
 
     Args:
         level: The amount of noise: a number, a schedule, a callable from :class:`~lightning_noise.schedules.Progress` to a
@@ -100,22 +100,17 @@ class NoiseCallback(Callback, Perturbing):
 
     @abstractmethod
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
-        """Yields the noisy batch once, and afterwards restores all other changes from saved copies.
+        """Yields the noisy batch once, then restores other changes from copies.
 
-        Args:
-            context: The trainer and the module, and whether the batch is held-out data.
-            batch: The batch.
-            level: The level, above 0.
-            key: The key of the draws.
-            perturbation: Receives the statistics to log, and whether anything was changed.
+        The level is above 0. The perturbation receives the statistics to log, and whether anything was changed.
         """
 
     @abstractmethod
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        """Raises an error if the callback cannot work on the first batch of a fit, even if its level is 0."""
+        """Raises an error if the first batch of a fit cannot be perturbed."""
 
     def describe_no_effect(self, where: str) -> str:
-        """Returns the error message for a step, an epoch or a prediction in which nothing was changed."""
+        """Returns the error message if nothing was changed."""
         return f"{self.name!r} changed nothing in {where}"
 
     def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
@@ -235,9 +230,8 @@ class NoiseCallback(Callback, Perturbing):
 
     def _log(self, trainer: Trainer, measured: dict[str, float | Tensor]) -> None:
         metrics = {f"noise/{self.name}/{key}": float(value) for key, value in measured.items()}
-        finite = {
-            key: value for key, value in metrics.items() if math.isfinite(value)
-        }  # the SNR of a batch without noise is infinite
+        # the SNR of a batch without noise is infinite
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         for logger in trainer.loggers:
             logger.log_metrics(finite, step=logging_step(trainer))
 
@@ -248,15 +242,11 @@ class NoiseCallback(Callback, Perturbing):
 
 
 class TargetCallback(NoiseCallback):
-    """Base of the callbacks that change labels, at the loss or in the batch.
+    """Base of the callbacks that change the targets of a batch.
 
     Args:
-        level: The level.
-        noise: The noise, if the callback takes a noise.
         target: Which leaf of the batch is the target.
-        via: Where the labels change: ``"loss"``, ``"batch"`` (probabilities) or ``"sample"`` (drawn labels in the batch).
-        seed: The seed of the draws.
-        name: The name in log keys and messages.
+        via: Where labels change: ``"loss"``, ``"batch"`` (probabilities) or ``"sample"`` (drawn labels in the batch).
     """
 
     can_probe: ClassVar[bool] = False
@@ -302,7 +292,7 @@ class TargetCallback(NoiseCallback):
 
 
 def check_parameters_are_whole(trainer: Trainer, name: str) -> None:
-    """Raises a ValueError if the strategy flattens or partitions parameters outside the forward pass."""
+    """Raises a ValueError if the strategy flattens or partitions parameters."""
     for strategy in type(trainer.strategy).__mro__:
         if strategy.__name__ in ("FSDPStrategy", "DeepSpeedStrategy"):
             raise ValueError(

@@ -62,7 +62,8 @@ class _Mix:
         return torch.where(self.box.view(shape).expand_as(x), x[self.partners], x)
 
     def has_box(self, target: Tensor) -> bool:
-        """Returns whether the target has the axes of the box. A row of floats may have the length of the box by chance."""
+        """Returns whether the target has the axes of the box."""
+        # a row of floats may have the length of the box by chance
         if self.box is None or target.ndim - 1 < -min(self.dim) or (len(self.dim) == 1 and target.is_floating_point()):
             return False
         return tuple(target.shape[dim] for dim in self.dim) == self.box.shape[1:]
@@ -217,7 +218,7 @@ class Mixup(_Mixing):
 
 
 class CutMix(_Mixing):
-    r"""Pastes a box from another sample into each sample, and mixes their targets.
+    r"""Pastes boxes between samples and mixes their targets.
 
     .. math:: \tilde x_i = m \odot x_i + (1 - m) \odot x_{\pi(i)}, \quad \lambda = \overline{m}
 

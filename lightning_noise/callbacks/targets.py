@@ -29,10 +29,10 @@ class TargetNoise(TargetCallback):
 
     ``via`` says where labels change:
 
-    - ``"loss"`` leaves the batch as it is. If the module computes ``cross_entropy``, ``nll_loss`` or
-      ``binary_cross_entropy_with_logits`` of the target, or of a tensor derived from the target, the loss is the loss of the
-      noisy labels. Accuracies and confusion matrices of the same step see the true labels. A focal loss on top of
-      ``cross_entropy`` is not exact; see :class:`~lightning_noise.losses.modes.LabelLoss`.
+    - ``"loss"`` leaves the batch as it is. ``cross_entropy``, ``nll_loss`` and ``binary_cross_entropy_with_logits`` of the
+      target, or of a tensor derived from the target, use the noisy labels. Accuracies and confusion matrices of the same step
+      see the true labels. A focal loss on top of ``cross_entropy`` is not exact; see
+      :class:`~lightning_noise.losses.modes.LabelLoss`.
     - ``"sample"`` draws hard labels and puts them into the batch, for any loss.
     - ``"batch"`` puts probabilities of shape :math:`(N, K, *)` into the batch, for a loss that takes probabilities.
 

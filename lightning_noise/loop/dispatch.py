@@ -1,4 +1,4 @@
-"""Dispatchers that replace the steps of the strategy, so that the module receives noisy batches.
+"""Dispatchers that pass noisy batches to the module.
 
 No Lightning hook lets a callback return a new batch, and each workaround fails for some users. Writing into the batch does
 nothing for tuples and corrupts the data set for tensors. Wrapping a transfer hook misses data modules that override the hook.
@@ -54,7 +54,7 @@ class Perturbing(ABC):
 
     @abstractmethod
     def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
-        """Returns the perturbation of a batch, a context manager that yields the noisy batch."""
+        """Returns a context manager that yields the noisy batch."""
 
     @abstractmethod
     def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
@@ -207,9 +207,9 @@ class Replaying(ABC):
 
 
 class EvaluationDispatcher:
-    """Replaces ``strategy.validation_step`` or ``test_step``, and replays each batch before the step of the user.
+    """Replaces ``strategy.validation_step`` or ``test_step`` and replays each batch.
 
-    Replays come first, because the user's step may change the batch and the random streams.
+    Replays come before the user's step, because that step may change the batch and the random streams.
     """
 
     def __init__(self, trainer: Trainer, name: str):

@@ -33,7 +33,7 @@ class Context:
 
 
 class Perturbation(AbstractContextManager[Any]):
-    """A context manager that yields the noisy batch and then undoes other changes.
+    """A context manager that yields a noisy batch and undoes other changes.
 
     Args:
         body: A generator function of the perturbation. It yields the batch once and undoes other changes in ``finally``.

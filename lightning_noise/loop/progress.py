@@ -31,7 +31,7 @@ def progress_at(trainer: Trainer, batch_idx: int) -> Progress:
 
 
 def outline(trainer: Trainer) -> list[Progress]:
-    """Returns the start of the run and, if its end is known, a hundred later steps up to the last."""
+    """Returns the start of the run, and a hundred later steps if the end is known."""
     steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if not (0 < steps < math.inf and 0 < batches < math.inf):
         return [progress_at(trainer, 0)]
@@ -42,7 +42,7 @@ def outline(trainer: Trainer) -> list[Progress]:
 
 
 def logging_step(trainer: Trainer) -> int:
-    """Returns the step of log entries. It counts batches, not the steps of several optimizers."""
+    """Returns the step of log entries: batches, not optimizer steps."""
     return batches_that_stepped(trainer)
 
 

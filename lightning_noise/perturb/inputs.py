@@ -13,16 +13,7 @@ from lightning_noise.batch import Path, describe, format_path, get, modify
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
 
-__all__ = [
-    "Clip",
-    "apply_noise",
-    "check_leaf",
-    "check_relative",
-    "perturb_batch",
-    "snr_db",
-    "try_noise",
-    "validate_clip",
-]
+__all__ = ["Clip", "apply_noise", "check_leaf", "check_relative", "perturb_batch", "snr_db", "try_noise", "validate_clip"]
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
@@ -63,7 +54,7 @@ def perturb_batch(
 
 
 def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
-    r"""Returns the signal-to-noise ratio in decibels of the leaves at the paths, a scalar.
+    r"""Returns the signal-to-noise ratio of the leaves in decibels.
 
     .. math:: 10 \log_{10} \frac{\sum \lVert x \rVert^2}{\sum \lVert y - x \rVert^2}
     """
@@ -90,7 +81,7 @@ def check_leaf(leaf: Tensor, path: Path, noise: Noise) -> None:
 
 
 def try_noise(batch: Any, paths: list[Path], noise: Noise, *, relative: Literal["std"] | None, clip: Clip | None) -> None:
-    """Raises the error that the noise would raise on the batch at a level above 0."""
+    """Raises the error that the noise would raise above level 0."""
     for path in paths:
         check_leaf(get(batch, path), path, noise)
     if noise.is_known:  # a function may have side effects
@@ -106,7 +97,7 @@ def check_relative(noise: Noise, relative: str | None) -> None:
 
 
 def validate_clip(clip: Any) -> Clip | None:
-    """Returns the bounds as plain numbers, or raises a ValueError if they are not bounds."""
+    """Returns the bounds as plain numbers, or raises a ValueError."""
     if clip is None:
         return None
     try:
@@ -126,7 +117,7 @@ def validate_clip(clip: Any) -> Clip | None:
 def apply_noise(
     x: Tensor, path: Path, noise: Noise, levels: float | Tensor, key: Key, relative: Literal["std"] | None
 ) -> Tensor:
-    """Returns a leaf with noise. Its key contains the path, so each leaf has its own draw."""
+    """Returns a leaf with noise, drawn by the key and the path."""
     return (key / "leaf" / format_path(path)).apply(noise, x, levels * _std(x) if relative else levels)
 
 

@@ -27,12 +27,11 @@ def perturb_output(
     module: str = "",
     relative: Literal["std"] | None = None,
 ) -> Any:
-    """Returns the output of a module with noise in its floating-point tensors, each with its own draw.
+    """Returns the output of a module with noise in its tensors.
 
-    The noise reaches tensors with at least one axis in tuples, lists, mappings and dataclasses. Other objects, such as a
-    distribution, a cache or a finished loss, stay the same objects. A tensor that occurs twice gets one draw and stays one
-    tensor. The output and its tensors do not change. The gradient flows through the noise, and through the standard deviation
-    of a relative level, too.
+    Each floating-point tensor with an axis, in tuples, lists, mappings and dataclasses, gets its own draw. Other objects, such
+    as a distribution, a cache or a finished loss, stay the same objects. A tensor that occurs twice stays one tensor. The
+    output and its tensors do not change. The gradient flows through the noise, and through the deviation of a relative level.
 
     Args:
         output: The output of the module.
@@ -44,8 +43,7 @@ def perturb_output(
 
     Raises:
         TypeError: If the output has no such tensor, or a tensor is not dense.
-        ValueError: If the noise cuts the gradient, or if the key has a draw for each sample and the first axis is not the batch
-            dimension.
+        ValueError: If the noise cuts the gradient, or a draw for each sample does not fit the first axis.
     """
     paths = [path for path, leaf in leaves(output) if leaf.is_floating_point() and leaf.ndim and _is_plain(output, path)]
     if not paths:
@@ -65,7 +63,7 @@ def perturb_output(
 
 
 def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
-    """Raises an error if a tensor in the output of a module cannot take noise."""
+    """Raises an error if a tensor of an output cannot take noise."""
     where = f"{module!r} returned" + (f" in {format_path(path)!r}" if path else "")
     if leaf.layout != torch.strided or leaf.is_nested:
         kind = "a nested tensor" if leaf.is_nested else f"a tensor of {leaf.layout}"
@@ -85,7 +83,7 @@ def _noisy_output(leaf: Tensor, path: Path, noise: Noise, level: float, key: Key
 
 
 def _is_plain(output: Any, path: Path) -> bool:
-    """Returns whether the path leads only through containers, and not into objects such as distributions."""
+    """Returns whether the path leads only through containers."""
     return all(
         isinstance(part, tuple | list | Mapping) or is_dataclass(part)
         for part in (get(output, path[:i]) for i in range(len(path)))
