@@ -590,7 +590,7 @@ def test_inputs_of_different_lengths_are_refused():
             pass
 
     monitor = RobustnessMonitor(noise.Gaussian(), inputs=[0, 2], predict=lambda module, batch: module(batch[0]))
-    with pytest.raises(ValueError, match="positions for 8 rows, but the tensor has 16"):
+    with pytest.raises(ValueError, match="a row for each of the 8 positions, got 16 rows"):
         validated(monitor, Boxes, validation=loader(HELD_OUT, collate_fn=collate))
 
 
