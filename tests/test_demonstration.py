@@ -19,7 +19,8 @@ from lightning_noise.demo.table import Comparison
 from lightning_noise.demo.training import IMAGE_LEVELS, WEIGHT_LEVELS, Score, Scores
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 
-# the tests of a change run the default alone
+# a change is tested by one epoch of the default alone
+EPOCHS = dict.fromkeys(RECIPES, 2) | {"input": 1}
 EVERY_RECIPE = ["input", *(pytest.param(recipe, marks=pytest.mark.slow) for recipe in RECIPES if recipe != "input")]
 CONDITIONS = [Condition(noise, level) for noise, levels in (IMAGE_LEVELS | WEIGHT_LEVELS).items() for level in levels]
 
@@ -47,14 +48,14 @@ class Demonstration(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def demonstrate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Demonstration]:
-    """Runs two epochs of a recipe, of 18 batches each; each recipe once."""
+def demonstrate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Demonstration]:
+    """Runs a recipe for a number of epochs, of 18 batches each; what has been run is not run again."""
 
     @cache
-    def demonstrate(recipe: str) -> Demonstration:
+    def demonstrate(recipe: str, epochs: int) -> Demonstration:
         folder = tmp_path_factory.mktemp(recipe) / "logs"
         options = [] if recipe == "input" else ["--recipe", recipe]  # input is the default
-        settings = ("--epochs", "2", "--level", "0.4", "--seed", "1", "--root-dir", str(folder))
+        settings = ("--epochs", str(epochs), "--level", "0.4", "--seed", "1", "--root-dir", str(folder))
         return Demonstration(run(*options, *settings), folder)
 
     return demonstrate
@@ -69,7 +70,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
 
 @pytest.mark.parametrize("recipe", EVERY_RECIPE)
 def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstrate):
-    demonstration = demonstrate(recipe)
+    demonstration = demonstrate(recipe, EPOCHS[recipe])
     result, folder = demonstration
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -99,7 +100,7 @@ def test_it_prints_a_table_a_conclusion_and_the_way_to_the_logs(recipe, demonstr
     ],
 )
 def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, level, demonstrate):
-    demonstration = demonstrate(recipe)
+    demonstration = demonstrate(recipe, EPOCHS[recipe])
     assert sorted(path.name for path in demonstration.folder.iterdir()) == [f"with_{title}", f"without_{title}"]
     with_, without = (demonstration.events(f"{which}_{title}") for which in ("with", "without"))
     for tags in (with_.Tags(), without.Tags()):
@@ -107,7 +108,8 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
         assert keys <= set(tags["scalars"])
         assert {"robustness/curve", "robustness/impulse/samples"} <= set(tags["images"])
     levels = [event.value for event in with_.Scalars(f"noise/{name}/level")]
-    assert levels == pytest.approx([level(batch / 36) for batch in range(4, 36, 5)])  # of every fifth of the 36 batches
+    n = 18 * EPOCHS[recipe]
+    assert levels == pytest.approx([level(batch / n) for batch in range(4, n, 5)])  # of every fifth batch
     assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("noise/")]
     assert not [tag for tag in with_.Tags()["scalars"] if tag.startswith("noise/") and f"/{name}/" not in tag]
 
@@ -133,14 +135,14 @@ def test_a_level_that_has_not_yet_grown_gains_and_costs_nothing(tuned):
 
 @pytest.mark.slow
 def test_all_of_it_is_noise_in_every_place(demonstrate):
-    scalars = demonstrate("all").events("with_noise_everywhere").Tags()["scalars"]
+    scalars = demonstrate("all", EPOCHS["all"]).events("with_noise_everywhere").Tags()["scalars"]
     places = {"input", "smoothing", "weight", "activation", "gradient"}
     assert {tag.split("/")[1] for tag in scalars if tag.startswith("noise/")} == places
 
 
 @pytest.mark.slow
 def test_the_first_training_is_the_same_in_all_recipes(demonstrate):
-    tables = [demonstrate(recipe).rows().values() for recipe in RECIPES]
+    tables = [demonstrate(recipe, 2).rows().values() for recipe in RECIPES]
     columns = [[(without, ece) for without, _, _, ece, _ in table] for table in tables]
     assert all(column == columns[0] for column in columns)
     seconds = [[with_ for _, with_, *_ in table] for table in tables]
@@ -149,7 +151,7 @@ def test_the_first_training_is_the_same_in_all_recipes(demonstrate):
 
 @pytest.mark.parametrize("level", ["given", pytest.param("tuned", marks=pytest.mark.slow)])
 def test_the_output_of_a_pipe_is_ascii_of_at_most_80_columns(level, demonstrate, request):
-    demonstration = demonstrate("input") if level == "given" else request.getfixturevalue("tuned")
+    demonstration = demonstrate("input", EPOCHS["input"]) if level == "given" else request.getfixturevalue("tuned")
     *lines, _ = demonstration.result.stdout.partition("  tensorboard")[0].splitlines()
     assert "".join(lines).isascii()
     assert max(map(len, lines)) <= 80
