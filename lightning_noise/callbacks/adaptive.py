@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_noise import plots
 from lightning_noise._checks import check_counts, check_level
 from lightning_noise.batch import Selector
 from lightning_noise.evaluation.conditions import CLEAN, Condition
-from lightning_noise.evaluation.engine import Pass, try_conditions
-from lightning_noise.evaluation.positions import N_GROUPS, check_validation, seen_by_all
+from lightning_noise.evaluation.engine import Pass
 from lightning_noise.evaluation.predictor import Predictor
+from lightning_noise.evaluation.results import Results
 from lightning_noise.loop import loggers
-from lightning_noise.loop.dispatch import perturbing
+from lightning_noise.loop.dispatch import Perturbing, perturbing
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.loop.progress import check_validation
 from lightning_noise.metrics.statistics import jackknife_error
 from lightning_noise.rng import Key
 from lightning_noise.rules import Decision, Governor, Observation, Rule
 from lightning_noise.schedules import Level
-from lightning_noise.tasks import Multiclass, Task, TaskMetrics
+from lightning_noise.tasks import Multiclass, Task
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -116,46 +117,33 @@ class Adaptation:
 
     Args:
         setting: The adaptive level.
-        name: The name of the callback.
-        max_level: The largest level that has a meaning.
-        can_probe: Whether held-out data can be evaluated under the noise.
-        mixes_samples: Whether the noise of a sample depends on its batch.
-        one_draw_per_batch: Whether all samples share one draw, as in weights.
+        callback: The noise callback.
 
     Attributes:
         history: The decisions, one per validation.
     """
 
-    def __init__(
-        self,
-        setting: AdaptiveLevel,
-        *,
-        name: str,
-        max_level: float,
-        can_probe: bool,
-        mixes_samples: bool,
-        one_draw_per_batch: bool,
-    ):
-        if setting.rule.needs_boundary and not can_probe:
+    def __init__(self, setting: AdaptiveLevel, callback: Perturbing):
+        rule, name = setting.rule, callback.name
+        if rule.needs_boundary and not callback.can_probe:
             raise ValueError(
-                f"{type(setting.rule).__name__} must evaluate the model under the noise of {name!r}, which is not possible for "
-                "label noise, gradient noise and mixing; give a schedule or, for soft labels, AdaptiveLevel(SignedGap())"
+                f"{type(rule).__name__} must evaluate the model under the noise of {name!r}, which is not possible for label "
+                "noise, gradient noise and mixing; give a schedule or, for soft labels, AdaptiveLevel(SignedGap())"
             )
-        if setting.rule.needs_boundary and mixes_samples:
+        if rule.needs_boundary and callback.mixes_samples:
             raise ValueError(f"the noise of {name!r} mixes samples, so it depends on the batch; give it a schedule")
-        check_level(setting.start, max_level)
+        check_level(setting.start, callback.max_level)
         self.setting = setting
+        self.callback = callback
         self.name = name
-        self.max_level = max_level
-        self.one_draw_per_batch = one_draw_per_batch
         self.history: list[Decision] = []
-        self._rule = setting.rule.limit(max_level)
+        self._rule = rule.limit(callback.max_level)
         self._state = self._rule.init(setting.start)
         self._fitting = True  # else a checkpoint whose weights are tested would set the level back
         self._last: Observation | None = None
         self._best: list[float] | None = None  # the best clean metric, and the same without each group of samples
         self._validations = 0  # including those in which another level moved
-        self._evaluation: _Evaluation | None = None
+        self._results: Results | None = None  # of this validation, if the level moves in it
 
     @property
     def level(self) -> float:
@@ -208,20 +196,11 @@ class Adaptation:
 
     # --- the loop
 
-    def prepare(
-        self,
-        stage: str,
-        perturbation: Callable[[Context, Any, float, Key], Perturbation],
-        *,
-        seed: int,
-        inputs: Selector | None = None,
-        target: Selector | None = None,
-    ) -> None:
+    def prepare(self, stage: str, *, seed: int, inputs: Selector | None = None, target: Selector | None = None) -> None:
         """Prepares a run of the trainer.
 
         Args:
             stage: The stage of the run, such as ``"fit"``.
-            perturbation: The ``perturbation`` of the callback.
             seed: The seed of the draws.
             inputs: The inputs of the callback.
             target: The target of the callback.
@@ -230,7 +209,7 @@ class Adaptation:
         if not self._fitting:
             return
         setting = self.setting
-        self._boundary = _Boundary(perturbation, seed, self.name, self.one_draw_per_batch)
+        self._seed = seed
         self._predictor = Predictor(
             setting.task,
             inputs=inputs if setting.inputs is None else setting.inputs,
@@ -238,33 +217,32 @@ class Adaptation:
             predict=setting.predict,
         )
 
-    def check_run(self, trainer: Trainer) -> None:
-        """Raises a ValueError if the level cannot move in this run."""
-        check_validation(trainer, "AdaptiveLevel", 1)
-
     def begin(self, trainer: Trainer) -> None:
         """Begins a validation."""
-        turn = self._is_its_turn(trainer)
-        self._evaluation = _Evaluation(self._predictor, self.setting.max_batches) if turn else None
+        self._results = None
+        if self._is_its_turn(trainer):
+            self._results = Results(self.setting.task, only_governed=True)
+            self._pass = Pass(self._predictor, max_batches=self.setting.max_batches)
 
     def observe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        """Evaluates the model on a batch of a validation. In the sanity check, tries whether that works."""
+        """Evaluates the model on a batch of a validation. In the sanity check, only tries the evaluation."""
         context = Context(trainer, pl_module, is_probe=True)
-        if trainer.sanity_checking and dataloader_idx == 0:
-            # at level 0 nothing could go wrong
-            try_conditions(self._predictor, context, batch, self._boundary_at(self.level or 0.01))
-        elif self._evaluation is not None:
-            self._evaluation.add(context, batch, batch_idx, dataloader_idx, self._boundary_at(self.level))
+        if trainer.sanity_checking:
+            perturb = partial(self._perturb, self.level or 0.01, batch_idx)  # at level 0 no error could show
+            list(Pass(self._predictor).read(context, batch, batch_idx, dataloader_idx, perturb))
+        elif self._results is not None:
+            perturb = partial(self._perturb, self.level, batch_idx)
+            self._results.update(self._pass.read(context, batch, batch_idx, dataloader_idx, perturb))
 
     def decide(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Moves the level at the end of a validation."""
         self._validations += _counts(trainer)
-        if self._evaluation is None:
+        if self._results is None:
             return
-        observation = trainer.strategy.broadcast(self._observe(trainer, self._evaluation))
-        level, self._last, self._evaluation = self.level, observation, None
+        observation = trainer.strategy.broadcast(self._summarize(trainer, self._results))
+        level, self._last, self._results = self.level, observation, None
         self._state, reason = self._rule.update(self._state, observation)
-        check_level(self.level, self.max_level)  # a rule of the user may return any level
+        check_level(self.level, self.callback.max_level)  # a rule of the user may return any level
         self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level))
         logged = {"level": self.level, self._rule.follows: self._rule.measure(observation)}
         # the values are those of all ranks already
@@ -287,13 +265,20 @@ class Adaptation:
         # the first one counts for all, because callbacks that a checkpoint does not know have counted fewer
         return _counts(trainer) and moving[0]._validations % len(moving) == moving.index(self)
 
-    def _boundary_at(self, level: float) -> _Boundary:
-        return replace(self._boundary, level=level if self._rule.needs_boundary else 0.0)
+    def _perturb(
+        self, level: float, batch_idx: int, context: Context, batch: Any, positions: range
+    ) -> Iterator[tuple[Condition, Perturbation]]:
+        """Yields the perturbation at the level, if the rule needs it. At level 0, the boundary equals the clean metric."""
+        if level > 0 and self._rule.needs_boundary:
+            key = Key((self._seed, self.name, "boundary"), positions=positions)
+            if self.callback.one_draw_per_batch:
+                key = key / batch_idx  # otherwise the estimate would hinge on one draw
+            yield _BOUNDARY, self.callback.perturbation(context, batch, level, key)
 
-    def _observe(self, trainer: Trainer, evaluation: _Evaluation) -> Observation:
-        task = self.setting.task
-        metrics = seen_by_all(trainer, evaluation.metrics or None, f"AdaptiveLevel of {self.name!r}")
-        sizes = trainer.strategy.reduce(evaluation.sizes.clone(), reduce_op="sum").tolist()  # it reduces in place
+    def _summarize(self, trainer: Trainer, results: Results) -> Observation:
+        task, metrics = self.setting.task, results.metrics
+        results.check_ranks(trainer, f"AdaptiveLevel of {self.name!r}")
+        sizes = results.sizes(trainer)
         values, without = metrics[CLEAN].estimates()
         clean, gap = ([each.get(name, math.nan) for each in (values, *without)] for name in (task.governed, "signed_gap"))
         if not self._rule.needs_boundary:
@@ -306,57 +291,13 @@ class Adaptation:
         error = _standard_error([now - before for now, before in zip(clean, best, strict=True)], sizes)
         if math.isfinite(clean[0]) and (self._best is None or self._score(clean) > self._score(best)):
             self._best = clean
-        return Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), evaluation.chance)
+        return Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), results.chance)
 
     def _score(self, metric: list[float]) -> float:
         return self.setting.task.score({self.setting.task.governed: metric[0]})
 
 
 _BOUNDARY = Condition("boundary")
-
-
-@dataclass(frozen=True)
-class _Boundary:
-    """The noise at the current level, as the conditions of an evaluation. At level 0 there are no conditions with noise."""
-
-    perturbation: Callable[[Context, Any, float, Key], Perturbation]
-    seed: int
-    name: str
-    one_draw_per_batch: bool
-    level: float = 0.0
-
-    def perturbations(
-        self, context: Context, batch: Any, batch_idx: int, positions: range
-    ) -> Iterator[tuple[Condition, Perturbation]]:
-        if self.level > 0:
-            key = Key((self.seed, self.name, "boundary"), positions=positions)
-            if self.one_draw_per_batch:
-                key = key / batch_idx  # otherwise the estimate would hinge on one draw
-            yield _BOUNDARY, self.perturbation(context, batch, self.level, key)
-
-
-class _Evaluation:
-    """The governed metric in one validation, without noise and under the noise at the current level."""
-
-    def __init__(self, predictor: Predictor, max_batches: int | None):
-        self.metrics: dict[Condition, TaskMetrics] = {}
-        self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
-        self.chance: float | None = None
-        self._task = predictor.task
-        self._pass = Pass(predictor, max_batches=max_batches)
-
-    def add(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int, boundary: _Boundary) -> None:
-        """Evaluates a batch."""
-        clean_preds = None
-        for condition, _, preds, target, groups in self._pass.read(context, batch, batch_idx, dataloader_idx, boundary):
-            if condition == CLEAN:
-                clean_preds = preds
-                self.chance = self._task.chance(preds)
-                self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
-            if condition not in self.metrics:
-                self.metrics[condition] = self._task.governed_metrics(N_GROUPS).to(target.device)
-            if len(target):  # the last batch of a rank may be all padding
-                self.metrics[condition].update(preds=preds, clean_preds=clean_preds, target=target, groups=groups)
 
 
 def _standard_error(estimates: list[float], sizes: list[int]) -> float:

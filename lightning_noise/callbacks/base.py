@@ -18,7 +18,7 @@ from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.loop.internals import Callback, recomputes_statistics, should_log
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.loop.progress import logging_step, outline, progress_at, run_seed
+from lightning_noise.loop.progress import check_validation, logging_step, outline, progress_at, run_seed
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
 from lightning_noise.rules import Rule
@@ -70,14 +70,7 @@ class NoiseCallback(Callback, Perturbing):
         self.level: Any = level
         self.adaptive: Adaptation | None = None
         if isinstance(level, AdaptiveLevel):
-            self.adaptive = Adaptation(
-                level,
-                name=name,
-                max_level=self.max_level,
-                can_probe=self.can_probe,
-                mixes_samples=self.mixes_samples,
-                one_draw_per_batch=self.one_draw_per_batch,
-            )
+            self.adaptive = Adaptation(level, self)
             # on the instance: for equal names, Lightning would refuse a class with these methods before our clearer error
             self.state_dict = self.adaptive.state_dict
             self.load_state_dict = self.adaptive.load_state_dict
@@ -146,11 +139,11 @@ class NoiseCallback(Callback, Perturbing):
             )
         if self.adaptive is not None:
             inputs, target = getattr(self, "inputs", None), getattr(self, "target", None)
-            self.adaptive.prepare(stage, self.perturbation, seed=self._seed, inputs=inputs, target=target)
+            self.adaptive.prepare(stage, seed=self._seed, inputs=inputs, target=target)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.adaptive is not None:
-            self.adaptive.check_run(trainer)
+            check_validation(trainer, "AdaptiveLevel")
         # a callable may read the state of the run, which is not known in advance
         for progress in outline(trainer) if isinstance(self.level, Schedule) else [progress_at(trainer, 0)]:
             self._level_at(progress)

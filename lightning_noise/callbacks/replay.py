@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from lightning_noise._checks import check_counts
 from lightning_noise.batch import Selector, find_inputs, get, leaves
-from lightning_noise.callbacks.base import Callback, NoiseCallback
-from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probes, name_noises
-from lightning_noise.evaluation.conditions import CLEAN, Condition, Conditions
-from lightning_noise.evaluation.positions import SamplePositions, check_name, check_validation, is_due
-from lightning_noise.loop import loggers
+from lightning_noise.callbacks.inputs import InputNoise
+from lightning_noise.callbacks.monitor import Monitor, Noises
+from lightning_noise.evaluation.conditions import CLEAN, Condition, Conditions, Levels
+from lightning_noise.evaluation.positions import SamplePositions
 from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying
 from lightning_noise.loop.internals import evaluation_results, rng_states
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.replay import Replay, stage_of
 from lightning_noise.loop.snapshot import copy_batch
-from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip
 
 if TYPE_CHECKING:
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ReplayMonitor"]
 
 
-class ReplayMonitor(Callback, Replaying):
+class ReplayMonitor(Monitor, Replaying):
     r"""Repeats the user's own validation under noise, and logs its metrics.
 
     Before each validation or test batch, the module's step and the hooks around it run on noisy copies of the batch. Weights,
@@ -51,17 +48,18 @@ class ReplayMonitor(Callback, Replaying):
     generators, objects that closures and Python globals hold, the datamodule, or other callbacks. It cannot undo what leaves
     the process: files, printed text, and calls of a logger that the module made itself.
 
+    The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
+
     Args:
-        noises: A noise, a list of noises, or a mapping from name to noise. In a list, the name of a noise is its class name in
-            lower case. A noise callback is accepted, too. Default: Gaussian and impulse noise.
-        levels: The levels of all noises, or a mapping from name to levels. Default: the ``severities`` of each noise.
-        inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
-        clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
+        noises: The noises. Default: Gaussian and impulse noise.
+        levels: The levels of all noises, or of each noise by its name.
+        inputs: Which leaf of the batch is the input.
+        clip: Bounds of the noisy input.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.
         every_n_epochs: How often to replay during a fit.
         max_batches: How many batches of each loader to replay. Default: all.
-        seed: The seed of the draws. It does not depend on the seed of the run, so runs are compared on the same noise.
-        name: The first part of the keys. No other monitor of the trainer may have the same name.
+        seed: The seed of the draws.
+        name: The first part of the keys.
 
     Raises:
         RuntimeError: If the step updates the weights, with an optimizer of the trainer or of its own.
@@ -77,8 +75,8 @@ class ReplayMonitor(Callback, Replaying):
 
     def __init__(
         self,
-        noises: Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction | None = None,
-        levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        noises: Noises | None = None,
+        levels: Levels | None = None,
         *,
         inputs: Selector | None = None,
         clip: Clip | None = None,
@@ -88,32 +86,21 @@ class ReplayMonitor(Callback, Replaying):
         seed: int = 0,
         name: str = "replay",
     ):
-        check_counts(every_n_epochs=every_n_epochs, max_batches=max_batches)
-        self.noises = name_noises([Gaussian(), Impulse()] if noises is None else noises)
-        probes = as_probes(self.noises, inputs=inputs, relative=relative, clip=clip)
-        self.conditions = Conditions(probes, levels, seed=seed)
-        self.levels = self.conditions.levels
-        self.inputs = inputs
-        self.clip = clip
-        self.relative: Literal["std"] | None = relative
-        self.every_n_epochs = every_n_epochs
-        self.max_batches = max_batches
-        self.seed = seed
-        self.name = name
+        super().__init__(
+            noises,
+            levels,
+            inputs=inputs,
+            clip=clip,
+            relative=relative,
+            every_n_epochs=every_n_epochs,
+            max_batches=max_batches,
+            seed=seed,
+            name=name,
+        )
         self._keys: list[str] = []  # that the module logs
         self._end_epoch()
 
     # --- hooks
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        check_name(trainer, self)
-        self._is_laid_out = False
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_validation(trainer, "ReplayMonitor", self.every_n_epochs)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_epoch()
@@ -129,7 +116,7 @@ class ReplayMonitor(Callback, Replaying):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
-        if not self._replays and (trainer.sanity_checking or is_due(trainer, self.every_n_epochs)):
+        if not self._replays and (trainer.sanity_checking or self._is_due(trainer)):
             # before the module's own hook of the first batch, so that all replays begin with what the module holds now
             self._replays = {condition: Replay(trainer) for condition in (CLEAN, *self._current_conditions(trainer))}
         if self._replays:
@@ -149,10 +136,6 @@ class ReplayMonitor(Callback, Replaying):
     on_test_batch_start = on_validation_batch_start
     on_test_epoch_end = on_validation_epoch_end
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking and not self._is_laid_out:
-            self._is_laid_out = loggers.log_layout(trainer, self)
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "")
 
@@ -161,7 +144,6 @@ class ReplayMonitor(Callback, Replaying):
         EvaluationDispatcher.detach(trainer)
 
     def charts(self) -> dict[str, list[str]]:
-        """Returns a chart for each noise and key of the module, with the clean and the noisy values."""
         return {
             f"{key} under {name}": [f"{re.escape(self.name)}/({CLEAN.noise}|{re.escape(name)}/[^/]*)/{re.escape(key)}$"]
             for key in self._keys
@@ -178,7 +160,7 @@ class ReplayMonitor(Callback, Replaying):
         sample_positions = self._positions.setdefault(self._dataloader_idx, SamplePositions())
         positions, _ = sample_positions.take(trainer, self._dataloader_idx, self._batch_idx, self._count_rows(batch))
         context = Context(trainer, trainer.lightning_module, is_probe=True)
-        noisy = self._current_conditions(trainer).perturbations(context, batch, self._batch_idx, positions)
+        noisy = self._current_conditions(trainer).perturb(context, batch, positions)
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], noisy):
             replay = self._replays[condition]
             with replay.entered(before), perturbation as perturbed:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from lightning_noise import plots, report
-from lightning_noise._checks import check_counts
 from lightning_noise.batch import Selector, find_inputs, get
-from lightning_noise.callbacks.base import Callback, NoiseCallback
-from lightning_noise.callbacks.inputs import AnyProbe, as_probes, name_noises
-from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition, Conditions
-from lightning_noise.evaluation.engine import Pass, Reading, try_conditions
-from lightning_noise.evaluation.positions import check_name, check_pipe, check_validation, is_due, seen_by_all
+from lightning_noise.callbacks.monitor import Monitor, Noises
+from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition, Levels
+from lightning_noise.evaluation.engine import Pass, Reading
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import Results, Values
 from lightning_noise.loop import loggers
-from lightning_noise.loop.internals import class_of_callbacks, n_evaluation_loaders
+from lightning_noise.loop.internals import class_of_callbacks, launches_copies, n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.progress import logging_step
-from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
-from lightning_noise.perturb.inputs import Clip, validate_clip
+from lightning_noise.perturb.inputs import Clip
 from lightning_noise.report.compare import corruption_errors, shared_levels
 from lightning_noise.tasks import Multiclass, Task
 
@@ -33,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RobustnessMonitor", "log_key"]
 
+_KEYS_IN_PIPE = 170  # of up to 370 bytes in 64 KiB
 
-class RobustnessMonitor(Callback):
+
+class RobustnessMonitor(Monitor):
     r"""Evaluates a model on held-out data under noise, next to the same data without noise.
 
     Before each validation or test step the module predicts the batch, clean and under each noise and level, without gradients
@@ -114,8 +112,8 @@ class RobustnessMonitor(Callback):
 
     def __init__(
         self,
-        noises: Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction | None = None,
-        levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        noises: Noises | None = None,
+        levels: Levels | None = None,
         *,
         inputs: Selector | None = None,
         target: int | str | None = None,
@@ -132,48 +130,42 @@ class RobustnessMonitor(Callback):
         seed: int = 0,
         name: str = "robustness",
     ):
-        check_counts(n_draws=n_draws, every_n_epochs=every_n_epochs, max_batches=max_batches)
         if not isinstance(task, Task):
             raise TypeError(f"task must be a task such as tasks.Multiclass() or tasks.Custom(metrics), got {task!r}")
         if logged is not None and (unknown := set(logged) - set(task.names)):
             raise ValueError(f"no metrics {sorted(unknown)}; {type(task).__name__}() has {list(task.names)}")
-        self.noises = name_noises([Gaussian(), Impulse()] if noises is None else noises)
-        probes = as_probes(self.noises, inputs=inputs, relative=relative, clip=clip)
-        self.conditions = Conditions(probes, levels, n_draws=n_draws, seed=seed)
-        self.levels = self.conditions.levels
-        self.inputs = inputs
+        super().__init__(
+            noises,
+            levels,
+            inputs=inputs,
+            clip=clip,
+            relative=relative,
+            every_n_epochs=every_n_epochs,
+            max_batches=max_batches,
+            seed=seed,
+            name=name,
+            n_draws=n_draws,
+        )
         self.target = target
         self.task = task
         self.predict = predict
         self.n_draws = n_draws
-        self.clip = validate_clip(clip)
-        self.relative: Literal["std"] | None = relative
         self.logged = logged
-        self.every_n_epochs = every_n_epochs
-        self.max_batches = max_batches
         self.dataloader_idx = dataloader_idx
         self.baseline = baseline
-        self.seed = seed
-        self.name = name
         self.report: report.Report | None = None
         self._predictor = Predictor(task, inputs, target, predict)
-        self._shared = tuple(name for name, probe in probes.items() if probe.one_draw_per_batch)
+        self._shared = tuple(name for name, probe in self._probes.items() if probe.one_draw_per_batch)
         self._begin()
 
     # --- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        check_name(trainer, self)
-        check_pipe(trainer, sum(monitor._n_keys for monitor in class_of_callbacks(trainer, RobustnessMonitor)))
+        super().setup(trainer, pl_module, stage)
+        self._check_pipe(trainer)
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
-        self._pictured = self._laid_out = False
+        self._pictured = False
         self._begin()
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_validation(trainer, "RobustnessMonitor", self.every_n_epochs)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
@@ -184,9 +176,9 @@ class RobustnessMonitor(Callback):
     ) -> None:
         # before the step, which may write to the batch
         context = Context(trainer, pl_module, is_probe=True)
-        if trainer.sanity_checking and dataloader_idx == self.dataloader_idx:
-            try_conditions(self._predictor, context, batch, self.conditions.trials())
-        if self._is_due(trainer):
+        if trainer.sanity_checking:
+            list(self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.trials().perturb))
+        elif self._is_due(trainer):
             self._evaluate(context, batch, batch_idx, dataloader_idx)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -199,8 +191,8 @@ class RobustnessMonitor(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._conclude(trainer, self.name, f"validate/{self.name}")
-        elif not trainer.sanity_checking and not self._laid_out:
-            self._laid_out = loggers.log_layout(trainer, self)
+        else:
+            super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._conclude(trainer, self.name, self.name)
@@ -220,7 +212,6 @@ class RobustnessMonitor(Callback):
         self._conclude(trainer, f"test/{self.name}", f"test/{self.name}")
 
     def charts(self) -> dict[str, list[str]]:
-        """Returns the tags that TensorBoard draws into one chart: the clean and noisy values of a metric under a noise."""
         name = re.escape(self.name)
         return {
             f"{metric} under {noise}": [
@@ -238,23 +229,39 @@ class RobustnessMonitor(Callback):
         self._pass = Pass(self._predictor, max_batches=self.max_batches, dataloader_idx=self.dataloader_idx)
         self._pictures: dict[Condition, tuple[Tensor, list[str]]] = {}  # the first samples, and their classes
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        return is_due(trainer, self.every_n_epochs)
-
     def _evaluate(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        for reading in self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions):
-            self._results.update(reading)
-            if batch_idx == 0 and not reading.condition.draw and loggers.takes_figures(context.trainer):
-                self._keep_picture(reading)
+        readings = self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)
+        if batch_idx == 0 and loggers.takes_figures(context.trainer):
+            readings = self._keep_pictures(readings)
+        self._results.update(readings)
 
-    def _keep_picture(self, reading: Reading) -> None:
-        if self.predict is not None and self.inputs is None:
-            return  # which leaf the module reads is unknown
-        path = find_inputs(reading.batch, self.inputs)[0]
-        has_classes = self.task.has_classes and reading.preds.ndim == 2
-        classes = reading.preds[:4].argmax(1).tolist() if has_classes else []
-        samples = get(reading.batch, path)[:4].detach().cpu()
-        self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))
+    def _keep_pictures(self, readings: Iterable[Reading]) -> Iterator[Reading]:
+        is_known = self.predict is None or self.inputs is not None  # which leaf the module reads
+        for reading in readings:
+            if is_known and not reading.condition.draw:
+                path = find_inputs(reading.batch, self.inputs)[0]
+                samples = get(reading.batch, path)[:4].detach().cpu()
+                has_classes = self.task.has_classes and reading.preds.ndim == 2
+                classes = reading.preds[:4].argmax(1).tolist() if has_classes else []
+                self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))
+            yield reading
+
+    def _check_pipe(self, trainer: Trainer) -> None:
+        """Raises a ValueError if more keys are logged than the pipe to the main process holds.
+
+        The processes that a strategy spawns or forks hand all keys to the main process through a pipe. The main process reads
+        the pipe only after they have ended, so they would wait forever.
+        """
+        monitors = class_of_callbacks(trainer, RobustnessMonitor)
+        n_keys = sum(
+            len(_summary(monitor.task)) + len(monitor._logged) * sum(map(len, monitor.levels.values())) for monitor in monitors
+        )
+        if launches_copies(trainer) and n_keys > _KEYS_IN_PIPE:
+            raise ValueError(
+                f"with strategies that spawn or fork, Lightning hands keys to the main process through a pipe that holds about "
+                f"{_KEYS_IN_PIPE} keys, but the monitors log {n_keys}, and the run would hang; use strategy='ddp', or fewer "
+                "noises and levels"
+            )
 
     def _check_loader(self, trainer: Trainer) -> None:
         if self.dataloader_idx >= n_evaluation_loaders(trainer):
@@ -286,14 +293,10 @@ class RobustnessMonitor(Callback):
     def _logged(self) -> Sequence[str]:
         return self.task.logged if self.logged is None else self.logged
 
-    @property
-    def _n_keys(self) -> int:
-        return len(_summary(self.task)) + len(self._logged) * sum(map(len, self.levels.values()))
-
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str, *, levels: bool) -> None:
         self._check_loader(trainer)
-        results = seen_by_all(trainer, self._results if self._results.metrics else None, "RobustnessMonitor")
-        values = results.values()
+        self._results.check_ranks(trainer, "RobustnessMonitor")
+        values = self._results.values()
         if self._baseline is not None:
             noises = shared_levels(self._descriptions, self.levels, self._baseline)
             values = {**values, **corruption_errors(values, self._baseline.values, noises)}
@@ -330,7 +333,7 @@ class RobustnessMonitor(Callback):
         self._log_pictures(trainer, prefix)
 
     def _make_report(self, trainer: Trainer) -> report.Report:
-        sizes = trainer.strategy.reduce(self._results.sizes.clone(), reduce_op="sum").tolist()  # in place
+        sizes = self._results.sizes(trainer)
         estimates = self._results.estimates(sizes)
         return report.Report(
             task=self.task.name,

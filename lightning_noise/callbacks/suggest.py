@@ -178,7 +178,7 @@ class _Count(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         context = Context(trainer, pl_module, is_probe=True)
-        counts = list(self._count(self.held_out.read(context, batch, batch_idx, dataloader_idx, self.conditions)))
+        counts = list(self._count(self.held_out.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)))
         if counts:
             self.counts = self.counts.to(counts[0].device) + torch.stack(counts)
 

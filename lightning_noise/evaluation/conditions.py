@@ -1,4 +1,4 @@
-"""Conditions under which held-out data are evaluated: no noise, or a noise at a level."""
+"""The conditions under which held-out data are evaluated: no noise, or a noise at a level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from lightning_noise._checks import check_level
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.rng import Key
 
-__all__ = ["CLEAN", "NOISY", "OVERALL", "WORST", "Condition", "Conditions", "Probe"]
+__all__ = ["CLEAN", "NOISY", "OVERALL", "WORST", "Condition", "Conditions", "Levels", "Probe"]
+
+Levels = Sequence[float] | Mapping[str, Sequence[float]]
 
 
 class Condition(NamedTuple):
@@ -66,7 +68,7 @@ class Conditions:
     def __init__(
         self,
         probes: Mapping[str, Probe],
-        levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        levels: Levels | None = None,
         *,
         n_draws: int = 1,
         seed: int = 0,
@@ -79,7 +81,8 @@ class Conditions:
         if isinstance(levels, Mapping) and (unknown := levels.keys() - probes.keys()):
             raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(probes)}")
         self.probes = dict(probes)
-        self.levels = {name: _levels_of(name, probe, levels) for name, probe in probes.items()}
+        given = levels if isinstance(levels, Mapping) else dict.fromkeys(probes, levels)
+        self.levels = {name: _check_levels(name, probe, given.get(name)) for name, probe in probes.items()}
         self.n_draws = n_draws
         self.seed = seed
 
@@ -88,18 +91,10 @@ class Conditions:
             for level in self.levels[name]:
                 yield Condition(name, level, draw)
 
-    def perturbations(
-        self, context: Context, batch: Any, batch_idx: int, positions: range
-    ) -> Iterator[tuple[Condition, Perturbation]]:
+    def perturb(self, context: Context, batch: Any, positions: range) -> Iterator[tuple[Condition, Perturbation]]:
         """Yields the perturbation of the batch for each condition.
 
         The draw of a sample depends on its position in the data set alone, and is the same at all levels.
-
-        Args:
-            context: Where the batch is evaluated.
-            batch: The batch.
-            batch_idx: Its index, which no draw depends on.
-            positions: The position in the data set of each row.
         """
         for condition in self:
             key = Key((self.seed, "probe", condition.noise), positions=positions)
@@ -107,17 +102,18 @@ class Conditions:
             yield condition, self.probes[condition.noise].perturbation(context, batch, condition.level or 0.0, key)
 
     def trials(self) -> Conditions:
-        """Returns each noise once, at its largest level, for the sanity check; at level 0 nothing could go wrong."""
+        """Returns each noise once, at its largest level, for the sanity check. At level 0 no error could show."""
         return Conditions(self.probes, {name: [max(levels)] for name, levels in self.levels.items()}, seed=self.seed)
 
 
-def _levels_of(name: str, probe: Probe, levels: Sequence[float] | Mapping[str, Sequence[float]] | None) -> tuple[float, ...]:
-    given = levels.get(name) if isinstance(levels, Mapping) else levels
-    if given is not None and not hasattr(given, "__iter__"):
+def _check_levels(name: str, probe: Probe, levels: Sequence[float] | None) -> tuple[float, ...]:
+    if levels is None:
+        levels = probe.severities
+    if not hasattr(levels, "__iter__"):
         raise TypeError(f"levels must be a list, or a mapping from name to lists, got {levels!r}")
-    chosen = tuple(check_level(level, probe.max_level) for level in (probe.severities if given is None else given))
-    if not chosen:
+    checked = tuple(check_level(level, probe.max_level) for level in levels)
+    if not checked:
         raise ValueError(f"{name!r} needs levels: give levels=…, a list or a mapping from name")
-    if len({f"{level:g}" for level in chosen}) < len(chosen):
-        raise ValueError(f"the levels of {name!r} must differ in their first six digits, got {chosen}")
-    return chosen
+    if len({f"{level:g}" for level in checked}) < len(checked):
+        raise ValueError(f"the levels of {name!r} must differ in their first six digits, got {checked}")
+    return checked

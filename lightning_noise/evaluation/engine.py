@@ -1,12 +1,12 @@
-"""The engine: a model evaluated on held-out data, without noise and under each condition."""
+"""The evaluation of a model on held-out data, without noise and under each condition."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,28 +15,14 @@ from lightning_noise.evaluation.positions import SamplePositions, groups_of
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.loop.perturbation import Context, Perturbation
 
-__all__ = ["Conditions", "Pass", "Reading", "try_conditions"]
+__all__ = ["Pass", "Perturb", "Reading"]
 
-
-class Conditions(Protocol):
-    """The conditions under which a batch is evaluated."""
-
-    def perturbations(
-        self, context: Context, batch: Any, batch_idx: int, positions: range
-    ) -> Iterable[tuple[Condition, Perturbation]]:
-        """Returns a perturbation of the batch for each condition with noise.
-
-        Args:
-            context: Where the batch is evaluated.
-            batch: The batch.
-            batch_idx: Its index.
-            positions: The position in the data set of each row.
-        """
-        ...
+Perturb = Callable[[Context, Any, range], Iterable[tuple[Condition, Perturbation]]]
+"""Returns a perturbation of a batch for each condition with noise, from context, batch and the positions of the rows."""
 
 
 class Reading(NamedTuple):
-    """What was seen of a batch under a condition. Rows that a sampler repeats are left out of all tensors.
+    """What was seen of a batch under a condition. All tensors lack the rows that a sampler repeats.
 
     Attributes:
         condition: The condition.
@@ -57,8 +43,8 @@ class Pass:
     """One pass over held-out data.
 
     Args:
-        predictor: How predictions are read.
-        max_batches: How many batches of each process are evaluated. Default: all.
+        predictor: Predicts the target of a batch.
+        max_batches: How many batches of each rank are evaluated. Default: all.
         dataloader_idx: Which of several loaders is evaluated.
     """
 
@@ -68,37 +54,15 @@ class Pass:
         self.dataloader_idx = dataloader_idx
         self._positions = SamplePositions()
 
-    def read(
-        self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int, conditions: Conditions
-    ) -> Iterator[Reading]:
-        """Yields a reading of the batch without noise and under each condition, if the batch is to be evaluated."""
+    def read(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int, perturb: Perturb) -> Iterator[Reading]:
+        """Yields a reading of the batch without noise, then one under each condition. Other loaders yield nothing."""
         if dataloader_idx != self.dataloader_idx or batch_idx >= self.max_batches:
             return
         paths, target = self.predictor.locate(batch)
         positions, counted = self._positions.take(context.trainer, dataloader_idx, batch_idx, rows=len(target))
         groups = groups_of(positions, target.device)[:counted]
-        perturbations = conditions.perturbations(context, batch, batch_idx, positions)
-        for condition, perturbation in chain([(CLEAN, unperturbed(batch))], perturbations):
+        for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(context, batch, positions)):
             seen, preds, labels = self.predictor(context, perturbation, paths, target)
             if condition == CLEAN and self.predictor.labelled:
                 self.predictor.task.check(target, preds)
             yield Reading(condition, seen, preds[:counted], labels[:counted], groups)
-
-
-def try_conditions(predictor: Predictor, context: Context, batch: Any, conditions: Conditions) -> None:
-    """Raises the error that an evaluation of such a batch will raise."""
-    paths, target = predictor.locate(batch)
-    perturbations = conditions.perturbations(context, batch, 0, range(len(target)))
-    for _, perturbation in chain([(CLEAN, unperturbed(batch))], perturbations):
-        _, preds, _ = predictor(context, perturbation, paths, target)
-        if predictor.labelled:
-            predictor.task.check(target, preds)
-
-
-def unperturbed(batch: Any) -> Perturbation:
-    """Returns the perturbation that changes nothing."""
-    return Perturbation(partial(_yield, batch))
-
-
-def _yield(batch: Any, perturbation: Perturbation) -> Iterator[Any]:
-    yield batch

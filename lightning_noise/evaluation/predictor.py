@@ -1,15 +1,16 @@
-"""What a module predicts for a batch of held-out data, beside the target."""
+"""Predictions of a module for a batch of held-out data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
-from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.snapshot import restore_rng
 from lightning_noise.tasks import Task
 
@@ -28,7 +29,7 @@ class Predictor:
         inputs: Which leaf of the batch is the input.
         target: Which leaf is the target.
         predict: A callable from module and batch to the output. Default: ``module(*inputs)``.
-        labelled: Whether the batch has a target. Without, the input stands for its rows and nothing is compared.
+        labelled: Whether the batch has a target. If not, the input stands in for the target.
     """
 
     task: Task
@@ -38,7 +39,7 @@ class Predictor:
     labelled: bool = True
 
     def locate(self, batch: Any) -> tuple[list[Path], Tensor]:
-        """Returns the paths of the inputs, if they are read or named, and the target."""
+        """Returns the paths of the inputs, which ``predict`` may not need, and the target."""
         is_read = self.predict is None or self.inputs is not None or not self.labelled
         paths = find_inputs(batch, self.inputs) if is_read else []
         target = get(batch, find_target(batch, self.target) if self.labelled else paths[0])
@@ -47,9 +48,9 @@ class Predictor:
         return paths, target
 
     def __call__(
-        self, context: Context, perturbation: Perturbation, paths: list[Path], target: Tensor
+        self, context: Context, perturbation: AbstractContextManager[Any], paths: list[Path], target: Tensor
     ) -> tuple[Any, Any, Tensor]:
-        """Returns the batch within the perturbation, and the predictions for it with the target, as the task reads them."""
+        """Returns the perturbed batch, and its predictions and target as the task reads them."""
         with perturbation as batch, restore_rng(), context.trainer.precision_plugin.forward_context():
             output = self._output(context.module, batch, paths)
         labels = target if self.labelled else self.task.placeholder(output, target)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from lightning_noise.evaluation.positions import N_GROUPS
 from lightning_noise.metrics.robustness import area_under_curve, retention
 from lightning_noise.metrics.statistics import jackknife_error, t_interval, wilson_interval
 from lightning_noise.tasks import Task, TaskMetrics
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
 
 __all__ = ["Estimate", "Results", "Values", "estimate", "summarize"]
 
@@ -57,27 +60,44 @@ class Results:
     Args:
         task: The task.
         shared: The names of noises of which all samples share a draw, as in weights.
+        only_governed: Whether only the metric that adaptive levels follow is computed.
+
+    Attributes:
+        metrics: The metrics under each condition.
+        chance: The governed metric of a guess, or ``None`` if the task does not know it.
     """
 
-    def __init__(self, task: Task, shared: Collection[str] = ()):
+    def __init__(self, task: Task, shared: Collection[str] = (), *, only_governed: bool = False):
         self.task = task
         self.shared = shared
+        self.only_governed = only_governed
         self.metrics: dict[Condition, TaskMetrics] = {}
-        self.sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
-        self._chance: float | None = None
-        self._clean_preds: Any = None  # of the current batch
+        self.chance: float | None = None
+        self._sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
 
-    def update(self, reading: Reading) -> None:
-        """Adds a reading. The reading of a batch without noise must come first."""
-        condition, preds, groups = reading.condition, reading.preds, reading.groups
-        if condition not in self.metrics:
-            self.metrics[condition] = self.task.metrics(preds, N_GROUPS).to(groups.device)
-        if condition == CLEAN:
-            self._clean_preds = self.metrics[CLEAN].read(preds)
-            self._chance = self.task.chance(preds)
-            self.sizes = self.sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
-        if len(groups):
-            self.metrics[condition].update(preds=preds, target=reading.target, clean_preds=self._clean_preds, groups=groups)
+    def update(self, readings: Iterable[Reading]) -> None:
+        """Adds the readings of a batch. The reading without noise comes first."""
+        clean_preds = None
+        for condition, _, preds, target, groups in readings:
+            if condition not in self.metrics:
+                task, n = self.task, N_GROUPS
+                created = task.governed_metrics(n) if self.only_governed else task.metrics(preds, n)
+                self.metrics[condition] = created.to(groups.device)
+            if condition == CLEAN:
+                clean_preds = self.metrics[CLEAN].read(preds)
+                self.chance = self.task.chance(preds)
+                self._sizes = self._sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
+            if len(groups):  # the last batch of a rank may be all padding
+                self.metrics[condition].update(preds=preds, target=target, clean_preds=clean_preds, groups=groups)
+
+    def check_ranks(self, trainer: Trainer, name: str) -> None:
+        """Raises a ValueError on all ranks if a rank saw no batch. Otherwise, the others would hang in the next collective."""
+        if not trainer.strategy.reduce_boolean_decision(bool(self.metrics)):
+            raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
+
+    def sizes(self, trainer: Trainer) -> list[int]:
+        """Returns the number of samples of all ranks in each group."""
+        return trainer.strategy.reduce(self._sizes.clone(), reduce_op="sum").tolist()  # it reduces in place
 
     def values(self) -> Values:
         """Returns all values of all ranks, without their errors."""
@@ -118,7 +138,7 @@ class Results:
         return {condition: bins for condition, bins in found.items() if bins is not None}
 
     def _summarize(self, values: Mapping[Condition, Mapping[str, float]]) -> Values:
-        return summarize(values, self.task, chance=self._chance, shared=self.shared)
+        return summarize(values, self.task, chance=self.chance, shared=self.shared)
 
     def _spreads(self, values: Mapping[Condition, Mapping[str, float]]) -> Values:
         """Returns the standard error over the draws."""

@@ -1,0 +1,83 @@
+"""The base class of the monitors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from lightning_noise._checks import check_counts
+from lightning_noise.batch import Selector
+from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.callbacks.inputs import AnyProbe, as_probes, name_noises
+from lightning_noise.evaluation.conditions import Conditions, Levels
+from lightning_noise.loop import loggers
+from lightning_noise.loop.internals import Callback, class_of_callbacks
+from lightning_noise.loop.progress import check_validation
+from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
+from lightning_noise.perturb.inputs import Clip, validate_clip
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+__all__ = ["Monitor", "Noises"]
+
+Noises = Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction
+
+
+class Monitor(Callback, ABC):
+    """Base of the callbacks that evaluate a module under noise in validations and tests.
+
+    The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
+    """
+
+    def __init__(
+        self,
+        noises: Noises | None,
+        levels: Levels | None,
+        *,
+        inputs: Selector | None,
+        clip: Clip | None,
+        relative: Literal["std"] | None,
+        every_n_epochs: int,
+        max_batches: int | None,
+        seed: int,
+        name: str,
+        n_draws: int = 1,
+    ):
+        check_counts(n_draws=n_draws, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        self.noises = name_noises([Gaussian(), Impulse()] if noises is None else noises)
+        self._probes = as_probes(self.noises, inputs=inputs, relative=relative, clip=clip)
+        self.conditions = Conditions(self._probes, levels, n_draws=n_draws, seed=seed)
+        self.levels = self.conditions.levels
+        self.inputs = inputs
+        self.clip = validate_clip(clip)
+        self.relative: Literal["std"] | None = relative
+        self.every_n_epochs = every_n_epochs
+        self.max_batches = max_batches
+        self.seed = seed
+        self.name = name
+
+    @abstractmethod
+    def charts(self) -> dict[str, list[str]]:
+        """Returns the tags that TensorBoard draws into one chart, by the title of the chart."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if sum(monitor.name == self.name for monitor in class_of_callbacks(trainer, Monitor)) > 1:
+            raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
+        self._is_laid_out = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_validation(trainer, type(self).__name__, self.every_n_epochs)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and not self._is_laid_out:
+            self._is_laid_out = loggers.log_layout(trainer, self)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Returns whether to evaluate in this validation or test. The sanity check is neither."""
+        is_skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
+        return not trainer.sanity_checking and not is_skipped
