@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from lightning_noise import ActivationNoise, InputNoise, Key, RobustnessMonitor, WeightNoise, noise
+from lightning_noise import ActivationNoise, InputNoise, Key, ReplayMonitor, RobustnessMonitor, WeightNoise, noise, plots
 from lightning_noise.evaluation.conditions import Condition
 from lightning_noise.metrics import ExpectedCalibrationError
 from lightning_noise.testing import global_streams
@@ -85,6 +86,33 @@ def test_a_fit_follows_a_validation_of_its_own():
     monitor = RobustnessMonitor(noise.Gaussian(), LEVELS)
     validated(monitor)
     assert keys_of(fit([monitor])[1]) == keys_of(fit([RobustnessMonitor(noise.Gaussian(), LEVELS)])[1])
+
+
+class Centering(Classifier):
+    """Writes to the batch in the validation step."""
+
+    def validation_step(self, batch, batch_idx):
+        batch[0].zero_()
+        super().validation_step(batch, batch_idx)
+
+
+def test_a_picture_shows_the_batch_before_the_step_writes_to_it(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "samples", lambda inputs, captions: shown.append(inputs["clean"]))
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5])
+    trainer = make_trainer([monitor], logger=CSVLogger(tmp_path))
+    trainer.validate(Centering(), loader(HELD_OUT), verbose=False)
+    assert torch.equal(shown[-1], HELD_OUT.x[:4])
+
+
+def test_no_predictions_are_kept_after_a_validation():
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5])
+    trainer = make_trainer([monitor])
+    trainer.validate(Classifier(), loader(HELD_OUT), verbose=False)
+    gc.collect()
+    kept = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.shape == (len(HELD_OUT) % 8, N_CLASSES)]
+    assert monitor.report is not None
+    assert not kept
 
 
 # --- it measures what it says
@@ -510,6 +538,8 @@ def test_levels_that_are_no_list_are_refused():
 def test_two_monitors_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two monitors are named 'robustness'"):
         fit([RobustnessMonitor(noise.Gaussian()), RobustnessMonitor(noise.Uniform())])
+    with pytest.raises(ValueError, match="two monitors are named 'same'"):
+        fit([RobustnessMonitor(noise.Gaussian(), name="same"), ReplayMonitor(noise.Gaussian(), name="same")])
 
 
 def test_an_interval_that_never_comes_is_refused():

@@ -300,6 +300,14 @@ def test_a_report_reads_back(tmp_path):
     assert (tmp_path / "new" / "report.md").read_text() == report.markdown(new, old)
 
 
+def test_a_report_of_a_later_version_reads_back(tmp_path):
+    new, *_ = pair()
+    report.write(tmp_path, new)
+    held = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps(held | {"hardware": "a field of a later version"}))
+    assert report.read(tmp_path) == new
+
+
 def test_what_is_no_number_is_null(tmp_path):
     values = {ACCURACY: 0.5, (CLEAN, "ece_z"): math.inf, (CLEAN, "failure_auroc"): math.nan}
     made = make(values, {cell: [value] for cell, value in values.items()}, [1], noises={}, levels={})

@@ -21,7 +21,6 @@ from lightning_noise.evaluation.results import Results
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, perturbing
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.loop.progress import check_validation
 from lightning_noise.metrics.statistics import jackknife_error
 from lightning_noise.rng import Key
 from lightning_noise.rules import Decision, Governor, Observation, Rule

@@ -1,4 +1,4 @@
-"""A monitor of robustness: metrics on held-out data, without noise and under noise."""
+"""A monitor of the metrics on held-out data without noise and under noise."""
 
 from __future__ import annotations
 
@@ -35,20 +35,18 @@ _KEYS_IN_PIPE = 170  # of up to 370 bytes in 64 KiB
 class RobustnessMonitor(Monitor):
     r"""Evaluates a model on held-out data under noise, next to the same data without noise.
 
-    Before each validation or test step the module predicts the batch, clean and under each noise and level, without gradients
-    and with the precision of the trainer. So two noises of five levels cost eleven times the forward passes of the validation,
-    and a draw for each sample; ``max_batches`` and ``every_n_epochs`` bound the cost. Memory does not grow with the data.
-    Weights, the user's metrics and the global random streams are the same as without the monitor, unless the forward pass
-    itself changes the module in evaluation, which is not undone. For the user's own metrics under noise there is
-    :class:`~lightning_noise.ReplayMonitor`.
+    Before each validation or test step, the module predicts the batch without noise and under each noise and level, without
+    gradients and with the precision of the trainer. Two noises with five levels each thus cost eleven forward passes per batch;
+    ``max_batches`` and ``every_n_epochs`` bound the cost. Memory does not grow with the data. Weights, the user's metrics and
+    the global random streams are the same as without the monitor, unless the forward pass itself changes the module in
+    evaluation, which is not undone. For the user's own metrics under noise there is :class:`~lightning_noise.ReplayMonitor`.
 
-    The noise of a sample depends on its position in the order of the loader alone. With a loader that does not shuffle, the
-    noise is the same in each epoch, for any batch size and any number of ranks, and the levels of a noise share a draw: what
-    changes in a curve is the model. Noise in weights is one draw for all samples. Rows that a distributed sampler repeats to
-    fill up the last batch are not counted.
+    The noise of a sample depends only on its position in the order of the loader. If the loader does not shuffle, the noise is
+    the same in each epoch, for any batch size and any number of ranks. The levels of a noise share a draw, so a curve shows the
+    model and not the draws. Weight noise is one draw for all samples. Rows that a distributed sampler repeats do not count.
 
     =====================================================  ==========================================================
-    key                                                    what
+    key                                                    value
     =====================================================  ==========================================================
     ``robustness/score``                                   the mean of the clean and the noisy score of the task
     ``robustness/<metric>_clean``                          a metric without noise
@@ -60,47 +58,47 @@ class RobustnessMonitor(Monitor):
     ``robustness_levels/<noise>/<level>/<metric>``         a metric under a noise at a level, averaged over the draws
     =====================================================  ==========================================================
 
-    The score is larger for a better model, whatever the task, so ``ModelCheckpoint(monitor="robustness/score", mode="max")``
-    works for all. It is half the clean and half the noisy accuracy of a classifier, and the same with :math:`R^2` for a
-    regression. By default accuracy, loss (cross-entropy) and ECE are logged for a classifier, and MSE and MAE for a regression.
-    The report holds all metrics of the task; see :mod:`lightning_noise.metrics`. NaN is logged as NaN and does not stop a run.
+    A larger score is better for every task, so ``ModelCheckpoint(monitor="robustness/score", mode="max")`` always works. The
+    score averages the clean and the noisy accuracy of a classifier, or :math:`R^2` of a regression. By default, accuracy, loss
+    (cross-entropy) and ECE are logged for a classifier, and MSE and MAE for a regression. The report holds all metrics of the
+    task; see :mod:`lightning_noise.metrics`. NaN is logged as NaN and does not stop a run.
 
-    In ``trainer.test`` only the summary is logged, and its keys begin with ``test/``. With ``every_n_epochs`` a key keeps its
-    old value in between, so give ModelCheckpoint the same interval, and EarlyStopping ``strict=False``, because there is no
-    value before the first evaluation.
+    In ``trainer.test`` only the summary is logged, and its keys begin with ``test/``. With ``every_n_epochs``, a key keeps its
+    old value in between. Then give ModelCheckpoint the same interval, and EarlyStopping ``strict=False``, because no value
+    exists before the first evaluation.
 
     TensorBoard also receives a curve over the level in each validation, a chart of clean and noisy values of each logged metric
     under *Custom scalars*, and clean next to noisy samples with their predicted classes, if the input is an image or a signal.
     At the end of a fit, a validation or a test it receives reliability diagrams. Weights & Biases receives images of the
-    figures; for other loggers they are PNG files. At the end ``report.json`` and ``report.md`` are written into the folder of
+    figures; for other loggers they are PNG files. At the end, ``report.json`` and ``report.md`` are written into the folder of
     the first logger, with a 95 % interval for each value and for each difference to the baseline: in ``robustness`` after a
     fit, else in ``validate/robustness`` or ``test/robustness``. The attribute ``report`` holds the same
     :class:`~lightning_noise.report.Report`.
 
     Args:
-        noises: A noise, a list of noises, which are named by their classes in lower case, or a mapping from name to noise. A
-            noise callback may stand for a noise. Default: Gaussian and impulse noise.
+        noises: A noise, a list of noises, or a mapping from name to noise. In a list, the name of a noise is its class name in
+            lower case. A noise callback is accepted, too. Default: Gaussian and impulse noise.
         levels: The levels of all noises, or a mapping from name to levels. Default: the ``severities`` of each noise.
         inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
         target: Which leaf of the batch is the target. Default: the second element of a sequence.
-        task: What the outputs of the module mean: a task of :mod:`lightning_noise.tasks`. With ``tasks.Custom(metrics)`` it
-            evaluates metrics of your own, without intervals.
+        task: What the outputs of the module mean: a task of :mod:`lightning_noise.tasks`. ``tasks.Custom(metrics)`` evaluates
+            your own metrics, without intervals.
         predict: A callable from module and batch to the output. Default: ``module(*inputs)``.
         n_draws: The number of draws of each noise, over which values are averaged.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
-        relative: Levels are in units of the standard deviation of each sample.
-        logged: The metrics that are logged at each level. Default: those of the task.
+        relative: With ``"std"``, levels are in units of the standard deviation of each sample.
+        logged: The metrics that are logged at each level. Default: the ``logged`` metrics of the task.
         every_n_epochs: How often to evaluate during a fit.
-        max_batches: How many batches of each rank to evaluate. Default: all.
+        max_batches: How many batches each rank evaluates. Default: all.
         dataloader_idx: Which of several loaders to evaluate.
         baseline: The ``report.json`` of an earlier run, or its folder, to compare with. Differences are paired if both runs
             evaluated the same samples.
-        seed: The seed of the draws. It is not the seed of the run, so that runs are compared under the same noise.
-        name: The first part of the keys. Two monitors of one trainer need different names.
+        seed: The seed of the draws. It does not depend on the seed of the run, so runs are compared on the same noise.
+        name: The first part of the keys. No other monitor of the trainer may have the same name.
 
     Raises:
-        TypeError: The task is not a task, or the levels are not a list.
-        ValueError: A level, name or path is wrong, the run has no validation, the module does not return predictions of the
+        TypeError: If ``task`` is not a task, or the levels are not a list.
+        ValueError: If a level, name or path is wrong, the run has no validation, the module does not return predictions of the
             target, or the baseline cannot be read or compared.
 
     Example:
@@ -240,7 +238,7 @@ class RobustnessMonitor(Monitor):
         for reading in readings:
             if is_known and not reading.condition.draw:
                 path = find_inputs(reading.batch, self.inputs)[0]
-                samples = get(reading.batch, path)[:4].detach().cpu()
+                samples = get(reading.batch, path)[:4].detach().to("cpu", copy=True)  # the step may write to the batch
                 has_classes = self.task.has_classes and reading.preds.ndim == 2
                 classes = reading.preds[:4].argmax(1).tolist() if has_classes else []
                 self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))
@@ -280,7 +278,7 @@ class RobustnessMonitor(Monitor):
 
     @property
     def _descriptions(self) -> dict[str, str]:
-        """The noises in words, without what has a meaning in training alone."""
+        """The noises in words, without the arguments that only matter in training."""
         options = "".join(
             f", {key}={value!r}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value
         )
@@ -308,7 +306,7 @@ class RobustnessMonitor(Monitor):
                 for level in of_noise
                 for metric in self._logged
             ]
-        # the values are those of all ranks already; logged on each, so that callbacks can monitor them
+        # the values are those of all ranks; every rank logs them, for its callbacks
         found = {log_key(prefix, *cell): values[cell] for cell in cells}
         pl_module.log_dict(found, sync_dist=True, rank_zero_only=True)
         if loggers.takes_figures(trainer):
@@ -317,8 +315,8 @@ class RobustnessMonitor(Monitor):
                 self._log_pictures(trainer, prefix)
 
     def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
-        """Writes the report and logs the figures of the end."""
-        if not self._results.metrics:  # the fit has ended before an evaluation was due
+        """Writes the report and logs the last figures."""
+        if not self._results.metrics:  # the fit ended before an evaluation was due
             return
         calibration = self._results.calibration()
         self.report = self._make_report(trainer)

@@ -90,20 +90,20 @@ def suggest_level(
         module: A trained module.
         noise: A noise, or a noise callback, whose own level is ignored.
         dataloaders: The held-out data. With ``flip_rate``, the batches need no labels.
-        datamodule: A data module whose ``val_dataloader`` returns the held-out data. Default, if ``dataloaders`` is not given
-            either: the validation data of the trainer's last run, or the module's own.
-        levels: The levels to try, above 0. Default: four per factor of ten, from 0.01 to 10 or the largest level that has a
-            meaning.
+        datamodule: A data module with a ``val_dataloader``. Default, if ``dataloaders`` is not given either: the validation
+            data of the trainer's last run, or the module's own.
+        levels: The levels to try, above 0. Default: four per factor of ten, from 0.01 to 10 or the largest meaningful level.
         retention: The share of the skill to retain, in (0, 1). Default: 0.9.
         flip_rate: The share of the predictions that may change, in (0, 1), instead of ``retention``; 0.1 is usual.
         task: What the outputs of the module mean: ``tasks.Multiclass()``, ``tasks.Binary()`` or ``tasks.Multilabel()``.
-        inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
-        target: Which leaf of the batch is the target, as in :class:`~lightning_noise.RobustnessMonitor`.
-        predict: A callable from module and batch to logits. Default: ``module(input)``.
-        clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
-        relative: ``"std"`` if levels are in units of the standard deviation of each sample.
+        inputs: Which leaf of the batch is the input. This and the other arguments are those of
+            :class:`~lightning_noise.RobustnessMonitor`.
+        target: Which leaf of the batch is the target.
+        predict: A callable from module and batch to logits.
+        clip: Bounds of the noisy input.
+        relative: With ``"std"``, levels are in units of the standard deviation of each sample.
         max_batches: How many batches each rank evaluates. Default: the trainer's ``limit_val_batches``.
-        dataloader_idx: Which of several loaders to use.
+        dataloader_idx: Which of several loaders to evaluate.
         seed: The seed of the draws.
 
     Raises:
@@ -137,7 +137,12 @@ def suggest_level(
             f"{task!r}"
         )
     check_counts(max_batches=max_batches)
-    criterion = _criterion(retention, flip_rate)
+    if retention is not None and flip_rate is not None:
+        raise ValueError("give retention=…, which needs labels, or flip_rate=…, which needs no labels, and not both")
+    if flip_rate is not None:
+        criterion = Criterion("flip_rate", flip_rate)
+    else:
+        criterion = Criterion("retention", 0.9 if retention is None else retention)
     ((name, probe),) = as_probes(name_noises(noise), inputs=inputs, relative=relative, clip=clip).items()
     conditions = Conditions({name: probe}, default_levels(probe.max_level) if levels is None else levels, seed=seed)
     tried = conditions.levels[name]
@@ -164,8 +169,8 @@ def suggest_level(
 class _Count(Callback):
     """Counts wrong predictions in a validation, without noise and at each level.
 
-    A prediction is wrong if it differs from the target or, without labels, from the prediction without noise. The last two
-    counts are the number of predictions times the number of classes, and the number of predictions.
+    Without labels, a prediction is wrong if it differs from the prediction without noise. The last two counts are the number of
+    predictions times the number of classes, and the number of predictions.
     """
 
     def __init__(self, conditions: Conditions, predictor: Predictor, dataloader_idx: int):
@@ -184,7 +189,7 @@ class _Count(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")
-        # counts of all ranks, on each rank; a count beyond 2^24 is rounded to seven digits
+        # the counts are those of all ranks; the log rounds counts above 2^24 to seven digits
         values = {f"{_KEY}{i}": float(count) for i, count in enumerate(counts)}  # type: ignore[arg-type]
         pl_module.log_dict(values, sync_dist=True, rank_zero_only=True)
 
@@ -202,7 +207,7 @@ class _Count(Callback):
 
 @contextmanager
 def _silenced(trainer: Trainer, module: Any, datamodule: Any, max_batches: int | None) -> Iterator[None]:
-    """Takes loggers out of the trainer and steps and hooks out of the module, and puts everything back."""
+    """Removes loggers from the trainer and the step and hooks from the module, and restores everything."""
     with restore_after(trainer, module, datamodule):
         trainer.loggers = []
         if max_batches is not None:
@@ -216,16 +221,8 @@ def _do_nothing(*args: Any, **kwargs: Any) -> None:
     """Replaces a hook. A lambda could not be pickled for a process that is spawned."""
 
 
-def _criterion(retention: float | None, flip_rate: float | None) -> Criterion:
-    if retention is not None and flip_rate is not None:
-        raise ValueError("give retention=…, which needs labels, or flip_rate=…, which needs no labels, and not both")
-    if flip_rate is not None:
-        return Criterion("flip_rate", flip_rate)
-    return Criterion() if retention is None else Criterion("retention", retention)
-
-
 def _check_idle(trainer: Trainer, module: Any) -> None:
-    """Raises a ValueError if the trainer has no metrics, or a run is in progress."""
+    """Raises a ValueError if a run is in progress, or the trainer has no metrics."""
     if trainer.barebones:
         raise ValueError("suggest_level needs the metrics of the trainer, which barebones=True disables; give barebones=False")
     if any(running is not None and running.state.stage is not None for running in (trainer, trainer_of(module))):
@@ -236,7 +233,7 @@ def _check_idle(trainer: Trainer, module: Any) -> None:
 
 
 def _find_data(trainer: Trainer, module: Any, dataloaders: Any, datamodule: Any) -> tuple[Any, Any]:
-    """Returns the loaders and the data module: those given, or those of the last run. Both are ``None`` for the module's."""
+    """Returns the given loaders and data module, or those of the last run. Both are ``None`` if the module has the loaders."""
     if dataloaders is not None and datamodule is not None:
         raise ValueError("give dataloaders=… or datamodule=…, not both")
     source = dataloaders if datamodule is None else datamodule

@@ -1,4 +1,4 @@
-"""The range test of noise levels: which level costs a model so much of its skill, from counts at several levels."""
+"""The range test of noise levels, from counts of wrong predictions at several levels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RangeTest:
         return plots.range_test(self.curve, self.level, self.wanted, ylabel=self.measured.replace("_", " "))
 
     def explain(self) -> str:
-        """Returns in words why no level is suggested, and which levels to try."""
+        """Returns why no level is suggested, and which levels to try."""
         (lowest, first), *_, (highest, last) = self.curve.items()
         too_low = first > self.wanted if self.measured == "retention" else first < self.wanted
         levels = f"above {highest:g}, if they have a meaning" if too_low else f"below {lowest:g}"
@@ -60,16 +60,16 @@ class RangeTest:
 
 @dataclass(frozen=True)
 class Criterion:
-    """What a model is to reach at the suggested level.
+    """The value that a model reaches at the suggested level.
 
     Args:
-        measured: ``"retention"``, the share of the skill above chance that is left, or ``"flip_rate"``, the share of the
-            predictions that differ from those without noise.
-        wanted: The value to reach, in (0, 1).
+        measured: ``"retention"``, the share of the skill above chance that the model retains, or ``"flip_rate"``, the share of
+            the predictions that the noise changes.
+        wanted: The value, in (0, 1).
     """
 
-    measured: Literal["retention", "flip_rate"] = "retention"
-    wanted: float = 0.9
+    measured: Literal["retention", "flip_rate"]
+    wanted: float
 
     def __post_init__(self):
         if not 0 < self.wanted < 1:
@@ -80,13 +80,13 @@ class Criterion:
 
         Args:
             levels: The levels.
-            wrong: How many predictions differ from the target, or without labels from the prediction without noise: first
-                without noise, then at each level.
+            wrong: The number of wrong predictions, without noise and at each level. Without labels, a prediction is wrong if
+                it differs from the prediction without noise.
             n: The number of predictions at each level.
             chance: The accuracy of a guess.
 
         Raises:
-            ValueError: If the model has no skill without noise, and the retention is asked for.
+            ValueError: If the model has no skill to retain.
         """
         if self.measured == "flip_rate":
             curve = {level: count / n for level, count in sorted(zip(levels, wrong[1:], strict=True))}

@@ -47,7 +47,7 @@ def read(path: str | Path) -> Report:
     if missing:
         raise ValueError(f"{file} is not a report: it lacks {missing}; {_WAY_OUT}")
     return Report(
-        **found
+        **{name: found[name] for name in Report.__dataclass_fields__}  # a later version may have more
         | {
             "levels": {name: tuple(levels) for name, levels in found["levels"].items()},
             "shared": tuple(found["shared"]),
