@@ -80,9 +80,9 @@ class Rule(ABC):
     """Moves a level from one validation to the next. A subclass is a frozen dataclass.
 
     Attributes:
-        reasons: All words in which ``update`` says what it did.
+        reasons: The words with which ``update`` says what it did.
         follows: The name of the number that the rule follows, which is also its log key.
-        needs_boundary: Whether the rule reads the metric under noise. Noise in targets and gradients and mixing have none.
+        needs_boundary: Whether the rule reads the metric under noise, which target noise, gradient noise and mixing lack.
     """
 
     reasons: ClassVar[tuple[str, ...]]
@@ -139,15 +139,15 @@ class Governor(Rule):
     =======================  ===================================================================================
 
     Averages are exponential. The average retention starts anew at each change of the level. The best clean skill is the highest
-    average so far. The average may fall below the best by ``tolerance`` plus ``z`` standard errors of the paired difference; if
+    average so far. The average may fall below the best by ``tolerance`` plus ``z`` standard errors of the paired difference. If
     the standard error is unknown, as for :class:`~lightning_noise.tasks.Custom`, only a ``z`` of 0 detects a drop. If such
-    drops have brought the level below one ``step``, the noise is not their cause, and the best is forgotten. All counts are of
+    drops have brought the level below one ``step``, the noise is not their cause, and the best is forgotten. Counts are of
     validations in which the level can move. In a run of few epochs, validate more often (``val_check_interval``).
 
     The thresholds are a preference, not an optimum. In our experiments, 0.90 and 0.95 were safe for input and weight noise;
-    0.85 and 0.90 trade clean skill for robustness. Start at level 0: a level that is too high comes down, but weights that are
-    noisy from the start may learn nothing in the meantime. If classes are rare, use a balanced accuracy. Report final results
-    on test data, because the validation data have chosen the level.
+    0.85 and 0.90 trade clean skill for robustness. Start at level 0, because weights that are noisy from the start may learn
+    nothing. If classes are rare, use a balanced accuracy. Report final results on test data, because the validation data have
+    chosen the level.
 
     Args:
         chance: The metric of a guess. Default: what the task says, :math:`1/K` for :math:`K` classes and 0 for the
@@ -155,8 +155,8 @@ class Governor(Rule):
         best: The best value of the metric: 1 for an accuracy, 0 for an error.
         shrink_below: The retention below which the level is lowered.
         grow_above: The retention above which the level is raised.
-        step: The increase of the level. The default suits standard deviations of inputs in [0, 1], and of weights relative to
-            their own. Choose a fraction of the level that you expect.
+        step: The increase of the level. The default suits inputs in [0, 1], and weights with ``relative="std"``. Choose a
+            fraction of the level that you expect.
         factor: The factor of a decrease.
         lo: The lowest level.
         hi: The highest level.

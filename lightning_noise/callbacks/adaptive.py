@@ -43,13 +43,13 @@ class AdaptiveLevel:
     so the level settles higher than if every sample got the whole level. ``probability`` does not: every sample gets noise.
 
     The sanity check tries both evaluations and moves nothing. The adaptive levels of one trainer move in turn, one per
-    validation, in the order of the callbacks; each is evaluated without the noise of the others. All ranks decide alike. As
-    with monitors, a forward pass that changes the module in evaluation is not undone.
+    validation; each is evaluated without the noise of the others. All ranks decide alike. A forward pass that changes the
+    module in evaluation is not undone.
 
-    The state is saved in checkpoints. A resumed run moves the level as the uninterrupted run would, unless the checkpoint was
-    saved between the last batch of an epoch and its validation, as by ``ModelCheckpoint(every_n_train_steps=…)``: Lightning
-    skips that validation when it resumes. Only a fit loads the state. In another fit, a callback continues from its current
-    level, so give a new model a new callback.
+    Checkpoints hold the state. A resumed run moves the level as the uninterrupted run would, unless the checkpoint was saved
+    between the last batch of an epoch and its validation (``ModelCheckpoint(every_n_train_steps=…)``): Lightning skips that
+    validation when it resumes. Only a fit loads the state. In another fit, a callback continues from its current level, so give
+    a new model a new callback.
 
     =============================  ===================================================================
     key                            value
@@ -72,7 +72,7 @@ class AdaptiveLevel:
         inputs: Which leaf of the batch is the input. Default: as the callback says, or else as in
             :class:`~lightning_noise.InputNoise`.
         target: Which leaf is the target. Default: as the callback says, or else as in :class:`~lightning_noise.LabelSmoothing`.
-        predict: A callable from module and batch to the output. Default: ``module(input)``.
+        predict: A callable from module and batch to the output. Default: ``module(*inputs)``.
         max_batches: How many batches each rank evaluates per validation. Default: all batches of the first loader.
 
     Raises:
@@ -138,7 +138,7 @@ class Adaptation:
         self.history: list[Decision] = []
         self._rule = rule.limit(callback.max_level)
         self._state = self._rule.init(setting.start)
-        self._fitting = True  # else a checkpoint whose weights are tested would set the level back
+        self._fitting = True  # a test of a checkpoint must not reset the level
         self._last: Observation | None = None
         self._best: list[float] | None = None  # the best clean metric, and the same without each group of samples
         self._validations = 0  # including those in which another level moved
@@ -150,7 +150,7 @@ class Adaptation:
         return self._state["level"]
 
     def summary(self) -> str:
-        """Returns in words what was done."""
+        """Returns a sentence on the decisions and the level."""
         level = f"{self.level:.3g}"
         if not self.history or self._last is None:
             return f"{self.name}: no validation yet; level {level}."
@@ -190,20 +190,13 @@ class Adaptation:
 
     @property
     def _kind(self) -> str:
-        """What a state belongs to."""
+        """The rule and the task to which a state belongs."""
         return f"{type(self._rule).__name__} for {self.setting.task.name}"
 
     # --- the loop
 
     def prepare(self, stage: str, *, seed: int, inputs: Selector | None = None, target: Selector | None = None) -> None:
-        """Prepares a run of the trainer.
-
-        Args:
-            stage: The stage of the run, such as ``"fit"``.
-            seed: The seed of the draws.
-            inputs: The inputs of the callback.
-            target: The target of the callback.
-        """
+        """Prepares a run with the seed, inputs and target of the callback."""
         self._fitting = stage == "fit"
         if not self._fitting:
             return
@@ -249,7 +242,7 @@ class Adaptation:
         loggers.log_text(trainer, self._key("decision"), f"{reason}: {self._rule.describe(observation)}", step)
 
     def conclude(self, trainer: Trainer, step: int) -> None:
-        """Prints and logs at the end of a fit what was done."""
+        """Prints and logs the summary at the end of a fit."""
         rank_zero_info(self.summary())
         loggers.log_text(trainer, self._key("summary"), self.summary(), step)
         if self.history and loggers.takes_figures(trainer):
@@ -261,7 +254,7 @@ class Adaptation:
     def _is_its_turn(self, trainer: Trainer) -> bool:
         drivers: list[Any] = [getattr(callback, "adaptive", None) for callback in perturbing(trainer)]
         moving = [driver for driver in drivers if driver is not None]
-        # the first one counts for all, because callbacks that a checkpoint does not know have counted fewer
+        # the count of the first driver, because a driver that the checkpoint does not know has counted fewer validations
         return _counts(trainer) and moving[0]._validations % len(moving) == moving.index(self)
 
     def _perturb(
@@ -288,19 +281,17 @@ class Adaptation:
             boundary = metrics[_BOUNDARY].totals()[task.governed]
         best = clean if self._best is None else self._best
         error = _standard_error([now - before for now, before in zip(clean, best, strict=True)], sizes)
-        if math.isfinite(clean[0]) and (self._best is None or self._score(clean) > self._score(best)):
+        score, best_score = (task.score({task.governed: metric[0]}) for metric in (clean, best))
+        if math.isfinite(clean[0]) and (self._best is None or score > best_score):
             self._best = clean
         return Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), results.chance)
-
-    def _score(self, metric: list[float]) -> float:
-        return self.setting.task.score({self.setting.task.governed: metric[0]})
 
 
 _BOUNDARY = Condition("boundary")
 
 
 def _standard_error(estimates: list[float], sizes: list[int]) -> float:
-    """Returns the standard error of a value from its values without each group, and infinity if it is not known."""
+    """Returns the standard error of a value from its values without each group; infinity if it is not known."""
     error = jackknife_error(estimates[0], estimates[1:], sizes) if len(estimates) > 1 else math.nan
     return math.inf if math.isnan(error) else error
 

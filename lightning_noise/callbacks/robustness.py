@@ -245,20 +245,20 @@ class RobustnessMonitor(Monitor):
             yield reading
 
     def _check_pipe(self, trainer: Trainer) -> None:
-        """Raises a ValueError if more keys are logged than the pipe to the main process holds.
+        """Raises a ValueError if the run would hang because of its many keys.
 
-        The processes that a strategy spawns or forks hand all keys to the main process through a pipe. The main process reads
-        the pipe only after they have ended, so they would wait forever.
+        Processes that a strategy spawns or forks hand all keys to the main process through a pipe. The main process empties the
+        pipe only after they have ended.
         """
+        if not launches_copies(trainer):
+            return
         monitors = class_of_callbacks(trainer, RobustnessMonitor)
-        n_keys = sum(
-            len(_summary(monitor.task)) + len(monitor._logged) * sum(map(len, monitor.levels.values())) for monitor in monitors
-        )
-        if launches_copies(trainer) and n_keys > _KEYS_IN_PIPE:
+        n_keys = sum(len(_summary(each.task)) + len(each._logged) * sum(map(len, each.levels.values())) for each in monitors)
+        if n_keys > _KEYS_IN_PIPE:
             raise ValueError(
-                f"with strategies that spawn or fork, Lightning hands keys to the main process through a pipe that holds about "
-                f"{_KEYS_IN_PIPE} keys, but the monitors log {n_keys}, and the run would hang; use strategy='ddp', or fewer "
-                "noises and levels"
+                f"the monitors log {n_keys} keys, but with strategies that spawn or fork, Lightning hands keys to the main "
+                f"process through a pipe that holds about {_KEYS_IN_PIPE}, and the run would hang; use strategy='ddp', or "
+                "fewer noises and levels"
             )
 
     def _check_loader(self, trainer: Trainer) -> None:
@@ -296,16 +296,12 @@ class RobustnessMonitor(Monitor):
         self._results.check_ranks(trainer, "RobustnessMonitor")
         values = self._results.values()
         if self._baseline is not None:
-            noises = shared_levels(self._descriptions, self.levels, self._baseline)
-            values = {**values, **corruption_errors(values, self._baseline.values, noises)}
+            shared = shared_levels(self._descriptions, self.levels, self._baseline)
+            values = {**values, **corruption_errors(values, self._baseline.values, shared)}
         cells = [cell for cell in _summary(self.task) if cell in values]
         if levels:
-            cells += [
-                (Condition(noise, level), metric)
-                for noise, of_noise in self.levels.items()
-                for level in of_noise
-                for metric in self._logged
-            ]
+            places = [Condition(noise, level) for noise, of_noise in self.levels.items() for level in of_noise]
+            cells += [(place, metric) for place in places for metric in self._logged]
         # the values are those of all ranks; every rank logs them, for its callbacks
         found = {log_key(prefix, *cell): values[cell] for cell in cells}
         pl_module.log_dict(found, sync_dist=True, rank_zero_only=True)
@@ -318,22 +314,10 @@ class RobustnessMonitor(Monitor):
         """Writes the report and logs the last figures."""
         if not self._results.metrics:  # the fit ended before an evaluation was due
             return
-        calibration = self._results.calibration()
-        self.report = self._make_report(trainer)
-        if not loggers.takes_figures(trainer):
-            return
-        with loggers.warn_on_failure("the report"):
-            report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
-        for noise in self.levels if calibration else ():
-            panels = {_title(place): bins for place, bins in calibration.items() if place.noise in (CLEAN.noise, noise)}
-            figure = plots.reliability_diagram(panels)
-            loggers.log_figure(trainer, f"{prefix}/{noise}/reliability", figure, logging_step(trainer))
-        self._log_pictures(trainer, prefix)
-
-    def _make_report(self, trainer: Trainer) -> report.Report:
+        calibration = self._results.calibration()  # on every rank, because the sums are synchronized
         sizes = self._results.sizes(trainer)
         estimates = self._results.estimates(sizes)
-        return report.Report(
+        self.report = report.Report(
             task=self.task.name,
             n=sum(sizes),
             n_draws=self.n_draws,
@@ -344,6 +328,15 @@ class RobustnessMonitor(Monitor):
             sizes=tuple(sizes) if estimates[0].without else (),
             estimates=tuple(estimates),
         )
+        if not loggers.takes_figures(trainer):
+            return
+        with loggers.warn_on_failure("the report"):
+            report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
+        for noise in self.levels if calibration else ():
+            panels = {_title(place): bins for place, bins in calibration.items() if place.noise in (CLEAN.noise, noise)}
+            figure = plots.reliability_diagram(panels)
+            loggers.log_figure(trainer, f"{prefix}/{noise}/reliability", figure, logging_step(trainer))
+        self._log_pictures(trainer, prefix)
 
     def _log_curve(self, trainer: Trainer, prefix: str, values: Values) -> None:
         metric = self.task.logged[0]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lightning_noise._checks import check_level
+from lightning_noise.loop.dispatch import Perturbing
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.rng import Key
 
-__all__ = ["CLEAN", "NOISY", "OVERALL", "WORST", "Condition", "Conditions", "Levels", "Probe"]
+__all__ = ["CLEAN", "NOISY", "OVERALL", "WORST", "Condition", "Conditions", "Levels"]
 
 Levels = Sequence[float] | Mapping[str, Sequence[float]]
 
@@ -40,21 +41,6 @@ class Condition(NamedTuple):
 CLEAN, NOISY, WORST, OVERALL = (Condition(name) for name in ("clean", "noisy", "worst", "overall"))
 
 
-class Probe(Protocol):
-    """What :class:`Conditions` needs of a noise callback."""
-
-    max_level: float
-
-    @property
-    def severities(self) -> Sequence[float]:
-        """The levels of the noise if no others are given."""
-        ...
-
-    def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
-        """Returns the perturbation of a batch."""
-        ...
-
-
 class Conditions:
     """Noises, each at several levels and draws.
 
@@ -67,7 +53,7 @@ class Conditions:
 
     def __init__(
         self,
-        probes: Mapping[str, Probe],
+        probes: Mapping[str, Perturbing],
         levels: Levels | None = None,
         *,
         n_draws: int = 1,
@@ -106,7 +92,7 @@ class Conditions:
         return Conditions(self.probes, {name: [max(levels)] for name, levels in self.levels.items()}, seed=self.seed)
 
 
-def _check_levels(name: str, probe: Probe, levels: Sequence[float] | None) -> tuple[float, ...]:
+def _check_levels(name: str, probe: Perturbing, levels: Sequence[float] | None) -> tuple[float, ...]:
     if levels is None:
         levels = probe.severities
     if not hasattr(levels, "__iter__"):
