@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from helpers import N_CLASSES
 
 from lightning_noise import (
@@ -36,6 +38,7 @@ from lightning_noise.metrics import (
     TemperatureScaling,
 )
 from lightning_noise.rules import Governor, SignedGap
+from lightning_noise.tasks import Binary, Multiclass, Multilabel, Regression, Task
 
 CALLBACKS = {
     "input": lambda level: InputNoise(noise.Gaussian(), level),
@@ -144,3 +147,16 @@ SCHEDULES = [
     schedules.Product([schedules.Linear(0.0, 0.5), schedules.Every(1.0, every=2)]),
     schedules.from_snr_db(schedules.Linear(40.0, 0.0)),
 ]
+
+
+def _numbers(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return 2 * torch.randn(shape, generator=generator)
+
+
+# outputs and a target of 64 samples
+TASKS: dict[Task, Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]] = {
+    Multiclass(): lambda g: (_numbers(g, 64, 5), torch.randint(0, 5, (64,), generator=g)),
+    Binary(): lambda g: (_numbers(g, 64), (_numbers(g, 64) > 0).float()),
+    Multilabel(): lambda g: (_numbers(g, 64, 3), (_numbers(g, 64, 3) > 0).float()),
+    Regression(): lambda g: (_numbers(g, 64), _numbers(g, 64)),
+}

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_metrics import assert_same_values, predictions
+from members import TASKS
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics import R2Score as TorchR2Score
 
@@ -16,17 +17,9 @@ from lightning_noise.metrics import CrossEntropy
 from lightning_noise.metrics.base import Predictions
 from lightning_noise.tasks import Binary, Custom, Multiclass, Multilabel, Regression, Task
 
-TASKS = [Multiclass(), Binary(), Multilabel(), Regression()]
 
-
-def of_task(task: Task, n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    if task == Multiclass():
-        return predictions(n)
-    shape = (n, 3) if task == Multilabel() else (n,)
-    preds = 2 * torch.randn(shape, generator=generator)
-    numbers = torch.randn(shape, generator=generator)
-    return preds, numbers if task == Regression() else (numbers > 0).float()
+def of_task(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    return TASKS[task](torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("task", TASKS)
