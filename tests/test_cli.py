@@ -566,7 +566,7 @@ def test_what_cannot_be_read_is_said_with_the_name_of_the_argument(kind, changed
         ({"level": adapted({"hi": 0.5}, start=0.6)}, "the level must start in [0, 0.5], got start=0.6"),
         ({"level": adapted(max_batches=0)}, "max_batches must be at least 1, got 0"),
         ({"noise": LINEAR}, "a noise must be a value such as noise.Gaussian(), got Linear("),
-        ({"clip": [1.0, 0.0]}, "clip must be a pair (low, high) of numbers"),
+        ({"clip": [1.0, 0.0]}, "clip must be a pair (low, high) with low < high"),
         ({"noise": "Impulse", "level": 1.5}, "a level must be in [0, 1], got 1.5"),
     ],
     ids=str,

@@ -33,11 +33,10 @@ SHORTENINGS = {
     "03_closed_loop": {"EPOCHS = 25": "EPOCHS = 4"},
     "noises_and_schedules": {},  # trains nothing
 }
-QUICK = ("01_start",)
-PARAMETERS = [pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow) for path in NOTEBOOKS]
 
 
-@pytest.mark.parametrize("path", PARAMETERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_and_shows_what_is_committed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     committed = nbformat.read(path, as_version=4)
     shortened = _shortened(committed, SHORTENINGS[path.stem])

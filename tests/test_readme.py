@@ -14,7 +14,11 @@ import lightning_noise
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+WITH_CODE = [
+    pytest.param(page, id=page.stem, marks=() if page.stem == "README" else pytest.mark.slow)
+    for page in PAGES
+    if "```python" in page.read_text()
+]
 FAMILIES = ["labels", "metrics", "noise", "plots", "report", "rules", "schedules", "tasks", "testing"]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
@@ -35,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plt.close("all")
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_trains_a_model_with_skill(page, run):
     assert run(page)["trainer"].callback_metrics["robustness/score"] > 0.5
 

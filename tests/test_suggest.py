@@ -145,7 +145,8 @@ def test_the_batch_size_does_not_matter():
     assert found(batch_size=2) == found(batch_size=5) == found(batch_size=13)
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
 def test_two_processes_find_what_one_finds(strategy, tmp_path: Path):
     execute(range_test.main, tmp_path / "two", strategy, 2)
     assert torch.load(tmp_path / "two" / "found.pt") == asdict(found())
