@@ -586,6 +586,7 @@ def test_the_lines_of_the_guide_read(tmp_path: Path):
     ]
 
 
+@pytest.mark.slow
 def test_the_example_trains_in_growing_noise_and_keeps_the_weights_with_the_best_score(tmp_path: Path, monkeypatch):
     folder = ROOT / "notebooks" / "configs"
     flags = ["--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path}", "--trainer.callbacks.level.end=0.8"]

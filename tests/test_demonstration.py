@@ -200,6 +200,7 @@ def test_a_bad_value_gives_one_clear_line_and_exit_code_2(arguments, message, ca
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_installed_gives_one_line_with_the_extra_to_install():
     program = "import runpy, sys; sys.modules['sklearn'] = None; runpy.run_module('lightning_noise', run_name='__main__')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900)

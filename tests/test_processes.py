@@ -123,7 +123,7 @@ def test_the_streams_are_not_touched_on_any_process(noisy):
 # --- parameters that are sharded over the processes
 
 
-@pytest.fixture(scope="module", params=["data", pytest.param("tensor", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["data", "tensor"])
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("processes") / request.param
     execute(sharded_parameters.main, folder, request.param, "std", ranks=2)
@@ -149,6 +149,7 @@ def assert_perturbed_shards(folder: Path, relative: RelativeTo | None) -> None:
         assert all(torch.equal(a, b) for a, b in zip(used_by_one, used_by_two, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", ["data"], indirect=True)  # the other does not gather what it computes with
 def test_noise_in_sharded_weights_is_one_draw_for_each_shard(sharded):
     assert_perturbed_shards(sharded[1], "std")
@@ -161,6 +162,7 @@ def test_noise_in_sharded_weights_is_in_the_units_that_are_asked_for(relative, t
     assert_perturbed_shards(tmp_path / "sharded", relative)
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_restored_saved_clean_and_probed(sharded):
     for result in results(sharded[1]):
         assert len(result["restored"]) == len(result["saved"]) == 6
@@ -172,6 +174,7 @@ def test_sharded_weights_are_restored_saved_clean_and_probed(sharded):
         assert "sharded over ranks" in result["refused"]
 
 
+@pytest.mark.slow
 def test_shards_of_gradients_get_draws_of_their_own_and_replicas_the_same(sharded):
     how, folder = sharded
     clean, noisy = [], []
