@@ -110,6 +110,17 @@ def test_the_state_of_another_rule_gives_its_level_alone(tmp_path):
     assert [(decision.level, decision.reason) for decision in history(other)[2:]] == [(0.2, "warmup")]
 
 
+def test_the_state_of_another_rule_replaces_the_best_of_an_earlier_fit():
+    reused, other = (InputNoise(noise.Gaussian(), AdaptiveLevel(rule)) for rule in (governor(), Plan((0.1, 0.2))))
+    fit([reused])
+    assert reused.adaptive is not None
+    assert reused.adaptive.state_dict()["best"] is not None
+    with pytest.warns(UserWarning, match="is now moved by Governor"):
+        reused.load_state_dict(other.state_dict())
+    assert reused.adaptive.state_dict()["best"] is None
+    assert reused.adaptive.state_dict()["last"] is None
+
+
 def test_at_the_largest_level_that_has_a_meaning_a_governor_holds():
     # everything is left at the boundary, which the prediction does not look at
     level = AdaptiveLevel(governor(step=0.4), predict=lambda module, batch: F.one_hot(batch[1], N_CLASSES).float())

@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise.losses import (
     MixedLabelLoss,
+    NoisyLabelLoss,
     SmoothedLabelLoss,
     modes,
     smoothed_binary_cross_entropy_with_logits,
@@ -248,6 +249,16 @@ def test_a_criterion_that_smooths_already_is_refused(smoothing):
         pytest.raises(ValueError, match=rf"one owner, but the criterion has label_smoothing={smoothing}"),
     ):
         nn.CrossEntropyLoss(label_smoothing=smoothing)(x, target)
+
+
+def test_two_changes_of_the_labels_of_one_target_are_refused():
+    x, target = logits(6, 7), labels(6)
+    with (
+        NoisyLabelLoss(target, labels(6)),
+        NoisyLabelLoss(target, labels(6)),
+        pytest.raises(ValueError, match="another mode has changed them at the loss"),
+    ):
+        F.cross_entropy(x, target)
 
 
 def test_two_smoothings_of_one_target_are_refused():

@@ -441,7 +441,7 @@ def test_wrong_arguments_are_refused_where_they_are_given(build, error, message)
     [
         (TargetNoise(labels.FlipLabels(2), 0.1), ValueError, r"labels must be in \[0, 2\), got 0 to 2"),
         (TargetNoise(labels.SmoothLabels(), 0.1, via="batch"), ValueError, "SmoothLabels needs n_classes=… here"),
-        (TargetNoise(noise.Gaussian(), 0.1), TypeError, r"Gaussian needs floats, but the input '1' is int64"),
+        (TargetNoise(noise.Gaussian(), 0.1), TypeError, r"Gaussian needs floats, but the target '1' is int64 .*FlipLabels"),
         (TargetNoise(labels.FlipLabels(3), 0.1, target=0), TypeError, "labels must be class indices"),
         (
             TargetNoise(labels.FlipLabels(3), 0.1, index=0),

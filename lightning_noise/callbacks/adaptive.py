@@ -183,6 +183,7 @@ class Adaptation:
                 f"{self._kind}: the level continues, with a new state"
             )
             self._state = self._rule.init(state_dict["state"]["level"])
+            self._last = self._best = None  # a reused callback has them from another rule
             return
         self._state = dict(state_dict["state"])
         self._last = state_dict["last"] and Observation(*state_dict["last"])

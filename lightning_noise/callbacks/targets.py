@@ -100,7 +100,7 @@ class TargetNoise(TargetCallback):
         path = find_target(batch, self.target)
         target = get(batch, path)
         if not isinstance(self.noise, LabelNoise):
-            check_leaf(target, path, self.noise)
+            check_leaf(target, path, self.noise, "target")
         elif self._draws or self.via == "batch":
             self.noise.check(target[target != self.ignore_index])
         if self.index is not None:

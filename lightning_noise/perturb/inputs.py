@@ -67,17 +67,21 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
     return 10 * torch.log10(signal / error)
 
 
-def check_leaf(leaf: Tensor, path: Path, noise: Noise) -> None:
+def check_leaf(leaf: Tensor, path: Path, noise: Noise, role: Literal["input", "target"] = "input") -> None:
     """Raises a TypeError if a leaf cannot take the noise."""
+    name = f"the {role} {format_path(path)!r}"
     if leaf.layout != torch.strided or leaf.is_nested:
-        raise TypeError(
-            f"noise needs a dense tensor, but the input {format_path(path)!r} is {leaf.layout}; type inputs=… for another leaf"
-        )
+        argument = "inputs" if role == "input" else "target"
+        raise TypeError(f"noise needs a dense tensor, but {name} is {leaf.layout}; type {argument}=… for another leaf")
     if noise.requires_float and not leaf.is_floating_point():
-        raise TypeError(
-            f"{noise.title} needs floats, but the input {format_path(path)!r} is {describe(leaf)}. Convert images to floats in "
-            "the transform of the data set, use EmbeddingNoise for token ids, or type inputs=… for another leaf"
-        )
+        raise TypeError(f"{noise.title} needs floats, but {name} is {describe(leaf)}. {_WAYS_OUT[role]}")
+
+
+_WAYS_OUT = {
+    "input": "Convert images to floats in the transform of the data set, use EmbeddingNoise for token ids, "
+    "or type inputs=… for another leaf",
+    "target": "Type TargetNoise(labels.FlipLabels(), …) for class indices, or target=… for another leaf",
+}
 
 
 def try_noise(batch: Any, paths: list[Path], noise: Noise, *, relative: Literal["std"] | None, clip: Clip | None) -> None:
