@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_metrics import plain_ece, predictions
+from helpers_metrics import middles_of_odds_bins, plain_ece, predictions
 from members import REGRESSION_METRICS
 from scipy.integrate import trapezoid
 from scipy.optimize import minimize_scalar
@@ -35,7 +35,7 @@ from lightning_noise.metrics import (
     mean_corruption_error,
     scores,
 )
-from lightning_noise.metrics.base import bin_indices
+from lightning_noise.metrics.base import Predictions, bin_indices
 from lightning_noise.metrics.calibration import (
     calibration_floor,
     calibration_z,
@@ -243,6 +243,14 @@ def test_the_brier_score_equals_that_of_scikit_learn_and_its_parts_their_definit
     assert abs(values["brier"] - (parts[0] - parts[1] + parts[2])) <= remainder
 
 
+def test_the_brier_score_of_certain_predictions_is_not_what_rounding_leaves():
+    margin = 7 + torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    metric = BrierScore()
+    metric.update(torch.stack([torch.zeros(1000), margin], 1), torch.ones(1000, dtype=torch.long))
+    expected = 2 * margin.double().neg().sigmoid().square()
+    assert metric.estimates()[0]["brier"] == pytest.approx(expected.mean().item(), abs=1e-9)  # rounded to 2^-24 a sample
+
+
 def test_the_parts_add_up_to_the_brier_score_where_probabilities_in_a_bin_are_equal():
     generator = torch.Generator().manual_seed(0)
     p = (torch.randint(0, 10, (500,), generator=generator).double() + 0.5) / 10
@@ -292,10 +300,9 @@ def plain_aurc(confidence: np.ndarray, hit: np.ndarray) -> float:
 @pytest.mark.parametrize("n", [2, 300])
 @pytest.mark.parametrize("n_levels", [3, 1000])
 def test_selection_equals_its_definitions(n, n_levels):
-    # log-odds in the middle of bins, so that a tie is a tie in any precision; few levels make many
     generator = torch.Generator().manual_seed(0)
-    level = torch.randint(0, n_levels, (n,), generator=generator)
-    log_odds = (level + 0.5) * 36 / 4096
+    level = torch.randint(0, n_levels, (n,), generator=generator)  # few levels make many ties
+    log_odds = middles_of_odds_bins(n_levels)[level].float()
     target = (torch.rand(n, generator=generator) > log_odds.sigmoid()).long()
     target[:2] = torch.tensor([0, 1])  # a right and a wrong one at least
     metric = SelectiveClassification()
@@ -325,12 +332,54 @@ def test_selection_at_the_edges(data):
     assert values["failure_auroc"].isnan() if wrong in (0, 1) else values["failure_auroc"] == 0.5
 
 
-def test_selection_tells_confidences_near_one_apart():
-    # 1 - c from 1e-3 to 1e-6: all but one in the last of 4096 bins of equal width
-    log_odds = torch.tensor([3.0, 4.0, 5.0, 6.0]) * math.log(10)
+def rival_logits(margin: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Returns logits of which one is above all others by the margin."""
+    return torch.cat([margin[:, None], torch.zeros(len(margin), n_classes - 1)], 1).to(margin.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shift", [0, 10, 20, 40, 90])
+@pytest.mark.parametrize("n_classes", [2, 10])
+def test_confidences_that_round_to_one_are_ranked(n_classes, shift, dtype):
+    generator = torch.Generator().manual_seed(0)
+    margin = 5 * torch.rand(2000, generator=generator)
+    hit = torch.rand(2000, generator=generator) < 0.3 + 0.14 * margin
+    margin = (margin + shift).to(dtype)
+    selection, detection = SelectiveClassification(), NoiseDetection()
+    selection.update(rival_logits(margin, n_classes), (~hit).long())
+    noisy, clean = margin.chunk(2)
+    detection.update(rival_logits(noisy, n_classes), rival_logits(clean, n_classes))
+    values, ranks = selection.estimates()[0], margin.double().numpy()
+    # where a bin is widest, at 95, it holds 3 % of the margins
+    assert values["failure_auroc"] == pytest.approx(roc_auc_score(hit.numpy(), ranks), abs=1e-3)
+    assert values["aurc"] == pytest.approx(plain_aurc(ranks, hit.numpy()), abs=1e-3)
+    reference = roc_auc_score(np.repeat([0, 1], 1000), ranks)
+    assert detection.estimates()[0]["noise_auroc"] == pytest.approx(reference, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_scale_of_log_odds_has_no_end(dtype):
+    margin = 2.0 ** torch.arange(127 if dtype == torch.float32 else 1023, dtype=dtype)
+    bins = Predictions(rival_logits(torch.cat([-margin.flip(0), margin]), 2)).odds_bins
+    assert (bins.diff()[: len(margin) - 1] <= 0).all(), "the other class is the more confident, the further below"
+    upwards = bins[len(margin) :][:126].diff()
+    assert (upwards > 0).all()
+
+
+def test_a_class_of_infinite_odds_is_the_most_confident():
+    masked = torch.tensor([[0.0, -math.inf, -math.inf], [3e38, -3e38, 0.0], [200.0, 0.0, -math.inf], [1.0, 1.0, -math.inf]])
+    log_odds = Predictions(masked).log_odds
+    assert log_odds.tolist() == [math.inf, pytest.approx(3e38), 200, 0]
     metric = SelectiveClassification()
-    metric.update(torch.stack([log_odds, torch.zeros(4)], 1), torch.tensor([1, 1, 0, 0]))
+    metric.update(masked, torch.tensor([0, 0, 1, 2]))
     assert metric.compute()["failure_auroc"] == 1
+    # a class without probability adds nothing anywhere
+    for kind in (BrierScore, CalibrationBins, PredictiveEntropy, SelectiveClassification, ExpectedCalibrationError):
+        without, with_mask = kind(), kind()
+        logits, target = predictions(100)
+        without.update(logits, target)
+        with_mask.update(torch.cat([logits, torch.full((100, 2), -math.inf)], 1), target)
+        torch.testing.assert_close(with_mask.compute(), without.compute(), rtol=0, atol=1e-6)
 
 
 def test_a_random_ranking_has_half_of_the_roc_curve():
@@ -353,11 +402,11 @@ def plain_detected(noisy: list[int], clean: list[int]) -> float:
 @pytest.mark.parametrize("n_levels", [2, 9, 1000])
 @pytest.mark.parametrize("n", [1, 20, 400])
 def test_detection_equals_its_definitions(n, n_levels):
-    # log-odds in the middle of bins, so that a tie is a tie in any precision
     generator = torch.Generator().manual_seed(n_levels)
     noisy = torch.randint(0, n_levels, (n,), generator=generator)
     clean = (torch.randint(0, n_levels, (n,), generator=generator) + n_levels // 4).clamp(max=n_levels - 1)
-    logits = [torch.stack([(level + 0.5) * 36 / 4096, torch.zeros(n)], 1) for level in (noisy, clean)]
+    log_odds = middles_of_odds_bins(n_levels).float()
+    logits = [torch.stack([log_odds[level], torch.zeros(n)], 1) for level in (noisy, clean)]
     metric = NoiseDetection()
     metric.update(*logits)
     values = metric.estimates()[0]
@@ -400,6 +449,12 @@ def test_r2_is_0_for_the_mean_and_nan_without_variance():
     metric.reset()
     metric.update(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 2.0]))
     assert metric.compute().isnan()
+    metric.reset()
+    metric.update(torch.rand(1000), torch.full((1000,), 0.1))  # whose squares round
+    assert metric.compute().isnan()
+    metric.reset()
+    metric.update(torch.arange(-4.0, 4.0) + 1e6, torch.arange(-3.0, 5.0) + 1e6)
+    assert metric.compute().item() == pytest.approx(1 - 1 / 5.25)
 
 
 @pytest.mark.parametrize("metric", REGRESSION_METRICS)

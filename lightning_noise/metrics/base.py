@@ -23,7 +23,8 @@ RESOLUTION = 2**24
 class Sums(Metric):
     r"""A metric whose states are sums over samples, separately for groups of samples.
 
-    Sums of whole numbers make the value the same for any split into batches, any order and any number of ranks. Each state has
+    Sums of whole numbers make the value the same for any split into batches, any order and any number of ranks. Summands are
+    rounded to multiples of :math:`2^{-24}`, the resolution of float32 below 1. Each state has
     a leading axis of :math:`G` groups, so the metric without a group, which a jackknife needs, costs no second pass.
 
     ``update(preds, target, groups=None)`` adds logits of shape :math:`(B, K, *)`, class indices of shape :math:`(B, *)` and the
@@ -113,7 +114,6 @@ class Predictions:
     """
 
     n_odds = 4096
-    limit = 18.0  # of the log-odds: beyond it, 1 - c is below the resolution of float32
 
     def __init__(self, logits: Tensor):
         self.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in half precision the sums would overflow
@@ -153,11 +153,24 @@ class Predictions:
         return self.log_confidence.exp().nan_to_num(0.0)
 
     @cached_property
+    def log_odds(self) -> Tensor:
+        r"""The log-odds of the confidence, :math:`\log c - \log (1 - c) = z_\text{max} - \log \sum_\text{others} e^{z_k}`.
+
+        They rank confidences that are rounded to 1. Infinity means that all other classes have the probability 0.
+        """
+        label = self.label[:, None]
+        others = self.logits.scatter(1, label, -math.inf).logsumexp(1)
+        return self.logits.gather(1, label).squeeze(1) - others
+
+    @cached_property
     def odds_bins(self) -> Tensor:
-        """The bins of the confidence among 4096 of equal width in the log-odds; within a bin, 1 - c changes by 0.9 %."""
-        log_odds = self.log_confidence - (-self.log_confidence.expm1()).log()
-        log_odds = log_odds.nan_to_num(0.0).clamp(-self.limit, self.limit)
-        return bin_indices((log_odds / self.limit + 1) / 2, self.n_odds)
+        r"""The bin of the log-odds :math:`x` among 4096 bins of equal width in :math:`x / (64 + |x|) + \text{asinh}(x) / 400`.
+
+        The scale has no end. A bin is 0.02 wide around 0 (2 % of 1 - c), 0.04 at 20, 0.13 at 90 and 14 % of :math:`x` beyond.
+        """
+        x = self.log_odds.nan_to_num(0.0).clamp_max(1e38)  # infinity is the largest
+        scale = x / (64 + x.abs()) + x.asinh() / 400
+        return bin_indices((scale + 0.2) / 1.45, self.n_odds)  # -0.2 is the uniform distribution over three million classes
 
     def log_probability(self, target: Tensor) -> Tensor:
         """Returns the log-probability of the target; the last target is remembered."""

@@ -248,7 +248,8 @@ class R2Score(_RegressionSums):
     are those of the remaining samples. If all targets are equal, the value is NaN.
 
     Shapes and sums are those of :class:`MeanSquaredError`. The variance is a difference, so its relative error is
-    that of the sums times :math:`\overline{y^2} / \text{Var}(y)`.
+    that of the sums times :math:`\overline{y^2} / \text{Var}(y)`. If the standard deviation of the target is less than a
+    millionth of its size, the value is NaN; subtract the mean from the target.
 
     Example:
         >>> metric = R2Score()
@@ -270,7 +271,8 @@ class R2Score(_RegressionSums):
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         error, mean, square = (sums[state] / sums["count"] for state in self.states)
         variance = square - mean.square()
-        return {"r2": 1 - (error / variance).where(variance > 0, torch.nan)}
+        is_known = variance > 2**-40 * square  # the difference of equal targets is not 0 but what rounding leaves
+        return {"r2": 1 - (error / variance).where(is_known, torch.nan)}
 
 
 def murphy_decomposition(probability_sum: Tensor, correct: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -290,6 +292,7 @@ def murphy_decomposition(probability_sum: Tensor, correct: Tensor, count: Tensor
 
 
 def _brier(preds: Predictions, target: Tensor) -> Tensor:
-    """Returns the score of each prediction as sum p^2 - 2 p_y + 1, which needs no one-hot targets."""
-    score = preds.probabilities.square().sum(1) - 2 * preds.log_probability(target).exp() + 1
-    return quantize(score.nan_to_num(0.0).clamp_min(0))
+    """Returns the score of each prediction, from differences, because sum p^2 - 2 p_y + 1 would round to 0 or below."""
+    minus_one = preds.probabilities.new_full((), -1.0).expand(target[:, None].shape)
+    error = preds.probabilities.scatter_add(1, target[:, None], minus_one)
+    return quantize(error.square_().sum(1).nan_to_num(0.0))
