@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["check_counts", "check_level"]
+__all__ = ["check_counts", "check_level", "plain"]
 
 
 def check_level(level: float, max_level: float = math.inf) -> float:
@@ -23,3 +25,21 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def plain(value: Any) -> Any:
+    """Returns any sequence or mapping, as of a configuration, as lists and dicts.
+
+    Lists, tuples and dicts stay what they are, but what is in them is converted, too. Everything else is returned as it is.
+
+    Example:
+        >>> from collections import UserList
+        >>> plain((UserList([0.0, 0.0]), 1.0))
+        ([0.0, 0.0], 1.0)
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(child) for key, child in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        children = map(plain, value)
+        return tuple(children) if isinstance(value, tuple) else list(children)
+    return value

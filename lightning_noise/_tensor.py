@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["as_type_of", "column", "like", "span", "validate_dim"]
+__all__ = ["as_type_of", "column", "detached", "like", "span", "validate_dim"]
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:
@@ -29,7 +29,14 @@ def span(start: Tensor, length: float | Tensor, x: Tensor, dim: int) -> Tensor:
 
 def like(leaf: Tensor, y: Tensor) -> Tensor:
     """Returns ``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
-    return as_type_of(leaf, y).requires_grad_(leaf.requires_grad)
+    y = as_type_of(leaf, y)
+    with torch._C.DisableTorchFunctionSubclass():
+        return Tensor.requires_grad_(y, leaf.requires_grad)
+
+
+def detached(leaf: Tensor) -> Tensor:
+    """Returns the data of a leaf as a plain tensor, and calls nothing that a subclass may override."""
+    return Tensor.as_subclass(leaf, Tensor).detach()
 
 
 def as_type_of(leaf: Tensor, y: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ UPWARD: dict[tuple[str, str], str] = {}
 # whose run may need Lightning
 LIGHTNING = ("loop", "evaluation.engine", "callbacks", "demo")
 # module and attribute, with the reason
-PRIVATE: dict[tuple[str, str], str] = {}
+PRIVATE: dict[tuple[str, str], str] = {
+    ("_tensor", "_C"): "torch documents DisableTorchFunctionSubclass, and no other name keeps a subclass out of a call",
+}
 # names of objects of other libraries, of which a private attribute is never ours even if we have one of that name
 FOREIGN = {"trainer", "module", "pl_module", "torch", "strategy", "optimizer", "parameter", "tensor", "logger"}
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_noise._tensor import column, like, span, validate_dim
+from lightning_noise._tensor import column, detached, like, span, validate_dim
 from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, modify
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import TargetCallback, Via
@@ -112,7 +112,7 @@ class _Mixing(TargetCallback):
         paths = find_inputs(batch, self.inputs)
         mix = self._mix(get(batch, paths[0]), level, key)
         perturbation.stats["lam"] = mix.lam.mean()
-        batch = modify(batch, paths, lambda leaf, path: like(leaf, mix.of_input(leaf.detach().as_subclass(Tensor))))
+        batch = modify(batch, paths, lambda leaf, path: like(leaf, mix.of_input(detached(leaf))))
         modes = []
         with ExitStack() as stack:
             for path in self._target_paths(batch):

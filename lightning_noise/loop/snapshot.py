@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lightning_noise._tensor import like
+from lightning_noise._tensor import detached, like
 from lightning_noise.batch import map_tensors
 from lightning_noise.loop.dispatch import parameters_of
 from lightning_noise.loop.internals import parameters_of_layer, private_attributes, rng_states, set_rng_states, state_of_run
@@ -252,7 +252,7 @@ def _put(contents: Contents) -> None:
 
 
 def _clone(tensor: Tensor) -> Tensor:
-    return like(tensor, tensor.detach().as_subclass(Tensor).clone())
+    return like(tensor, detached(tensor).clone())
 
 
 def _find_run(trainer: Trainer) -> Contents:

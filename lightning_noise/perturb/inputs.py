@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_noise._tensor import column, like
+from lightning_noise._tensor import column, detached, like
 from lightning_noise.batch import Path, describe, format_path, get, modify
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
@@ -41,7 +41,7 @@ def perturb_batch(
 
     def perturb(leaf: Tensor, path: Path) -> Tensor:
         check_leaf(leaf, path, noise)
-        x = leaf.detach().as_subclass(Tensor)
+        x = detached(leaf)
         levels = level if probability == 1 and not per_sample else _draw_levels(x, level, key, probability, per_sample)
         y = apply_noise(x, path, noise, levels, key, relative)
         if clip is not None and y.is_floating_point():  # category codes have no range

@@ -76,7 +76,7 @@ def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
 
 
 def _noisy_output(leaf: Tensor, path: Path, noise: Noise, level: float, key: Key, relative: Literal["std"] | None) -> Tensor:
-    y = apply_noise(leaf.as_subclass(Tensor), path, noise, level, key, relative)
+    y = apply_noise(Tensor.as_subclass(leaf, Tensor), path, noise, level, key, relative)
     if torch.is_grad_enabled() and leaf.requires_grad and not y.requires_grad:
         raise ValueError(f"{noise.title} cuts the gradient, so earlier layers would not learn; the noise must not detach x")
     return as_type_of(leaf, y)
