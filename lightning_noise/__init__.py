@@ -1,6 +1,6 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
-from lightning_noise import labels, metrics, noise, plots, report, rules, schedules, tasks, testing
+from lightning_noise import labels, masks, metrics, noise, plots, report, rules, schedules, tasks, testing
 from lightning_noise._version import __version__
 from lightning_noise.callbacks import (
     ActivationNoise,
@@ -35,6 +35,7 @@ __all__ = [
     "WeightNoise",
     "__version__",
     "labels",
+    "masks",
     "metrics",
     "noise",
     "plots",

@@ -19,6 +19,8 @@ from torch.nn.functional import pad
 
 from lightning_noise._checks import check_level
 from lightning_noise._tensor import column, span, validate_dim
+from lightning_noise.batch import describe
+from lightning_noise.masks import valid_positions
 from lightning_noise.schedules import Schedule
 
 __all__ = [
@@ -60,6 +62,8 @@ class Noise(ABC):
         max_level: The largest level that has a meaning.
         requires_float: Whether the noise needs floating-point values. If not, it also takes integers, such as category codes.
         mixes_samples: Whether a sample receives values of other samples, so that its noise depends on its batch.
+        takes_complex: Whether the noise also takes complex values.
+        keeps_nan: Whether NaN stays NaN, and no other element depends on NaN, without a mask.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
 
     Example:
@@ -73,6 +77,8 @@ class Noise(ABC):
     max_level: ClassVar[float] = math.inf
     requires_float: ClassVar[bool] = True
     mixes_samples: ClassVar[bool] = False
+    takes_complex: ClassVar[bool] = False
+    keeps_nan: ClassVar[bool] = False
     is_known: ClassVar[bool] = True
 
     @property
@@ -80,33 +86,50 @@ class Noise(ABC):
         """The name of the noise in messages."""
         return type(self).__name__
 
-    def __call__(self, x: Tensor, level: float | Tensor, *, generator: torch.Generator) -> Tensor:
-        r"""Perturbs ``x`` of shape :math:`(B, *)`.
+    def __call__(self, x: Tensor, level: float | Tensor, *, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
+        r"""Perturbs the valid elements of ``x`` of shape :math:`(B, *)`.
 
         Args:
             x: A floating-point tensor, or an integer tensor if the noise does not require floats.
             level: A number, or a tensor of shape :math:`(B,)` with a level for each sample. Row ``i`` of ``noise(x, levels)``
                 equals row ``i`` of ``noise(x, levels[i])`` from the same state of the generator. Exceptions are documented.
             generator: The source of randomness, on the device of ``x``.
+            mask: A boolean tensor of the shape of ``x``, true at valid elements. Default: all elements that are not NaN.
         """
+        self._check_arguments(x, mask)
         # bfloat16 has 256 numbers in [0.5, 1): too few to draw from
         dtype = torch.promote_types(x.dtype, torch.float32)
         if isinstance(level, Tensor):
-            level = column(level.to(dtype), x)
+            level = column(level.to(dtype.to_real()), x)
         elif check_level(level, self.max_level) == 0:
             return x
         if x.numel() == 0:  # the last batch of a rank may be empty
             return x
         # contiguous: the draw of an element must not depend on the memory format
-        y = self.perturb((x.to(dtype) if self.requires_float else x).contiguous(), level, generator).to(x.dtype)
+        source = x.contiguous()
+        valid = _valid_elements(source, None if mask is None else mask.contiguous(), self.keeps_nan)
+        y = self.perturb(source.to(dtype) if self.requires_float else source, level, generator, valid).to(x.dtype)
+        y = y if valid is None else torch.where(valid, y, source)
         return y if x.is_contiguous() else torch.empty_like(x).copy_(y)
 
     @abstractmethod
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         """Returns a perturbed copy of ``x``, which is contiguous and, if the noise requires floats, in at least float32.
 
-        The level is a positive number, or a tensor that broadcasts against ``x`` and may hold zeros.
+        The level is a positive number, or a tensor that broadcasts against ``x`` and may hold zeros. The mask is a boolean
+        tensor of the shape of ``x``, false at padding and NaN, or ``None`` if all elements are valid. A noise that treats each
+        element alone ignores the mask: the caller puts invalid elements back.
         """
+
+    def _check_arguments(self, x: Tensor, mask: Tensor | None) -> None:
+        if x.is_complex() and not self.takes_complex:
+            raise TypeError(f"{self.title} needs real numbers, got {describe(x)}; type torch.view_as_real(x) or x.abs()")
+        if self.requires_float and not (x.is_floating_point() or x.is_complex()):
+            raise TypeError(f"{self.title} needs floats, got {describe(x)}; type x.float()")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
+            raise ValueError(
+                f"mask must be a boolean tensor of shape {tuple(x.shape)}, got {describe(mask)}; type masks.align_mask(mask, x)"
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,11 +144,13 @@ class _FunctionNoise(Noise):
     def title(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
-    def __call__(self, x: Tensor, level: float | Tensor, *, generator: torch.Generator) -> Tensor:
-        return self.function(x, level, generator=generator)
+    def __call__(self, x: Tensor, level: float | Tensor, *, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
+        y = self.function(x, level, generator=generator)
+        valid = _valid_elements(x, mask, self.keeps_nan)
+        return y if valid is None else torch.where(valid, y, x)
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return self(x, level, generator=generator)
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
+        return self(x, level, generator=generator, mask=mask)
 
     def __repr__(self) -> str:
         return repr(self.function)
@@ -171,8 +196,9 @@ class Gaussian(Noise):
 
     severities: ClassVar[tuple[float, ...]] = (0.08, 0.12, 0.18, 0.26, 0.38)
     additive: ClassVar[bool] = True
+    keeps_nan: ClassVar[bool] = True
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         return torch.empty_like(x).normal_(generator=generator).mul_(level).add_(x)
 
 
@@ -194,8 +220,9 @@ class Uniform(Noise):
 
     severities: ClassVar[tuple[float, ...]] = (0.14, 0.21, 0.31, 0.45, 0.66)
     additive: ClassVar[bool] = True
+    keeps_nan: ClassVar[bool] = True
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         return torch.empty_like(x).uniform_(-1, 1, generator=generator).mul_(level).add_(x)
 
 
@@ -217,8 +244,9 @@ class Speckle(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.15, 0.2, 0.35, 0.45, 0.6)
+    keeps_nan: ClassVar[bool] = True
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         return torch.empty_like(x).normal_(generator=generator).mul_(level).add_(1).mul_(x)
 
 
@@ -251,7 +279,7 @@ class Impulse(Noise):
     severities: ClassVar[tuple[float, ...]] = (0.03, 0.06, 0.09, 0.17, 0.27)
     max_level: ClassVar[float] = 1.0
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         u = torch.empty_like(x).uniform_(generator=generator)
         low = _sample_extreme(x, torch.amin) if self.low is None else self.low
         high = _sample_extreme(x, torch.amax) if self.high is None else self.high
@@ -293,7 +321,7 @@ class Shot(Noise):
         if not self.scale > 0:
             raise ValueError(f"scale must be positive, got {self.scale}")
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         if (x < 0).any():  # waits for the device, but torch.poisson of a negative mean is undefined there
             raise ValueError(
                 f"Shot needs data that are not negative, got a minimum of {x.min().item():g}; normalize the data in the "
@@ -348,7 +376,7 @@ class SNR(Noise):
         if self.padding is not None and not math.isfinite(self.padding):
             raise ValueError(f"padding must be finite, got {self.padding}")
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 1)
         signal, noise = x, torch.empty_like(x).normal_(generator=generator)
         if self.center:
@@ -395,7 +423,7 @@ class ColoredNoise(Noise):
         if not math.isfinite(self.exponent):
             raise ValueError(f"exponent must be finite, got {self.exponent}")
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 1)
         n = x.shape[-1]
         if n < 2:
@@ -437,7 +465,7 @@ class Drift(Noise):
     severities: ClassVar[tuple[float, ...]] = (0.11, 0.17, 0.25, 0.37, 0.54)
     additive: ClassVar[bool] = True
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 1)
         return torch.empty_like(x).normal_(generator=generator).cumsum_(-1).mul_(level * x.shape[-1] ** -0.5).add_(x)
 
@@ -462,8 +490,9 @@ class Scaling(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    keeps_nan: ClassVar[bool] = True
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 1)
         return x.new_empty(*x.shape[:-1], 1).normal_(generator=generator).mul_(level).add_(1) * x
 
@@ -502,7 +531,7 @@ class PatchGaussian(Noise):
         if not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"size must be a whole number of pixels, at least 1, got {self.size}")
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 2)
         places = x.new_empty(2, len(x)).uniform_(generator=generator)
         height, width = (min(self.size, n) for n in x.shape[-2:])
@@ -555,7 +584,7 @@ class Masking(Noise):
     def __post_init__(self):
         object.__setattr__(self, "dim", validate_dim(self.dim))  # a tuple is hashable and not the caller's list
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, -min(self.dim))
         share = torch.as_tensor(level, dtype=x.dtype, device=x.device).flatten() ** (1 / len(self.dim))
         u = x.new_empty(len(self.dim), 2, len(x)).uniform_(generator=generator)
@@ -598,7 +627,7 @@ class FeatureDropout(Noise):
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
     max_level: ClassVar[float] = 1.0
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         kept = x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
         if not self.rescale:
             return kept
@@ -620,8 +649,8 @@ class DropConnect(Noise):
     severities: ClassVar[tuple[float, ...]] = FeatureDropout.severities
     max_level: ClassVar[float] = 1.0
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
-        return FeatureDropout().perturb(x, level, generator)
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
+        return FeatureDropout().perturb(x, level, generator, mask)
 
 
 @dataclass(frozen=True)
@@ -658,7 +687,7 @@ class SwapNoise(Noise):
     requires_float: ClassVar[bool] = False
     mixes_samples: ClassVar[bool] = True
 
-    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         n = len(x)
         if n < 2:
             return x.clone()
@@ -667,6 +696,15 @@ class SwapNoise(Noise):
         rows = torch.randint(n - 1, x.shape, generator=generator, device=x.device)
         rows.add_(rows >= column(torch.arange(n, device=x.device), x))  # any row but the sample's own
         return torch.where(swapped, x.gather(0, rows), x)
+
+
+def _valid_elements(x: Tensor, mask: Tensor | None, keeps_nan: bool) -> Tensor | None:
+    """Returns the valid elements, or ``None`` if all are valid or the noise need not know."""
+    if mask is None and (keeps_nan or not (x.is_floating_point() or x.is_complex())):
+        return None
+    if mask is None and x.device.type == "cpu" and not x.detach().sum().isnan():  # elsewhere the answer would be waited for
+        return None
+    return valid_positions(x, mask)
 
 
 def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:

@@ -36,7 +36,7 @@ class Broken(noise.Noise):
 
     mistake: str
 
-    def perturb(self, x, level, generator):
+    def perturb(self, x, level, generator, mask):
         if self.mistake == "does_not_touch_input_or_global_streams":
             return x + level * torch.randn(x.shape)
         if self.mistake == "changes_the_input_above_level_0":
@@ -45,7 +45,7 @@ class Broken(noise.Noise):
             return x + level
         if self.mistake == "takes_a_level_for_each_sample":
             level = torch.as_tensor(level).mean()
-        return noise.Gaussian().perturb(x, level, generator)
+        return noise.Gaussian().perturb(x, level, generator, mask)
 
 
 MISTAKES = [
