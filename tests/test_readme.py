@@ -19,7 +19,7 @@ WITH_CODE = [
     for page in PAGES
     if "```python" in page.read_text()
 ]
-FAMILIES = ["labels", "metrics", "noise", "plots", "report", "rules", "schedules", "tasks", "testing"]
+FAMILIES = ["labels", "masks", "metrics", "noise", "plots", "report", "rules", "schedules", "tasks", "testing"]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
