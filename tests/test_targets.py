@@ -180,11 +180,28 @@ def test_a_step_without_a_loss_of_the_target_is_an_error_that_names_the_ways_out
             self.optimizers().step()  # type: ignore[union-attr]
 
     module = (Manual if manual else Custom)(squared)
-    with pytest.raises(
-        ValueError, match=r"computed no cross_entropy.*type via='batch' to put probabilities.*via='sample' to put drawn labels"
-    ):
+    way_out = (
+        r"type (Mixup\(|TargetNoise\(labels.SmoothLabels\(n_classes=…\), )…, via='batch'\).*via='sample'\) to put drawn labels"
+    )
+    with pytest.raises(ValueError, match=rf"computed no cross_entropy.*{way_out}"):
         fit([callback(schedules.Every(0.3, every=2, begin=1))], module=module)
     assert len(module.losses) == 4, "not in the first step that is to be smoothed"
+
+
+@pytest.mark.parametrize(
+    ("build", "way_out"),
+    [
+        (lambda: LabelSmoothing(0.1), r"TargetNoise\(labels.SmoothLabels\(n_classes=…\), …, via='sample'\)"),
+        (lambda: Mixup(1.0), r"Mixup\(…, via='sample'\)"),
+        (lambda: TargetNoise(labels.FlipLabels(N_CLASSES), 0.5, via="loss"), r"TargetNoise\(…, via='sample'\)"),
+    ],
+)
+def test_a_loss_that_also_uses_the_target_elsewhere_warns_once_in_each_fit(build, way_out):
+    callback = build()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=rf"also needs sub in squared \(test_targets.*type {way_out}") as caught:
+            fit([callback], module=Custom(lambda logits, y: F.cross_entropy(logits, y) + squared(logits, y)))
+        assert sum("also needs" in str(warning.message) for warning in caught) == 1
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,6 +21,7 @@ from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, pertur
 from lightning_noise.loop.internals import Callback, recomputes_statistics, should_log
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import check_validation, logging_step, outline, progress_at, run_seed
+from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
 from lightning_noise.rules import Rule
@@ -259,6 +262,11 @@ class TargetCallback(NoiseCallback):
             raise ValueError(f"via must be 'loss', 'batch' or 'sample', got {via!r}")
         self.target: Any = target
         self.via = via
+        self._has_warned = False  # in this fit, of a use of the target that is not followed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._has_warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -277,11 +285,35 @@ class TargetCallback(NoiseCallback):
 
     def describe_no_effect(self, where: str) -> str:
         return (
-            f"{where} computed no cross_entropy, nll_loss or binary_cross_entropy_with_logits of the target, so "
-            f"{self.name!r} changed nothing. If the target is another leaf, type target=…. For another loss, type via='batch' "
-            "to put probabilities into the batch, or via='sample' to put drawn labels there. "
-            "The target of a regression must be floating-point"
+            f"{where} computed no cross_entropy, nll_loss, binary_cross_entropy or binary_cross_entropy_with_logits of the "
+            f"target, so {self.name!r} changed nothing. If the target is another leaf, type target=…. For another loss, type "
+            f"{self._in_batch}via='batch') to change the target in the batch, or {self._in_batch}via='sample') to put drawn "
+            "labels there. Class indices must be integers, and the target of a regression must be floating-point"
         )
+
+    @property
+    def _in_batch(self) -> str:
+        """The beginning of what to type if the labels must change in the batch."""
+        return f"{type(self).__name__}(…, "
+
+    @contextmanager
+    def _change_loss(self, modes: Sequence[LabelLoss], perturbation: Perturbation) -> Iterator[None]:
+        """Enters the modes, and warns once if the loss uses the target in a way that no mode follows."""
+        with ExitStack() as stack:
+            for mode in modes:
+                mode.searches = not self._has_warned
+                stack.enter_context(mode)
+            yield
+        if modes:
+            perturbation.effective = any(mode.applied for mode in modes)
+        found = list(dict.fromkeys(use for mode in modes for use in mode.unfollowed))
+        if found and perturbation.effective and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"{self.name!r} changes the labels where cross_entropy and its like are computed, but the loss also needs "
+                f"{', '.join(found[:3])}, which used the true labels of the batch. To change the labels there, too, type "
+                f"{self._in_batch}via='sample'), or via='batch' if the loss takes probabilities"
+            )
 
 
 def check_parameters_are_whole(trainer: Trainer, name: str) -> None:

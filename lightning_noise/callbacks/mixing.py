@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,19 +113,16 @@ class _Mixing(TargetCallback):
         perturbation.stats["lam"] = mix.lam.mean()
         batch = modify(batch, paths, lambda leaf, path: like(leaf, mix.of_input(detached(leaf))))
         modes = []
-        with ExitStack() as stack:
-            for path in self._target_paths(batch):
-                target = get(batch, path)
-                at_loss = self._changes_loss and not (self.via is None and target.is_floating_point())
-                if at_loss and not mix.has_box(target):
-                    lam = mix.lam if self.per_sample else mix.lam.squeeze(0)  # of shape (), as the mode expects
-                    mode = MixedLabelLoss(target, mix.partners.to(target.device), lam.to(target.device))
-                    modes.append(stack.enter_context(mode))
-                else:
-                    batch = modify(batch, [path], lambda leaf, path: self._mix_target(leaf, mix, key))
+        for path in self._target_paths(batch):
+            target = get(batch, path)
+            at_loss = self._changes_loss and not (self.via is None and target.is_floating_point())
+            if at_loss and not mix.has_box(target):
+                lam = mix.lam if self.per_sample else mix.lam.squeeze(0)  # of shape (), as the mode expects
+                modes.append(MixedLabelLoss(target, mix.partners.to(target.device), lam.to(target.device)))
+            else:
+                batch = modify(batch, [path], lambda leaf, path: self._mix_target(leaf, mix, key))
+        with self._change_loss(modes, perturbation):
             yield batch
-        if modes:
-            perturbation.effective = any(mode.applied for mode in modes)
 
     def _target_paths(self, batch: Any) -> list[Path]:
         targets = self.target if isinstance(self.target, list | tuple) else [self.target]

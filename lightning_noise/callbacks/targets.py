@@ -118,9 +118,8 @@ class TargetNoise(TargetCallback):
                 mode: LabelLoss = NoisyLabelLoss(target, self._sample(self.noise, batch, target, level, key))
             else:
                 mode = SmoothedLabelLoss(target, torch.tensor(level, dtype=torch.float64))
-            with mode:
+            with self._change_loss([mode], perturbation):
                 yield batch
-            perturbation.effective = mode.applied
         elif self.via == "batch":
             soft = self.noise.probabilities(target, level, ignore_index=self.ignore_index)
             yield modify(batch, [path], lambda leaf, path: soft)
@@ -179,3 +178,7 @@ class LabelSmoothing(TargetNoise):
 
     def __init__(self, level: AnyLevel, *, target: int | str | None = None, name: str = "smoothing"):
         super().__init__(SmoothLabels(), level, target=target, name=name)
+
+    @property
+    def _in_batch(self) -> str:
+        return "TargetNoise(labels.SmoothLabels(n_classes=…), …, "

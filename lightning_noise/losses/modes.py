@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from lightning_noise.batch import describe
 from lightning_noise.losses import functional
 from lightning_noise.losses.functional import class_dim, scale, sum_weights
 from lightning_noise.losses.tracker import ALIAS, Tracked, Tracker, find_tensors
+from lightning_noise.losses.uses import Uses
 
 __all__ = ["LabelLoss", "MixedLabelLoss", "NoisyLabelLoss", "SmoothedLabelLoss"]
 
@@ -49,7 +50,8 @@ class LabelLoss(TorchFunctionMode, ABC):
 
     A loss that is only logged is transformed, too. Not transformed are a loss that calls none of the three functions, such as
     ``F.linear_cross_entropy``, and a loss on a target that left torch as a number or array, was written into another tensor, or
-    was merged with a tensor that is not tracked.
+    was merged with a tensor that is not tracked. If the backward pass needs such a loss, or another function that joins the
+    labels and a tensor with a gradient, ``unfollowed`` names the function. Metrics are not named.
 
     A compiled step is compiled once for all levels, and once more for a run without a mode.
 
@@ -57,17 +59,30 @@ class LabelLoss(TorchFunctionMode, ABC):
         target: The target of the batch.
         applied: Whether a loss with a gradient was transformed.
         tracker: The tensors that derive from the target, while the mode is active.
+        searches: Whether to search for functions of the target that the loss needs and that are not transformed.
+        unfollowed: These functions, each with the place of the call. They use the labels of the batch. Compiled code is not
+            searched.
+        reads_weights: Whether weights that the module reads off the labels make a difference to the transformed loss.
+        reads_tokens: Whether an embedding of sequences of labels does, as of a decoder that reads the previous labels.
     """
+
+    reads_weights: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, target: Tensor):
         super().__init__()
         self.target = target
         self.applied = False
         self.tracker = Tracker(target)
+        self.searches = True
+        self.unfollowed: list[str] = []
+        self._uses: Uses | None = None
         self._modes: tuple[LabelLoss, ...] = ()
 
     def __enter__(self) -> LabelLoss:
         self.tracker = Tracker(self.target, **self.paired_tensors())
+        if self.searches:
+            self._uses = Uses(self.target, weights=self.reads_weights, tokens=self.reads_tokens)
         self._modes = (self, *_active.get())
         _active.set(self._modes)
         return super().__enter__()
@@ -75,7 +90,7 @@ class LabelLoss(TorchFunctionMode, ABC):
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         super().__exit__(exc_type, exc_val, exc_tb)
         _active.set(self._modes[1:])
-        self.tracker = Tracker(self.target)  # frees the tensors of the step
+        self.tracker, self._uses = Tracker(self.target), None  # frees the tensors of the step
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -87,9 +102,16 @@ class LabelLoss(TorchFunctionMode, ABC):
             call = _bind(func, args, kwargs)
             modes = [mode for mode in self._modes if mode.tracker.find(call.get("target")) is not None]
             if modes:
-                return _transform(modes, func, call)
+                loss = _transform(modes, func, call)
+                for mode in modes:
+                    mode._follow_loss(loss)
+                return loss
+        if func is torch.autograd.grad and not torch.compiler.is_compiling():
+            self._trace(_find_edges(kwargs["outputs"] if "outputs" in kwargs else args[0]))
         output = func(*args, **kwargs)
         self.tracker.track(func, args, kwargs, output)
+        if not torch.compiler.is_compiling() and self._uses is not None:
+            self._uses.see(func, args, kwargs, output)
         return output
 
     @abstractmethod
@@ -127,11 +149,23 @@ class LabelLoss(TorchFunctionMode, ABC):
                 tensor.retain_grad()  # as torch does for each input that is a tensor
             arguments["inputs"] = _find_edges(inputs)
         edges = _find_edges(tensors)
+        self._trace(edges)
         super().__enter__()
         try:
             torch.autograd.backward(edges, **arguments)
         finally:
             super().__exit__(None, None, None)
+
+    def _follow_loss(self, loss: Tensor) -> None:
+        if not torch.compiler.is_compiling() and self._uses is not None:
+            self._uses.add_loss(loss)
+
+    def _trace(self, edges: Iterable[GradientEdge]) -> None:
+        """Finds the functions of the target that a backward pass needs, for all modes."""
+        nodes = [edge.node for edge in edges]
+        for mode in self._modes:
+            if mode._uses is not None:
+                mode.unfollowed = mode._uses.trace(nodes)
 
 
 class SmoothedLabelLoss(LabelLoss):
@@ -189,6 +223,8 @@ class NoisyLabelLoss(LabelLoss):
         True
     """
 
+    reads_weights: ClassVar[bool] = True
+
     def __init__(self, target: Tensor, labels: Tensor):
         super().__init__(target)
         if labels.shape != target.shape:
@@ -233,6 +269,9 @@ class MixedLabelLoss(LabelLoss):
         >>> torch.equal(loss, 0.25 * F.cross_entropy(logits, target) + 0.75 * F.cross_entropy(logits, target[partners]))
         True
     """
+
+    reads_weights: ClassVar[bool] = True
+    reads_tokens: ClassVar[bool] = True
 
     def __init__(self, target: Tensor, partners: Tensor, lam: Tensor):
         super().__init__(target)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Tracked", "Tracker"]
+__all__ = ["ALIAS", "CREATING", "PICKING", "Tracked", "Tracker", "find_functions", "find_tensors"]
 
 
 class Tracked(NamedTuple):
@@ -47,11 +47,11 @@ class Tracker:
         made = [item for item in outputs if isinstance(item, Tensor)]
         learned = len(made) > 0 and made[0].requires_grad and not self._entries[0].target.requires_grad
         # a function that returns None may write into the target, as an assignment to an index does
-        if learned or not (made or output is None) or func in _CREATING or func is ALIAS:
+        if learned or not (made or output is None) or func in CREATING or func is ALIAS:
             return
         # the condition of where only chooses between the operands
         operands = find_tensors([*(args[1:] if func is torch.where else args), *kwargs.values()])
-        sources = [self.find(tensor) for tensor in (operands[:1] if func in _PICKING or func in _KEEPING else operands)]
+        sources = [self.find(tensor) for tensor in (operands[:1] if func in PICKING or func in _KEEPING else operands)]
         if not sources or any([source is None for source in sources]):
             return
         labels = self._derive_labels(func, args, kwargs, output)
@@ -65,7 +65,7 @@ class Tracker:
         if self._entries[0].labels is None:
             return (None,) * len(_to_tuple(output))
         labels = self._apply(func, args, kwargs, "labels")
-        mask = self.find(args[1]) if func in _PICKING and len(args) == 2 else None
+        mask = self.find(args[1]) if func in PICKING and len(args) == 2 else None
         if mask is not None and mask.target.dtype == torch.bool:
             # the label of the target replaces a label that a mask of the labels would not pick
             labels = torch.where(func(mask.labels, args[1]), labels, output)
@@ -84,7 +84,7 @@ class Tracker:
 
     def _apply(self, func: Any, args: Any, kwargs: Any, name: str) -> Any:
         """Applies a function to the paired tensors of its tracked arguments."""
-        if func in _PICKING:  # at the positions that are picked from the target
+        if func in PICKING:  # at the positions that are picked from the target
             return func(self._exchange(args[0], name), *args[1:], **kwargs)
         func = _RESHAPING.get(func, func)
         return func(*self._exchange(args, name), **{key: self._exchange(item, name) for key, item in kwargs.items()})
@@ -104,7 +104,7 @@ class Tracker:
 ALIAS = torch.ops.aten.alias.default
 
 
-def _find_functions(names: str) -> frozenset[Any]:
+def find_functions(names: str) -> frozenset[Any]:
     """Returns the functions and methods of torch with these names. A compiler does not know the name of a function."""
     found = [getattr(owner, name) for name in names.split() for owner in (torch, Tensor) if hasattr(owner, name)]
     # a mode receives the getter of a property; names such as torch.float are dtypes
@@ -112,16 +112,16 @@ def _find_functions(names: str) -> frozenset[Any]:
 
 
 # the first argument decides, and the other tensors only say where or how
-_PICKING = _find_functions("__getitem__ gather index_select masked_select take_along_dim")
-_KEEPING = _find_functions("__setitem__ expand_as masked_fill masked_fill_ reshape_as to type_as view_as")
+PICKING = find_functions("__getitem__ gather index_select masked_select take_along_dim")
+_KEEPING = find_functions("__setitem__ expand_as masked_fill masked_fill_ reshape_as to type_as view_as")
 # elements are moved and not changed
-_MOVING = _find_functions(
+_MOVING = find_functions(
     "T mT broadcast_to cat chunk concat contiguous diagonal expand expand_as flatten flip fliplr flipud hsplit hstack "
     "moveaxis movedim narrow permute ravel repeat repeat_interleave reshape reshape_as roll rot90 select split squeeze stack "
     "swapaxes swapdims t tensor_split tile transpose vsplit unbind unflatten unfold unsqueeze view view_as vstack"
-) | {F.pad, *_PICKING}
+) | {F.pad, *PICKING}
 # elements stay where they are
-_ELEMENTWISE = _find_functions(
+_ELEMENTWISE = find_functions(
     "__and__ __invert__ __or__ __setitem__ add byte clamp clamp_max clamp_min clip clone detach div double eq float ge gt half "
     "int le logical_and logical_not logical_or long lt masked_fill masked_fill_ mul ne remainder requires_grad_ short sub to "
     "type type_as where __add__ __eq__ __ge__ __gt__ __le__ __lt__ __mul__ __ne__ __sub__ __radd__ __rmul__ __rsub__ __mod__ "
@@ -130,7 +130,7 @@ _ELEMENTWISE = _find_functions(
 # paired tensors may have other strides than the target, which view would refuse
 _RESHAPING: dict[Any, Any] = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape_as}
 # the output takes the shape of the argument, but not its values
-_CREATING = _find_functions(
+CREATING = find_functions(
     " ".join(name for name in {*dir(torch), *dir(Tensor)} if name.endswith("_like") or name.startswith("new_"))
 )
 
