@@ -1,7 +1,8 @@
 r"""Tasks: what the outputs of a module mean, and which metrics compare them with the target.
 
-A task is a value. It reads outputs and targets, refuses values that contradict it, knows the metric of a guess, and makes the
-metrics. Monitors, adaptive levels and the range test all ask the task and never its name.
+A task is a value. It reads outputs and targets, says which positions of the target count, refuses values that contradict it,
+knows the metric of a guess, and makes the metrics. Monitors, adaptive levels and the range test all ask the task and never its
+name.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_noise.batch import describe
+from lightning_noise.batch import describe, get, leaves
 from lightning_noise.metrics.base import Predictions, Sums
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
-from lightning_noise.metrics.scores import BrierScore, CrossEntropy, MeanAbsoluteError, MeanSquaredError, R2Score
+from lightning_noise.metrics.scores import (
+    BrierScore,
+    CrossEntropy,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Perplexity,
+    R2Score,
+)
 
 __all__ = [
     "Binary",
@@ -71,11 +79,19 @@ class Task(ABC):
         return tuple(self.metrics(torch.zeros(1, 2)).totals())
 
     @abstractmethod
+    def fits(self, output: Any, target: Tensor) -> bool:
+        """Returns whether the task reads an output and a target of these shapes and types."""
+
+    @abstractmethod
     def read(self, output: Any, target: Tensor) -> tuple[Any, Tensor]:
         """Returns predictions and target as the metrics read them, or raises a ValueError if their shapes do not fit.
 
-        Only :meth:`check` looks at the values of the target, because that waits for the device.
+        Only :meth:`check` and :meth:`check_outputs` look at values, because that waits for the device.
         """
+
+    def counts(self, target: Tensor) -> Tensor | None:
+        """Returns which positions of a target count, or ``None`` if all do. Monitors drop the others."""
+        return None
 
     @abstractmethod
     def metrics(self, preds: Any, n_groups: int = 1) -> TaskMetrics:
@@ -86,7 +102,16 @@ class Task(ABC):
         """Returns the governed metric alone, and the confidence if there is one."""
 
     def check(self, target: Tensor, preds: Any) -> None:  # noqa: B027  # most values suit most tasks
-        """Raises a ValueError if the values of the target contradict the task."""
+        """Raises a ValueError if the values of the target contradict the task; positions that do not count were dropped."""
+
+    def check_outputs(self, preds: Any, are_squashed: Callable[[], bool]) -> None:  # noqa: B027
+        """Raises a ValueError if the values of the predictions contradict the task.
+
+        Args:
+            preds: The predictions as the task reads them, at the positions that count.
+            are_squashed: Returns whether the module ends in a sigmoid or softmax. This costs a forward pass, and is only asked
+                if the values themselves leave a doubt.
+        """
 
     def chance(self, preds: Any) -> float | None:
         """Returns the governed metric of a guess, or ``None`` if the task does not know it."""
@@ -112,7 +137,7 @@ class Task(ABC):
     def _refuse(self, output: Any, target: Tensor) -> ValueError:
         return ValueError(
             f"the module returned {describe(output)} for a target of {describe(target)}, but {type(self).__name__}() expects "
-            f"{self.expects}; give predict=…, target=… or another task of lightning_noise.tasks"
+            f"{self.expects}; {_advise(self, output, target)}"
         )
 
 
@@ -159,6 +184,9 @@ class CustomMetrics:
         self.collection.to(device)
         return self
 
+    def reset(self) -> None:
+        self.collection.reset()
+
     def read(self, preds: Any) -> Any:
         return preds
 
@@ -185,7 +213,20 @@ class CustomMetrics:
 TaskMetrics = GroupedMetrics | CustomMetrics
 
 
-class _Classification(Task):
+class _Labels(Task):
+    """A task whose targets may be missing: NaN, or the ``ignore_index`` of the task."""
+
+    ignore_index: int | None = None
+
+    def counts(self, target: Tensor) -> Tensor | None:
+        missing = target.isnan() if target.is_floating_point() else None
+        if self.ignore_index is not None:
+            ignored = target == self.ignore_index
+            missing = ignored if missing is None else missing | ignored
+        return ~missing if missing is not None and missing.any() else None
+
+
+class _Classification(_Labels):
     """A task whose predictions are classes."""
 
     main: ClassVar[str] = "accuracy"
@@ -194,11 +235,15 @@ class _Classification(Task):
     proportions: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_area", "flip_rate", "noise_detected", "score")
     has_classes: ClassVar[bool] = True
     knows_chance: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, str]]  # what outputs are without ``probabilities`` and with them
+    loss: ClassVar[type[CrossEntropy]] = CrossEntropy
+
+    probabilities: bool = False
 
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics(
             {
-                "loss": CrossEntropy(n_groups),
+                "loss": self.loss(n_groups),
                 "brier": BrierScore(n_groups),
                 "calibration": CalibrationBins(n_groups=n_groups),
                 "flip_rate": FlipRate(n_groups),
@@ -215,12 +260,43 @@ class _Classification(Task):
     def chance(self, preds: Any) -> float:
         return 1 / preds.shape[1]
 
+    def check_outputs(self, preds: Tensor, are_squashed: Callable[[], bool]) -> None:
+        name = type(self).__name__
+        if self.probabilities and ((preds.exp().sum(1) - 1).abs() > _HALF).any():
+            raise ValueError(
+                f"{name}(probabilities=True) expects {self.kinds[1]}, got values that are none; if the module returns logits, "
+                f"type task=tasks.{name}()"
+            )
+        if not self.probabilities and self._are_probabilities(preds, are_squashed):
+            raise ValueError(
+                f"the module returned probabilities, but {name}() expects {self.kinds[0]}; type "
+                f"task=tasks.{name}(probabilities=True), or return logits with predict=…"
+            )
+
+    def _are_probabilities(self, preds: Tensor, are_squashed: Callable[[], bool]) -> bool:
+        raise NotImplementedError
+
+    def _as_logits(self, values: Tensor) -> Tensor:
+        """Returns values of shape (B, K, *) as logits in at least float32. The logarithms of probabilities are logits."""
+        values = _at_least_float32(values)
+        return values.clamp_min(torch.finfo(torch.float32).tiny).log() if self.probabilities else values
+
 
 @dataclass(frozen=True)
 class Multiclass(_Classification):
     r"""One class out of :math:`K` for each sample, or for each position of it.
 
-    Outputs are logits of shape :math:`(B, K, *)` and targets class indices of shape :math:`(B, *)`.
+    Outputs are logits of shape :math:`(B, K, *)` or :math:`(B, *, K)`, and targets are class indices of shape :math:`(B, *)`.
+    Log-probabilities are logits, too. The ``perplexity`` is the exponential of the loss.
+
+    For a language model, position :math:`t` of the logits must predict position :math:`t` of the target. If the model leaves
+    the shift to its loss, let ``predict`` return ``torch.nn.functional.pad(logits[:, :-1], (0, 0, 1, 0))`` and let the first
+    label be ``ignore_index``.
+
+    Args:
+        ignore_index: The label of positions that do not count, such as -100 or 255.
+        probabilities: Whether the outputs are probabilities and not logits.
+        class_dim: The dimension of the classes, 1 or -1. Default: the one that fits the target.
 
     Example:
         >>> task = Multiclass()
@@ -232,44 +308,108 @@ class Multiclass(_Classification):
         (0.75, [0.0, 1.0], 0.25)
     """
 
-    expects: ClassVar[str] = "logits of shape (B, K, *) and class indices of shape (B, *)"
+    expects: ClassVar[str] = "logits of shape (B, K, *) or (B, *, K) and class indices of shape (B, *)"
+    kinds: ClassVar[tuple[str, str]] = ("logits", "probabilities that sum to 1 over the classes")
+    loss: ClassVar[type[CrossEntropy]] = Perplexity
+
+    ignore_index: int | None = None
+    probabilities: bool = False
+    class_dim: int | None = None
+
+    def __post_init__(self):
+        if self.class_dim == 0:
+            raise ValueError("class_dim must not be 0, the dimension of the samples; type class_dim=1 or class_dim=-1")
 
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        if not _is_floating(output) or output.ndim < 2 or output.shape[1] < 2 or output[:, 0].shape != target.shape:
+        dims = self._fitting_dims(output, target)
+        if not dims:
             raise self._refuse(output, target)
-        return _at_least_float32(output), target
+        if len(dims) > 1 and output.ndim > 2:
+            raise self._ambiguous(output)
+        return self._as_logits(output.movedim(dims[0], 1)), target
 
     def check(self, target: Tensor, preds: Tensor) -> None:
         n_classes = preds.shape[1]
         if not target.numel():
             return
-        whole = not target.is_floating_point() and target.dtype != torch.bool
-        if not whole or target.min() < 0 or target.max() >= n_classes:
+        if target.is_floating_point() or target.dtype == torch.bool or target.min() < 0 or target.max() >= n_classes:
             raise ValueError(
-                f"Multiclass() expects class indices in [0, {n_classes}), got {_describe_range(target)}; for targets of 0 "
-                "and 1 give task=tasks.Binary() or tasks.Multilabel(), for numbers tasks.Regression(), and to ignore some "
-                "labels tasks.Custom() of metrics that ignore them"
+                f"Multiclass() expects class indices in [0, {n_classes}), got {_describe_range(target)}; "
+                f"{self._advise_on_labels(target, n_classes)}"
             )
 
     def placeholder(self, output: Any, rows: Tensor) -> Tensor:
-        return super().placeholder(output, rows)[:, 0]
+        output = super().placeholder(output, rows)
+        if output.ndim > 2 and self.class_dim is None:
+            raise self._ambiguous(output)
+        return output.select(1 if self.class_dim is None else self.class_dim, 0)
+
+    def fits(self, output: Any, target: Tensor) -> bool:
+        return bool(self._fitting_dims(output, target))
+
+    def _fitting_dims(self, output: Any, target: Tensor) -> list[int]:
+        dims = (1, -1) if self.class_dim is None else (self.class_dim,)
+        return [dim for dim in dims if _has_classes(output, dim) and output.select(dim, 0).shape == target.shape]
+
+    def _are_probabilities(self, preds: Tensor, are_squashed: Callable[[], bool]) -> bool:
+        return _are_distributions(preds) or (_are_in_unit_interval(preds) and are_squashed())
+
+    def _advise_on_labels(self, target: Tensor, n_classes: int) -> str:
+        outside = target[(target < 0) | (target >= n_classes)].unique().tolist() if target.dtype != torch.bool else []
+        if self.ignore_index is None and len(outside) == 1 and outside[0] in _USUAL_IGNORED:
+            return f"to ignore these labels, type task=tasks.Multiclass(ignore_index={outside[0]:g})"
+        if target.is_floating_point() and not outside and (target == target.round()).all():
+            of_two = ", or type task=tasks.Binary() or tasks.Multilabel() for outputs with one logit for each label"
+            return f"let the data return target.long(){of_two if target.max() <= 1 else ''}"
+        if target.is_floating_point():
+            return "for numbers, type task=tasks.Regression()"
+        return (
+            "for targets of 0 and 1 type task=tasks.Binary() or tasks.Multilabel(), and to ignore a label "
+            "task=tasks.Multiclass(ignore_index=…)"
+        )
+
+    def _ambiguous(self, output: Tensor) -> ValueError:
+        return ValueError(
+            f"the module returned {describe(output)}, whose classes may be on axis 1 or the last axis; type "
+            "task=tasks.Multiclass(class_dim=1) or task=tasks.Multiclass(class_dim=-1)"
+        )
 
 
 class _YesOrNo(_Classification):
     """Labels of 0 and 1, each of which counts as a prediction of two classes."""
 
+    kinds: ClassVar[tuple[str, str]] = ("logits", "probabilities in [0, 1]")
+
+    def fits(self, output: Any, target: Tensor) -> bool:
+        return _is_floating(output) and output.shape == target.shape
+
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        if not _is_floating(output) or output.shape != target.shape:
+        if not self.fits(output, target):
             raise self._refuse(output, target)
-        logits = _at_least_float32(output)
-        return torch.stack([torch.zeros_like(logits), logits], 1), target.long()
+        yes = _at_least_float32(output)
+        no = 1 - yes if self.probabilities else torch.zeros_like(yes)
+        return self._as_logits(torch.stack([no, yes], 1)), target.long()
 
     def check(self, target: Tensor, preds: Tensor) -> None:
-        if not ((target == 0) | (target == 1)).all():
-            raise ValueError(
-                f"{type(self).__name__}() expects targets of 0 and 1, got {_describe_range(target)}; for class indices give "
-                "task=tasks.Multiclass()"
-            )
+        outside = target[(target != 0) & (target != 1)]
+        if not outside.numel():
+            return
+        name, label = type(self).__name__, outside[0].item()
+        if self.ignore_index is None and (outside == label).all() and label in (-1, *_USUAL_IGNORED):
+            advice = f"to ignore the label {label:g}, type task=tasks.{name}(ignore_index={label:g})"
+        elif target.is_floating_point():
+            advice = "for numbers, type task=tasks.Regression()"
+        else:
+            advice = "for class indices, type task=tasks.Multiclass()"
+        raise ValueError(f"{name}() expects targets of 0 and 1, got {_describe_range(target)}; {advice}")
+
+    def _are_probabilities(self, preds: Tensor, are_squashed: Callable[[], bool]) -> bool:
+        values = preds[:, 1]
+        if not _are_in_unit_interval(values):
+            return False
+        # logits that fill the interval and never leave it are no logits; logits of an untrained module may lie anywhere in it
+        fill = values.numel() >= _ENOUGH and values.min() < 0.05 and values.max() > 0.95
+        return bool(fill) or are_squashed()
 
 
 @dataclass(frozen=True)
@@ -280,18 +420,30 @@ class Binary(_YesOrNo):
     :math:`(B, *)`. A logit :math:`z` becomes the logits :math:`(0, z)` of two classes. Their softmax is
     :math:`(1 - \sigma(z), \sigma(z))` and their cross-entropy the binary one; a Brier score is the sum over both classes.
 
+    Args:
+        ignore_index: The label of positions that do not count. NaN never counts.
+        probabilities: Whether the outputs are probabilities and not logits.
+
     Example:
-        >>> Binary().read(torch.tensor([[2.0], [-1.0]]), torch.tensor([1.0, 0.0]))
+        >>> Binary().read(torch.tensor([[2.0], [-1.0]]), torch.tensor([1, 0]))
         (tensor([[ 0.,  2.],
                 [ 0., -1.]]), tensor([1, 0]))
     """
 
     expects: ClassVar[str] = "logits of shape (B, *) or (B, 1, *) and targets of 0 and 1 of shape (B, *)"
 
+    ignore_index: int | None = None
+    probabilities: bool = False
+
+    def fits(self, output: Any, target: Tensor) -> bool:
+        return super().fits(self._squeeze(output, target), target)
+
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(output, Tensor) and output.ndim == target.ndim + 1 and output.shape[1] == 1:
-            output = output.squeeze(1)
-        return super().read(output, target)
+        return super().read(self._squeeze(output, target), target)
+
+    def _squeeze(self, output: Any, target: Tensor) -> Any:
+        has_axis = isinstance(output, Tensor) and output.ndim == target.ndim + 1 and output.shape[1] == 1
+        return output.squeeze(1) if has_axis else output
 
 
 @dataclass(frozen=True)
@@ -299,7 +451,7 @@ class Multilabel(_YesOrNo):
     r"""Yes or no for each of :math:`L` labels of a sample.
 
     Outputs are logits of shape :math:`(B, L, *)`, and targets are 0 or 1, of any dtype and of the same shape. Each label counts
-    as a prediction of its own, as in :class:`Binary`.
+    as a prediction of its own, as in :class:`Binary`. The arguments are those of :class:`Binary`.
 
     Example:
         >>> preds, target = Multilabel().read(torch.zeros(4, 3), torch.ones(4, 3))
@@ -309,13 +461,16 @@ class Multilabel(_YesOrNo):
 
     expects: ClassVar[str] = "logits of shape (B, L, *) and targets of 0 and 1 of that shape"
 
+    ignore_index: int | None = None
+    probabilities: bool = False
+
 
 @dataclass(frozen=True)
-class Regression(Task):
+class Regression(_Labels):
     r"""Numbers.
 
     Outputs and targets are floating-point tensors of one shape :math:`(B, *)`; a target of shape :math:`(B,)` does not fit an
-    output of shape :math:`(B, 1)`.
+    output of shape :math:`(B, 1)`. A NaN in the target does not count.
 
     Example:
         >>> preds, target = Regression().read(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
@@ -336,8 +491,11 @@ class Regression(Task):
     def governed(self) -> str:
         return "r2"
 
+    def fits(self, output: Any, target: Tensor) -> bool:
+        return _is_floating(output) and output.shape == target.shape and target.is_floating_point()
+
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        if not _is_floating(output) or output.shape != target.shape or not target.is_floating_point():
+        if not self.fits(output, target):
             raise self._refuse(output, target)
         return _at_least_float32(output), _at_least_float32(target)
 
@@ -397,8 +555,11 @@ class Custom(Task):
     def compared(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.logged
 
+    def fits(self, output: Any, target: Tensor) -> bool:
+        return isinstance(output, Tensor) and output.shape[:1] == target.shape[:1]
+
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(output, Tensor) or output.shape[:1] != target.shape[:1]:
+        if not self.fits(output, target):
             raise self._refuse(output, target)
         return output, target
 
@@ -415,6 +576,84 @@ class Custom(Task):
         if isinstance(self.collection, MetricCollection):
             return self.collection.clone()
         return MetricCollection(self.collection.clone())
+
+
+_HALF = 4 * torch.finfo(torch.bfloat16).eps  # of a sum of probabilities
+_USUAL_IGNORED = (-100, 255)  # of torch's losses, and of masks of images
+_ENOUGH = 20  # values
+
+
+def _advise(task: Task, output: Any, target: Tensor) -> str:
+    """Returns what to type to make output and target fit."""
+    if not isinstance(output, Tensor):
+        path = next((path for path, leaf in leaves(output) if _is_floating(leaf)), ())
+        return f"type {_predict(_access(output, path) or '…')}, or another task of lightning_noise.tasks"
+    if output.shape == target.shape and isinstance(task, Multiclass) and _are_distributions(target.float()):
+        return "the target is one-hot or soft; let the data return target.argmax(1)"
+    changes = {
+        "": output,
+        ".squeeze(1)": output.squeeze(1) if output.ndim > 1 else output,
+        ".unsqueeze(1)": output.unsqueeze(1),
+    }
+    options = [_predict(change) for change, changed in changes.items() if _suits(task, changed, target)]
+    options += [f"task=tasks.{kind.__name__}()" for kind in _KINDS if _suits(kind(), output, target)]
+    options = options or [
+        f"task=tasks.{kind.__name__}() with {_predict(change)}"
+        for change, changed in changes.items()
+        for kind in _KINDS
+        if _suits(kind(), changed, target)
+    ]
+    if isinstance(task, Regression) and not target.is_floating_point() and output.shape == target.shape:
+        options.append("target.float() in the data")
+    return f"type {' or '.join(options) or 'predict=…, target=… or another task of lightning_noise.tasks'}"
+
+
+def _predict(change: str) -> str:
+    return f"predict=lambda module, batch: module(batch[0]){change}"
+
+
+def _access(output: Any, path: tuple[Any, ...]) -> str:
+    """Returns a path as Python that picks the leaf."""
+    is_item = [isinstance(get(output, path[:i]), Mapping | list | tuple) for i in range(len(path))]
+    return "".join(f"[{key!r}]" if item else f".{key}" for key, item in zip(path, is_item, strict=True))
+
+
+def _suits(task: Task, output: Tensor, target: Tensor) -> bool:
+    """Returns whether the shapes and the labels are of the task."""
+    if not task.fits(output, target):
+        return False
+    try:
+        task.check(target, task.read(output, target)[0])
+    except ValueError:
+        return False
+    return True
+
+
+_KINDS: tuple[type[Task], ...] = (Multiclass, Binary, Multilabel, Regression)
+
+
+def _has_classes(output: Any, dim: int) -> bool:
+    return _is_floating(output) and output.ndim >= 2 and -output.ndim < dim < output.ndim and output.shape[dim] >= 2
+
+
+def _are_distributions(values: Tensor) -> bool:
+    """Returns whether at least two rows of values of shape (B, K, *) are probabilities that sum to 1, up to their rounding."""
+    if values.ndim < 2 or values[:, 0].numel() < 2:
+        return False
+    error = _rounding(values)
+    return bool((values >= -error).all() and ((values.sum(1) - 1).abs() <= error).all())
+
+
+def _are_in_unit_interval(values: Tensor) -> bool:
+    return values.numel() > 0 and bool((values.amin() >= 0) & (values.amax() <= 1))
+
+
+def _rounding(values: Tensor) -> float:
+    """Returns the error of a sum of probabilities, which were perhaps rounded to half precision before."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(values.to(dtype).to(values.dtype), values):
+            return 4 * torch.finfo(dtype).eps
+    return 1e-5
 
 
 def _is_floating(output: Any) -> bool:

@@ -123,7 +123,7 @@ def test_the_state_of_another_rule_replaces_the_best_of_an_earlier_fit():
 
 def test_at_the_largest_level_that_has_a_meaning_a_governor_holds():
     # everything is left at the boundary, which the prediction does not look at
-    level = AdaptiveLevel(governor(step=0.4), predict=lambda module, batch: F.one_hot(batch[1], N_CLASSES).float())
+    level = AdaptiveLevel(governor(step=0.4), predict=lambda module, batch: 9.0 * F.one_hot(batch[1], N_CLASSES))
     callback = InputNoise(noise.Impulse(), level)
     fit([callback], max_epochs=5)
     assert [decision.reason for decision in history(callback)] == ["raised", "raised", "raised", "held", "held"]

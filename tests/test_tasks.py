@@ -106,27 +106,42 @@ def test_the_mean_of_the_target_and_one_of_the_classes_have_the_metric_of_a_gues
     assert metrics.totals()["accuracy"] == Multiclass().chance(logits) == 0.2
 
 
+_CALL = "predict=lambda module, batch: module(batch[0])"
+_ONE_HOT = torch.eye(3)[[0, 1, 2, 0]]
+_NUMBERS = torch.tensor([0.5, -2.0, 1.0, 3.0])
+
+
 @pytest.mark.parametrize(
-    ("task", "preds", "target"),
+    ("task", "preds", "target", "advice"),
     [
-        (Multiclass(), torch.zeros(4), torch.zeros(4).long()),
-        (Multiclass(), torch.zeros(4, 1), torch.zeros(4).long()),
-        (Multiclass(), torch.zeros(4, 3), torch.zeros(4, 1).long()),
-        (Multiclass(), torch.zeros(4, 3).long(), torch.zeros(4).long()),
-        (Multiclass(), None, torch.zeros(4).long()),
-        (Binary(), torch.zeros(4, 2), torch.zeros(4)),
-        (Binary(), torch.zeros(4), torch.zeros(4, 1)),
-        (Binary(), torch.zeros(4).bool(), torch.zeros(4)),
-        (Multilabel(), torch.zeros(4, 3), torch.zeros(4)),
-        (Multilabel(), torch.zeros(4, 1), torch.zeros(4)),
-        (Regression(), torch.zeros(4, 1), torch.zeros(4)),
-        (Regression(), torch.zeros(4), torch.zeros(4).long()),
+        (Multiclass(), torch.zeros(4), torch.zeros(4).long(), "type task=tasks.Binary() or task=tasks.Multilabel()"),
+        (Multiclass(), torch.zeros(4, 1), torch.zeros(4).long(), "type task=tasks.Binary()"),
+        (Multiclass(), torch.zeros(4), _NUMBERS, "type task=tasks.Regression()"),
+        (Multiclass(), torch.zeros(4, 1), _NUMBERS[:, None], "type task=tasks.Regression()"),
+        (Multiclass(), torch.zeros(4, 1), _NUMBERS, f"type task=tasks.Regression() with {_CALL}.squeeze(1)"),
+        (Multiclass(), torch.zeros(4, 3), torch.zeros(4, 1).long(), f"type {_CALL}.unsqueeze(1)"),
+        (Multiclass(), torch.zeros(4, 3), _ONE_HOT, "the target is one-hot or soft; let the data return target.argmax(1)"),
+        (Multiclass(), torch.zeros(4, 3), 0.8 * _ONE_HOT + 0.2 / 3, "let the data return target.argmax(1)"),
+        (Multiclass(), torch.zeros(4, 3).long(), torch.zeros(4).long(), "type predict=…, target=…"),
+        (Multiclass(), None, torch.zeros(4).long(), f"type {_CALL}…, or another task"),
+        (Multiclass(), {"logits": torch.zeros(4, 3)}, torch.zeros(4).long(), f"type {_CALL}['logits']"),
+        (Multiclass(), (None, torch.zeros(4, 3)), torch.zeros(4).long(), f"type {_CALL}[1]"),
+        (Multiclass(class_dim=1), torch.zeros(4, 5, 3), torch.zeros(4, 5).long(), "type "),
+        (Binary(), torch.zeros(4, 2), torch.zeros(4).long(), "type task=tasks.Multiclass()"),
+        (Binary(), torch.zeros(4), torch.zeros(4, 1), f"type {_CALL}.unsqueeze(1)"),
+        (Binary(), torch.zeros(4).bool(), torch.zeros(4), "type predict=…, target=…"),
+        (Multilabel(), torch.zeros(4, 3), torch.zeros(4).long(), "type task=tasks.Multiclass()"),
+        (Multilabel(), torch.zeros(4, 1), torch.zeros(4), f"type {_CALL}.squeeze(1) or task=tasks.Binary()"),
+        (Regression(), torch.zeros(4, 1), _NUMBERS, f"type {_CALL}.squeeze(1)"),
+        (Regression(), torch.zeros(4), torch.arange(4) + 5, "type target.float() in the data"),
+        (Regression(), torch.zeros(4, 3), torch.zeros(4).long(), "type task=tasks.Multiclass()"),
     ],
 )
-def test_predictions_that_do_not_fit_are_refused(task, preds, target):
+def test_predictions_that_do_not_fit_are_refused_with_what_to_type(task, preds, target, advice):
     name = type(task).__name__
-    with pytest.raises(ValueError, match=rf"the module returned .* but {name}\(\) expects .*; give predict=…, target=…"):
+    with pytest.raises(ValueError, match=rf"the module returned .* but {name}\(\) expects .*; ") as refused:
         task.read(preds, target)
+    assert f"; {advice}" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +149,17 @@ def test_predictions_that_do_not_fit_are_refused(task, preds, target):
     [
         (Multiclass(), torch.tensor([0, 3]), r"class indices in \[0, 3\), got int64 \(2,\) from 0 to 3"),
         (Multiclass(), torch.tensor([0, -1]), "from -1 to 0"),
-        (Multiclass(), torch.tensor([0.0, 1.0]), r"got float32 .* give task=tasks\.Binary"),
+        (Multiclass(), torch.tensor([0.0, 1.0]), r"got float32 .* target\.long\(\), or type task=tasks\.Binary"),
+        (Multiclass(), torch.tensor([0.0, 2.0]), r"got float32 .* let the data return target\.long\(\)$"),
+        (Multiclass(), torch.tensor([0.3, 1.0]), r"got float32 .* type task=tasks\.Regression\(\)$"),
         (Multiclass(), torch.tensor([True, False]), "got bool"),
-        (Binary(), torch.tensor([0.0, 0.3]), r"Binary\(\) expects targets of 0 and 1, got float32"),
-        (Multilabel(), torch.tensor([[0, 2]]), r"Multilabel\(\) expects targets of 0 and 1, got int64 .* from 0 to 2"),
+        (Multiclass(), torch.tensor([0, -100]), r"type task=tasks\.Multiclass\(ignore_index=-100\)"),
+        (Multiclass(), torch.tensor([0, 255]), r"type task=tasks\.Multiclass\(ignore_index=255\)"),
+        (Multiclass(ignore_index=-100), torch.tensor([0, 255]), r"ignore_index=…\)$"),
+        (Binary(), torch.tensor([0, 1, -100]), r"type task=tasks\.Binary\(ignore_index=-100\)"),
+        (Multilabel(), torch.tensor([[0.0, -1.0]]), r"type task=tasks\.Multilabel\(ignore_index=-1\)"),
+        (Binary(), torch.tensor([0.0, 0.3]), r"Binary\(\) expects targets of 0 and 1, got float32 .*tasks\.Regression"),
+        (Multilabel(), torch.tensor([[0, 2]]), r"expects targets of 0 and 1, got int64 .* from 0 to 2; .*tasks\.Multiclass"),
     ],
 )
 def test_targets_that_are_not_of_the_task_are_refused(task, target, message):

@@ -202,6 +202,7 @@ class Adaptation:
         if not self._fitting:
             return
         setting = self.setting
+        self._measured = Results(setting.task, only_governed=True)  # the same in each validation
         self._seed = seed
         self._predictor = Predictor(
             setting.task,
@@ -214,7 +215,8 @@ class Adaptation:
         """Begins a validation."""
         self._results = None
         if self._is_its_turn(trainer):
-            self._results = Results(self.setting.task, only_governed=True)
+            self._results = self._measured
+            self._results.reset()
             self._pass = Pass(self._predictor, max_batches=self.setting.max_batches)
 
     def observe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int) -> None:

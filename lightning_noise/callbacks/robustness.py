@@ -154,6 +154,7 @@ class RobustnessMonitor(Monitor):
         self.report: report.Report | None = None
         self._predictor = Predictor(task, inputs, target, predict)
         self._shared = tuple(name for name, probe in self._probes.items() if probe.one_draw_per_batch)
+        self._results = Results(task, self._shared)
         self._begin()
 
     # --- hooks
@@ -223,7 +224,7 @@ class RobustnessMonitor(Monitor):
     # --- evaluation
 
     def _begin(self) -> None:
-        self._results = Results(self.task, self._shared)
+        self._results.reset()
         self._pass = Pass(self._predictor, max_batches=self.max_batches, dataloader_idx=self.dataloader_idx)
         self._pictures: dict[Condition, tuple[Tensor, list[str]]] = {}  # the first samples, and their classes
 
@@ -239,8 +240,8 @@ class RobustnessMonitor(Monitor):
             if is_known and not reading.condition.draw:
                 path = find_inputs(reading.batch, self.inputs)[0]
                 samples = get(reading.batch, path)[:4].detach().to("cpu", copy=True)  # the step may write to the batch
-                has_classes = self.task.has_classes and reading.preds.ndim == 2
-                classes = reading.preds[:4].argmax(1).tolist() if has_classes else []
+                has_classes = self.task.has_classes and reading.outputs.ndim == 2
+                classes = reading.outputs[:4].argmax(1).tolist() if has_classes else []
                 self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))
             yield reading
 
@@ -312,7 +313,7 @@ class RobustnessMonitor(Monitor):
 
     def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
         """Writes the report and logs the last figures."""
-        if not self._results.metrics:  # the fit ended before an evaluation was due
+        if self._results.is_empty:  # the fit ended before an evaluation was due
             return
         calibration = self._results.calibration()  # on every rank, because the sums are synchronized
         sizes = self._results.sizes(trainer)

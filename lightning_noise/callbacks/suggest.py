@@ -195,7 +195,7 @@ class _Count(Callback):
 
     def _count(self, readings: Iterable[Reading]) -> Iterator[Tensor]:
         reference = preds = None
-        for condition, _, preds, target, _ in readings:
+        for condition, _, _, preds, target, *_ in readings:
             label = preds.argmax(1)
             if condition == CLEAN:
                 reference = target if self.predictor.labelled else label

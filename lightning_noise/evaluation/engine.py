@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lightning_noise._tensor import column
+from lightning_noise.batch import Path
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.positions import SamplePositions, groups_of
 from lightning_noise.evaluation.predictor import Predictor
@@ -24,19 +26,26 @@ Perturb = Callable[[Context, Any, range], Iterable[tuple[Condition, Perturbation
 class Reading(NamedTuple):
     """What was seen of a batch under a condition. All tensors lack the rows that a sampler repeats.
 
+    If some positions of the target do not count, ``preds`` has the shape (N, K) or (N,), and ``target`` and ``groups`` have the
+    shape (N,), for the N positions that count.
+
     Attributes:
         condition: The condition.
         batch: The batch as the module saw it, with all rows.
-        preds: The predictions, as the task reads them.
-        target: The target, as the task reads it.
-        groups: The group of each sample, of shape (B,).
+        outputs: The predictions of all positions, as the task reads them.
+        preds: The predictions that count.
+        target: The target that counts, as the task reads it.
+        groups: The group of each row of ``target``.
+        samples: The group of each sample of which a position counts.
     """
 
     condition: Condition
     batch: Any
+    outputs: Any
     preds: Any
     target: Tensor
     groups: Tensor
+    samples: Tensor
 
 
 class Pass:
@@ -53,16 +62,36 @@ class Pass:
         self.max_batches = math.inf if max_batches is None else max_batches
         self.dataloader_idx = dataloader_idx
         self._positions = SamplePositions()
+        self._has_checked_outputs = False
 
     def read(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int, perturb: Perturb) -> Iterator[Reading]:
         """Yields a reading of the batch without noise, then one under each condition. Other loaders yield nothing."""
         if dataloader_idx != self.dataloader_idx or batch_idx >= self.max_batches:
             return
         paths, target = self.predictor.locate(batch)
-        positions, counted = self._positions.take(context.trainer, dataloader_idx, batch_idx, rows=len(target))
-        groups = groups_of(positions, target.device)[:counted]
+        positions, n = self._positions.take(context.trainer, dataloader_idx, batch_idx, rows=len(target))
+        counts = self.predictor.task.counts(target[:n]) if self.predictor.labelled else None
+        groups = samples = groups_of(positions, target.device)[:n]
+        if counts is not None:
+            groups, samples = column(groups, counts).expand_as(counts)[counts], groups[counts.flatten(1).any(1)]
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(context, batch, positions)):
-            seen, preds, labels = self.predictor(context, perturbation, paths, target)
-            if condition == CLEAN and self.predictor.labelled:
-                self.predictor.task.check(target, preds)
-            yield Reading(condition, seen, preds[:counted], labels[:counted], groups)
+            seen, outputs, labels = self.predictor(context, perturbation, paths, target)
+            outputs, labels = outputs[:n], labels[:n]
+            preds = outputs if counts is None else _counted(outputs, counts, has_classes=self.predictor.task.has_classes)
+            if condition == CLEAN:
+                self._check(context, batch, paths, preds, target[:n] if counts is None else target[:n][counts])
+            yield Reading(condition, seen, outputs, preds, labels if counts is None else labels[counts], groups, samples)
+
+    def _check(self, context: Context, batch: Any, paths: list[Path], preds: Any, target: Tensor) -> None:
+        """Raises a ValueError if the values of a batch contradict the task; those of the outputs are checked once."""
+        task = self.predictor.task
+        if self.predictor.labelled:
+            task.check(target, preds)
+        if not self._has_checked_outputs and len(preds):
+            task.check_outputs(preds, lambda: self.predictor.ends_in_squashing(context, batch, paths))
+            self._has_checked_outputs = True
+
+
+def _counted(outputs: Tensor, counts: Tensor, *, has_classes: bool) -> Tensor:
+    """Returns the predictions at the positions that count: of shape (N, K) for classes, else of shape (N,)."""
+    return (outputs.movedim(1, -1) if has_classes else outputs)[counts]

@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from lightning_noise.batch import Path, Selector, find_inputs, find_target, get
+from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, get
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.snapshot import restore_rng
 from lightning_noise.tasks import Task
@@ -56,9 +58,55 @@ class Predictor:
         labels = target if self.labelled else self.task.placeholder(output, target)
         return batch, *self.task.read(output, labels)
 
+    def ends_in_squashing(self, context: Context, batch: Any, paths: list[Path]) -> bool:
+        """Returns whether the module returns what a sigmoid or softmax has made, by one more prediction of the batch."""
+        precision = context.trainer.precision_plugin.forward_context()
+        # a mode would become part of compiled code
+        with restore_rng(), precision, torch.compiler.set_stance("force_eager"), _LastSquashing() as last:
+            output = self._output(context.module, batch, paths)
+        return last.made(output)
+
     def _output(self, module: LightningModule, batch: Any, paths: list[Path]) -> Any:
         if self.predict is not None:
             return self.predict(module, batch)
         if getattr(module.forward, "__qualname__", "") == "LightningModule.forward":
             raise ValueError("the module has no forward; give predict=… to return its predictions; ReplayMonitor needs neither")
-        return module(*(get(batch, path) for path in paths))
+        inputs = [get(batch, path) for path in paths]
+        try:
+            return module(*inputs)
+        except (TypeError, LookupError, AttributeError, ValueError) as error:
+            if isinstance(error, ValueError) and "unpack" not in str(error):
+                raise  # what the module itself refuses
+            raise TypeError(
+                f"module({', '.join(map(describe, inputs))}) raised {type(error).__name__}: {error}. If forward takes other "
+                "arguments, type predict=lambda module, batch: module(…), or inputs=… for other leaves of the batch. A "
+                "ReplayMonitor needs neither: it calls the validation step"
+            ) from error
+
+
+class _LastSquashing(TorchFunctionMode):
+    """Remembers the last result of a sigmoid or softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self._last: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _SQUASHING:
+            self._last = result
+        return result
+
+    def made(self, output: Any) -> bool:
+        """Returns whether an output consists of values of the result, in any shape and precision."""
+        if self._last is None or not isinstance(output, Tensor):
+            return False
+        return bool(torch.isin(output.flatten()[:1000].float(), self._last.to(output.dtype).float()).all())
+
+
+_SQUASHING = {
+    getattr(place, name)
+    for place in (torch, Tensor, torch.nn.functional, torch.special)
+    for name in ("sigmoid", "sigmoid_", "softmax", "expit")
+    if hasattr(place, name)
+}

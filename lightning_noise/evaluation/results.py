@@ -73,26 +73,41 @@ class Results:
         self.only_governed = only_governed
         self.metrics: dict[Condition, TaskMetrics] = {}
         self.chance: float | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all readings. The metrics stay, because a metric of torchmetrics refers to itself and is freed late."""
+        for metrics in self.metrics.values():
+            metrics.reset()
+        self.is_empty = True
         self._sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
+        self._n_targets = 0
 
     def update(self, readings: Iterable[Reading]) -> None:
         """Adds the readings of a batch. The reading without noise comes first."""
         clean_preds = None
-        for condition, _, preds, target, groups in readings:
-            if condition not in self.metrics:
-                task, n = self.task, N_GROUPS
-                created = task.governed_metrics(n) if self.only_governed else task.metrics(preds, n)
-                self.metrics[condition] = created.to(groups.device)
+        for condition, _, _, preds, target, groups, samples in readings:
+            metrics = self._metrics_of(condition, preds, groups.device)
             if condition == CLEAN:
-                clean_preds = self.metrics[CLEAN].read(preds)
+                clean_preds = metrics.read(preds)
                 self.chance = self.task.chance(preds)
-                self._sizes = self._sizes.to(groups.device).index_add_(0, groups, torch.ones_like(groups))
-            if len(groups):  # the last batch of a rank may be all padding
-                self.metrics[condition].update(preds=preds, target=target, clean_preds=clean_preds, groups=groups)
+                self._sizes = self._sizes.to(groups.device).index_add_(0, samples, torch.ones_like(samples))
+                self._n_targets += target.numel()
+            if len(groups):  # a batch may be all padding
+                metrics.update(preds=preds, target=target, clean_preds=clean_preds, groups=groups)
+        self.is_empty = self.is_empty and clean_preds is None  # the batches of another loader have no readings
+
+    def _metrics_of(self, condition: Condition, preds: Any, device: torch.device) -> TaskMetrics:
+        if condition not in self.metrics:
+            created = self.task.governed_metrics(N_GROUPS) if self.only_governed else self.task.metrics(preds, N_GROUPS)
+            self.metrics[condition] = created
+        elif not self.is_empty:
+            return self.metrics[condition]
+        return self.metrics[condition].to(device)
 
     def check_ranks(self, trainer: Trainer, name: str) -> None:
         """Raises a ValueError on all ranks if a rank saw no batch. Otherwise, the others would hang in the next collective."""
-        if not trainer.strategy.reduce_boolean_decision(bool(self.metrics)):
+        if not trainer.strategy.reduce_boolean_decision(not self.is_empty):
             raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
 
     def sizes(self, trainer: Trainer) -> list[int]:

@@ -12,6 +12,7 @@ from lightning_noise.metrics.scores import (
     CrossEntropy,
     MeanAbsoluteError,
     MeanSquaredError,
+    Perplexity,
     R2Score,
 )
 from lightning_noise.metrics.statistics import Interval, jackknife_error, t_interval, wilson_interval
@@ -27,6 +28,7 @@ __all__ = [
     "MeanAbsoluteError",
     "MeanSquaredError",
     "NoiseDetection",
+    "Perplexity",
     "PredictiveEntropy",
     "R2Score",
     "SelectiveClassification",

@@ -18,6 +18,7 @@ __all__ = [
     "CrossEntropy",
     "MeanAbsoluteError",
     "MeanSquaredError",
+    "Perplexity",
     "R2Score",
     "murphy_decomposition",
 ]
@@ -58,6 +59,27 @@ class CrossEntropy(Sums):
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": (sums["loss_whole"] + sums["loss_fraction"] / RESOLUTION) / sums["count"]}
+
+
+class Perplexity(CrossEntropy):
+    r"""The mean cross-entropy of all predictions, and the perplexity, its exponential.
+
+    .. math:: \exp \Big( \frac{1}{n} \sum_i -\log p_{i y_i} \Big)
+
+    A model that chooses evenly among :math:`m` tokens has the perplexity :math:`m`. The values are ``loss`` and ``perplexity``.
+
+    Example:
+        >>> metric = Perplexity()
+        >>> metric.update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+        >>> round(metric.compute()["perplexity"].item(), 4)
+        4.0
+    """
+
+    key = ""
+
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        values = super()._values(sums)
+        return {**values, "perplexity": values["loss"].exp()}
 
 
 class BrierScore(Sums):
