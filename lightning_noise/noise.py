@@ -62,6 +62,8 @@ class Noise(ABC):
         max_level: The largest level that has a meaning.
         requires_float: Whether the noise needs floating-point values. If not, it also takes integers, such as category codes.
         mixes_samples: Whether a sample receives values of other samples, so that its noise depends on its batch.
+        independent_rows: Whether the noise of a row depends on its index and values alone, and not on those of other rows.
+            Rows of held-out data are then drawn many at a time.
         takes_complex: Whether the noise also takes complex values.
         keeps_nan: Whether NaN stays NaN, and no other element depends on NaN, without a mask.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
@@ -77,6 +79,7 @@ class Noise(ABC):
     max_level: ClassVar[float] = math.inf
     requires_float: ClassVar[bool] = True
     mixes_samples: ClassVar[bool] = False
+    independent_rows: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = False
     keeps_nan: ClassVar[bool] = False
     is_known: ClassVar[bool] = True
@@ -195,6 +198,7 @@ class Gaussian(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.08, 0.12, 0.18, 0.26, 0.38)
+    independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     keeps_nan: ClassVar[bool] = True
 
@@ -219,6 +223,7 @@ class Uniform(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.14, 0.21, 0.31, 0.45, 0.66)
+    independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     keeps_nan: ClassVar[bool] = True
 
@@ -244,6 +249,7 @@ class Speckle(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.15, 0.2, 0.35, 0.45, 0.6)
+    independent_rows: ClassVar[bool] = True
     keeps_nan: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
@@ -277,6 +283,7 @@ class Impulse(Noise):
     high: float | None = None
 
     severities: ClassVar[tuple[float, ...]] = (0.03, 0.06, 0.09, 0.17, 0.27)
+    independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
@@ -366,6 +373,7 @@ class SNR(Noise):
     padding: float | None = None
 
     severities: ClassVar[tuple[float, ...]] = tuple(10 ** (-snr_db / 20) for snr_db in (20, 15, 10, 5, 0))
+    independent_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.center and self.padding is not None:
@@ -417,6 +425,7 @@ class ColoredNoise(Noise):
     exponent: float = 1.0
 
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
+    independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -463,6 +472,7 @@ class Drift(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.11, 0.17, 0.25, 0.37, 0.54)
+    independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
@@ -490,6 +500,7 @@ class Scaling(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    independent_rows: ClassVar[bool] = True
     keeps_nan: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
@@ -525,6 +536,7 @@ class PatchGaussian(Noise):
     size: int
 
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
+    independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -579,6 +591,7 @@ class Masking(Noise):
     value: float = 0.0
 
     severities: ClassVar[tuple[float, ...]] = (0.02, 0.05, 0.1, 0.2, 0.33)
+    independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
 
     def __post_init__(self):
@@ -625,6 +638,7 @@ class FeatureDropout(Noise):
     rescale: bool = True
 
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
@@ -647,6 +661,7 @@ class DropConnect(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = FeatureDropout.severities
+    independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:

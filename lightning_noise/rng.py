@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["Key"]
 
 Coordinate = int | str
+_BLOCK = 4096  # elements: to draw one takes as long
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Key:
     Args:
         coordinates: The values that the draw depends on, such as seed, name, epoch and batch index.
         rank: The rank that draws, or ``None`` if all ranks must draw the same.
-        positions: The position of each row in the data set.
+        positions: The position of each row in the data set, in any order.
 
     Example:
         >>> key = Key((0, "input")) / "image"
@@ -42,7 +44,7 @@ class Key:
 
     coordinates: tuple[Coordinate, ...]
     rank: int | None = None
-    positions: range | None = None
+    positions: Sequence[int] | None = None
 
     def __truediv__(self, coordinate: Coordinate) -> Key:
         """Returns a key with another coordinate: ``key / "image"`` and ``key / "mask"`` are independent."""
@@ -72,27 +74,63 @@ class Key:
         bits = _mix(row[:, None] + within)
         return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(shape)  # the 24 bits of a float32 in [0.5, 1)
 
-    def apply(self, noise: Callable[..., Tensor], x: Tensor, level: float | Tensor) -> Tensor:
+    def apply(self, noise: Callable[..., Tensor], x: Tensor, level: float | Tensor, mask: Tensor | None = None) -> Tensor:
         """Applies a noise to a tensor of shape (B, *) or, with positions, to each row.
 
-        The level is a number, or a tensor of shape (B,). There must be as many positions as rows.
+        The level is a number, or a tensor of shape (B,). The mask has the shape of ``x``. There must be as many positions as
+        rows. A noise whose rows are independent is drawn for many positions at once.
         """
         if self.positions is None:
-            return noise(x, level, generator=self.generator(x.device))
+            return _call(noise, x, level, mask, self.generator(x.device))
         if len(self.positions) != len(x):
             raise ValueError(
                 f"a tensor must have a row for each of the {len(self.positions)} positions, got {len(x)} rows; all inputs of a "
                 "held-out batch must have the same number of rows"
             )
-        if len(x) == 0:
+        if x.numel() == 0:
             return x
+        n = _rows_of_block(x[0].numel()) if getattr(noise, "independent_rows", False) else 1
+        blocks, source, places = _arrange(torch.tensor(self.positions), n)
+        if len(source) > len(x):  # some blocks lack rows
+            source, places = source.to(x.device), places.to(x.device)
+            x = x[source]
+            level = level[source] if isinstance(level, Tensor) else level
+            mask = None if mask is None else mask[source]
         generator = torch.Generator(x.device)
-        levels = level.split(1) if isinstance(level, Tensor) else [level] * len(x)
-        rows = [
-            noise(row, amount, generator=generator.manual_seed(_seed(*self.coordinates, "position", position)))
-            for row, amount, position in zip(x.split(1), levels, self.positions, strict=True)
+        levels = level.split(n) if isinstance(level, Tensor) else [level] * len(blocks)
+        masks = [None] * len(blocks) if mask is None else mask.split(n)
+        seeds = [_seed(*self.coordinates, "block", n, block) for block in blocks]
+        drawn = [
+            _call(noise, rows, amount, valid, generator.manual_seed(seed))
+            for rows, amount, valid, seed in zip(x.split(n), levels, masks, seeds, strict=True)
         ]
-        return torch.cat(rows)
+        return torch.cat(drawn) if len(places) == len(x) else torch.cat(drawn)[places]
+
+
+def _call(
+    noise: Callable[..., Tensor], x: Tensor, level: float | Tensor, mask: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    return noise(x, level, generator=generator) if mask is None else noise(x, level, generator=generator, mask=mask)
+
+
+def _rows_of_block(size: int) -> int:
+    """Returns how many rows of a size are drawn at once. It depends on nothing else, so a row always has the same noise."""
+    return 2 ** int(math.log2(max(1, _BLOCK // size)))
+
+
+def _arrange(positions: Tensor, n: int) -> tuple[list[int], Tensor, Tensor]:
+    """Arranges rows in whole blocks, of which block ``b`` holds the positions from ``b * n`` to ``(b + 1) * n - 1``.
+
+    Returns the blocks, the row that is put at each of their places, and the place of each row. Row 0 fills the places without
+    a row. A position that does not follow the one before begins another copy of its block.
+    """
+    block = positions // n
+    begins = (positions.diff() <= 0) | (block.diff() != 0)
+    copy = pad(begins.cumsum(0), (1, 0))
+    places = copy * n + positions % n
+    source = torch.zeros(n * (int(copy[-1]) + 1), dtype=torch.long)
+    source[places] = torch.arange(len(places))
+    return block[pad(begins, (1, 0), value=True)].tolist(), source, places
 
 
 def _mix(z: Tensor) -> Tensor:

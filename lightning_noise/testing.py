@@ -142,6 +142,19 @@ def takes_a_level_for_each_sample(noise: Noise) -> None:
         _require(same, noise, f"perturbs sample {i} differently with a level for each sample than with a number")
 
 
+def has_independent_rows(noise: Noise) -> None:
+    if not noise.independent_rows:
+        return
+    x = _input()
+    y = noise(x, LEVEL, generator=_generator())
+    for others in (1 - x, torch.zeros_like(x), torch.full_like(x, math.nan)):
+        for i in range(len(x)):
+            mixed = others.clone()
+            mixed[i] = x[i]
+            same = torch.equal(noise(mixed, LEVEL, generator=_generator())[i], y[i])
+            _require(same, noise, f"has independent_rows, but the noise of row {i} depends on the other rows")
+
+
 def does_not_depend_on_the_memory_format(noise: Noise) -> None:
     x = _input()
     one = noise(x, LEVEL, generator=_generator())
@@ -226,6 +239,7 @@ NOISE_LAWS: tuple[Callable[[Noise], None], ...] = (
     is_a_function_of_the_generator,
     does_not_touch_input_or_global_streams,
     takes_a_level_for_each_sample,
+    has_independent_rows,
     does_not_depend_on_the_memory_format,
     is_the_same_in_half_precision_up_to_rounding,
     is_a_value,

@@ -36,6 +36,8 @@ class Broken(noise.Noise):
 
     mistake: str
 
+    independent_rows = True
+
     def perturb(self, x, level, generator, mask):
         if self.mistake == "does_not_touch_input_or_global_streams":
             return x + level * torch.randn(x.shape)
@@ -45,6 +47,8 @@ class Broken(noise.Noise):
             return x + level
         if self.mistake == "takes_a_level_for_each_sample":
             level = torch.as_tensor(level).mean()
+        if self.mistake == "has_independent_rows":
+            level = level * x.mean()
         return noise.Gaussian().perturb(x, level, generator, mask)
 
 
@@ -53,6 +57,7 @@ MISTAKES = [
     "is_a_function_of_the_generator",
     "does_not_touch_input_or_global_streams",
     "takes_a_level_for_each_sample",
+    "has_independent_rows",
 ]
 
 

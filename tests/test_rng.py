@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from members import NOISES
 
 from lightning_noise import Key, noise
 from lightning_noise.testing import global_streams
@@ -49,25 +50,61 @@ def test_a_known_key_has_a_known_seed():
     assert (KEY.everywhere / "x").generator("cpu").initial_seed() == 3451421124859160946
 
 
-@pytest.mark.parametrize("level", [0.5, torch.linspace(0.1, 1, 12)], ids=["number", "tensor"])
-@pytest.mark.parametrize("member", [noise.Gaussian(), noise.Uniform(), noise.Speckle(), noise.Impulse()], ids=repr)
-def test_a_row_depends_on_its_position_alone(member, level):
-    x = torch.rand(12, 2, 5, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
-    whole = Key((0, "probe"), positions=range(12)).apply(member, x, level)
-    for size in (1, 5, 7):
-        parts = [
-            Key((0, "probe"), positions=range(i, i + len(part))).apply(
-                member, part, level[i : i + size] if isinstance(level, torch.Tensor) else level
-            )
-            for i, part in zip(range(0, 12, size), x.split(size), strict=True)
-        ]
+def held_out(member: noise.Noise, x: torch.Tensor, level: float | torch.Tensor, positions, mask=None) -> torch.Tensor:
+    rows = torch.tensor(list(positions))
+    level = level[rows] if isinstance(level, torch.Tensor) else level
+    return Key((0, "probe"), positions=positions).apply(member, x[rows], level, None if mask is None else mask[rows])
+
+
+@pytest.mark.parametrize("shape", [(300, 2, 3, 4), (20, 3, 10, 12), (5, 3, 64, 64)], ids=["256 rows", "8 rows", "a row"])
+@pytest.mark.parametrize("member", [each for each in NOISES if not each.mixes_samples], ids=repr)
+def test_a_row_depends_on_its_position_alone(member, shape):
+    x, generator = torch.rand(shape, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    n, level = len(x), torch.linspace(0.1, 0.5, len(x))
+    whole = held_out(member, x, level, range(n))
+    for size in (1, 7) if n < 50 else (64, n - 1):  # batches
+        parts = [held_out(member, x, level, range(i, min(i + size, n))) for i in range(0, n, size)]
         assert torch.equal(torch.cat(parts), whole)
-    for rank in range(2):  # two processes take turns
-        mine = slice(rank, None, 2)
-        part = Key((0, "probe"), positions=range(rank, 12, 2)).apply(
-            member, x[mine], level[mine] if isinstance(level, torch.Tensor) else level
-        )
-        assert torch.equal(part, whole[mine])
+    for rank in range(2):  # processes take turns
+        assert torch.equal(held_out(member, x, level, range(rank, n, 2)), whole[rank::2])
+    for order in (torch.randperm(n, generator=generator), torch.tensor([3, 3, 4, 1, 2, 2])):
+        assert torch.equal(held_out(member, x, level, order.tolist()), whole[order])
+    assert torch.equal(held_out(member, x, 0.25, range(2, 5)), held_out(member, x, torch.full((n,), 0.25), range(2, 5)))
+
+
+def test_rows_of_a_block_are_unrelated_and_blocks_differ():
+    y = Key((0,), positions=range(1000)).apply(noise.Gaussian(), torch.zeros(1000, 20), 1.0)
+    assert len(y.unique()) > 19_900, "a float32 repeats now and then"
+    other = Key((0,), positions=range(128, 1128)).apply(noise.Gaussian(), torch.zeros(1000, 20), 1.0)
+    assert torch.equal(other[:-128], y[128:])
+
+
+class Count(noise.Gaussian):
+    calls = 0
+
+    def perturb(self, x, level, generator, mask):
+        type(self).calls += 1
+        return super().perturb(x, level, generator, mask)
+
+
+class Dependent(Count):
+    independent_rows = False
+    calls = 0
+
+
+def test_rows_of_a_table_are_drawn_many_at_a_time_if_they_are_independent():
+    for kind, calls in ((Count, 4), (Dependent, 500)):
+        Key((0,), positions=range(500)).apply(kind(), torch.zeros(500, 20), 1.0)
+        assert kind.calls == calls  # of 128 rows, the largest power of two of which 20 numbers each are below 4096
+
+
+def test_a_mask_is_passed_on_by_row():
+    x, mask = torch.rand(50, 20), torch.rand(50, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    for member in (noise.Gaussian(), noise.Shot()):
+        whole = held_out(member, x, 0.5, range(50), mask)
+        assert torch.equal(whole[~mask], x[~mask])
+        assert torch.equal(held_out(member, x, 0.5, range(7, 30, 2), mask), whole[7:30:2])
+    assert torch.equal(KEY.apply(noise.Gaussian(), x, 0.5, mask)[~mask], x[~mask])
 
 
 def test_rows_without_positions_differ_and_an_empty_batch_stays_empty():
