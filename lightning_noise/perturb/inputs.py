@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_noise._tensor import column, detached, like
 from lightning_noise.batch import Path, describe, format_path, get, modify
-from lightning_noise.noise import Noise
+from lightning_noise.noise import Noise, Uniform
 from lightning_noise.rng import Key
 
 __all__ = ["Clip", "apply_noise", "check_leaf", "check_relative", "perturb_batch", "snr_db", "try_noise", "validate_clip"]
@@ -134,15 +134,12 @@ def _plain(bound: Tensor | None) -> Bound:
 def _draw_levels(x: Tensor, level: float, key: Key, probability: float, per_sample: bool) -> Tensor:
     """Returns a level for each sample, 0 for samples without noise."""
     levels = torch.full((len(x),), level, dtype=torch.float32, device=x.device)
+    centers = torch.full_like(levels, 0.5)  # of [0, 1)
     if per_sample:
-        levels *= (key / "per_sample").apply(_uniform, levels, 1.0)
+        levels *= (key / "per_sample").apply(Uniform(), centers, 0.5)
     if probability < 1:
-        levels *= (key / "probability").apply(_uniform, levels, 1.0) < probability
+        levels *= (key / "probability").apply(Uniform(), centers, 0.5) < probability
     return levels
-
-
-def _uniform(x: Tensor, level: float | Tensor, *, generator: torch.Generator) -> Tensor:
-    return torch.empty_like(x).uniform_(generator=generator)
 
 
 def _std(x: Tensor) -> Tensor:
