@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lightning_noise import InputNoise, Key, noise, schedules
+from lightning_noise import InputNoise, Key, WeightNoise, noise, schedules
 
 
 @dataclass
@@ -116,6 +116,46 @@ def test_a_run_of_an_iterator_resumed_within_an_epoch_equals_the_uninterrupted_o
         return StatefulDataLoader(Rows(40), batch_size=8)
 
     assert_resumes(make, schedules.Linear(0.0, 0.5), tmp_path, train, 2, lambda step: step % 5, module=Iterating)
+
+
+class Joining(Deterministic):
+    """Fetches two batches in a step, keeps the weights of each forward pass, and updates nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights: list[Tensor] = []
+
+    def training_step(self, dataloader_iter):  # type: ignore[override]
+        losses = []
+        for _ in range(2):
+            (x, y), *_ = next(dataloader_iter)
+            losses.append(F.cross_entropy(self(x), y))
+            self.weights.append(next(self.parameters()).detach().clone())
+        return sum(losses)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@iterates
+@every_callback
+@pytest.mark.filterwarnings("ignore:.*reached")
+def test_a_step_that_fetches_two_batches_leaves_the_weights(make):
+    pl.seed_everything(0, verbose=False)
+    before = weights(Joining())
+    module, trainer = fit([make(0.1)], module=Joining, train=loader(Rows(32)), max_epochs=1)
+    assert trainer.global_step == 2
+    assert_same(weights(module), before)
+
+
+@iterates
+def test_noise_in_the_weights_is_one_draw_for_all_batches_that_a_step_fetches():
+    callback = WeightNoise(noise.Gaussian(), schedules.Linear(0.1, 0.5))
+    module, _ = fit([callback], module=Joining, train=loader(Rows(32)), max_epochs=1)
+    one, two, three, four = module.weights
+    assert torch.equal(one, two)
+    assert torch.equal(three, four)
+    assert not torch.equal(one, three)
 
 
 class Pairwise(Deterministic):

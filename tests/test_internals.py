@@ -7,6 +7,7 @@ import inspect
 import random
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -476,6 +477,22 @@ def test_writes_to_a_tensor_are_counted_and_reads_are_not():
     assert internals.count_writes(tensor) == before + 2
     with torch.inference_mode():
         assert internals.count_writes(torch.zeros(2).add_(1)) == 0
+
+
+def test_autograd_does_not_see_writes_whose_count_is_taken_back():
+    w = nn.Parameter(torch.ones(2))
+    for is_kept in (True, False):
+        loss, count = (w * w).sum(), internals.preserve_version(w)
+        with torch.no_grad():
+            w.add_(1)
+            with count if is_kept else nullcontext():
+                w.sub_(1)
+        if is_kept:
+            loss.backward()
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+    assert torch.equal(w.grad, 2 * w)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

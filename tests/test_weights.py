@@ -110,6 +110,25 @@ def test_weights_are_restored_whatever_ends_the_step(where, error, n):
     assert not module._state_dict_hooks
 
 
+class Finding(pl.Callback):
+    """Keeps what it finds after an exception."""
+
+    def on_exception(self, trainer, pl_module, exception):
+        self.found = [weights(pl_module), weights(pl_module.net), [w.clone() for w in weights_of(pl_module)]]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["forward", "before the backward pass", "backward"])
+def test_any_callback_finds_clean_weights_after_an_exception(where, error):
+    module, first, last = Breaking(where, error), Finding(), Finding()
+    clean = [weights(module), weights(module.net), [w.clone() for w in weights_of(module)]]
+    with pytest.raises((error, SystemExit)):
+        make_trainer([first, *callbacks(2), last]).fit(module, loader(), loader())
+    for found in (first.found, last.found):
+        for one, two in zip(found, clean, strict=True):
+            assert_same(one, two)
+
+
 class Saving(pl.Callback):
     """Saves in the middle of a step."""
 

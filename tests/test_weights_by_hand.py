@@ -94,6 +94,18 @@ class UnwrappedWithClosure(WithClosure):
     wrapped = False
 
 
+class ForwardBeforeTheClosure(Manual):
+    def update(self, optimizer, batch, batch_idx):
+        loss = loss_of(self, batch)
+
+        def closure():
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            return loss
+
+        optimizer.step(closure=closure)
+
+
 def by_two_backwards(module, hand):
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for epoch, i, batch in batches():
@@ -177,6 +189,7 @@ MODES: dict[str, tuple[Callable[[], pl.LightningModule], Callable[..., None], di
     "manual, closure": (WithClosure, by_sgd, {}),
     "manual, unwrapped, closure": (UnwrappedWithClosure, by_sgd, {}),
     "manual, unwrapped, positional closure": (UnwrappedWithPositionalClosure, by_sgd, {}),
+    "manual, forward pass before the closure": (ForwardBeforeTheClosure, by_sgd, {}),
     "manual, LBFGS": (lambda: WithClosure(**LBFGS), by_lbfgs, {}),
     "manual, unwrapped LBFGS": (lambda: UnwrappedWithPositionalClosure(**LBFGS), by_lbfgs, {}),
     "manual, two backward passes": (TwoBackwards, by_two_backwards, {}),

@@ -160,9 +160,6 @@ class NoiseCallback(Callback, Perturbing):
         if dispatcher is None or not dispatcher.takes_iterator:  # an iterator has not fetched the batch yet
             self.start_batch(trainer, batch, batch_idx)
 
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _end_perturbations(trainer)
-
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # the perturbations end here only in manual optimization; with a scaler, an update that is skipped would not resume them
         if getattr(trainer.precision_plugin, "scaler", None) is None and (dispatcher := TrainingDispatcher.of(trainer)):

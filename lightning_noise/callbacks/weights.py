@@ -53,9 +53,9 @@ class WeightNoise(NoiseCallback):
     are restored bit for bit from a copy, even if the step raises an error. Validation, test, averages that callbacks take, and
     checkpoints see clean weights, even if a checkpoint is saved within a step.
 
-    Three hooks see noisy weights: ``on_before_zero_grad``, ``on_before_backward``, and the ``on_after_backward`` of callbacks
-    that precede this callback. In manual optimization, so does ``on_before_optimizer_step`` of these callbacks, or of all
-    callbacks if gradients are scaled. Batch normalization collects its running statistics under the noise, as with dropout.
+    Two hooks see noisy weights: ``on_before_zero_grad`` and ``on_before_backward``. In manual optimization, so does
+    ``on_before_optimizer_step`` of callbacks that precede this callback, or of all callbacks if gradients are scaled, and
+    ``on_after_backward``. Batch normalization collects its running statistics under the noise, as with dropout.
 
     The training step reads noisy weights. Average a teacher, clip weights and load weights in ``on_train_batch_end``. It is an
     error if the training step writes to noisy weights, because restoring would lose the write. torch does not record writes to
@@ -165,7 +165,7 @@ class WeightNoise(NoiseCallback):
     def pause(self, parameters: list[Parameter]) -> None:
         if self._noisy is not None:
             self._noisy.check_untouched(parameters)
-            self._noisy.restore(parameters)
+            self._noisy.pause(parameters)
 
     def resume(self, parameters: list[Parameter], *, updated: bool) -> None:
         if self._noisy is not None:

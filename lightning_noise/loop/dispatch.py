@@ -79,17 +79,24 @@ def perturbing(trainer: Trainer) -> list[Perturbing]:
 class TrainingDispatcher:
     """Replaces ``strategy.training_step`` and runs it under the noise of all callbacks.
 
-    The perturbations end after the backward pass, or with the step if no backward pass follows. In manual optimization, the
-    step contains the updates. Every optimizer then updates the parameters without noise.
+    The perturbations end with the backward pass, before any hook can read the module. They end with the step if no backward
+    pass follows, and after an exception before any ``on_exception``. In manual optimization, the step contains the updates.
+    Every optimizer then updates the parameters without noise.
+
+    If a step fetches several batches, the noise of each batch acts from its fetch on. A noise with one draw per batch, such as
+    noise in weights, acts from the first fetch on, with the draw and level of the first batch.
     """
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.step = trainer.strategy.training_step
+        self._backward = trainer.precision_plugin.backward
+        self._optimize = trainer.fit_loop.epoch_loop.automatic_optimization.run
         self.takes_iterator = "dataloader_iter" in inspect.signature(trainer.lightning_module.training_step).parameters
         self.perturbations = ExitStack()  # these end after the backward pass
         self._entered = ExitStack()
         self._iterator: _NoisyIterator | None = None
+        self._covering: list[Perturbing] = []  # the noises that act until the end of this step
         self._in_step = False
         self._updating: list[Optimizer] = []  # nested, outermost first
         self._updated: list[Optimizer] = []  # finished since the outermost update began
@@ -109,7 +116,9 @@ class TrainingDispatcher:
     def attach(trainer: Trainer) -> None:
         """Attaches a dispatcher, once."""
         if TrainingDispatcher.of(trainer) is None:
-            trainer.strategy.training_step = TrainingDispatcher(trainer)  # type: ignore[method-assign]
+            dispatcher = TrainingDispatcher(trainer)
+            for owner, name, _, stand_in in dispatcher._stand_ins():
+                setattr(owner, name, stand_in)
 
     @staticmethod
     def detach(trainer: Trainer) -> None:
@@ -117,20 +126,44 @@ class TrainingDispatcher:
         if dispatcher := TrainingDispatcher.of(trainer):
             for handle in dispatcher._handles:
                 handle.remove()
-            _put_back(trainer, "training_step", dispatcher.step)
-            # with an exception, so that perturbations are undone without further checks
-            dispatcher.perturbations.__exit__(RuntimeError, RuntimeError("the run has ended"), None)
+            for owner, name, original, _ in dispatcher._stand_ins():
+                _put_back(owner, name, original)
+            dispatcher._abort(RuntimeError("the run has ended"))
+
+    def _stand_ins(self) -> list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]]:
+        """Returns owner, name, original and stand-in of each method that is replaced."""
+        trainer = self.trainer
+        return [
+            (trainer.strategy, "training_step", self.step, self),
+            (trainer.precision_plugin, "backward", self._backward, self._run_backward),
+            (trainer.fit_loop.epoch_loop.automatic_optimization, "run", self._optimize, self._run_optimization),
+        ]
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         self.perturbations.close()  # a step that is retried after an exception has not ended its perturbations
         with ExitStack() as self._entered:
-            self._in_step, self._updating, self._updated = True, [], []
+            self._in_step, self._updating, self._updated, self._covering = True, [], [], []
             self._entered.callback(setattr, self, "_in_step", False)
             batch = self._noisy_iterator(batch) if self.takes_iterator else self._perturb(batch)
             output = self.step(batch, *args, **kwargs)
             if output is not None and self.trainer.lightning_module.automatic_optimization:
                 self.perturbations = self._entered = self._entered.pop_all()  # for the backward pass
         return output
+
+    def _run_backward(self, *args: Any, **kwargs: Any) -> None:
+        self._backward(*args, **kwargs)
+        self.perturbations.close()
+
+    def _run_optimization(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._optimize(*args, **kwargs)
+        except BaseException as exception:
+            self._abort(exception)
+            raise
+
+    def _abort(self, exception: BaseException) -> None:
+        """Undoes the perturbations without further checks."""
+        self.perturbations.__exit__(type(exception), exception, exception.__traceback__)
 
     def pause(self, *optimizers: Optimizer) -> None:
         """Restores the parameters that the optimizers are about to update."""
@@ -180,13 +213,15 @@ class TrainingDispatcher:
     def _perturb(self, batch: Any) -> Any:
         # the learning rate finder removes the callbacks for a while, and must not meet their noise
         for callback in perturbing(self.trainer):
-            if callback.current_level != 0:
+            if callback.current_level != 0 and callback not in self._covering:
                 batch = self._entered.enter_context(callback.training_perturbation(self.trainer, batch))
+                self._covering += [callback] if callback.one_draw_per_batch else []
         return batch
 
     def _start_and_perturb(self, batch: Any, batch_idx: int) -> Any:
         for callback in perturbing(self.trainer):
-            callback.start_batch(self.trainer, batch, batch_idx)
+            if callback not in self._covering:
+                callback.start_batch(self.trainer, batch, batch_idx)
         return self._perturb(batch)
 
     def _noisy_iterator(self, iterator: Iterator[Any]) -> _NoisyIterator:
@@ -227,7 +262,7 @@ class EvaluationDispatcher:
         """Restores the strategy."""
         for name in ("validation_step", "test_step"):
             if isinstance(dispatcher := vars(trainer.strategy).get(name), EvaluationDispatcher):
-                _put_back(trainer, name, dispatcher.step)
+                _put_back(trainer.strategy, name, dispatcher.step)
 
     def __call__(self, batch: Any, *indices: int) -> Any:
         for callback in class_of_callbacks(self.trainer, Replaying):
@@ -241,10 +276,10 @@ def parameters_of(*optimizers: Optimizer) -> list[Parameter]:
     return list(dict.fromkeys(parameter for group in groups for parameter in group["params"]))
 
 
-def _put_back(trainer: Trainer, name: str, step: Callable[..., Any]) -> None:
-    delattr(trainer.strategy, name)
-    if getattr(trainer.strategy, name) != step:  # it was an attribute of the instance
-        setattr(trainer.strategy, name, step)
+def _put_back(owner: Any, name: str, original: Callable[..., Any]) -> None:
+    delattr(owner, name)
+    if getattr(owner, name) != original:  # it was an attribute of the instance
+        setattr(owner, name, original)
 
 
 class _NoisyIterator(Iterator[Any]):

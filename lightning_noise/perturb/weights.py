@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_noise._tensor import column
-from lightning_noise.loop.internals import copy_all_, count_writes, plain_name, register_gradient_hook, register_state_dict_hook
+from lightning_noise.loop.internals import (
+    copy_all_,
+    count_writes,
+    plain_name,
+    preserve_version,
+    register_gradient_hook,
+    register_state_dict_hook,
+)
 from lightning_noise.noise import Noise
 from lightning_noise.patterns import match
 from lightning_noise.perturb.sharding import check_rows_are_whole, is_sharded, local, parameter_key, reshard, whole, with_local
@@ -109,6 +116,7 @@ class PerturbedParameters:
         self.clean: dict[nn.Parameter, Tensor] = {}
         self._versions: dict[nn.Parameter, int] = {}
         self._updates: Counter[nn.Parameter] = Counter()
+        self._paused: dict[nn.Parameter, tuple[Any, int]] = {}
         self._handles: list[Any] = []
         sharded = any(is_sharded(parameter) for parameter in self.names)
         self.key = key.everywhere if sharded else key  # ranks that share a tensor must see the same noise
@@ -156,7 +164,9 @@ class PerturbedParameters:
         copy_all_(copies, weights)
         self.clean.update(zip(found, copies, strict=True))
         for parameter, w, copy in zip(found, weights, copies, strict=True):
-            with _own_writes([parameter]):
+            noisy, clean = self._paused.pop(parameter, (nullcontext(), -1))
+            is_same = count_writes(parameter) == clean  # the bits that graphs of before the pause have saved
+            with _own_writes([parameter]), noisy if is_same else nullcontext():
                 w.copy_(self._draw(parameter, copy))
             self._versions[parameter] = _version(parameter)
 
@@ -168,9 +178,25 @@ class PerturbedParameters:
         with _own_writes(found):  # in place: optimizers, replicas and graphs keep the storage
             copy_all_([local(parameter) for parameter in found], clean)
 
+    def pause(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Restores the parameters until :meth:`perturb`.
+
+        If nothing else writes to a parameter in between, autograd does not see the writes. A graph of before the pause can then
+        run its backward pass after the pause, as in a closure that does not repeat the forward pass.
+        """
+        found = [parameter for parameter in parameters if parameter in self.clean]
+        counts = [preserve_version(parameter) for parameter in found]
+        self.restore(found)
+        self._paused.update(
+            (parameter, (count, count_writes(parameter))) for parameter, count in zip(found, counts, strict=True)
+        )
+
     def count_update(self, parameters: Iterable[nn.Parameter]) -> None:
         """Counts an update: the next perturbation is a new draw."""
-        self._updates.update(parameter for parameter in parameters if parameter not in self.clean)
+        for parameter in parameters:
+            if parameter not in self.clean:
+                self._updates[parameter] += 1
+                self._paused.pop(parameter, None)
 
     def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns the norms of noise and weights per parameter, on this rank."""
