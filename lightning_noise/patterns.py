@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-__all__ = ["match"]
+__all__ = ["as_list", "match"]
 
 T = TypeVar("T")
+
+
+def as_list(patterns: str | Sequence[str]) -> list[str]:
+    """Returns a pattern or several patterns as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def match(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> dict[str, T]:
@@ -20,7 +25,7 @@ def match(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> d
         >>> match({"net.0": 1, "net.1": 2, "head": 3}, ["net.*"], "module")
         {'net.0': 1, 'net.1': 2}
     """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = as_list(patterns)
     unmatched = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in named)]
     if unmatched or not patterns:
         wanted = repr(unmatched[0]) if unmatched else "an empty list"

@@ -382,6 +382,12 @@ def test_a_compiled_module_has_the_names_and_the_module_within():
     assert internals.original_module(layer) is layer
 
 
+def test_the_losses_of_torch_are_known():
+    losses = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.CTCLoss, nn.TripletMarginLoss, nn.HuberLoss)
+    assert all(internals.is_loss(make()) for make in losses)
+    assert not internals.is_loss(nn.Linear(2, 2))
+
+
 class Scale(nn.Module):
     """Takes a keyword argument, and has a state that may be changed."""
 
@@ -493,6 +499,13 @@ def test_autograd_does_not_see_writes_whose_count_is_taken_back():
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 loss.backward()
     assert torch.equal(w.grad, 2 * w)
+
+
+def test_a_tensor_whose_samples_vmap_hides_is_known():
+    found = []
+    torch.vmap(lambda x: found.append(internals.is_batched(x)) or x)(torch.zeros(3, 2))
+    assert found == [True]
+    assert not internals.is_batched(torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

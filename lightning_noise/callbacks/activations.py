@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from torchmetrics import Metric, MetricCollection
 
+from lightning_noise._checks import plain
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
-from lightning_noise.loop.internals import plain_name, register_forward_hook, runs_backward
+from lightning_noise.loop.internals import is_loss, original_module, plain_name, register_forward_hook, runs_backward
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, Shot, as_noise
-from lightning_noise.patterns import match
+from lightning_noise.patterns import as_list, match
 from lightning_noise.perturb.inputs import check_relative
-from lightning_noise.perturb.outputs import perturb_output
+from lightning_noise.perturb.outputs import find_activations, perturb_output
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["ActivationNoise", "Call", "OutputCallback", "name_modules"]
+__all__ = ["ActivationNoise", "Call", "OutputCallback", "find_modules", "name_modules"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class _Active:
     key: Key
     calls: Counter[str]  # of each module in the forward passes of this step
     earlier: Counter[str]  # of these, the calls for other batches of the step
+    is_probe: bool = False
     ids: dict[str, Any] = field(default_factory=dict)  # the tokens of the first call of each embedding
 
     def count_call(self, name: str) -> int:
@@ -72,9 +75,13 @@ class Call:
 class OutputCallback(NoiseCallback):
     """Base of the callbacks that perturb the outputs of modules.
 
+    As with dropout, the noise acts only on modules in training mode. A frozen backbone that stays in evaluation mode gets no
+    noise, and neither do pseudo-labels that the training step makes under ``eval()``. Monitors probe modules in any mode.
+
     The forward hooks are registered from the start of a fit to its end, and do nothing outside a perturbation. A module that
-    replaces a selected module during the fit has no hook. In a compiled model the hooks break the graph, so ``fullgraph=True``
-    fails. A model that was compiled before the fit is compiled again.
+    replaces a selected module during the fit has no hook. At level 0 the graph of a compiled model stays whole. Above level 0
+    the hooks break the graph, so ``fullgraph=True`` fails. The first noise of a fit compiles the model again.
+    ``torch.export.export`` and ``torch.jit.trace`` work outside a training step; ``torch.jit.script`` refuses hooks.
     """
 
     judged_by_epoch: ClassVar[bool] = True  # an auxiliary network, or one network of several, need not run in each step
@@ -82,6 +89,7 @@ class OutputCallback(NoiseCallback):
     def __init__(self, level: AnyLevel | None, *, noise: Noise | None = None, seed: int | None, name: str):
         super().__init__(level, noise=noise, seed=seed, name=name)
         self._handles: list[RemovableHandle] = []
+        self._is_compiled_with_hooks = False
         self._active: _Active | None = None
 
     @abstractmethod
@@ -91,6 +99,10 @@ class OutputCallback(NoiseCallback):
     @abstractmethod
     def perturb_call(self, call: Call) -> Any:
         """Returns the noisy output of a call, out of place."""
+
+    def takes(self, name: str, output: Any) -> bool:
+        """Returns whether the output of a module can be perturbed, or else is left alone."""
+        return True
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         before = self._active
@@ -105,15 +117,17 @@ class OutputCallback(NoiseCallback):
                 self._register(context.module)
                 # code that was compiled without the hooks would not call them
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self._active = _Active(batch, level, key, calls, earlier=Counter(calls))
+            elif not self._is_compiled_with_hooks:
+                # nor does code that was compiled before the fit: torch does not check for new hooks (pytorch #117758)
+                torch.compiler.reset()
+                self._is_compiled_with_hooks = True
+            self._active = _Active(batch, level, key, calls, Counter(calls), context.is_probe)
             yield batch
         perturbation.effective = bool(calls)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()
         self._register(pl_module)
-        # code that was compiled before does not call the hooks, and torch does not check for new hooks (pytorch #117758)
-        torch.compiler.reset()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
@@ -123,10 +137,22 @@ class OutputCallback(NoiseCallback):
         super().teardown(trainer, pl_module, stage)
         self._remove()
 
+    @property
+    def is_active(self) -> bool:
+        """Whether a perturbation is open."""
+        return self._active is not None
+
+    @torch.compiler.disable  # a compiled hook would keep its first level, and torch cannot compile a generator
     def after_forward(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Returns the noisy output, or ``None`` to keep the output."""
-        if (active := self._active) is None:
+        active = self._active
+        if active is None or not (active.is_probe or original_module(module).training) or not self.takes(name, output):
             return None
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # an export, because a compiler runs this eagerly
+            raise RuntimeError(
+                f"the noise {self.name!r} would become part of the exported graph; type module.eval() before the export, or "
+                "export the module outside the training step"
+            )
         call = Call(name, module, inputs, output, active.count_call(name), active)
         return self.perturb_call(call) if active.level else None
 
@@ -137,12 +163,12 @@ class OutputCallback(NoiseCallback):
     def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._is_compiled_with_hooks = [], False
 
     def describe_no_effect(self, where: str) -> str:
         return (
-            f"{where} called no module that {self.name!r} perturbs, so nothing changed. Only a call module(x) counts, not "
-            "module.forward(x) or a use of its weights; type modules=… to select other modules"
+            f"{where} called no module that {self.name!r} perturbs, so nothing changed. Only a call module(x) in training mode "
+            "counts, not module.forward(x) or a use of its weights; type modules=… to select other modules"
         )
 
 
@@ -152,7 +178,9 @@ class ActivationNoise(OutputCallback):
     If a selected module returns :math:`h`, its caller receives :math:`\text{noise}(h, \text{level})`. In a tuple, list, dict or
     dataclass, such as the output of an LSTM or of attention, each floating-point tensor has its own draw; a tensor that occurs
     twice remains a single tensor. A tensor without dimensions, such as a finished loss, gets no noise; neither does the content
-    of any other object, such as a distribution or a cache. The noise is out of place. Gradients flow through the noise:
+    of any other object, such as a distribution or a cache. Metrics and losses are no activations: patterns skip the metrics of
+    torchmetrics, the losses of torch, modules of a class that is named ``…Loss``, and all that these hold. A pattern with ``*``
+    also skips modules that return nothing that can take noise. The noise is out of place. Gradients flow through the noise:
     multiplicative noise scales them, and with ``relative`` they include the gradient of the standard deviation. Two calls of a
     module in a step have two draws. Activation checkpointing repeats the draw of the forward pass.
 
@@ -177,10 +205,12 @@ class ActivationNoise(OutputCallback):
         name: The name in log keys and messages.
 
     Raises:
-        TypeError: If a selected module returns no floating-point tensor, or a nested or sparse tensor.
-        ValueError: If a pattern matches no module, an epoch with noise calls no selected module, the noise has no gradient, or
-            the level is relative to rows of a single number. If activation checkpointing repeats a module that is called
-            several times in a step. If the first dimension of an output is not the batch dimension under a probe.
+        TypeError: If a module that is selected by its full name returns no floating-point tensor, or if a selected module
+            returns a nested or sparse tensor.
+        ValueError: If a pattern matches no module or only metrics and losses, a metric holds a selected module, an epoch with
+            noise calls no selected module, the noise has no gradient, or the level is relative to rows of a single number. If
+            activation checkpointing repeats a module that is called several times in a step. If the first dimension of an
+            output is not the batch dimension under a probe. If ``torch.vmap`` hides the samples from a noise that needs them.
 
     References:
         Explicit Regularisation in Gaussian Noise Injections (Camuto et al., 2020), https://arxiv.org/abs/2007.07368
@@ -212,14 +242,17 @@ class ActivationNoise(OutputCallback):
         if isinstance(noise, Shot):
             raise ValueError("the counts of Shot have no gradient, so earlier layers would not learn; type noise.Speckle()")
         super().__init__(level, noise=self.noise, seed=seed, name=name)
-        self.modules = modules
+        self.modules = plain(modules)
         self.relative: Literal["std"] | None = relative
 
     def select_modules(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        return match(name_modules(pl_module), self.modules, "module")
+        return find_modules(pl_module, self.modules)
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         """Checks nothing, because the outputs are not known before the modules run."""
+
+    def takes(self, name: str, output: Any) -> bool:
+        return name in as_list(self.modules) or bool(find_activations(output, self.noise))
 
     def perturb_call(self, call: Call) -> Any:
         level, relative = call.active.level, self.relative
@@ -233,20 +266,64 @@ class _Hook:
         self.callback = callback
         self.name = name
 
-    # a compiled hook would keep its first level, and torch cannot compile a generator
-    @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self.callback is not None:
+        # torch compiles this line and guards it: there is a whole graph without noise, and a broken graph with noise
+        if self.callback is not None and self.callback.is_active:
             return self.callback.after_forward(self.name, module, (*args, *kwargs.values()), output)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:  # in a copied or loaded module, the hook does nothing
         return _Hook, ()
 
+    @property
+    def __name__(self) -> str:  # which torch.jit.script asks for
+        raise AttributeError(
+            "torch.jit.script cannot compile the hooks of ActivationNoise and EmbeddingNoise; type "
+            "torch.export.export(module, inputs) or torch.jit.trace(module, inputs), or script the module after the fit"
+        )
+
+
+def find_modules(pl_module: LightningModule, patterns: str | Sequence[str]) -> dict[str, nn.Module]:
+    """Returns the modules of the network that match a pattern.
+
+    Raises:
+        ValueError: If a pattern matches no module or only metrics and losses, or a metric holds a module that matches.
+    """
+    for name, judge in _find_judges(pl_module).items():
+        if any(f"{pattern}.".startswith(f"{name}.") for pattern in as_list(patterns)):
+            raise ValueError(
+                f"{name!r} is a metric or loss, {type(judge).__name__}, whose values are no activations; "
+                "type modules=… to select modules of the network"
+            )
+    found = match(name_modules(pl_module), patterns, "module")
+    held = {module: name for name, judge in _find_judges(pl_module).items() if _is_metric(judge) for module in judge.modules()}
+    for name, module in found.items():
+        if module in held:
+            raise ValueError(
+                f"the metric {held[module]!r} holds the module {name!r}, and would see its noise; give the metric a copy, "
+                "copy.deepcopy(…), or type modules=… to select other modules"
+            )
+    return found
+
 
 def name_modules(pl_module: LightningModule) -> dict[str, nn.Module]:
-    """Returns the modules by name, without the root and parametrizations."""
+    """Returns the modules of the network by name: without the root, parametrizations, metrics and losses."""
     named: dict[str, nn.Module] = {}
-    for name, module in pl_module.named_modules():
+    for name, module in pl_module.named_modules(memo=set(_find_judges(pl_module).values())):
         named.setdefault(plain_name(name), module)  # a compiled module comes before the module that it wraps
     del named[""]
     return {name: module for name, module in named.items() if "parametrizations" not in name.split(".")}
+
+
+def _find_judges(pl_module: LightningModule) -> dict[str, nn.Module]:
+    """Returns the metrics and losses that the module holds, by name."""
+    named = {plain_name(name): module for name, module in pl_module.named_modules()}
+    return {name: module for name, module in named.items() if name and (_is_metric(module) or _is_loss(module))}
+
+
+def _is_metric(module: nn.Module) -> bool:
+    return isinstance(original_module(module), Metric | MetricCollection)
+
+
+def _is_loss(module: nn.Module) -> bool:
+    loss = original_module(module)
+    return is_loss(loss) or type(loss).__name__.endswith("Loss")  # as a loss of one's own is named

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_noise.batch import describe, select_one
-from lightning_noise.callbacks.activations import Call, OutputCallback, name_modules
+from lightning_noise.callbacks.activations import Call, OutputCallback, find_modules, name_modules
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.loop.internals import original_module
 from lightning_noise.noise import Uniform
-from lightning_noise.patterns import match
 from lightning_noise.perturb.outputs import check_output
 
 if TYPE_CHECKING:
@@ -72,9 +71,9 @@ class EmbeddingNoise(OutputCallback):
         self.mask = mask
 
     def select_modules(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        named = name_modules(pl_module)
         if self.modules is not None:
-            return match(named, self.modules, "module")
+            return find_modules(pl_module, self.modules)
+        named = name_modules(pl_module)
         found = {name: module for name, module in named.items() if isinstance(original_module(module), nn.Embedding)}
         if len(found) != 1:
             names = ", ".join(map(repr, found)) or "none"

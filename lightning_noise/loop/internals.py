@@ -210,6 +210,11 @@ def original_module(module: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
+def is_loss(module: nn.Module) -> bool:
+    """Returns whether the module is a loss of torch, whose base class is private."""
+    return isinstance(module, nn.modules.loss._Loss)
+
+
 def register_forward_hook(module: nn.Module, hook: Any) -> RemovableHandle:
     """Registers a forward hook that also receives the keyword arguments."""
     _reserve_ids(module._forward_hooks)
@@ -254,6 +259,11 @@ def count_writes(tensor: Tensor) -> int:
 def preserve_version(tensor: Tensor) -> AbstractContextManager[None]:
     """Returns a context that ends with the count of writes that the tensor has now. Autograd refuses values of other counts."""
     return torch.autograd._unsafe_preserve_version_counter(tensor)  # type: ignore[attr-defined]
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Returns whether ``torch.vmap`` hides an axis of the tensor."""
+    return torch._C._functorch.is_batchedtensor(tensor)
 
 
 def runs_backward() -> bool:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lightning_noise._tensor import as_type_of
 from lightning_noise.batch import Path, describe, format_path, get, leaves, modify
+from lightning_noise.loop.internals import is_batched
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import apply_noise
 from lightning_noise.rng import Key
 
-__all__ = ["check_output", "perturb_output"]
+__all__ = ["check_output", "find_activations", "perturb_output"]
 
 
 def perturb_output(
@@ -45,7 +46,7 @@ def perturb_output(
         TypeError: If the output has no such tensor, or a tensor is not dense.
         ValueError: If the noise cuts the gradient, or a draw for each sample does not fit the first axis.
     """
-    paths = [path for path, leaf in leaves(output) if leaf.is_floating_point() and leaf.ndim and _is_plain(output, path)]
+    paths = find_activations(output, noise)
     if not paths:
         raise TypeError(
             f"noise needs a floating-point tensor with an axis, but {module!r} returned {describe(output)}; "
@@ -55,19 +56,36 @@ def perturb_output(
 
     def perturb(leaf: Tensor, path: Path) -> Tensor:
         if id(leaf) not in noisy:
-            check_output(leaf, key, module, path)
+            check_output(leaf, key, module, path, needs_samples=relative is not None or not noise.keeps_nan)
             noisy[id(leaf)] = _noisy_output(leaf, path, noise, level, key, relative)
         return noisy[id(leaf)]
 
     return modify(output, paths, perturb)
 
 
-def check_output(leaf: Tensor, key: Key, module: str, path: Path = ()) -> None:
-    """Raises an error if a tensor of an output cannot take noise."""
+def find_activations(output: Any, noise: Noise) -> list[Path]:
+    """Returns the paths of the tensors of an output that can take the noise."""
+    return [
+        path
+        for path, leaf in leaves(output)
+        if (leaf.is_floating_point() or (leaf.is_complex() and noise.takes_complex)) and leaf.ndim and _is_plain(output, path)
+    ]
+
+
+def check_output(leaf: Tensor, key: Key, module: str, path: Path = (), *, needs_samples: bool = True) -> None:
+    """Raises an error if a tensor of an output cannot take noise.
+
+    An elementwise noise needs no samples along the first axis.
+    """
     where = f"{module!r} returned" + (f" in {format_path(path)!r}" if path else "")
     if leaf.layout != torch.strided or leaf.is_nested:
         kind = "a nested tensor" if leaf.is_nested else f"a tensor of {leaf.layout}"
         raise TypeError(f"noise needs a dense tensor, but {where} {kind}; type modules=… to select other modules")
+    if needs_samples and is_batched(leaf):
+        raise ValueError(
+            f"the noise needs the samples along the first axis, but {where} a tensor within torch.vmap, which hides them; "
+            "type noise.Gaussian() or another elementwise noise without relative=…"
+        )
     if key.positions is not None and len(leaf) != len(key.positions):
         raise ValueError(
             f"the noise needs a row for each of the {len(key.positions)} samples, but {where} {describe(leaf)}; type modules=… "
