@@ -347,6 +347,6 @@ def test_a_monitor_sees_the_noise_of_a_compiled_model_whose_training_is_at_level
         trainer.fit(given, loader(), loader())
         assert not hooks(module)
         metrics = trainer.callback_metrics
-        return float(metrics["robustness/loss_worst"] - metrics["robustness/loss_clean"])
+        return float(metrics["robustness_levels/activation/5/loss"] - metrics["robustness/loss_clean"])
 
     assert worst(0.0) > 0.01
