@@ -148,7 +148,8 @@ class OutputCallback(NoiseCallback):
         active = self._active
         if active is None or not (active.is_probe or original_module(module).training) or not self.takes(name, output):
             return None
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # an export, because a compiler runs this eagerly
+        is_traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if is_traced or torch.compiler.is_compiling():  # an export, because compiled code runs this eagerly
             raise RuntimeError(
                 f"the noise {self.name!r} would become part of the exported graph; type module.eval() before the export, or "
                 "export the module outside the training step"
@@ -269,7 +270,7 @@ class _Hook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         # torch compiles this line and guards it: there is a whole graph without noise, and a broken graph with noise
         if self.callback is not None and self.callback.is_active:
-            return self.callback.after_forward(self.name, module, (*args, *kwargs.values()), output)
+            return self.callback.after_forward(self.name, module, (*args, *kwargs.values()), output)  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:  # in a copied or loaded module, the hook does nothing
         return _Hook, ()

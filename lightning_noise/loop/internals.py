@@ -263,7 +263,7 @@ def preserve_version(tensor: Tensor) -> AbstractContextManager[None]:
 
 def is_batched(tensor: Tensor) -> bool:
     """Returns whether ``torch.vmap`` hides an axis of the tensor."""
-    return torch._C._functorch.is_batchedtensor(tensor)
+    return torch._C._functorch.is_batchedtensor(tensor)  # type: ignore[attr-defined]
 
 
 def runs_backward() -> bool:
