@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_noise._checks import plain
+
 __all__ = ["ConfusionFlips", "FlipLabels", "LabelNoise", "SmoothLabels"]
 
 
@@ -38,39 +40,47 @@ class LabelNoise(ABC):
         """Returns the probabilities of the noisy labels.
 
         Class indices of shape (N, *) give probabilities of shape (N, K, *). For two classes, binary labels of any shape, floats
-        in [0, 1], give the probability of a yes. At positions with ``ignore_index`` each class has the probability 0.
+        in [0, 1], give the probability of a yes. At positions with ``ignore_index``, or with a number that is no class, each
+        class has the probability 0.
         """
         if target.is_floating_point():
             no, yes = self.probabilities(torch.arange(2, device=target.device), level)[:, 1].to(target.dtype)
             return torch.where(target == ignore_index, target, no + (yes - no) * target)
         y = target.long()
-        ignored = y == ignore_index
+        ignored = self._is_ignored(y, ignore_index)
         y = y.masked_fill(ignored, 0)
         same = y.unsqueeze(1) == torch.arange(self._k, device=y.device).view(-1, *[1] * (y.ndim - 1))
         rate = torch.as_tensor(self.rate(y, level), device=y.device).expand(y.shape).unsqueeze(1)
         return torch.where(same, 1 - rate, rate * self.partners(y)).float().masked_fill(ignored.unsqueeze(1), 0.0)
 
     def sample(self, target: Tensor, level: float, *, change: Tensor, partner: Tensor, ignore_index: int = -100) -> Tensor:
-        """Draws noisy labels, of the shape and dtype of the target. Labels with ``ignore_index`` stay.
+        """Draws noisy labels, of the shape and dtype of the target.
 
         Uniform numbers in [0, 1) of that shape decide which labels change, and which class (``partner``) a label becomes.
+        Labels with ``ignore_index`` stay, and so do NaN and numbers that are no class. No label becomes ``ignore_index``.
         """
-        y = target.round().long() if target.is_floating_point() else target.long()
-        ignored = y == ignore_index  # an unsigned label 156 would equal -100
+        y = target.nan_to_num(0).round().long() if target.is_floating_point() else target.long()
+        ignored = self._is_ignored(y, ignore_index)
         y = y.masked_fill(ignored, 0)
         changes = (change < self.rate(y, level)) & ~ignored
-        other = 1 - target if target.is_floating_point() else self.draw_other(y, partner).to(target.dtype)
-        return torch.where(changes, other, target)
+        if target.is_floating_point():
+            return torch.where(changes, 1 - target, target)
+        other = self.draw_other(y, partner, ignore_index)
+        return torch.where(changes, other.to(target.dtype), target)
 
-    def check(self, target: Tensor) -> None:
+    def check(self, target: Tensor, *, ignore_index: int = -100) -> None:
         """Raises an error if a label is not one of the classes. The check synchronizes with the device."""
+        target = target[(target.long() != ignore_index) & (target == target)]
         if target.is_floating_point() and (self._k != 2 or not ((target >= 0) & (target <= 1)).all()):
             raise TypeError(
                 f"labels must be class indices, or for n_classes=2 binary labels in [0, 1], got {target.dtype} for "
                 f"n_classes={self._k}; convert class indices with .long()"
             )
         if target.numel() and not (target.min() >= 0 and target.max() < self._k):
-            raise ValueError(f"labels must be in [0, {self._k}), got {target.min().item()} to {target.max().item()}")
+            raise ValueError(
+                f"labels must be in [0, {self._k}), got {target.min().item()} to {target.max().item()}; if one of them marks "
+                "positions that do not count, type ignore_index=…, or let the loss ignore them and type via='loss'"
+            )
 
     @abstractmethod
     def rate(self, target: Tensor, level: float) -> float | Tensor:
@@ -81,8 +91,12 @@ class LabelNoise(ABC):
         """Returns the probabilities :math:`c_{yk}` of the other classes, in a shape that broadcasts to (N, K, *)."""
 
     @abstractmethod
-    def draw_other(self, target: Tensor, u: Tensor) -> Tensor:
-        """Draws other classes from :math:`c_{yk}`, by uniform numbers in [0, 1)."""
+    def draw_other(self, target: Tensor, u: Tensor, ignore_index: int = -100) -> Tensor:
+        """Draws other classes from :math:`c_{yk}`, by uniform numbers in [0, 1), and never the class ``ignore_index``."""
+
+    def _is_ignored(self, y: Tensor, ignore_index: int) -> Tensor:
+        """The target is int64, so that an unsigned label 156 does not equal -100."""
+        return (y == ignore_index) | (y < 0) | (y >= self._k)
 
     @property
     def _k(self) -> int:
@@ -101,9 +115,11 @@ class _UniformLabelNoise(LabelNoise):
     def partners(self, target: Tensor) -> float:
         return 1 / (self._k - 1)
 
-    def draw_other(self, target: Tensor, u: Tensor) -> Tensor:
-        drawn = (u * (self._k - 1)).long().clamp_max_(self._k - 2)
-        return drawn.add_(drawn >= target)
+    def draw_other(self, target: Tensor, u: Tensor, ignore_index: int = -100) -> Tensor:
+        if not 0 <= ignore_index < self._k:
+            return _draw_other(target, u, self._k)
+        drawn = _draw_other(target - (target > ignore_index).long(), u, self._k - 1)  # among the classes that count
+        return drawn.add_(drawn >= ignore_index)
 
 
 @dataclass(frozen=True)
@@ -193,7 +209,7 @@ class ConfusionFlips(LabelNoise):
 
     def __post_init__(self):
         # a copy that is hashable, and that the caller cannot change
-        object.__setattr__(self, "matrix", tuple(tuple(map(float, row)) for row in self.matrix))
+        object.__setattr__(self, "matrix", tuple(tuple(map(float, row)) for row in plain(self.matrix)))
         n = len(self.matrix)
         if n < 2 or any(len(row) != n or not (min(row) >= 0 and abs(sum(row) - 1) <= 1e-6) for row in self.matrix):
             raise ValueError(f"matrix must be square with rows of probabilities that sum to 1, got {self.matrix}")
@@ -208,7 +224,15 @@ class ConfusionFlips(LabelNoise):
     def partners(self, target: Tensor) -> Tensor:
         return self._others.to(target.device)[target].movedim(-1, 1)
 
-    def draw_other(self, target: Tensor, u: Tensor) -> Tensor:
+    def check(self, target: Tensor, *, ignore_index: int = -100) -> None:
+        super().check(target, ignore_index=ignore_index)
+        if 0 <= ignore_index < self.n_classes and self._others[:, ignore_index].any():
+            raise ValueError(
+                f"the matrix flips labels into ignore_index={ignore_index}, so that their positions would no longer count; set "
+                f"column {ignore_index} of the other rows to zeros"
+            )
+
+    def draw_other(self, target: Tensor, u: Tensor, ignore_index: int = -100) -> Tensor:
         n = self.n_classes
         found = torch.searchsorted(self._steps.to(target.device), target + u.double(), right=True) - n * target
         return found.clamp_(0, n - 1)
@@ -227,3 +251,8 @@ class ConfusionFlips(LabelNoise):
         """The cumulative probabilities of row y, plus y, so that one sorted search draws for all labels."""
         ends = self._others.double().cumsum(1)
         return (ends / ends[:, -1:].clamp_min(1e-300) + torch.arange(self.n_classes)[:, None]).flatten()
+
+
+def _draw_other(target: Tensor, u: Tensor, k: int) -> Tensor:
+    drawn = (u * (k - 1)).long().clamp_max_(k - 2)
+    return drawn.add_(drawn >= target)

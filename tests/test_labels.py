@@ -182,3 +182,43 @@ def test_binary_labels_as_floats_are_turned_over():
 def test_classes_that_are_not_known_are_asked_for():
     with pytest.raises(ValueError, match=r"SmoothLabels needs n_classes=… here"):
         labels.SmoothLabels().probabilities(torch.zeros(2, dtype=torch.long), 0.1)
+
+
+@pytest.mark.parametrize("ignored", range(K))
+def test_a_class_that_is_ignored_neither_changes_nor_comes_and_the_others_are_equally_likely(ignored):
+    target = torch.arange(K).repeat_interleave(6 * 100)
+    partner = (torch.arange(len(target)) % 600 + 0.5) / 600  # each share of [0, 1) as often for each class
+    change = torch.zeros(len(target))
+    drawn = labels.FlipLabels(K).sample(target, 1.0, change=change, partner=partner, ignore_index=ignored)
+    counts = torch.zeros(K, K, dtype=torch.long).index_put_((target, drawn), torch.ones(1, dtype=torch.long), accumulate=True)
+    expected = torch.full((K, K), 600 // (K - 2)).fill_diagonal_(0)
+    expected[ignored], expected[:, ignored] = 0, 0
+    expected[ignored, ignored] = 600
+    assert torch.equal(counts, expected)
+
+
+def test_numbers_that_are_no_class_are_left_alone():
+    target = torch.tensor([-100, -1, 255, 3])
+    ones = torch.zeros(4)
+    for member in LABELS:
+        assert member.sample(target, 1.0, change=ones, partner=ones)[:3].tolist() == [-100, -1, 255]
+        assert (member.probabilities(target, 0.5)[:3] == 0).all()
+        assert member.probabilities(target, 0.5)[3].sum() == pytest.approx(1.0)  # float32
+    binary = torch.tensor([torch.nan, -1.0, 0.0, 1.0])
+    flips = labels.FlipLabels(2)
+    flips.check(binary[[0, 2, 3]])
+    torch.testing.assert_close(
+        flips.sample(binary, 1.0, change=ones, partner=ones), torch.tensor([torch.nan, -1, 1, 0]), equal_nan=True
+    )
+
+
+def test_a_matrix_that_flips_into_the_ignored_class_is_refused():
+    noise = labels.ConfusionFlips(CONFUSION)
+    with pytest.raises(ValueError, match=r"flips labels into ignore_index=0.*set column 0 of the other rows to zeros"):
+        noise.check(torch.arange(K), ignore_index=0)
+    labels.ConfusionFlips([[0.5, 0.5], [0.0, 1.0]]).check(torch.arange(2), ignore_index=0)
+
+
+def test_a_label_out_of_range_shows_the_two_ways_out():
+    with pytest.raises(ValueError, match=r"got 0 to 255; if one of them .*ignore_index=….*via='loss'"):
+        labels.FlipLabels(K).check(torch.tensor([0, 255]))

@@ -13,7 +13,7 @@ from helpers_losses import CLASSES, DERIVED, IGNORED, PARTNERS, REDUCTIONS, TARG
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_noise.losses import LabelLoss, MixedLabelLoss, NoisyLabelLoss, SmoothedLabelLoss
+from lightning_noise.losses import CheckedLabelLoss, LabelLoss, MixedLabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 
 
 @pytest.fixture(autouse=True)
@@ -305,3 +305,45 @@ def test_a_share_that_is_lost_on_the_way_is_refused_and_one_for_the_batch_is_not
     expected = 0.3 * F.cross_entropy(x, target.argmax(1)) + 0.7 * F.cross_entropy(x, target[PARTNERS].argmax(1))
     with MixedLabelLoss(target, PARTNERS, level(0.3)):
         assert torch.equal(F.cross_entropy(x, target.argmax(1)), expected)
+
+
+@pytest.mark.parametrize("lam", [torch.tensor(0.3), torch.rand(6)], ids=["one", "each"])
+@pytest.mark.parametrize(
+    "loss", [F.binary_cross_entropy_with_logits, lambda x, y, **kw: F.binary_cross_entropy(x.sigmoid(), y, **kw)]
+)
+@pytest.mark.parametrize("mark", [torch.nan, -1.0, -100.0])
+def test_binary_labels_that_are_missing_give_their_place_to_the_own_ones(loss, mark, lam):
+    x, known = logits(6, 5), torch.rand(6, 5) < 0.7
+    y = torch.where(known, (torch.rand(6, 5) < 0.5).float(), mark)
+    partner = torch.where(known[PARTNERS], y[PARTNERS], y)
+    share = lam.view(-1, 1).expand(6, 5)[known]
+    own, other = (loss(x[known], labels[known], reduction="none") for labels in (y, partner))
+    expected = (share * own + (1 - share) * other).mean()
+    with MixedLabelLoss(y, PARTNERS, lam):
+        picked = loss(x[y >= 0], y[y >= 0])
+    torch.testing.assert_close(picked, expected)  # a sum in another order: torch's tolerance for float32
+
+
+def test_binary_labels_of_probabilities_are_smoothed_and_mixed():
+    x, y = logits(6, 5), (torch.rand(6, 5) < 0.5).float()
+    smooth = 0.9 * y + 0.05
+    with SmoothedLabelLoss(y, level()):
+        torch.testing.assert_close(F.binary_cross_entropy(x.sigmoid(), y), F.binary_cross_entropy(x.sigmoid(), smooth))
+    with SmoothedLabelLoss(y, level()), MixedLabelLoss(y, PARTNERS, torch.tensor(0.3)):
+        loss = torch.nn.BCELoss()(x.sigmoid(), y)
+    # rounded once more on the way: torch's tolerance for float32
+    torch.testing.assert_close(loss, F.binary_cross_entropy(x.sigmoid(), 0.3 * smooth + 0.7 * smooth[PARTNERS]))
+
+
+def test_noisy_labels_stay_where_the_loss_ignores_them():
+    x, y = logits(6, CLASSES), torch.tensor([0, 5, 2, 5, 4, 1])
+    noisy = torch.tensor([1, 3, 5, 2, 4, 0])  # made without knowing that 5 will be ignored
+    with NoisyLabelLoss(y, noisy):
+        loss = F.cross_entropy(x, y.masked_fill(y == 5, -100))
+    rows = torch.tensor([0, 2, 4, 5])
+    assert torch.equal(loss, F.cross_entropy(x[rows], torch.tensor([1, 2, 4, 0])))
+    for mode in (NoisyLabelLoss(y, noisy), CheckedLabelLoss(y)):
+        with mode, pytest.raises(ValueError, match=r"the loss ignores the label 5, .* type ignore_index=5"):
+            F.cross_entropy(x, y, ignore_index=5)
+    with NoisyLabelLoss(y, noisy, ignore_index=5), CheckedLabelLoss(noisy, ignore_index=5):
+        assert torch.equal(F.cross_entropy(x, y, ignore_index=5), loss)

@@ -146,6 +146,75 @@ def test_targets_of_a_regression_are_mixed_in_the_batch():
     torch.testing.assert_close(seen_y, mix.lam * y + (1 - mix.lam) * y[mix.partners], rtol=1e-6, atol=1e-6)  # float32
 
 
+def zeros_and_ones(n: int = 12) -> Tensor:
+    return (torch.rand(n, N_CLASSES, generator=torch.Generator().manual_seed(2)) < 0.5).float()
+
+
+def probability_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return F.binary_cross_entropy(logits.sigmoid(), y)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    ("target", "loss"),
+    [
+        (zeros_and_ones(), F.binary_cross_entropy_with_logits),
+        (zeros_and_ones(), probability_loss),
+        (zeros_and_ones(), lambda logits, y: F.binary_cross_entropy_with_logits(logits[y >= 0], y[y >= 0])),
+        (F.one_hot(torch.arange(12) % N_CLASSES).float(), F.cross_entropy),
+        (torch.rand(12, N_CLASSES).softmax(1), F.cross_entropy),
+    ],
+    ids=["labels", "labels of probabilities", "picked labels", "one-hot rows", "rows of probabilities"],
+)
+def test_floating_point_labels_are_mixed_at_the_loss_and_metrics_see_them(target, loss, per_sample):
+    x, _ = data().tensors
+    (seen, labels), found = one_step(Mixup(1.0, seed=0, per_sample=per_sample), TensorDataset(x, target), loss=loss)
+    assert torch.equal(labels, target)
+    mix = mixed_of(Mixup(per_sample=per_sample), x)
+    torch.testing.assert_close(found, loss(Linear()(seen), mix.blend(target)))  # linear in the target, rounded in float32
+
+
+@pytest.mark.parametrize("mark", [math.nan, -1.0, -100.0])
+def test_labels_that_are_missing_are_still_labels(mark):
+    x, _ = data().tensors
+    y = zeros_and_ones()
+    y[::3, 0] = mark
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        known = y >= 0
+        return F.binary_cross_entropy_with_logits(logits[known], y[known])
+
+    (_, labels), found = one_step(Mixup(1.0, seed=0), TensorDataset(x, y), loss=loss)
+    assert torch.equal(labels.nan_to_num(7), y.nan_to_num(7))
+    assert found.isfinite()
+
+
+@pytest.mark.parametrize(
+    "y", [torch.arange(12.0) / 3, torch.rand(12, 3), torch.tensor([-1.0, 1.0] * 6), torch.tensor([0.0, 1.0, 2.0] * 4)]
+)
+def test_other_numbers_are_mixed_in_the_batch(y):
+    x, _ = data().tensors
+    (_, seen), _ = one_step(Mixup(1.0, seed=0), TensorDataset(x, y), loss=lambda logits, y: logits.sum() * y.sum())
+    assert torch.equal(seen, mixed_of(Mixup(), x).blend(y))
+
+
+def test_targets_that_look_like_labels_need_a_loss_of_labels_or_a_word():
+    x, _ = data().tensors
+    y = zeros_and_ones()
+    with pytest.raises(ValueError, match=r"computed no cross_entropy.*type Mixup\(…, via='batch'\) to change the target"):
+        one_step(Mixup(1.0), TensorDataset(x, y), loss=F.mse_loss)
+    (_, seen), _ = one_step(Mixup(1.0, seed=0, via="batch"), TensorDataset(x, y), loss=F.mse_loss)
+    assert torch.equal(seen, mixed_of(Mixup(), x).blend(y))
+
+
+def test_a_target_that_is_missing_for_either_sample_is_missing():
+    x, _ = data().tensors
+    y = torch.arange(12.0)
+    y[[2, 7]] = math.nan
+    (_, seen), _ = one_step(Mixup(1.0, seed=0), TensorDataset(x, y), loss=lambda logits, y: logits.sum() * y.nansum())
+    assert torch.equal(seen.isnan(), y.isnan() | y[mixed_of(Mixup(), x).partners].isnan())
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_probabilities_in_the_batch_have_the_loss_of_two_terms(per_sample):
     (_, y), loss = one_step(Mixup(1.0, seed=0, via="batch", n_classes=N_CLASSES, per_sample=per_sample))

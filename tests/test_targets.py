@@ -366,6 +366,22 @@ def test_class_numbers_beyond_half_precision_survive(precision):
         assert torch.stack(module.losses).isfinite().all() or (precision == "16-true" and isinstance(callback, LabelSmoothing))
 
 
+@pytest.mark.parametrize("via", ["loss", "sample"])
+def test_a_label_that_the_loss_alone_ignores_is_refused_with_what_to_type(via):
+    def loss(logits, y):
+        return F.cross_entropy(logits, y, ignore_index=0)
+
+    def build(**kwargs):
+        return TargetNoise(labels.FlipLabels(N_CLASSES), 0.9, via=via, **kwargs)
+
+    with pytest.raises(
+        ValueError, match="the loss ignores the label 0, which the noise takes for a class; type ignore_index=0"
+    ):
+        fit([build()], module=Custom(loss))
+    module, _ = fit([build(ignore_index=0)], module=Custom(loss), train=loader())
+    assert torch.equal(torch.cat([y for _, y in module.seen[:3]]) == 0, Rows().y == 0)
+
+
 # --- probabilities and regression
 
 

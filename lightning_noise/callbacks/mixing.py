@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["CutMix", "Mixup"]
 
 
-_IGNORED = -100  # the default ignore_index of the losses of torch
-
-
 @dataclass(frozen=True)
 class _Mix:
     """The partners and shares of a batch, and the box of CutMix.
@@ -87,9 +84,10 @@ class _Mixing(TargetCallback):
         self.inputs = inputs
         self.per_sample = per_sample
         self.n_classes = n_classes
+        self._labels: set[Path] = set()  # floating-point targets that are labels, mixed at the loss
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        targets = [get(batch, path) for path in self._target_paths(batch)]
+        targets = {path: get(batch, path) for path in self._target_paths(batch)}
         for path in find_inputs(batch, self.inputs):
             x = get(batch, path)
             if not x.is_floating_point():
@@ -97,15 +95,16 @@ class _Mixing(TargetCallback):
                     f"{type(self).__name__} needs floats, but the input {format_path(path)!r} is {describe(x)}. Convert images "
                     "to floats in the transform of the data set, mix token ids as embeddings in the module, or type inputs=…"
                 )
-            for target in targets:
+            for target in targets.values():
                 if x.shape[:1] != target.shape[:1]:
                     raise ValueError(
                         f"input and target must have the same number of samples, but the input {format_path(path)!r} is "
                         f"{describe(x)} and the target is {describe(target)}"
                     )
-        for target in targets:
-            if self.via == "batch" and not target.is_floating_point():
-                SmoothLabels(self.n_classes).check(target[target.long() != _IGNORED])
+        floating = {path for path, target in targets.items() if target.is_floating_point()}
+        for path in targets.keys() - floating if self.via == "batch" else ():
+            SmoothLabels(self.n_classes).check(targets[path])
+        self._labels = {path for path in floating if self.via is None and _holds_labels(targets[path])}
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs)
@@ -115,8 +114,8 @@ class _Mixing(TargetCallback):
         modes = []
         for path in self._target_paths(batch):
             target = get(batch, path)
-            at_loss = self._changes_loss and not (self.via is None and target.is_floating_point())
-            if at_loss and not mix.has_box(target):
+            is_regression = self.via is None and target.is_floating_point() and path not in self._labels
+            if self._changes_loss and not is_regression and not mix.has_box(target):
                 lam = mix.lam if self.per_sample else mix.lam.squeeze(0)  # of shape (), as the mode expects
                 modes.append(MixedLabelLoss(target, mix.partners.to(target.device), lam.to(target.device)))
             else:
@@ -156,15 +155,31 @@ class _Mixing(TargetCallback):
         return mix.blend(SmoothLabels(self.n_classes).probabilities(target, 0.0))
 
 
+def _holds_labels(target: Tensor) -> bool:
+    """Returns whether floating-point numbers are labels of a classification. The function synchronizes with the device."""
+    known = target[(target == target) & (target != -1) & (target != -100)]
+    if known.numel() and ((known == 0) | (known == 1)).all():
+        return bool((known == 0).any() or (target != -1).all())  # -1 and 1 are no labels of a binary cross-entropy
+    if target.ndim < 2 or target.shape[1] < 2 or not (target >= 0).all():
+        return False
+    total = target.float().sum(1)
+    return torch.allclose(total, torch.ones_like(total), rtol=0, atol=1e-3 + 2 * torch.finfo(target.dtype).eps)
+
+
 class Mixup(_Mixing):
     r"""Mixes pairs of samples and their targets.
 
     .. math:: \tilde x_i = \lambda x_i + (1 - \lambda) x_{\pi(i)}, \quad \lambda \sim \mathrm{Beta}(\alpha, \alpha)
 
     The loss is :math:`\lambda L(y_i) + (1 - \lambda) L(y_{\pi(i)})`. It applies if the module computes ``cross_entropy``,
-    ``nll_loss`` or ``binary_cross_entropy_with_logits`` of the target. Class indices stay integers, and metrics of the training
-    step see the label of sample :math:`i`. Floating-point targets, as of a regression, are mixed in the batch. A number that
-    marks a missing value is mixed like any other number.
+    ``nll_loss``, ``binary_cross_entropy`` or ``binary_cross_entropy_with_logits`` of the target. Class indices stay integers,
+    and metrics of the training step see the label of sample :math:`i`. If the loss also needs another function of the target,
+    such as a Dice term, the callback warns and names the function.
+
+    Floating-point targets are labels, mixed at the loss, if the first batch of the fit holds zeros and ones alone (NaN, -1 and
+    -100 mark missing labels), or probabilities that sum to 1 along the second axis. Other floating-point targets, as of a
+    regression, are mixed in the batch. There the target is NaN if it is NaN for either sample. Another number that marks a
+    missing value is mixed like any number.
 
     A label that is ignored or masked does not count for either sample: if the partner's label does not count, the own label
     takes its place. If the module multiplies the loss by masks or weights of the labels, use ``via="sample"``. Otherwise these
@@ -189,7 +204,7 @@ class Mixup(_Mixing):
             several heads, which are mixed with the same shares.
         via: Where labels are mixed. ``"loss"`` mixes the loss. ``"batch"`` puts probabilities of shape :math:`(B, K, *)` into
             the batch, for a loss that takes probabilities. ``"sample"`` draws the label of one of the two samples by their
-            shares, for any loss. Default: class indices in the loss, and floating-point targets in the batch.
+            shares, for any loss. Default: labels at the loss, and targets of a regression in the batch.
         per_sample: Whether to draw a :math:`\lambda` for each sample, and not for the batch.
         n_classes: The number of classes, for ``via="batch"``.
         seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
@@ -197,7 +212,7 @@ class Mixup(_Mixing):
 
     Raises:
         TypeError: If an input is not a floating-point tensor.
-        ValueError: If a level or path is wrong, or the first mixed step computes none of the three losses of the target.
+        ValueError: If a level or path is wrong, or the first mixed step computes none of the four losses of the target.
 
     References:
         mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018), https://arxiv.org/abs/1710.09412
@@ -239,7 +254,7 @@ class CutMix(_Mixing):
     Raises:
         TypeError: If an input is not a floating-point tensor.
         ValueError: If a level, axis or path is wrong, if labels lie on axes of other lengths than the box axes, or if the first
-            mixed step computes none of the three losses of the target.
+            mixed step computes none of the four losses of the target.
 
     References:
         CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features (Yun et al., 2019),

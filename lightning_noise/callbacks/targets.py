@@ -13,7 +13,7 @@ from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import LabelNoise, SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.losses.modes import LabelLoss, NoisyLabelLoss, SmoothedLabelLoss
+from lightning_noise.losses.modes import CheckedLabelLoss, LabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import check_leaf, perturb_batch
 from lightning_noise.rng import Key
@@ -29,10 +29,11 @@ class TargetNoise(TargetCallback):
 
     ``via`` says where labels change:
 
-    - ``"loss"`` leaves the batch as it is. ``cross_entropy``, ``nll_loss`` and ``binary_cross_entropy_with_logits`` of the
-      target, or of a tensor derived from the target, use the noisy labels. Accuracies and confusion matrices of the same step
-      see the true labels. A focal loss on top of ``cross_entropy`` is not exact; see
-      :class:`~lightning_noise.losses.modes.LabelLoss`.
+    - ``"loss"`` leaves the batch as it is. ``cross_entropy``, ``nll_loss``, ``binary_cross_entropy`` and
+      ``binary_cross_entropy_with_logits`` of the target, or of a tensor derived from the target, use the noisy labels.
+      Accuracies and confusion matrices of the same step see the true labels. If the loss also needs another function of the
+      target, such as a Dice term, the callback warns and names the function. A focal loss on top of ``cross_entropy`` is not
+      exact; see :class:`~lightning_noise.losses.modes.LabelLoss`.
     - ``"sample"`` draws hard labels and puts them into the batch, for any loss.
     - ``"batch"`` puts probabilities of shape :math:`(N, K, *)` into the batch, for a loss that takes probabilities.
 
@@ -59,14 +60,15 @@ class TargetNoise(TargetCallback):
         index: Which leaf of the batch holds the index of each sample in the data set. With an index, the draw of a sample is
             the same in every epoch and on every rank, like a label that was recorded wrongly. A label that changes at a level
             also changes at every higher level. Default: the labels are drawn anew for each batch.
-        ignore_index: The label of positions that do not count. Their labels stay; as probabilities they are rows of zeros.
+        ignore_index: The label of positions that do not count, as in the loss. These labels stay, and no other label becomes
+            this label. As probabilities these positions are rows of zeros. NaN among binary labels stays, too.
         seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
         name: The name in log keys and messages, unique in the trainer.
 
     Raises:
         TypeError: If the target does not suit the noise.
-        ValueError: If a level, label or path is wrong, if the criterion smooths labels itself, or if the first step with noise
-            computes none of the three losses of the target.
+        ValueError: If a level, label or path is wrong, if the criterion smooths labels itself or ignores another label than
+            ``ignore_index``, or if the first step with noise computes none of the four losses of the target.
 
     Example:
         >>> from lightning_noise import labels, schedules
@@ -102,7 +104,7 @@ class TargetNoise(TargetCallback):
         if not isinstance(self.noise, LabelNoise):
             check_leaf(target, path, self.noise, "target")
         elif self._draws or self.via == "batch":
-            self.noise.check(target[target != self.ignore_index])
+            self.noise.check(target, ignore_index=self.ignore_index)
         if self.index is not None:
             index = select_one(batch, self.index, "index")
             if index.shape != target.shape[:1] or index.is_floating_point():
@@ -115,7 +117,8 @@ class TargetNoise(TargetCallback):
             yield perturb_batch(batch, [path], self.noise, level, key)
         elif self.via == "loss":
             if self._draws:
-                mode: LabelLoss = NoisyLabelLoss(target, self._sample(self.noise, batch, target, level, key))
+                noisy = self._sample(self.noise, batch, target, level, key)
+                mode: LabelLoss = NoisyLabelLoss(target, noisy, ignore_index=self.ignore_index)
             else:
                 mode = SmoothedLabelLoss(target, torch.tensor(level, dtype=torch.float64))
             with self._change_loss([mode], perturbation):
@@ -125,7 +128,8 @@ class TargetNoise(TargetCallback):
             yield modify(batch, [path], lambda leaf, path: soft)
         else:
             hard = self._sample(self.noise, batch, target, level, key)
-            yield modify(batch, [path], lambda leaf, path: hard)
+            with CheckedLabelLoss(hard, ignore_index=self.ignore_index):
+                yield modify(batch, [path], lambda leaf, path: hard)
 
     @property
     def _draws(self) -> bool:

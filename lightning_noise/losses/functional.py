@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["smoothed_binary_cross_entropy_with_logits", "smoothed_cross_entropy", "smoothed_nll_loss"]
+__all__ = [
+    "smoothed_binary_cross_entropy",
+    "smoothed_binary_cross_entropy_with_logits",
+    "smoothed_cross_entropy",
+    "smoothed_nll_loss",
+]
 
 
 def smoothed_cross_entropy(
@@ -116,6 +121,21 @@ def smoothed_binary_cross_entropy_with_logits(
     """
     soft = _smooth(target, level, 2)
     return F.binary_cross_entropy_with_logits(input, soft, weight, reduction=reduction, pos_weight=pos_weight)
+
+
+def smoothed_binary_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, *, level: Tensor, reduction: str = "mean"
+) -> Tensor:
+    """Returns the binary cross-entropy of smoothed labels, for probabilities instead of logits.
+
+    The formula and the arguments are those of :func:`smoothed_binary_cross_entropy_with_logits`, without ``pos_weight``.
+
+    Example:
+        >>> loss = smoothed_binary_cross_entropy(torch.full((5,), 0.5), torch.ones(5), level=torch.tensor(0.2))
+        >>> torch.allclose(loss, torch.tensor(2.0).log())
+        True
+    """
+    return F.binary_cross_entropy(input, _smooth(target, level, 2), weight, reduction=reduction)
 
 
 def scale(x: Tensor, factor: Tensor) -> Tensor:

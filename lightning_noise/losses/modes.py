@@ -1,8 +1,9 @@
 """Modes that transform the loss of hard labels into the loss of soft labels.
 
 Cross-entropy is linear in the target, so the loss of a soft label is a sum of losses of hard labels. A mode transforms the loss
-where the module calls ``F.cross_entropy``, ``F.nll_loss`` or ``F.binary_cross_entropy_with_logits``, as the losses of
-``torch.nn`` do. Accuracies, confusion matrices and class weights keep the true labels, and ignored positions stay ignored.
+where the module calls ``F.cross_entropy``, ``F.nll_loss``, ``F.binary_cross_entropy`` or
+``F.binary_cross_entropy_with_logits``, as the losses of ``torch.nn`` do. Accuracies, confusion matrices and class weights keep
+the true labels, and ignored positions stay ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lightning_noise.losses.functional import class_dim, scale, sum_weights
 from lightning_noise.losses.tracker import ALIAS, Tracked, Tracker, find_tensors
 from lightning_noise.losses.uses import Uses
 
-__all__ = ["LabelLoss", "MixedLabelLoss", "NoisyLabelLoss", "SmoothedLabelLoss"]
+__all__ = ["CheckedLabelLoss", "LabelLoss", "MixedLabelLoss", "NoisyLabelLoss", "SmoothedLabelLoss"]
 
 Loss = Callable[..., Tensor]
 
@@ -48,7 +49,7 @@ class LabelLoss(TorchFunctionMode, ABC):
     weights that the module derives from the labels and multiplies by the loss stay those of the true labels. The ``weight`` and
     ``ignore_index`` of the loss itself follow the transformed labels.
 
-    A loss that is only logged is transformed, too. Not transformed are a loss that calls none of the three functions, such as
+    A loss that is only logged is transformed, too. Not transformed are a loss that calls none of the four functions, such as
     ``F.linear_cross_entropy``, and a loss on a target that left torch as a number or array, was written into another tensor, or
     was merged with a tensor that is not tracked. If the backward pass needs such a loss, or another function that joins the
     labels and a tensor with a gradient, ``unfollowed`` names the function. Metrics are not named.
@@ -211,9 +212,10 @@ class NoisyLabelLoss(LabelLoss):
     Args:
         target: The target of the batch.
         labels: The noisy labels, of the shape of the target.
+        ignore_index: The label of positions that do not count, which the noise has left alone.
 
     Raises:
-        ValueError: The labels have another shape than the target.
+        ValueError: The labels have another shape than the target, or the loss ignores a label that the noise has changed.
 
     Example:
         >>> logits, target, noisy = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 2, 2, 0])
@@ -225,17 +227,45 @@ class NoisyLabelLoss(LabelLoss):
 
     reads_weights: ClassVar[bool] = True
 
-    def __init__(self, target: Tensor, labels: Tensor):
+    def __init__(self, target: Tensor, labels: Tensor, *, ignore_index: int = -100):
         super().__init__(target)
         if labels.shape != target.shape:
             raise ValueError(f"labels must have the shape of the target, {tuple(target.shape)}, got {describe(labels)}")
         self.labels = labels
+        self.ignore_index = ignore_index
 
     def paired_tensors(self) -> dict[str, Tensor]:
         return {"labels": self.labels}
 
     def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
-        return _transform(modes, loss, call | {"target": self.tracked(call["target"]).labels})
+        _check_ignored(call, self.ignore_index)
+        target, labels, _ = self.tracked(call["target"])
+        if not target.is_floating_point():
+            # the module may have marked positions that do not count, on the true labels and on the noisy ones
+            ignored = call.get("ignore_index", -100)
+            labels = torch.where((target.long() == ignored) | (labels.long() == ignored), target, labels)
+        return _transform(modes, loss, call | {"target": labels})
+
+
+class CheckedLabelLoss(LabelLoss):
+    """Changes no loss, and checks that the loss ignores no other label than a noise in the batch has left alone.
+
+    Args:
+        target: The target of the batch.
+        ignore_index: The label of positions that do not count, which the noise has left alone.
+
+    Raises:
+        ValueError: The loss ignores another label.
+    """
+
+    def __init__(self, target: Tensor, *, ignore_index: int = -100):
+        super().__init__(target)
+        self.ignore_index = ignore_index
+        self.searches = False
+
+    def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
+        _check_ignored(call, self.ignore_index)
+        return _transform(modes, loss, call)
 
 
 class MixedLabelLoss(LabelLoss):
@@ -290,7 +320,10 @@ class MixedLabelLoss(LabelLoss):
 
     def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
         target, partner, lam = self.tracked(call["target"])
-        if not target.is_floating_point() and loss is not F.binary_cross_entropy_with_logits:
+        if target.is_floating_point():
+            # a binary label that is missing, as a NaN or a negative number, gives its place to the own one
+            partner = torch.where(partner >= 0, partner, target)
+        else:
             # the mean would be 0 / 0 if all labels of the partners were ignored
             counted = (partner.long() != call.get("ignore_index", -100)).any()
             partner = torch.where(counted, partner, target)
@@ -303,6 +336,7 @@ _active: ContextVar[tuple[LabelLoss, ...]] = ContextVar("active", default=())
 _SMOOTHED: dict[Loss, Loss] = {
     F.cross_entropy: functional.smoothed_cross_entropy,
     F.nll_loss: functional.smoothed_nll_loss,
+    F.binary_cross_entropy: functional.smoothed_binary_cross_entropy,
     F.binary_cross_entropy_with_logits: functional.smoothed_binary_cross_entropy_with_logits,
 }
 _PARAMETERS = {loss: tuple(inspect.signature(loss).parameters) for loss in _SMOOTHED}
@@ -318,6 +352,16 @@ def _bind(func: Loss, args: Any, kwargs: Any) -> dict[str, Any]:
     if average is not None or reduce is not None:
         call["reduction"] = "none" if reduce is False else "sum" if average is False else "mean"
     return call
+
+
+def _check_ignored(call: dict[str, Any], ignore_index: int) -> None:
+    """Raises an error if a loss ignores a label that the noise takes for a class."""
+    ignored = call.get("ignore_index", -100)
+    if ignore_index == -100 != ignored:
+        raise ValueError(
+            f"the loss ignores the label {ignored}, which the noise takes for a class; type ignore_index={ignored}, or the "
+            "label of the batch that became this label"
+        )
 
 
 def _transform(modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
