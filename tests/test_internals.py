@@ -208,6 +208,39 @@ def test_the_module_logs_as_in_another_hook_within_the_context_alone():
     assert validate(on_validation_batch_end=log).callback_metrics.keys() == {"val_loss", "after"}
 
 
+def test_the_loaders_of_a_validation_that_comes_late_can_be_set_up_and_a_batch_be_moved():
+    found = []
+
+    class Moves(Classifier):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return [batch[0] + 1, batch[1]]
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return [2 * batch[0], batch[1]]
+
+        def on_train_start(self):
+            assert self.trainer.val_dataloaders is None
+            stage, self.trainer.sanity_checking = self.trainer.state.stage, True
+            internals.set_up_validation(self.trainer)
+            self.trainer.state.stage = stage
+            (own,) = internals.evaluation_loaders(self.trainer) or []
+            found.append(internals.to_device(self.trainer, internals.first_batch(own), 0))
+
+    fit(module=Moves, num_sanity_val_steps=0, check_val_every_n_epoch=2)
+    assert torch.equal(found[0][0], 2 * (Rows(13, seed=1).x[:8] + 1))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"num_workers": 2, "persistent_workers": True}], ids=str)
+def test_the_first_batch_comes_from_an_iterator_of_its_own(kwargs):
+    own = loader(Rows(), **kwargs)
+    kept = iter(own)
+    before = next(kept)
+    assert torch.equal(internals.first_batch(own)[0], before[0])
+    assert torch.equal(next(kept)[0], Rows().x[8:16])
+    assert own._iterator is (kept if kwargs else None)
+    assert own.num_workers == kwargs.get("num_workers", 0)
+
+
 @pytest.mark.parametrize("run", ["validate", "test"])
 def test_the_loaders_of_the_running_evaluation_are_known_after_a_fit_with_another(run):
     one, two = loader(), loader(Rows(13))

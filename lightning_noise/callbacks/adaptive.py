@@ -21,6 +21,7 @@ from lightning_noise.evaluation.results import Results
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, perturbing
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.metrics.statistics import jackknife_error
 from lightning_noise.rng import Key
 from lightning_noise.rules import Decision, Governor, Observation, Rule
@@ -203,6 +204,7 @@ class Adaptation:
             return
         setting = self.setting
         self._measured = Results(setting.task, only_governed=True)  # the same in each validation
+        self._is_tried = False
         self._seed = seed
         self._predictor = Predictor(
             setting.task,
@@ -210,6 +212,17 @@ class Adaptation:
             target=_single(target) if setting.target is None else setting.target,
             predict=setting.predict,
         )
+
+    def keys(self) -> list[str]:
+        """Returns the keys of the values that are logged."""
+        return [self._key(name) for name in ("level", self._rule.follows)]
+
+    def try_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tries the evaluation before the first training step, if no sanity check did."""
+        if not self._is_tried:
+            with held_out_batches(trainer, 0) as batches:
+                for batch in batches:
+                    self.observe(trainer, pl_module, batch, 0, 0)
 
     def begin(self, trainer: Trainer) -> None:
         """Begins a validation."""
@@ -223,6 +236,7 @@ class Adaptation:
         """Evaluates the model on a batch of a validation. In the sanity check, only tries the evaluation."""
         context = Context(trainer, pl_module, is_probe=True)
         if trainer.sanity_checking:
+            self._is_tried = True
             perturb = partial(self._perturb, self.level or 0.01, batch_idx)  # at level 0 no error could show
             list(Pass(self._predictor).read(context, batch, batch_idx, dataloader_idx, perturb))
         elif self._results is not None:

@@ -19,6 +19,7 @@ from lightning_noise.labels import LabelNoise
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.loop.internals import Callback, recomputes_statistics, should_log
+from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import check_validation, logging_step, outline, progress_at, run_seed
 from lightning_noise.losses.modes import LabelLoss
@@ -144,9 +145,16 @@ class NoiseCallback(Callback, Perturbing):
             inputs, target = getattr(self, "inputs", None), getattr(self, "target", None)
             self.adaptive.prepare(stage, seed=self._seed, inputs=inputs, target=target)
 
+    def logged_keys(self) -> dict[str, list[str]]:
+        """Returns the keys that callbacks can follow; see :class:`~lightning_noise.loop.monitored.LogsKeys`."""
+        adaptive = {} if self.adaptive is None else {"adaptive/": self.adaptive.keys()}
+        return {f"noise/{self.name}/": []} | adaptive  # the level itself goes to the loggers alone
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_followed_keys(trainer)
         if self.adaptive is not None:
             check_validation(trainer, "AdaptiveLevel")
+            self.adaptive.try_out(trainer, pl_module)
         # a callable may read the state of the run, which is not known in advance
         for progress in outline(trainer) if isinstance(self.level, Schedule) else [progress_at(trainer, 0)]:
             self._level_at(progress)

@@ -13,6 +13,7 @@ from lightning_noise.callbacks.inputs import AnyProbe, as_probes, name_noises
 from lightning_noise.evaluation.conditions import Conditions, Levels
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import Callback, class_of_callbacks
+from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.progress import check_validation
 from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip, validate_clip
@@ -62,6 +63,10 @@ class Monitor(Callback, ABC):
     def charts(self) -> dict[str, list[str]]:
         """Returns the tags that TensorBoard draws into one chart, by the title of the chart."""
 
+    @abstractmethod
+    def logged_keys(self) -> dict[str, list[str]]:
+        """Returns the keys that are logged in a fit; see :class:`~lightning_noise.loop.monitored.LogsKeys`."""
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(monitor.name == self.name for monitor in class_of_callbacks(trainer, Monitor)) > 1:
             raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
@@ -71,6 +76,7 @@ class Monitor(Callback, ABC):
         check_validation(trainer, type(self).__name__, self.every_n_epochs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_followed_keys(trainer)
         loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

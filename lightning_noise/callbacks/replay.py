@@ -150,6 +150,10 @@ class ReplayMonitor(Monitor, Replaying):
             for name in self.levels
         }
 
+    def logged_keys(self) -> dict[str, list[str]]:
+        # what the module will log is not known, not even after a sanity check
+        return {f"{self.name}/": [f"{self.name}/{condition.place}/" for condition in (CLEAN, *self.conditions)]}
+
     # --- replaying
 
     def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:

@@ -15,11 +15,12 @@ from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition, Levels
 from lightning_noise.evaluation.engine import Pass, Reading
 from lightning_noise.evaluation.predictor import Predictor
-from lightning_noise.evaluation.results import Results, Values
+from lightning_noise.evaluation.results import Results, Values, summarize
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import class_of_callbacks, launches_copies, n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.progress import logging_step
+from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.perturb.inputs import Clip
 from lightning_noise.report.compare import corruption_errors, shared_levels
 from lightning_noise.tasks import Multiclass, Task
@@ -163,8 +164,17 @@ class RobustnessMonitor(Monitor):
         super().setup(trainer, pl_module, stage)
         self._check_pipe(trainer)
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
-        self._pictured = False
+        self._pictured = self._is_tried = False
         self._begin()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if not self._is_tried:  # without a sanity check
+            with held_out_batches(trainer, self.dataloader_idx) as batches:
+                self._check_loader(trainer)
+                for batch in batches:
+                    self.on_validation_batch_start(trainer, pl_module, batch, 0, self.dataloader_idx)
+            self._begin()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
@@ -176,6 +186,7 @@ class RobustnessMonitor(Monitor):
         # before the step, which may write to the batch
         context = Context(trainer, pl_module, is_probe=True)
         if trainer.sanity_checking:
+            self._is_tried = True
             list(self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.trials().perturb))
         elif self._is_due(trainer):
             self._evaluate(context, batch, batch_idx, dataloader_idx)
@@ -219,6 +230,17 @@ class RobustnessMonitor(Monitor):
             ]
             for metric in self._logged
             for noise in self.levels
+        }
+
+    def logged_keys(self) -> dict[str, list[str]]:
+        metrics = dict.fromkeys(self.task.names, 1.0)
+        places = [Condition(noise, level) for noise, levels in self.levels.items() for level in levels]
+        chance = 0.0 if self.task.knows_chance else None
+        known = {*summarize(dict.fromkeys([CLEAN, *places], metrics), self.task, chance=chance)}
+        summary = [cell for cell in _summary(self.task) if cell in known or (cell[1] == "mce" and self.baseline is not None)]
+        return {
+            f"{self.name}/": [log_key(self.name, *cell) for cell in summary],
+            f"{self.name}_levels/": [log_key(self.name, place, metric) for place in places for metric in self._logged],
         }
 
     # --- evaluation

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, get
+from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, leaves
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.snapshot import restore_rng
 from lightning_noise.tasks import Task
@@ -56,7 +56,11 @@ class Predictor:
         with perturbation as batch, restore_rng(), context.trainer.precision_plugin.forward_context():
             output = self._output(context.module, batch, paths)
         labels = target if self.labelled else self.task.placeholder(output, target)
-        return batch, *self.task.read(output, labels)
+        try:
+            return batch, *self.task.read(output, labels)
+        except ValueError as error:
+            found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
+            raise ValueError(f"{error}; the leaves of the batch are {found}") from None
 
     def ends_in_squashing(self, context: Context, batch: Any, paths: list[Path]) -> bool:
         """Returns whether the module returns what a sigmoid or softmax has made, by one more prediction of the batch."""

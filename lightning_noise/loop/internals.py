@@ -6,6 +6,7 @@ function, which fails if a release changes the name or what it does. The two nam
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
@@ -116,6 +118,30 @@ def evaluation_loaders(trainer: Trainer) -> list[Any] | None:
     """
     combined: Any = trainer._evaluation_loop._combined_loader
     return combined.flattened if combined._mode == "sequential" else None
+
+
+def set_up_validation(trainer: Trainer) -> None:
+    """Sets up the loaders of the validation within a fit. No public method does, and the first validation may come late."""
+    trainer._evaluation_loop.setup_data()
+
+
+def to_device(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
+    """Returns the batch on the device, with the transfer hooks of module and data module, as the loops do."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
+
+
+def first_batch(loader: DataLoader) -> Any:
+    """Returns the first batch of a loader, from one worker that ends at once. A persistent iterator stays untouched."""
+    own = copy.copy(loader)
+    own._iterator, own.num_workers = None, min(loader.num_workers, 1)
+    iterator = iter(own)
+    try:
+        return next(iterator)
+    finally:
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def n_evaluation_loaders(trainer: Trainer) -> int:
