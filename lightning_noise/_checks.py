@@ -6,12 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_counts", "check_level", "plain"]
+__all__ = ["check_counts", "check_level", "check_numbers", "is_number", "plain"]
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a real number. A truth value is not, also of numpy or torch."""
+    is_truth = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    return hasattr(value, "__float__") and not is_truth
+
+
+def check_numbers(**values: float | None) -> None:
+    """Raises a TypeError if a value is neither a number nor ``None``."""
+    for name, value in values.items():
+        if value is not None and not is_number(value):
+            raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_level(level: float, max_level: float = math.inf) -> float:
     """Returns a level as a float, or raises an error if the level is not a number in [0, max_level]."""
-    if isinstance(level, str | bytes | bool) or not hasattr(level, "__float__"):
+    if not is_number(level):
         raise TypeError(f"a level must be a number, got {level!r}")
     level = float(level)
     if not (0 <= level <= max_level and math.isfinite(level)):

@@ -40,13 +40,13 @@ _CAPTION: dict[str, Any] = {
 }
 
 
-def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int = 1) -> Figure:
+def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int | None = None) -> Figure:
     r"""Draws the level of each schedule over a run, in a panel with the mean level in the title.
 
     Args:
         schedules: The schedules by label.
         steps: The optimizer steps of the run.
-        epochs: The epochs of the run.
+        epochs: The epochs of the run, which a schedule in epochs needs.
 
     Example:
         >>> from lightning_noise.schedules import Linear

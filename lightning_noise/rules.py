@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
+
+from lightning_noise._checks import check_numbers
 
 __all__ = ["Decision", "Governor", "Observation", "Rule", "SignedGap", "State", "TaskFacts"]
 
@@ -214,6 +216,7 @@ class Governor(Rule):
     z: float = 1.64
 
     def __post_init__(self):
+        check_numbers(**asdict(self))
         scale = self.best if self.chance is None else self.best - self.chance
         ranges = {
             "two different finite numbers as chance and best": math.isfinite(scale) and self.chance != self.best,
@@ -361,6 +364,7 @@ class SignedGap(Rule):
     z: float = 1.0
 
     def __post_init__(self):
+        check_numbers(**asdict(self))
         if not (self.step > 0 and self.hi > 0 and 0 <= self.average < 1 and self.z >= 0):
             raise ValueError(f"a SignedGap needs 0 < step, 0 < hi, 0 <= average < 1 and 0 <= z, got {self}")
 

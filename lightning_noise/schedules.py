@@ -3,7 +3,7 @@
 A schedule is a pure function of the progress of the run. So it needs no state, survives a resume, and can be plotted before
 training. Wherever a level is accepted, a number, a schedule or any callable with this signature is accepted. Values are named
 ``start`` and ``end``. Times are named ``begin``, ``until`` and ``every``, and are in the ``unit``. Times that are negative, not
-in order or, in fractions, above 1 are a ValueError. A schedule in fractions needs a run with a known end.
+in order or, in fractions, above 1 are a ValueError. A schedule in fractions needs a run whose end is known when it starts.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from itertools import pairwise
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
+
+from lightning_noise._checks import check_counts, check_numbers, is_number, plain
 
 __all__ = [
     "Amplitude",
@@ -40,8 +42,13 @@ Unit = Literal["fraction", "epoch", "step"]
 class Progress(NamedTuple):
     """A moment of a run.
 
+    The fraction is the largest of the known shares of ``max_steps``, ``max_time`` and ``max_epochs``. The share of
+    ``max_epochs`` is known if the training loader has a length, or else from the second epoch on. The share of ``max_time`` is
+    in thousandths.
+
     Attributes:
-        step: The number of optimizer steps taken.
+        step: The number of optimizer steps taken. In manual optimization, which may have several optimizers, the number of
+            batches.
         epoch: The epoch, counted from 0.
         fraction: The share of the run that is over, in [0, 1], or ``None`` if the end of the run is unknown.
     """
@@ -58,10 +65,10 @@ class Schedule(ABC):
     def __call__(self, progress: Progress) -> float:
         """Returns the level at this moment."""
 
-    def mean_dose(self, *, steps: int, epochs: int = 1) -> float:
+    def mean_dose(self, *, steps: int, epochs: int | None = None) -> float:
         r"""Returns the mean level :math:`\frac{1}{n} \sum_{t=0}^{n-1} s(t)` of a run of :math:`n` steps.
 
-        Compare schedules of different shape at equal mean dose.
+        Compare schedules of different shape at equal mean dose. A schedule in epochs needs the number of epochs.
 
         Example:
             >>> Linear(0.0, 1.0).mean_dose(steps=101)
@@ -75,16 +82,14 @@ Level = float | Schedule | Callable[[Progress], float]
 
 def level_at(level: Level, progress: Progress) -> float:
     """Returns the number itself, or the value of the schedule at a moment."""
-    if callable(level):
-        return level(progress)
-    if not hasattr(level, "__float__"):
-        raise TypeError(f"a level within a schedule must be a number, a schedule or a callable, got {level!r}")
-    return level
+    return level(progress) if callable(level) else level
 
 
-def moments(steps: int, epochs: int = 1) -> Iterator[Progress]:
-    """Returns the progress before each step of a run."""
-    return (Progress(step, step * epochs // steps, step / steps) for step in range(steps))
+def moments(steps: int, epochs: int | None = None) -> Iterator[Progress]:
+    """Returns the progress before each step of a run. The epoch is ``None`` if the number of epochs is."""
+    check_counts(steps=steps, epochs=epochs)
+    epoch: Any = (lambda step: None) if epochs is None else (lambda step: step * epochs // steps)
+    return (Progress(step, epoch(step), step / steps) for step in range(steps))
 
 
 def _check_unit(unit: str, *units: str) -> None:
@@ -103,14 +108,35 @@ def _latest(unit: Unit) -> float:
     return 1.0 if unit == "fraction" else math.inf
 
 
-def _time(progress: Progress, unit: Unit) -> float:
-    time = getattr(progress, unit)
-    if time is None:
-        raise ValueError(
-            "a schedule in fractions needs a run with a known end; set max_steps or max_epochs of the Trainer, or give "
-            "unit='step' or unit='epoch' to the schedule"
-        )
-    return time
+def _check_levels(*levels: Level) -> None:
+    for level in levels:
+        if not (callable(level) or is_number(level)):
+            raise TypeError(f"a level within a schedule must be a number, a schedule or a callable, got {level!r}")
+
+
+def _time(schedule: Any, progress: Progress) -> float:
+    """Returns the time in the unit of the schedule."""
+    if (time := getattr(progress, schedule.unit)) is not None:
+        return time
+    if schedule.unit == "epoch":
+        raise ValueError(f"{schedule} is in epochs, whose number must be given: type epochs=…")
+    raise ValueError(
+        "a schedule in fractions needs a run with a known end, but the end is unknown: type Trainer(max_steps=…), or "
+        "max_epochs=… and, if the training loader has no length, limit_train_batches=…; or type the times in steps, such as "
+        f"schedules.{_in_steps(schedule)}"
+    )
+
+
+def _in_steps(schedule: Any, steps: int = 1000) -> str:
+    """Returns the line that makes a schedule in fractions one of a run of some steps."""
+    values: dict[str, Any] = {field.name: getattr(schedule, field.name) for field in fields(schedule)} | {"unit": "step"}
+    if isinstance(schedule, _Transition) and schedule.until is None:
+        values["until"] = 1
+    for name in {"begin", "until", "every", "timescale"} & values.keys():
+        values[name] = values[name] and round(values[name] * steps)
+    if "milestones" in values:
+        values["milestones"] = [round(milestone * steps) for milestone in values["milestones"]]
+    return f"{type(schedule).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 @dataclass(frozen=True)
@@ -123,6 +149,9 @@ class Constant(Schedule):
     """
 
     value: float
+
+    def __post_init__(self):
+        check_numbers(value=self.value)
 
     def __call__(self, progress: Progress) -> float:
         return self.value
@@ -140,13 +169,14 @@ class _Transition(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self):
+        check_numbers(start=self.start, end=self.end, begin=self.begin, until=self.until)
         if self.until is None and self.unit in ("epoch", "step"):
             raise ValueError(f"until must be given for unit={self.unit!r}, got None; give until=, the end of the transition")
         _check_window(self.begin, 1.0 if self.until is None else self.until, self.unit)
 
     def __call__(self, progress: Progress) -> float:
         until = 1.0 if self.until is None else self.until
-        u = (_time(progress, self.unit) - self.begin) / (until - self.begin)
+        u = (_time(self, progress) - self.begin) / (until - self.begin)
         if u <= 0:
             return self.start
         return self.end if u >= 1 else self._value(u)
@@ -259,12 +289,13 @@ class InverseTime(Schedule):
     unit: Unit = "step"
 
     def __post_init__(self):
+        check_numbers(start=self.start, exponent=self.exponent, timescale=self.timescale, begin=self.begin)
         _check_window(self.begin, _latest(self.unit), self.unit)
         if not (self.timescale > 0 and self.exponent > 0):
             raise ValueError(f"timescale and exponent must be positive, got {self.timescale} and {self.exponent}")
 
     def __call__(self, progress: Progress) -> float:
-        time = max(_time(progress, self.unit) - self.begin, 0.0)
+        time = max(_time(self, progress) - self.begin, 0.0)
         return self.start / (1 + time / self.timescale) ** self.exponent
 
 
@@ -300,12 +331,13 @@ class Cyclic(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self):
+        check_numbers(start=self.start, end=self.end, every=self.every, begin=self.begin)
         _check_window(self.begin, _latest(self.unit), self.unit)
         if not self.every > 0:
             raise ValueError(f"every must be positive, got {self.every}")
 
     def __call__(self, progress: Progress) -> float:
-        time = max(_time(progress, self.unit) - self.begin, 0.0)
+        time = max(_time(self, progress) - self.begin, 0.0)
         u = time % self.every / self.every
         return self.start + (self.end - self.start) * (1 - abs(1 - 2 * u))
 
@@ -338,11 +370,13 @@ class Window(Schedule):
     unit: Unit = "fraction"
 
     def __post_init__(self):
+        _check_levels(self.level)
+        check_numbers(begin=self.begin, until=self.until)
         _check_window(self.begin, _latest(self.unit) if self.until is None else self.until, self.unit)
 
     def __call__(self, progress: Progress) -> float:
         # called while off, too, so that a schedule that cannot work in this run fails at its start
-        level, time = level_at(self.level, progress), _time(progress, self.unit)
+        level, time = level_at(self.level, progress), _time(self, progress)
         return level if self.begin <= time and (self.until is None or time < self.until) else 0.0
 
 
@@ -376,7 +410,9 @@ class Piecewise(Schedule):
 
     def __post_init__(self):
         for name in ("levels", "milestones"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # tuples are hashable and not the caller's lists
+            object.__setattr__(self, name, tuple(plain(getattr(self, name))))  # hashable, and not the caller's lists
+        _check_levels(*self.levels)
+        check_numbers(**{f"milestone {i}": milestone for i, milestone in enumerate(self.milestones)})
         if len(self.milestones) != len(self.levels) - 1:
             raise ValueError(
                 f"there must be a milestone for each level but the first, got {len(self.milestones)} milestones for "
@@ -392,7 +428,7 @@ class Piecewise(Schedule):
         return (0.0, *self.milestones, _latest(self.unit))
 
     def __call__(self, progress: Progress) -> float:
-        time = _time(progress, self.unit)
+        time = _time(self, progress)
         # all are called, so that a schedule that cannot work in this run fails at its start
         levels = [
             level_at(level, progress._replace(**{self.unit: self._local(time, *edges)}))
@@ -436,13 +472,16 @@ class Every(Schedule):
 
     def __post_init__(self):
         _check_unit(self.unit, "epoch", "step")
+        _check_levels(self.level)
+        check_numbers(every=self.every, length=self.length, begin=self.begin)
+        _check_window(self.begin, math.inf, self.unit)
         if not 1 <= self.length <= self.every:
             raise ValueError(f"length must be in [1, every], got length={self.length} and every={self.every}")
 
     def __call__(self, progress: Progress) -> float:
         # called while off, too, so that a schedule that cannot work in this run fails at its start
         level = level_at(self.level, progress)
-        time = _time(progress, self.unit) - self.begin
+        time = _time(self, progress) - self.begin
         return level if time >= 0 and time % self.every < self.length else 0.0
 
 
@@ -461,7 +500,8 @@ class Product(Schedule):
     factors: Sequence[Level]
 
     def __post_init__(self):
-        object.__setattr__(self, "factors", tuple(self.factors))  # a tuple is hashable and not the caller's list
+        object.__setattr__(self, "factors", tuple(plain(self.factors)))  # hashable, and not the caller's list
+        _check_levels(*self.factors)
         if not self.factors:
             raise ValueError("factors must hold at least one level, got none")
 
@@ -485,6 +525,9 @@ class Amplitude(Schedule):
     """
 
     snr_db: Level
+
+    def __post_init__(self):
+        _check_levels(self.snr_db)
 
     def __call__(self, progress: Progress) -> float:
         return from_snr_db(level_at(self.snr_db, progress))  # type: ignore[return-value]

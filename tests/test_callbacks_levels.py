@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-import torch
-from helpers import Classifier, Deterministic, Rows, fit
+from helpers import Classifier, Deterministic, fit
 from helpers_callbacks import LevelLog, Normalised
 from pytorch_lightning.callbacks import StochasticWeightAveraging
-from torch.utils.data import DataLoader
 
 from lightning_noise import InputNoise, RobustnessMonitor, noise, schedules
 
@@ -70,17 +68,6 @@ def test_a_schedule_may_be_wrong_in_the_epoch_that_weight_averaging_adds():
     swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
     module, _ = fit([InputNoise(noise.Gaussian(), falling), swa], module=Normalised, max_epochs=2)
     assert len(module.seen) == 9
-
-
-def test_batches_of_unknown_number_count_whole_epochs():
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter([Rows()[i] for i in range(16)])
-
-    callback = InputNoise(noise.Gaussian(), schedules.Linear(0.0, 1.0))
-    log = LevelLog(callback)
-    fit([callback, log], train=DataLoader(Stream(), batch_size=8), max_epochs=4)
-    assert log.levels == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
 def test_steps_count_updates_and_not_batches():

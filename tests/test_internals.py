@@ -117,6 +117,15 @@ def test_the_step_of_the_logs_and_whether_it_is_logged_are_known_before_the_batc
         assert any(step != global_step for step, global_step in found)
 
 
+@pytest.mark.parametrize(("module", "accumulate"), [(Classifier, 1), (Classifier, 2), (TwoOptimizers, 1)])
+def test_steps_are_those_of_the_optimizer_or_batches_if_there_are_several(module, accumulate):
+    steps: list[int] = []
+    record = LambdaCallback(on_train_batch_start=lambda trainer, *_: steps.append(internals.steps_taken(trainer)))
+    _, trainer = fit([record], module=module, accumulate_grad_batches=accumulate)
+    assert steps == ([0, 0, 1, 2, 2, 3] if accumulate == 2 else list(range(6)))
+    assert trainer.global_step == {TwoOptimizers: 12, Classifier: 6 // accumulate + accumulate // 2}[module]
+
+
 def test_the_epoch_of_weight_averaging_that_does_not_train_is_known():
     epochs, recomputes, trains = [], [], []
 

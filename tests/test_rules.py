@@ -339,6 +339,8 @@ def test_a_signed_gap_out_of_range_is_refused(arguments):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (lambda: Governor(step=True), TypeError, "step must be a number, got True"),
+        (lambda: SignedGap(hi="0.3"), TypeError, "hi must be a number, got '0.3'"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(0.3), TypeError, "rule must be a Rule"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(PROMPT, -0.1), ValueError, "finite and not negative"),
         (lambda: AdaptiveLevel(Governor(chance=0.1, hi=0.5), 0.6), ValueError, r"must start in \[0, 0.5\]"),

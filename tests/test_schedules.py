@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import UserList
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -246,6 +248,69 @@ def test_a_run_without_an_end_refuses_fractions(schedule):
 
 
 @pytest.mark.parametrize(
+    ("schedule", "line"),
+    [
+        (schedules.Linear(0.0, 0.5), "Linear(start=0.0, end=0.5, begin=0.0, until=1000, unit='step')"),
+        (schedules.Cosine(0.1, 0.5, begin=0.1, until=0.6), "Cosine(start=0.1, end=0.5, begin=100, until=600, unit='step')"),
+        (schedules.Window(0.1, until=0.5), "Window(level=0.1, begin=0.0, until=500, unit='step')"),
+        (schedules.Cyclic(0.1, 0.5, every=0.2), "Cyclic(start=0.1, end=0.5, every=200, begin=0.0, unit='step')"),
+        (schedules.Piecewise([0.1, 0.2], [0.25]), "Piecewise(levels=(0.1, 0.2), milestones=[250], unit='step')"),
+        (
+            schedules.InverseTime(0.1, timescale=0.01, unit="fraction"),
+            "InverseTime(start=0.1, exponent=0.275, timescale=10, begin=0.0, unit='step')",
+        ),
+    ],
+    ids=repr,
+)
+def test_a_run_without_an_end_is_refused_with_the_schedule_in_steps(schedule, line):
+    with pytest.raises(ValueError, match="limit_train_batches=…; or type the times in steps") as error:
+        schedule(Progress(0, 0, None))
+    assert f"schedules.{line}" in str(error.value)
+    eval(f"schedules.{line}")
+
+
+def test_a_mean_dose_in_epochs_needs_their_number():
+    ramp = schedules.Linear(0.0, 1.0, until=4, unit="epoch")
+    with pytest.raises(ValueError, match="type epochs=…"):
+        ramp.mean_dose(steps=100)
+    assert ramp.mean_dose(steps=100, epochs=4) == 0.375
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        ramp.mean_dose(steps=0, epochs=4)
+
+
+@pytest.mark.parametrize("wrong", [True, np.True_, torch.tensor(True), "0.5"], ids=repr)
+@pytest.mark.parametrize(
+    "build",
+    [
+        schedules.Constant,
+        schedules.Amplitude,
+        lambda wrong: schedules.Linear(wrong, 1.0),
+        lambda wrong: schedules.Linear(0.0, 1.0, until=wrong),
+        lambda wrong: schedules.Exponential(1.0, wrong),
+        lambda wrong: schedules.InverseTime(1.0, timescale=wrong),
+        lambda wrong: schedules.Cyclic(0.0, 1.0, every=wrong),
+        lambda wrong: schedules.Window(wrong),
+        lambda wrong: schedules.Window(0.1, until=wrong),
+        lambda wrong: schedules.Every(wrong, every=2),
+        lambda wrong: schedules.Every(0.1, every=wrong),
+        lambda wrong: schedules.Piecewise([0.1, wrong], [0.5]),
+        lambda wrong: schedules.Piecewise([0.1, 0.2], [wrong]),
+        lambda wrong: schedules.Product([0.1, wrong]),
+    ],
+)
+def test_an_argument_that_is_no_number_is_refused(build, wrong):
+    with pytest.raises(TypeError, match="must be a number"):
+        build(wrong)
+
+
+def test_any_sequence_is_taken_for_a_list():
+    listed = schedules.Piecewise([0.1, 0.2], [0.5]), schedules.Product([0.1, 0.2])
+    configured = schedules.Piecewise(UserList([0.1, 0.2]), UserList([0.5])), schedules.Product(UserList([0.1, 0.2]))
+    assert configured == listed
+    assert hash(configured) == hash(listed)
+
+
+@pytest.mark.parametrize(
     "build",
     [
         lambda: schedules.Linear(0.0, 1.0, begin=0.5, until=0.5),
@@ -274,6 +339,7 @@ def test_a_run_without_an_end_refuses_fractions(schedule):
         lambda: schedules.Product([]),
         lambda: schedules.Every(0.1, every=2, unit="fraction"),  # type: ignore[arg-type]
         lambda: schedules.Every(0.1, every=0),
+        lambda: schedules.Every(0.1, every=2, begin=-1),
         lambda: schedules.Every(0.1, every=2, length=3),
         lambda: schedules.Every(0.1, every=2, length=0),
     ],

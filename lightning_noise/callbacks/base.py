@@ -21,7 +21,7 @@ from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, pertur
 from lightning_noise.loop.internals import Callback, recomputes_statistics, should_log
 from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.loop.progress import check_validation, logging_step, outline, progress_at, run_seed
+from lightning_noise.loop.progress import Clock, check_validation, is_stopped, logging_step, run_seed
 from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
@@ -81,6 +81,7 @@ class NoiseCallback(Callback, Perturbing):
         elif level is not None and not callable(level):
             self.level = check_level(level, self.max_level)
         self.current_level = 0.0
+        self._clock = Clock()
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was checked
         self._is_logged = False  # whether this batch is logged
@@ -117,7 +118,7 @@ class NoiseCallback(Callback, Perturbing):
         self._batch_idx = batch_idx
         # the extra epoch of weight averaging only recomputes the statistics of batch normalization
         training = not recomputes_statistics(trainer)
-        self.current_level = self._level_at(progress_at(trainer, batch_idx)) if training else 0.0
+        self.current_level = self._level_of(trainer, batch_idx) if training else 0.0
         self._is_logged = training and should_log(trainer)
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> Perturbation:
@@ -135,6 +136,7 @@ class NoiseCallback(Callback, Perturbing):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
             raise ValueError(f"two noise callbacks are named {self.name!r}; type {type(self).__name__}(…, name='{self.name}2')")
+        self._clock = Clock()
         if stage == "fit" and self.level is None:
             level = self.severities[0] if self.severities else min(0.1, self.max_level)
             raise ValueError(
@@ -156,11 +158,18 @@ class NoiseCallback(Callback, Perturbing):
             check_validation(trainer, "AdaptiveLevel")
             self.adaptive.try_out(trainer, pl_module)
         # a callable may read the state of the run, which is not known in advance
-        for progress in outline(trainer) if isinstance(self.level, Schedule) else [progress_at(trainer, 0)]:
+        for progress in self._clock.outline(trainer) if isinstance(self.level, Schedule) else ():
             self._level_at(progress)
+        self._level_of(trainer, 0)
         self._checked, self._effective = False, None
         TrainingDispatcher.attach(trainer)
         loggers.log_text(trainer, f"noise/{self.name}/configuration", loggers.describe_arguments(self))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._clock.save(checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._clock.load(checkpoint)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._is_logged, self._perturbations = False, []
@@ -187,8 +196,12 @@ class NoiseCallback(Callback, Perturbing):
             self._effective = any([self._effective, *effects])
         if not self.judged_by_epoch:
             self._check_effect("the training step")
+        if trainer.is_last_batch:  # now, because a checkpoint may be saved before the end of the epoch
+            self._end_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_stopped(trainer):
+            self._end_epoch(trainer)
         if self.judged_by_epoch:
             self._check_effect("the training epoch")
             self._effective = None
@@ -236,10 +249,29 @@ class NoiseCallback(Callback, Perturbing):
         for logger in trainer.loggers:
             logger.log_metrics(finite, step=logging_step(trainer))
 
-    def _level_at(self, progress: Progress) -> float:
+    def _level_of(self, trainer: Trainer, batch_idx: int) -> float:
+        """Returns the level of a batch of this epoch."""
         if self.adaptive is not None:
             return self.adaptive.level
+        return self._level_at(self._clock.progress(trainer, batch_idx)) if callable(self.level) else self.level
+
+    def _level_at(self, progress: Progress) -> float:
         return check_level(level_at(self.level, progress), self.max_level)
+
+    def _end_epoch(self, trainer: Trainer) -> None:
+        """Notes the length of the epoch, and warns if it changes the level."""
+        is_first = self._clock.length is None
+        before, after = self._clock.end_epoch(trainer)
+        if not (isinstance(self.level, Schedule) and is_first and None is not before.fraction != after.fraction):
+            return
+        level, true_level = self.level(before), self.level(after)
+        if level != true_level:
+            batches, said = self._clock.length, trainer.num_training_batches
+            rank_zero_warn(
+                f"epoch {before.epoch} had {batches} batches, and {said if said < math.inf else 'an unknown number'} was "
+                f"expected: the level of {self.name!r} goes at once from {level:.3g} to {true_level:.3g}. The next epochs "
+                f"count {batches} batches. To prevent the jump, type Trainer(limit_train_batches={batches})"
+            )
 
 
 class TargetCallback(NoiseCallback):

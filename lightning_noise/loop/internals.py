@@ -52,7 +52,7 @@ if not TYPE_CHECKING:
 # --- the trainer
 
 
-def class_of_callbacks(trainer: Trainer, kind: type) -> list[Any]:
+def class_of_callbacks(trainer: Trainer, kind: type | tuple[type, ...]) -> list[Any]:
     """Returns the callbacks of a class, in the order of the trainer, which does not declare its public ``callbacks``."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
@@ -70,6 +70,13 @@ def should_log(trainer: Trainer) -> bool:
 def batches_that_stepped(trainer: Trainer) -> int:
     """Returns the step that the loggers receive. ``global_step`` counts the steps of all optimizers instead."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def steps_taken(trainer: Trainer) -> int:
+    """Returns the number of optimizer steps, or of batches in manual optimization, where ``global_step`` adds up optimizers."""
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    return trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
 
 def recomputes_statistics(trainer: Trainer) -> bool:

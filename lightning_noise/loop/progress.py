@@ -4,41 +4,99 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lightning_noise.loop.internals import batches_that_stepped, is_fast_dev_run, last_epoch_that_trains
+from lightning_noise.loop.internals import (
+    LIGHTNING,
+    batches_that_stepped,
+    class_of_callbacks,
+    is_fast_dev_run,
+    last_epoch_that_trains,
+    steps_taken,
+)
 from lightning_noise.schedules import Progress
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["check_validation", "logging_step", "outline", "progress_at", "run_seed"]
+__all__ = ["Clock", "check_validation", "is_stopped", "logging_step", "run_seed"]
+
+_KEY = "lightning_noise"  # in a checkpoint
 
 
-def progress_at(trainer: Trainer, batch_idx: int) -> Progress:
-    """Returns the progress before a training batch of this epoch.
+class Clock:
+    """The progress of a run, in which an epoch has as many batches as the loader says or as the last epoch had.
 
-    The fraction is the larger of the shares of ``max_steps`` and ``max_epochs``, or ``None`` if the run has neither.
+    Attributes:
+        length: The number of batches of the last epoch if the loader has no length, or ended before its length. Else ``None``.
     """
-    fractions = []
-    if trainer.max_steps is not None and trainer.max_steps > 0:
-        fractions.append(trainer.global_step / trainer.max_steps)
-    if (epochs := last_epoch_that_trains(trainer)) > 0:
-        batches = trainer.num_training_batches
-        within = batch_idx / batches if 0 < batches < math.inf else 0.0
-        fractions.append((trainer.current_epoch + within) / epochs)
-    return Progress(trainer.global_step, trainer.current_epoch, min(max(fractions), 1.0) if fractions else None)
+
+    def __init__(self):
+        self.length: int | None = None
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the length to a checkpoint, unless the loader tells it."""
+        if self.length is not None:
+            checkpoint[_KEY] = {"epoch_length": self.length}
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Continues from a checkpoint."""
+        self.length = checkpoint.get(_KEY, {}).get("epoch_length")
+
+    def progress(self, trainer: Trainer, batch_idx: int) -> Progress:
+        """Returns the progress before a training batch of this epoch. What is not known is no part of the fraction."""
+        shares = []
+        if trainer.max_steps > 0:
+            shares.append(trainer.global_step / trainer.max_steps)
+        if (share := _share_of_time(trainer)) is not None:
+            shares.append(share)
+        length = min(trainer.num_training_batches, math.inf if self.length is None else self.length)
+        if (epochs := last_epoch_that_trains(trainer)) > 0 and length < math.inf:
+            shares.append((trainer.current_epoch + min(batch_idx / length, 1.0)) / epochs)
+        return Progress(steps_taken(trainer), trainer.current_epoch, min(max(shares), 1.0) if shares else None)
+
+    def outline(self, trainer: Trainer) -> list[Progress]:
+        """Returns the start of the run, and a hundred later moments if the end is known."""
+        now = self.progress(trainer, 0)
+        steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        shares = [i / 100 for i in range(101)]
+        if now.fraction is None:
+            return [now]
+        if not (0 < steps < math.inf and batches < math.inf):  # the epochs of these moments are not known
+            steps = max(trainer.max_steps, 0)
+            return [now, *(now._replace(fraction=share, step=max(now.step, int(share * steps))) for share in shares)]
+        if (epochs := last_epoch_that_trains(trainer)) > 0:
+            steps = min(steps, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+        taken = [int((steps - 1) * share) for share in shares]
+        return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in taken]
+
+    def end_epoch(self, trainer: Trainer) -> tuple[Progress, Progress]:
+        """Notes the length of an epoch, and returns the progress without and with this knowledge."""
+        batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+        before = self.progress(trainer, batches)
+        self.length = None if batches == trainer.num_training_batches else batches
+        epochs = last_epoch_that_trains(trainer)
+        share = min((trainer.current_epoch + 1) / epochs, 1.0) if epochs > 0 else None
+        known = [share for share in (before.fraction, share) if share is not None]
+        return before, before._replace(fraction=max(known, default=None))
 
 
-def outline(trainer: Trainer) -> list[Progress]:
-    """Returns the start of the run, and a hundred later steps if the end is known."""
-    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-    if not (0 < steps < math.inf and 0 < batches < math.inf):
-        return [progress_at(trainer, 0)]
-    if (epochs := last_epoch_that_trains(trainer)) > 0:
-        steps = min(steps, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-    moments = [int((steps - 1) * i / 100) for i in range(101)]
-    return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in moments]
+def is_stopped(trainer: Trainer) -> bool:
+    """Returns whether an epoch ends for another reason than the end of its data."""
+    return trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+
+
+def _share_of_time(trainer: Trainer) -> float | None:
+    """Returns the share of ``max_time`` that is over, the same on all ranks, or ``None`` without such a limit.
+
+    The share is in thousandths, so that a limit far away leaves the level to the other clocks.
+    """
+    timers = class_of_callbacks(trainer, tuple(namespace.callbacks.Timer for namespace in LIGHTNING))
+    times = [(timer.time_elapsed(), left) for timer in timers if (left := timer.time_remaining()) is not None]
+    if not times:
+        return None
+    share = max(elapsed / (elapsed + left) for elapsed, left in times)
+    return trainer.strategy.broadcast(math.floor(1000 * share) / 1000)
 
 
 def check_validation(trainer: Trainer, name: str, every_n_epochs: int = 1) -> None:
