@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
@@ -16,13 +19,14 @@ from lightning_noise.loop.internals import plain_name, takes_scaled_gradients
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.sharding import gradient_of, local, parameter_key, whole
-from lightning_noise.perturb.weights import check_dense
+from lightning_noise.perturb.weights import check_dense, check_embeddings_are_dense
 from lightning_noise.rng import Key
 from lightning_noise.schedules import InverseTime
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
     from torch.optim import Optimizer
+    from torch.utils.hooks import RemovableHandle
 
 __all__ = ["GradientNoise"]
 
@@ -36,6 +40,10 @@ class GradientNoise(NoiseCallback):
     removal of the loss scale, and before the trainer clips gradients. In manual optimization ``clip_gradients`` comes before
     the noise. Under accumulation, the level is that of the last batch. Nothing is undone, because the next update has new
     gradients. Level 0 and a gradient of ``None`` are no-ops.
+
+    An optimizer that steps without Lightning gets noise right before its update, as in ``optimizer.optimizer.step()`` or in a
+    hook of the backward pass. Then an average over ranks and a clipping in the code of the module may come before the noise.
+    Only optimizers of torch that update parameters of the module in a training step count.
 
     The draws are the same on all ranks, so that replicas stay equal; each shard of a parameter has its own draw. All
     evaluations of a closure in one update share a draw, as in LBFGS. In a manual step, each update has its own draw, at the
@@ -55,8 +63,8 @@ class GradientNoise(NoiseCallback):
 
     Raises:
         TypeError: If a gradient is sparse.
-        ValueError: If a level is wrong, the strategy has no whole gradients (FSDPStrategy, DeepSpeedStrategy), or a manual step
-            calls an optimizer that Lightning does not wrap and whose update calls no hook.
+        ValueError: If a level is wrong, the strategy has no whole gradients (FSDPStrategy, DeepSpeedStrategy), an optimizer
+            steps without Lightning while Lightning scales the loss, or no optimizer steps in the first epoch with noise.
 
     References:
         Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
@@ -69,20 +77,29 @@ class GradientNoise(NoiseCallback):
     """
 
     can_probe: ClassVar[bool] = False
+    judged_by_epoch: ClassVar[bool] = True  # a step that accumulates gradients has no update
 
     def __init__(
         self, noise: Noise | NoiseFunction, level: AnyLevel | None = None, *, seed: int | None = None, name: str = "gradient"
     ):
         self.noise = as_noise(noise)
         super().__init__(InverseTime(0.1) if level is None else level, noise=self.noise, seed=seed, name=name)
+        self._trainer: Trainer | None = None  # from the start of the training to its end
+        self._handles: list[RemovableHandle] = []
+        self._has_acted = False  # in this fit
+        self._perturbed: set[Parameter] = set()  # by the hook of Lightning, and not updated yet
+        self._updating: list[Optimizer] = []  # nested, outermost first
+        self._updates: Counter[Optimizer] = Counter()  # in this batch, of each optimizer that steps without Lightning
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
+        check_embeddings_are_dense(pl_module)
         if self.noise.is_known:  # a function may count its calls
             for parameter in pl_module.parameters():
                 if parameter.requires_grad and not is_lazy(parameter):
                     Key(("trial",)).apply(self.noise, torch.zeros_like(local(parameter)), 0.01)
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
+        perturbation.effective = None if self._has_acted else False
         yield batch  # the gradients do not exist yet
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -90,40 +107,111 @@ class GradientNoise(NoiseCallback):
         if stage == "fit":
             check_parameters_are_whole(trainer, self.name)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._trainer, self._has_acted = trainer, False
+        # global hooks, because a module may have optimizers that Lightning does not know, or call them without Lightning
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_update),
+            register_optimizer_step_post_hook(self._after_update),
+        ]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._perturbed, self._updating, self._updates = set(), [], Counter()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if (perturbation := self.last_perturbation) is not None:
-            perturbation.effective = True
-            # no rank: all ranks must add the same noise
-            key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
-            ratio = self._perturb(_gradients(pl_module, optimizer), key, _scale(trainer, optimizer))
-            if ratio is not None:
-                perturbation.stats["ratio"] = ratio
+        # no rank: all ranks must add the same noise
+        key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
+        self._perturb(optimizer, key, _scale(trainer, optimizer))
+        self._perturbed.update(parameters_of(optimizer))
 
-    def resume(self, parameters: list[Parameter], *, updated: bool) -> None:
-        if (perturbation := self.last_perturbation) is not None:
-            if updated and not perturbation.effective:
-                raise ValueError(self.describe_no_effect("an update"))
-            perturbation.effective = None  # each update must call the hook anew
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._remove_hooks()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._remove_hooks()
 
     def describe_no_effect(self, where: str) -> str:
         return (
-            f"an optimizer stepped without the hooks of Lightning, so {self.name!r} did not perturb its gradients; "
-            "type self.optimizers().step(), without use_pl_optimizer=False"
+            f"no optimizer of torch updated the parameters in {where}, so {self.name!r} changed no gradient; return an "
+            "optimizer from configure_optimizers, or let a torch.optim.Optimizer make the updates"
         )
 
+    def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._acts_on(optimizer):
+            return None
+        if optimizer in self._updating:  # its last update raised an exception
+            del self._updating[self._updating.index(optimizer) :]
+        self._updating.append(optimizer)
+        if len(self._updating) > 1:  # an optimizer within another shares its gradients
+            return None
+        self._updates[optimizer] += 1
+        if callable(closure := kwargs.get("closure")):
+            return args, kwargs | {"closure": partial(self._evaluate, closure, optimizer)}
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], partial(self._evaluate, args[1], optimizer), *args[2:]), kwargs
+        self._perturb_unless_done(optimizer)
+        return None
+
+    def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if optimizer in self._updating:
+            self._updating.remove(optimizer)
+
+    def _evaluate(self, closure: Callable[[], Any], optimizer: Optimizer) -> Any:
+        outer, self._updating = self._updating, []  # other optimizers may step in the closure
+        loss = closure()
+        self._updating = outer
+        with torch.no_grad():
+            self._perturb_unless_done(optimizer)
+        return loss
+
+    def _acts_on(self, optimizer: Optimizer) -> bool:
+        """Returns whether the optimizer updates parameters of the module in a training step with noise."""
+        if self._trainer is None or self.current_level == 0:
+            return False
+        module = self._trainer.lightning_module
+        batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+        in_step = batches.started > batches.processed  # not in on_train_batch_end, nor between epochs
+        return in_step and not set(parameters_of(optimizer)).isdisjoint(module.parameters())
+
+    def _perturb_unless_done(self, optimizer: Optimizer) -> None:
+        """Perturbs the gradients if Lightning has not called its hook for them."""
+        parameters, trainer = set(parameters_of(optimizer)), self._trainer
+        if trainer is None or parameters <= self._perturbed:
+            self._perturbed -= parameters
+            return
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"{self.name!r} cannot know the loss scale of gradients that an optimizer takes without Lightning; type "
+                "optimizer.step(closure) on the optimizer of self.optimizers(), or Trainer(precision='bf16-mixed')"
+            )
+        key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx)) / "gradient" / self._updates[optimizer]
+        self._perturb(optimizer, key, getattr(optimizer, "grad_scale", None))  # set by a scaler of the module
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._trainer, self._handles = None, []
+
     @torch.no_grad()
-    def _perturb(self, gradients: dict[str, Tensor], key: Key, scale: Tensor | None) -> Tensor | None:
-        """Perturbs the gradients, and returns the ratio if it is logged."""
+    def _perturb(self, optimizer: Optimizer, key: Key, scale: Tensor | None) -> None:
+        if (perturbation := self.last_perturbation) is None or self._trainer is None:
+            return
         signal = error = torch.zeros(())
-        for name, gradient in gradients.items():
+        for name, gradient in _gradients(self._trainer.lightning_module, optimizer).items():
             check_dense(name, gradient)
             clean = gradient.clone() if self._is_logged else None
             part = local(gradient)
             part.copy_(self._noisy(part, parameter_key(key, name, gradient), scale))
             if clean is not None:
-                signal, error = signal + _energy(clean), error + _energy(gradient.float() - clean.float())
-        return (error / signal).sqrt() if self._is_logged else None
+                signal, error = signal + _energy(clean), error + _energy(_float(gradient) - _float(clean))
+            perturbation.effective = self._has_acted = True
+        if self._is_logged:
+            perturbation.stats["ratio"] = (error / signal).sqrt()
 
     def _noisy(self, gradient: Tensor, key: Key, scale: Tensor | None) -> Tensor:
         if scale is None:
@@ -151,4 +239,8 @@ def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
 
 def _energy(x: Tensor) -> Tensor:
     """Returns the sum of squares over all shards."""
-    return whole(x.float().square().sum())
+    return whole(_float(x).abs().square().sum())
+
+
+def _float(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -27,7 +27,16 @@ from lightning_noise.patterns import match
 from lightning_noise.perturb.sharding import check_rows_are_whole, is_sharded, local, parameter_key, reshard, whole, with_local
 from lightning_noise.rng import Key
 
-__all__ = ["GradientOf", "PerturbedParameters", "RelativeTo", "check_dense", "find_parameters", "unit_of", "weight_noise"]
+__all__ = [
+    "GradientOf",
+    "PerturbedParameters",
+    "RelativeTo",
+    "check_dense",
+    "check_embeddings_are_dense",
+    "find_parameters",
+    "unit_of",
+    "weight_noise",
+]
 
 _WRITES: Any = WeakTensorKeyDictionary()  # how often the noise of this module was written to each parameter
 RelativeTo = Literal["std", "max", "filter"]
@@ -290,6 +299,16 @@ def _own_writes(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 def _version(parameter: nn.Parameter) -> int:
     """Returns how often anything but a noise has written to the parameter."""
     return count_writes(parameter) - _WRITES.get(parameter, 0)
+
+
+def check_embeddings_are_dense(module: nn.Module) -> None:
+    """Raises a TypeError if an embedding that is trained will have sparse gradients."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse and part.weight.requires_grad:
+            raise TypeError(
+                f"noise needs dense gradients, but the gradient of {name + '.weight'!r} is sparse; "
+                f"type nn.{type(part).__name__}(…, sparse=False)"
+            )
 
 
 def check_dense(name: str, gradient: Tensor) -> None:
