@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import UserList
 from typing import Any
 
 import numpy as np
@@ -271,15 +272,41 @@ def test_the_box_is_a_rectangle_that_all_channels_share():
     assert torch.equal(pasted[:, 0], rows[:, :, None] & columns[:, None, :])
 
 
-def test_the_box_is_never_larger_than_its_share_and_the_clipped_part_goes_to_the_own_label():
-    x = torch.zeros(20_000, 1, 32, 32)
-    key = Key((0,))
-    drawn = CutMix(per_sample=True)._draw(x, 1.0, key)[1].double()
-    lam = CutMix(per_sample=True)._mix(x, 1.0, key).lam.double()
-    # sides are rounded down to an even number of pixels, and cut off at the edges
-    assert (lam >= drawn - 1e-6).all()
-    # of a box with the share u of the image, (sqrt(u) - u / 4)^2 is within it: 0.18 less than u on average, for a uniform u
-    assert lam.mean() > drawn.mean() + 0.05
+def boxes(monkeypatch: pytest.MonkeyPatch, share: float, shape: tuple[int, ...], dim: tuple[int, ...], n: int) -> Tensor:
+    """The boxes with a share, for all centers and roundings on a grid of n midpoints for each axis."""
+    u = (torch.arange(n) + 0.5) / n
+    draws = torch.stack(torch.meshgrid(*[u] * (2 * len(dim)), indexing="ij")).reshape(len(dim), 2, -1)
+    callback, samples = CutMix(dim=dim, per_sample=True), draws.shape[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr(callback, "_draw", lambda x, level, key: (torch.arange(samples), torch.full((samples,), 1 - share)))
+        patch.setattr(torch, "rand", lambda *size, **kwargs: draws)
+        box = callback._mix(torch.zeros(samples, 1, *shape), 1.0, Key((0,))).box
+    assert box is not None
+    return box
+
+
+@pytest.mark.parametrize("share", [0.04, 0.25, 0.36, 0.5, 0.81, 1.0])
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((4,), (-1,)), ((5,), (-1,)), ((7,), (-1,)), ((4, 4), (-2, -1)), ((5, 7), (-2, -1))], ids=str
+)
+def test_the_box_reaches_every_edge_alike_and_has_the_share_of_the_formula(monkeypatch, shape, dim, share):
+    n = 200 if len(dim) == 1 else 14
+    box = boxes(monkeypatch, share, shape, dim, n).double()
+    coverage = box.mean(0)
+    for axis in range(len(shape)):
+        # on the grid, an edge of a box may fall on an element from one side alone
+        torch.testing.assert_close(coverage, coverage.flip(axis), rtol=0, atol=2 / n)
+    r = share ** (1 / len(dim))
+    assert abs(box.mean().item() - (r - r**2 / 4) ** len(dim)) <= 1 / n  # the grid stands for an integral
+
+
+def test_the_length_of_a_box_within_the_sample_is_the_next_integer_below_or_above(monkeypatch):
+    for share in (0.2, 0.3, 0.5):
+        box = boxes(monkeypatch, share, (20,), (-1,), 100)
+        inner = ~(box[:, 0] | box[:, -1])
+        assert set(box[inner].sum(1).tolist()) <= {math.floor(share * 20 + 1e-6), math.ceil(share * 20 - 1e-6)}
+    # the whole length, in the middle
+    assert boxes(monkeypatch, 1.0, (5,), (-1,), 3)[4].all()
 
 
 def test_the_loss_of_cutmix_has_the_share_that_is_left():
@@ -304,6 +331,132 @@ def test_a_label_for_each_pixel_is_pasted_with_its_pixel():
     (seen_x, seen_y), _ = one_step(CutMix(1.0, seed=0), TensorDataset(x, y), shape=(1, size, size), loss=loss)
     assert torch.equal(seen_x[:, 0] - 0.5, seen_y.float())
     assert not torch.equal(seen_y, y)
+
+
+# --- masks and missing values
+
+
+class Series(Classifier):
+    """Takes series of different lengths with a mask."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seen.append(batch)
+        return F.cross_entropy(self(batch["x"].flatten(1)[:, :8]), batch["y"])
+
+
+def series(*features: int, dtype: torch.dtype = torch.bool, pad: float = 0.0, n: int = 16, time: int = 20) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(3, time + 1, (n,), generator=generator)
+    mask = torch.arange(time) < lengths[:, None]
+    x = torch.randn(n, time, *features, generator=generator)
+    x = torch.where(mask.view(n, time, *[1] * len(features)), x, pad)
+    return {"x": x, "mask": mask.to(dtype), "y": torch.arange(n) % N_CLASSES}
+
+
+def mixed_series(callback: Mixup | CutMix, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+    train = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    module, _ = fit([callback], module=Series, train=train, max_epochs=1, limit_val_batches=0)
+    return module.seen[0], mixed_of(callback, batch["x"], name=callback.name)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("features", [(), (2,)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_mixup_gives_the_module_the_union_of_the_masks(dtype, features, per_sample):
+    batch = series(*features, dtype=dtype, pad=-99.0)
+    before = {key: value.clone() for key, value in batch.items()}
+    callback = Mixup(1.0, inputs="x", target="y", mask="mask", per_sample=per_sample, seed=0)
+    seen, mix = mixed_series(callback, batch)
+    own, other = batch["mask"] > 0, batch["mask"][mix.partners] > 0
+    assert seen["mask"].dtype == dtype
+    assert torch.equal(seen["mask"], (own | other).to(dtype))
+    x = torch.where(own.view(16, 20, *[1] * len(features)), batch["x"], 0)
+    union = (own | other).view(16, 20, *[1] * len(features)).expand_as(x)
+    assert torch.equal(seen["x"], torch.where(union, mix.blend(x), -99.0))
+    assert all(torch.equal(batch[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize(("features", "dim"), [((), (-1,)), ((2,), (-2,)), ((2, 3), (-3,))])
+def test_cutmix_pastes_the_mask_with_the_input(features, dim):
+    batch = series(*features)
+    callback = CutMix(1.0, dim=dim, inputs="x", target="y", mask="mask", per_sample=True, seed=0)
+    seen, mix = mixed_series(callback, batch)
+    assert torch.equal(seen["x"], mix.paste(batch["x"]))
+    assert torch.equal(seen["mask"], torch.where(mix.box, batch["mask"][mix.partners], batch["mask"]))
+    assert not torch.equal(seen["mask"], batch["mask"])
+
+
+def test_a_mask_of_the_pixels_is_pasted_for_all_channels():
+    x, mask = torch.randn(8, 3, 6, 5), torch.rand(8, 6, 5) < 0.5
+    mix = CutMix(per_sample=True)._mix(x, 1.0, Key((0,)))
+    assert mix.box is not None
+    assert torch.equal(mix.of_mask(mask, x), torch.where(mix.box, mask[mix.partners], mask))
+    full = mask[:, None].expand_as(x)
+    assert torch.equal(mix.of_mask(full, x), mix.of_mask(mask, x)[:, None].expand_as(x))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_value_that_is_missing_in_one_sample_is_that_of_the_other(per_sample):
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    x[torch.rand(12, 5, generator=torch.Generator().manual_seed(1)) < 0.3] = math.nan
+    mix = Mixup(per_sample=per_sample)._mix(x, 1.0, Key((0,)))
+    mixed, other = mix.of_input(x), x[mix.partners]
+    assert torch.equal(mixed.isnan(), x.isnan() & other.isnan())
+    assert torch.equal(mixed[x.isnan()].nan_to_num(9), other[x.isnan()].nan_to_num(9))
+    assert torch.equal(mixed[other.isnan()].nan_to_num(9), x[other.isnan()].nan_to_num(9))
+    both = ~(x.isnan() | other.isnan())
+    assert torch.equal(mixed[both], mix.blend(x)[both])
+    # beside padding, a value that is missing stays missing
+    mask = torch.ones(12, 5, dtype=torch.bool)
+    mask[:6] = False
+    with_mask = mix.of_input(x, mask)
+    known = mask & ~x.isnan()
+    expected = (mask | mask[mix.partners]) & ~(known | known[mix.partners])
+    assert torch.equal(with_mask.isnan() & (mask | mask[mix.partners]), expected)
+
+
+def test_a_mask_that_is_not_given_is_noticed():
+    batch = series()
+    with pytest.warns(UserWarning, match=r"leaves 'mask' bool \(16, 20\) as it is.*type mask='mask'"):
+        mixed_series(Mixup(1.0, inputs="x", target="y"), batch)
+    batch["lengths"] = batch.pop("mask").sum(1)
+    with pytest.warns(UserWarning, match=r"leaves 'lengths' int64 \(16,\) as it is.*put such a mask into the batch"):
+        mixed_series(Mixup(1.0, inputs="x", target="y"), batch)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: Mixup(inputs="x", mask=lambda batch: batch["mask"]), TypeError, r"put the mask into the batch.*mask='mask'"),  # type: ignore[arg-type]
+        (lambda: Mixup(inputs=["x", "mask"], target="y"), TypeError, r"is bool \(16, 20\); type mask='mask'"),
+        (lambda: Mixup(inputs="x", target="y", mask="m"), ValueError, "no leaf 'm' in the batch"),
+        (lambda: CutMix(dim=(-1,), inputs="x", target="y", mask="mask"), ValueError, r"the mask needs the axes dim=\(-1,\)"),
+        (lambda: Mixup(inputs="x", target="y", mask="y"), ValueError, "if these are lengths"),
+    ],
+)
+def test_masks_that_cannot_be_mixed_are_refused_with_what_to_type(build, error, message):
+    with pytest.raises(error, match=message):
+        mixed_series(build(), series(2))
+
+
+@pytest.mark.parametrize("container", [list, tuple, UserList])
+def test_arguments_may_be_any_sequence(container):
+    x, y = data().tensors
+    batch = {"x": x, "w": -x, "y": y, "z": y.roll(1)}
+
+    class Heads(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.seen.append(batch)
+            return F.cross_entropy(self(batch["x"]), batch["y"]) + F.cross_entropy(self(batch["w"]), batch["z"])
+
+    for callback in (
+        Mixup(1.0, inputs=container(["x", "w"]), target=container(["y", "z"]), seed=0),
+        CutMix(1.0, dim=container([-1]), inputs=container(["x", "w"]), target=container(["y", "z"]), seed=0),
+    ):
+        train = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+        module, _ = fit([callback], module=Heads, train=train, max_epochs=1, limit_val_batches=0)
+        assert torch.equal(module.seen[0]["x"], -module.seen[0]["w"])
+        assert not torch.equal(module.seen[0]["x"], x)
 
 
 # --- batches

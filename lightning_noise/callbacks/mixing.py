@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_noise._checks import plain
 from lightning_noise._tensor import column, detached, like, span, validate_dim
-from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, modify
+from lightning_noise.batch import (
+    Path,
+    Selector,
+    describe,
+    find_inputs,
+    find_target,
+    format_path,
+    get,
+    leaves,
+    modify,
+    select,
+)
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import MixedLabelLoss
+from lightning_noise.masks import align_mask, find_mask
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -42,13 +56,26 @@ class _Mix:
     box: Tensor | None = None
     dim: tuple[int, ...] = ()
 
-    def of_input(self, x: Tensor) -> Tensor:
-        return self.blend(x) if self.box is None else self.paste(x)
+    def of_input(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the mixed inputs; ``mask`` has the shape of ``x``."""
+        if self.box is not None:
+            return self.paste(x)
+        mixed = self.blend(x if mask is None else torch.where(mask, x, 0))
+        if mixed.device.type != "cpu" or mixed.sum().isnan():  # elsewhere the question would synchronize
+            known = x if mask is None else x.masked_fill(~mask, torch.nan)
+            mixed = torch.where(mixed.isnan(), torch.fmax(known, known[self.partners]), mixed)
+        return mixed if mask is None else torch.where(mask | mask[self.partners], mixed, x)
+
+    def of_mask(self, mask: Tensor, x: Tensor) -> Tensor:
+        """Returns the mask of the mixed inputs, of the shape and dtype of the mask of the inputs ``x``."""
+        if self.box is None:
+            return torch.maximum(mask, mask[self.partners])
+        return self.paste(mask.reshape(_view_of(mask, x))).view(mask.shape)
 
     def blend(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         lam = column(self.lam, x).to(wide.dtype)
-        return torch.lerp(wide[self.partners], wide, lam).to(x.dtype)
+        return wide[self.partners].lerp_(wide, lam).to(x.dtype)
 
     def paste(self, x: Tensor) -> Tensor:
         assert self.box is not None
@@ -65,6 +92,13 @@ class _Mix:
         return tuple(target.shape[dim] for dim in self.dim) == self.box.shape[1:]
 
 
+def _view_of(mask: Tensor, x: Tensor) -> list[int]:
+    """Returns the shape in which a mask that fits ``x`` has the axes of ``x``."""
+    new = [1] * (x.ndim - mask.ndim)
+    leads = all(n in (1, m) for n, m in zip(mask.shape, x.shape, strict=False))
+    return [*mask.shape, *new] if leads else [*mask.shape[:1], *new, *mask.shape[1:]]
+
+
 class _Mixing(TargetCallback):
     """Base of Mixup and CutMix."""
 
@@ -74,27 +108,41 @@ class _Mixing(TargetCallback):
         *,
         inputs: Selector | None = None,
         target: Selector | None = None,
+        mask: int | str | None = None,
         via: Via | None = None,
         per_sample: bool = False,
         n_classes: int | None = None,
         seed: int | None = None,
         name: str | None = None,
     ):
-        super().__init__(level, target=target, via=via, seed=seed, name=name or type(self).__name__.lower())
-        self.inputs = inputs
+        super().__init__(level, target=plain(target), via=via, seed=seed, name=name or type(self).__name__.lower())
+        if callable(mask):
+            raise TypeError(
+                f"mask must be a leaf of the batch, because {type(self).__name__} writes the mixed mask back, got a function; "
+                "put the mask into the batch in the data set or in collate_fn, and type its key, such as mask='mask'"
+            )
+        self.inputs = plain(inputs)
+        self.mask = mask
         self.per_sample = per_sample
         self.n_classes = n_classes
         self._labels: set[Path] = set()  # floating-point targets that are labels, mixed at the loss
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         targets = {path: get(batch, path) for path in self._target_paths(batch)}
-        for path in find_inputs(batch, self.inputs):
+        inputs = find_inputs(batch, self.inputs)
+        for path in inputs:
             x = get(batch, path)
+            if x.dtype == torch.bool:
+                raise TypeError(
+                    f"{type(self).__name__} mixes masks on their own, but the input {format_path(path)!r} is {describe(x)}; "
+                    f"type mask={_selector(path)!r}, and inputs=… without the mask"
+                )
             if not x.is_floating_point():
                 raise TypeError(
                     f"{type(self).__name__} needs floats, but the input {format_path(path)!r} is {describe(x)}. Convert images "
                     "to floats in the transform of the data set, mix token ids as embeddings in the module, or type inputs=…"
                 )
+            self._check_mask(batch, path, {*inputs, *targets})
             for target in targets.values():
                 if x.shape[:1] != target.shape[:1]:
                     raise ValueError(
@@ -108,9 +156,17 @@ class _Mixing(TargetCallback):
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs)
-        mix = self._mix(get(batch, paths[0]), level, key)
+        first, mask = get(batch, paths[0]), find_mask(batch, self.mask)
+        mix = self._mix(first, level, key)
         perturbation.stats["lam"] = mix.lam.mean()
-        batch = modify(batch, paths, lambda leaf, path: like(leaf, mix.of_input(detached(leaf))))
+
+        def mix_input(leaf: Tensor, path: Path) -> Tensor:
+            x = detached(leaf)
+            return like(leaf, mix.of_input(x, None if mask is None else align_mask(detached(mask), x)))
+
+        batch = modify(batch, paths, mix_input)
+        if self.mask is not None:
+            batch = modify(batch, select(batch, self.mask), lambda leaf, path: like(leaf, mix.of_mask(detached(leaf), first)))
         modes = []
         for path in self._target_paths(batch):
             target = get(batch, path)
@@ -126,6 +182,21 @@ class _Mixing(TargetCallback):
     def _target_paths(self, batch: Any) -> list[Path]:
         targets = self.target if isinstance(self.target, list | tuple) else [self.target]
         return [find_target(batch, target) for target in targets]
+
+    def _check_mask(self, batch: Any, path: Path, others: Container[Path]) -> None:
+        """Raises an error if the mask does not fit an input, and warns if no mask is given but the batch has a mask."""
+        x, mask = get(batch, path), find_mask(batch, self.mask)
+        if mask is not None:
+            align_mask(mask, x)
+            return
+        for other, leaf in leaves(batch):
+            if other not in others and _looks_like_mask(other, leaf, x):
+                rank_zero_warn(
+                    f"{type(self).__name__} mixes the input {format_path(path)!r}, and leaves {format_path(other)!r} "
+                    f"{describe(leaf)} as it is. If this marks the valid positions of the input, type "
+                    f"mask={_selector(other)!r}; then the mixed samples get the mask of both. If this holds lengths, put such "
+                    "a mask into the batch"
+                )
 
     @property
     def _changes_loss(self) -> bool:
@@ -155,6 +226,27 @@ class _Mixing(TargetCallback):
         return mix.blend(SmoothLabels(self.n_classes).probabilities(target, 0.0))
 
 
+def _looks_like_mask(path: Path, leaf: Tensor, x: Tensor) -> bool:
+    """Returns whether a leaf seems to hold the valid positions of an input, or its lengths."""
+    name = str(path[-1]).lower() if path else ""
+    if leaf.ndim < 2:
+        return "length" in name and leaf.shape == x.shape[:1] and x.ndim > 1 and not leaf.is_floating_point()
+    fits = (
+        leaf.ndim <= x.ndim
+        and leaf.shape[0] == x.shape[0]
+        and leaf.shape[1:]
+        in (
+            x.shape[1 : leaf.ndim],
+            x.shape[x.ndim - leaf.ndim + 1 :],
+        )
+    )
+    return fits and (leaf.dtype == torch.bool or "mask" in name)
+
+
+def _selector(path: Path) -> int | str:
+    return path[0] if len(path) == 1 else format_path(path)
+
+
 def _holds_labels(target: Tensor) -> bool:
     """Returns whether floating-point numbers are labels of a classification. The function synchronizes with the device."""
     known = target[(target == target) & (target != -1) & (target != -100)]
@@ -181,6 +273,8 @@ class Mixup(_Mixing):
     regression, are mixed in the batch. There the target is NaN if it is NaN for either sample. Another number that marks a
     missing value is mixed like any number.
 
+    An input that is missing, NaN, in one of the samples has the value of the other.
+
     A label that is ignored or masked does not count for either sample: if the partner's label does not count, the own label
     takes its place. If the module multiplies the loss by masks or weights of the labels, use ``via="sample"``. Otherwise these
     stay the masks and weights of sample :math:`i`.
@@ -202,6 +296,9 @@ class Mixup(_Mixing):
         inputs: Which leaves of the batch are inputs, as in :class:`~lightning_noise.InputNoise`. All are mixed alike.
         target: Which leaf of the batch is the target, as in :class:`~lightning_noise.TargetNoise`. A list gives the targets of
             several heads, which are mixed with the same shares.
+        mask: Which leaf of the batch marks the valid positions of the inputs, with numbers above 0. The leaf has the shape of
+            the inputs, their first axes, or their first and last ones. A mixed sample is valid where either sample is, and its
+            mask says so. Positions that are not valid count as 0.
         via: Where labels are mixed. ``"loss"`` mixes the loss. ``"batch"`` puts probabilities of shape :math:`(B, K, *)` into
             the batch, for a loss that takes probabilities. ``"sample"`` draws the label of one of the two samples by their
             shares, for any loss. Default: labels at the loss, and targets of a regression in the batch.
@@ -233,18 +330,21 @@ class CutMix(_Mixing):
 
     .. math:: \tilde x_i = m \odot x_i + (1 - m) \odot x_{\pi(i)}, \quad \lambda = \overline{m}
 
-    With :math:`\lambda' \sim \mathrm{Beta}(\alpha, \alpha)`, the box takes the fraction :math:`(1 - \lambda')^{1/k}` of the
-    length of each of its :math:`k` axes. Its center is uniform over the elements, and the box is cut off at the edges. The
-    share :math:`\lambda` of the targets is the fraction of the elements that are not pasted.
+    With :math:`\lambda' \sim \mathrm{Beta}(\alpha, \alpha)`, the box takes the fraction :math:`r = (1 - \lambda')^{1/k}` of the
+    length of each of its :math:`k` axes. Its center is uniform along each axis, and the box is cut off at the edges. Its edges
+    are rounded at random, so that the mean of the pasted fraction is exactly :math:`(r - r^2 / 4)^k`. The share :math:`\lambda`
+    of the targets is the fraction of the elements that are not pasted, padding included.
 
     A target whose last axes have the lengths of the box axes, such as a label for each pixel, is pasted and not mixed. An
-    exception is a floating-point target with a box of one axis. Everything else is as in :class:`Mixup`.
+    exception is a floating-point target with a box of one axis. Missing values and the mask are pasted, too. Everything else is
+    as in :class:`Mixup`.
 
     Args:
         level: The parameter :math:`\alpha` of the Beta distribution. The usual value is 1; 0 is no mixing.
         dim: The axes of the box, counted from the end: ``(-2, -1)`` for images, ``(-1,)`` for series and tables.
         inputs: Which leaves of the batch are inputs. The box axes must have the same lengths in all inputs.
         target: Which leaf of the batch is the target, as in :class:`Mixup`.
+        mask: Which leaf of the batch marks the valid positions of the inputs. It must have the axes of the box.
         via: Where labels are mixed, as in :class:`Mixup`.
         per_sample: Whether to draw a :math:`\lambda` and a box for each sample, and not for the batch.
         n_classes: The number of classes, for ``via="batch"``.
@@ -272,21 +372,28 @@ class CutMix(_Mixing):
         dim: Sequence[int] = (-2, -1),
         inputs: Selector | None = None,
         target: Selector | None = None,
+        mask: int | str | None = None,
         via: Via | None = None,
         per_sample: bool = False,
         n_classes: int | None = None,
         seed: int | None = None,
         name: str | None = None,
     ):
-        options = {"inputs": inputs, "target": target, "via": via, "per_sample": per_sample, "n_classes": n_classes}
-        super().__init__(level, **options, seed=seed, name=name)
-        self.dim = tuple(sorted(validate_dim(dim)))
+        options = {"inputs": inputs, "target": target, "mask": mask, "via": via, "per_sample": per_sample}
+        super().__init__(level, **options, n_classes=n_classes, seed=seed, name=name)
+        self.dim = tuple(sorted(validate_dim(plain(dim))))
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         super().check(pl_module, batch)
         first, *others = [get(batch, path) for path in find_inputs(batch, self.inputs)]
         if first.ndim - 1 < -min(self.dim):
             raise ValueError(f"the input needs the axes dim={self.dim} of the box, got {describe(first)}; type another dim=…")
+        mask = find_mask(batch, self.mask)
+        if mask is not None and any(_view_of(mask, first)[dim] != first.shape[dim] for dim in self.dim):
+            raise ValueError(
+                f"the mask needs the axes dim={self.dim} of the box in the input {describe(first)}, got {describe(mask)}; type "
+                "another dim=…, such as dim=(-2,) for the time of (B, T, C)"
+            )
         for x in others:
             if x.ndim - 1 < -min(self.dim) or any(x.shape[dim] != first.shape[dim] for dim in self.dim):
                 raise ValueError(
@@ -299,12 +406,11 @@ class CutMix(_Mixing):
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
         partners, lam = self._draw(x, level, key)
-        centers = torch.rand(len(self.dim), len(lam), generator=(key / "box").generator("cpu")).to(x.device)
+        u = torch.rand(len(self.dim), 2, len(lam), generator=(key / "box").generator("cpu")).to(x.device)
         side = (1 - lam) ** (1 / len(self.dim))
         box = torch.ones((), dtype=torch.bool, device=x.device)
-        for dim, u in zip(self.dim, centers, strict=True):
+        for dim, (center, rounding) in zip(self.dim, u, strict=True):
             n = x.shape[dim]
-            half = (side * n / 2).floor_()
-            box = box & span((u * n).floor_() - half, 2 * half, x, dim)
+            box = box & span(center * n - side * n / 2 - rounding, side * n, x, dim)
         box = box.reshape(len(lam), *(x.shape[dim] for dim in self.dim))
         return _Mix(partners, (~box).flatten(1).float().mean(1), box, self.dim)
