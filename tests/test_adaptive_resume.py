@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers import N_CLASSES, Deterministic, Rows, assert_same, execute, fit, loader, resumes, weights
 from helpers_adaptive import Plan, governor, held_out, history, level_of, seen
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from scripts import adaptive_levels
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -32,9 +32,12 @@ def moving() -> list[NoiseCallback]:
     ]
 
 
-def assert_resumes(folder: Path, train: Callable[[], Any], at: Callable[[int], bool], **kwargs: Any) -> None:
+def assert_resumes(
+    folder: Path, train: Callable[[], Any], at: Callable[[int], bool], every_n_train_steps: int | None = None, **kwargs: Any
+) -> None:
     settings = {"module": Deterministic, "validation": held_out(), "max_epochs": 8, **kwargs}
-    uninterrupted, saver = moving(), ModelCheckpoint(folder, save_top_k=-1, filename="{step}")
+    uninterrupted = moving()
+    saver = ModelCheckpoint(folder, save_top_k=-1, filename="{step}", every_n_train_steps=every_n_train_steps)
     whole, _ = fit([*uninterrupted, saver], train=train(), enable_checkpointing=True, **settings)
     checkpoints = [path for path in folder.glob("*.ckpt") if at(int(path.stem.removeprefix("step=").partition("-")[0]))]
     assert len(checkpoints) >= 3
@@ -68,6 +71,69 @@ def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one(tmp_path):
 
     # not from the end of an epoch: there a stateful loader skips the next one, with noise and without
     assert_resumes(tmp_path, train, lambda step: step % 5 > 0 and step > 5, val_check_interval=2, max_epochs=5)
+
+
+@resumes
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_a_run_saved_before_a_validation_within_an_epoch_makes_up_for_it(tmp_path):
+    def train():
+        return StatefulDataLoader(Rows(40), batch_size=8)
+
+    assert_resumes(
+        tmp_path, train, lambda step: step % 5 > 0 and step > 5, every_n_train_steps=1, val_check_interval=2, max_epochs=4
+    )
+
+
+@resumes
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_run_saved_before_the_validation_at_the_end_of_an_epoch_makes_up_for_it(tmp_path):
+    assert_resumes(tmp_path, loader, lambda step: 3 < step < 24, every_n_train_steps=3, check_val_every_n_epoch=2)
+
+
+class Interrupted(Deterministic):
+    """Ends the third validation of a fit with an error."""
+
+    def __init__(self, hook: str = "", at: int = 3):
+        super().__init__()
+        self.hook, self.at, self.validations = hook, at, 0
+
+    def on_validation_start(self):
+        self.validations += 1
+
+    def raise_in(self, hook: str) -> None:
+        if hook == self.hook and self.validations == self.at:
+            raise RuntimeError("stop")
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        if batch_idx == 1:
+            self.raise_in("step")
+
+    def on_validation_epoch_end(self):
+        self.raise_in("epoch end")
+
+    def on_validation_end(self):
+        self.raise_in("end")
+
+
+@resumes
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("hook", ["step", "epoch end", "end"])
+def test_a_run_that_failed_in_a_validation_resumes_with_the_same_levels(tmp_path, hook):
+    settings: dict[str, Any] = {"validation": held_out(), "val_check_interval": 2, "max_epochs": 3, "num_sanity_val_steps": 0}
+
+    def train():
+        return StatefulDataLoader(Rows(40), batch_size=8)
+
+    uninterrupted, resumed = moving(), moving()
+    whole, _ = fit(uninterrupted, module=Interrupted, train=train(), **settings)
+    path = str(tmp_path / "failed.ckpt")
+    saver = LambdaCallback(on_exception=lambda trainer, *_: trainer.save_checkpoint(path))
+    with pytest.raises(RuntimeError, match="stop"):
+        fit([*moving(), saver], module=lambda: Interrupted(hook), train=train(), **settings)
+    again, _ = fit(resumed, module=Interrupted, train=train(), ckpt_path=path, **settings)
+    assert_same(weights(again), weights(whole))
+    assert [history(one) for one in resumed] == [history(two) for two in uninterrupted]
 
 
 def test_the_state_is_of_primitives_and_each_callback_has_its_own(tmp_path):
@@ -160,7 +226,7 @@ def test_two_processes_decide_as_one(folders):
             assert one == (step, level, pytest.approx(clean, abs=1e-6), pytest.approx(boundary, abs=1e-6), reason, next_level)
         assert result["smoothing"]["seen"][3] == pytest.approx(alone["smoothing"]["seen"][3], abs=1e-6)
         assert [move[4:] for move in result["smoothing"]["history"]] == [move[4:] for move in alone["smoothing"]["history"]]
-    assert {"raised", "lowered"} <= {move[4] for name in ("input", "weight", "activation") for move in alone[name]["history"]}
+    assert {"raised", "lowered"} <= {move[4] for name in ("input", "own") for move in alone[name]["history"]}
 
 
 def test_a_process_without_a_batch_is_an_error_on_all(folders):

@@ -126,6 +126,38 @@ def test_steps_are_those_of_the_optimizer_or_batches_if_there_are_several(module
     assert trainer.global_step == {TwoOptimizers: 12, Classifier: 6 // accumulate + accumulate // 2}[module]
 
 
+@pytest.mark.parametrize("interval", [{}, {"val_check_interval": 2}, {"check_val_every_n_epoch": 2}, {"limit_val_batches": 0}])
+def test_whether_a_validation_follows_is_known_at_the_end_of_a_batch(interval):
+    events: list[Any] = []
+    watch = LambdaCallback(
+        on_train_batch_end=lambda trainer, *_: events.append(internals.validates_after(trainer)),
+        on_validation_start=lambda trainer, *_: events.append("validation"),
+    )
+    fit([watch], **interval, max_epochs=2, num_sanity_val_steps=0)
+    batches = [i for i, event in enumerate(events) if event != "validation"]
+    assert len(batches) == 6
+    assert [events[i] for i in batches] == [events[i + 1 : i + 2] == ["validation"] for i in batches]
+    assert any(events) == ("limit_val_batches" not in interval)
+
+
+def test_a_validation_at_the_start_of_the_training_is_that_of_the_epoch():
+    events: list[tuple[int, int, bool]] = []
+
+    def validate(trainer: pl.Trainer, *_: Any) -> None:
+        internals.validate_within_fit(trainer, epoch=7)
+        assert trainer.training
+        assert trainer.current_epoch == 0
+
+    watch = LambdaCallback(
+        on_train_start=validate,
+        on_validation_start=lambda trainer, module: events.append((trainer.current_epoch, len(module.seen), module.training)),
+    )
+    module, trainer = fit([watch], max_epochs=1, num_sanity_val_steps=0)
+    assert events == [(7, 0, False), (0, 3, False)]
+    assert len(module.validated) == 4
+    assert trainer.current_epoch == 1
+
+
 def test_the_epoch_of_weight_averaging_that_does_not_train_is_known():
     epochs, recomputes, trains = [], [], []
 

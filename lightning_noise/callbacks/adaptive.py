@@ -20,6 +20,7 @@ from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import Results
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, perturbing
+from lightning_noise.loop.internals import validate_within_fit, validates_after
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.metrics.statistics import jackknife_error
@@ -47,10 +48,10 @@ class AdaptiveLevel:
     validation; each is evaluated without the noise of the others. All ranks decide alike. A forward pass that changes the
     module in evaluation is not undone.
 
-    Checkpoints hold the state. A resumed run moves the level as the uninterrupted run would, unless the checkpoint was saved
-    between the last batch of an epoch and its validation (``ModelCheckpoint(every_n_train_steps=…)``): Lightning skips that
-    validation when it resumes. Only a fit loads the state. In another fit, a callback continues from its current level, so give
-    a new model a new callback.
+    Checkpoints hold the state. A resumed run moves the level as the uninterrupted run would. Lightning leaves out the validation
+    of a batch if the checkpoint was saved between the two (``ModelCheckpoint(every_n_train_steps=…)``). With an adaptive level,
+    that validation runs at the start of the resumed training. Only a fit loads the state. In another fit, a callback continues
+    from its current level, so give a new model a new callback.
 
     =============================  ===================================================================
     key                            value
@@ -143,6 +144,7 @@ class Adaptation:
         self._last: Observation | None = None
         self._best: list[float] | None = None  # the best clean metric, and the same without each group of samples
         self._validations = 0  # including those in which another level moved
+        self._due: int | None = None  # the epoch of the validation that follows the last batch
         self._results: Results | None = None  # of this validation, if the level moves in it
 
     @property
@@ -169,6 +171,7 @@ class Adaptation:
             "last": self._last and tuple(self._last),
             "best": self._best,
             "validations": self._validations,
+            "due": self._due,
             "history": [tuple(decision) for decision in self.history],
         }
 
@@ -178,6 +181,7 @@ class Adaptation:
             return
         self.history = [Decision(*decision) for decision in state_dict["history"]]
         self._validations = state_dict["validations"]
+        self._due = state_dict["due"]
         if state_dict["kind"] != self._kind:
             rank_zero_warn(
                 f"the level of {self.name!r} in the checkpoint was moved by {state_dict['kind']}, and is now moved by "
@@ -224,6 +228,18 @@ class Adaptation:
                 for batch in batches:
                     self.observe(trainer, pl_module, batch, 0, 0)
 
+    def resume(self, trainer: Trainer) -> None:
+        """Runs the validation that a checkpoint was saved before, which Lightning leaves out."""
+        if self._due is not None:
+            rank_zero_info(
+                f"the checkpoint was saved before a validation, which the level of {self.name!r} needs and which runs now"
+            )
+            validate_within_fit(trainer, self._due)
+
+    def end_batch(self, trainer: Trainer) -> None:
+        """Notes whether a validation follows the training batch, for a checkpoint that is saved before."""
+        self._due = trainer.current_epoch if validates_after(trainer) else None
+
     def begin(self, trainer: Trainer) -> None:
         """Begins a validation."""
         self._results = None
@@ -246,6 +262,7 @@ class Adaptation:
     def decide(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Moves the level at the end of a validation."""
         self._validations += _counts(trainer)
+        self._due = None
         if self._results is None:
             return
         observation = trainer.strategy.broadcast(self._summarize(trainer, self._results))

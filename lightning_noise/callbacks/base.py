@@ -164,6 +164,8 @@ class NoiseCallback(Callback, Perturbing):
         self._checked, self._effective = False, None
         TrainingDispatcher.attach(trainer)
         loggers.log_text(trainer, f"noise/{self.name}/configuration", loggers.describe_arguments(self))
+        if self.adaptive is not None:
+            self.adaptive.resume(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._clock.save(checkpoint)
@@ -198,6 +200,8 @@ class NoiseCallback(Callback, Perturbing):
             self._check_effect("the training step")
         if trainer.is_last_batch:  # now, because a checkpoint may be saved before the end of the epoch
             self._end_epoch(trainer)
+        if self.adaptive is not None:
+            self.adaptive.end_batch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_stopped(trainer):

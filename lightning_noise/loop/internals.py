@@ -90,6 +90,26 @@ def last_epoch_that_trains(trainer: Trainer) -> float:
     return min(-1 if trainer.max_epochs is None else trainer.max_epochs, *ends, float("inf"))
 
 
+def validates_after(trainer: Trainer) -> bool:
+    """Returns in ``on_train_batch_end`` whether a validation follows the batch. No hook comes in between."""
+    loop: Any = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def validate_within_fit(trainer: Trainer, epoch: int) -> None:
+    """Runs in ``on_train_start`` the validation of an epoch that Lightning leaves out if it resumes right before it."""
+    val_loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
+    before = vars(progress).copy()
+    progress.processed = progress.completed = epoch  # at the end of an epoch, Lightning resumes in the next one
+    val_loop.restarting = False  # otherwise the loop would count the batches of the validation before
+    trainer.validating = True
+    try:
+        val_loop.run()
+    finally:
+        trainer.training = True
+        vars(progress).update(before)
+
+
 def launches_copies(trainer: Trainer) -> bool:
     """Returns whether the strategy spawns or forks its processes, which return their metrics through a pipe."""
     return type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
