@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
-__all__ = ["check_counts", "check_level", "check_numbers", "is_number", "plain"]
+__all__ = ["check_counts", "check_finite", "check_flags", "check_level", "check_numbers", "is_flag", "is_number", "plain"]
+
+
+def is_flag(value: Any) -> bool:
+    """Returns whether a value is a truth value of Python, NumPy or torch.
+
+    Example:
+        >>> import numpy as np
+        >>> is_flag(True), is_flag(np.bool_(True)), is_flag(1)
+        (True, True, False)
+    """
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def is_number(value: Any) -> bool:
     """Returns whether a value is a real number. A truth value is not, also of numpy or torch."""
-    is_truth = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
-    return hasattr(value, "__float__") and not is_truth
+    return hasattr(value, "__float__") and not is_flag(value)
 
 
 def check_numbers(**values: float | None) -> None:
@@ -20,6 +31,14 @@ def check_numbers(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not is_number(value):
             raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_finite(**values: float | None) -> None:
+    """Raises an error if a value is neither a finite number nor ``None``."""
+    check_numbers(**values)
+    for name, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_level(level: float, max_level: float = math.inf) -> float:
@@ -34,10 +53,19 @@ def check_level(level: float, max_level: float = math.inf) -> float:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raises a ValueError if a count is below 1."""
+    """Raises an error if a count is not a whole number of at least 1."""
     for name, count in counts.items():
+        if count is not None and (is_flag(count) or not isinstance(count, Integral)):
+            raise TypeError(f"{name} must be a whole number, got {count!r}")
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def check_flags(**flags: bool) -> None:
+    """Raises a TypeError if a flag is not a boolean, such as a level in its place."""
+    for name, flag in flags.items():
+        if not is_flag(flag):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
 
 
 def plain(value: Any) -> Any:

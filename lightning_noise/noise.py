@@ -17,8 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightning_noise._checks import check_level
-from lightning_noise._tensor import column, span, validate_dim
+from lightning_noise._checks import check_counts, check_finite, check_flags, check_level
+from lightning_noise._tensor import (
+    center_span,
+    column,
+    count_valid,
+    index_valid,
+    neutralize_,
+    span,
+    validate_axis,
+    validate_dim,
+    zero_invalid_,
+)
 from lightning_noise.batch import describe
 from lightning_noise.masks import valid_positions
 from lightning_noise.schedules import Schedule
@@ -51,7 +61,12 @@ class Noise(ABC):
 
     The result has the shape, dtype, device and memory format of ``x``. A noise never writes to ``x``; at level 0 it returns
     ``x`` itself. Half precision is perturbed in float32 and rounded once, at the end. A level below 0 or above ``max_level`` is
-    a ValueError, and so is a tensor with fewer axes than the noise needs. A series is along the last axis.
+    a ValueError, and so is a tensor with fewer axes than the noise needs.
+
+    Invalid elements, such as padding, keep their bits, and valid elements do not depend on them. A mask says which elements
+    are valid; NaN is always invalid. With a mask that is true everywhere, the result is that without a mask.
+
+    Complex Gaussian draws are circular: real and imaginary part are independent, each with half of the variance.
 
     A subclass is a frozen dataclass that implements :meth:`perturb`. Any function with the signature of :meth:`__call__` is a
     noise, too; see :func:`as_noise`.
@@ -65,7 +80,7 @@ class Noise(ABC):
         independent_rows: Whether the noise of a row depends on its index and values alone, and not on those of other rows.
             Rows of held-out data are then drawn many at a time.
         takes_complex: Whether the noise also takes complex values.
-        keeps_nan: Whether NaN stays NaN, and no other element depends on NaN, without a mask.
+        keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that nobody has to put them back.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
 
     Example:
@@ -81,7 +96,7 @@ class Noise(ABC):
     mixes_samples: ClassVar[bool] = False
     independent_rows: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = False
-    keeps_nan: ClassVar[bool] = False
+    keeps_invalid: ClassVar[bool] = False
     is_known: ClassVar[bool] = True
 
     @property
@@ -110,9 +125,11 @@ class Noise(ABC):
             return x
         # contiguous: the draw of an element must not depend on the memory format
         source = x.contiguous()
-        valid = _valid_elements(source, None if mask is None else mask.contiguous(), self.keeps_nan)
-        y = self.perturb(source.to(dtype) if self.requires_float else source, level, generator, valid).to(x.dtype)
-        y = y if valid is None else torch.where(valid, y, source)
+        mask = None if mask is None else mask.contiguous()
+        keeps_invalid = self.keeps_invalid and not x.is_complex()  # 0 times infinity is NaN + NaN i
+        mask = mask if keeps_invalid else _valid(source, mask)
+        y = self.perturb(source.to(dtype) if self.requires_float else source, level, generator, mask).to(x.dtype)
+        y = y if keeps_invalid or mask is None else torch.where(mask, y, source)
         return y if x.is_contiguous() else torch.empty_like(x).copy_(y)
 
     @abstractmethod
@@ -120,8 +137,8 @@ class Noise(ABC):
         """Returns a perturbed copy of ``x``, which is contiguous and, if the noise requires floats, in at least float32.
 
         The level is a positive number, or a tensor that broadcasts against ``x`` and may hold zeros. The mask is a boolean
-        tensor of the shape of ``x``, false at padding and NaN, or ``None`` if all elements are valid. A noise that treats each
-        element alone ignores the mask: the caller puts invalid elements back.
+        tensor of the shape of ``x``, false at padding and NaN, or ``None`` if all elements are valid. What the noise takes from
+        other elements, it takes from valid ones. The caller puts invalid elements back, so an elementwise noise needs no mask.
         """
 
     def _check_arguments(self, x: Tensor, mask: Tensor | None) -> None:
@@ -149,8 +166,8 @@ class _FunctionNoise(Noise):
 
     def __call__(self, x: Tensor, level: float | Tensor, *, generator: torch.Generator, mask: Tensor | None = None) -> Tensor:
         y = self.function(x, level, generator=generator)
-        valid = _valid_elements(x, mask, self.keeps_nan)
-        return y if valid is None else torch.where(valid, y, x)
+        mask = _valid(x, mask)
+        return y if mask is None else torch.where(mask, y, x)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         return self(x, level, generator=generator, mask=mask)
@@ -200,10 +217,11 @@ class Gaussian(Noise):
     severities: ClassVar[tuple[float, ...]] = (0.08, 0.12, 0.18, 0.26, 0.38)
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
-    keeps_nan: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return torch.empty_like(x).normal_(generator=generator).mul_(level).add_(x)
+        return neutralize_(torch.empty_like(x).normal_(generator=generator), mask).mul_(level).add_(x)
 
 
 @dataclass(frozen=True)
@@ -225,10 +243,10 @@ class Uniform(Noise):
     severities: ClassVar[tuple[float, ...]] = (0.14, 0.21, 0.31, 0.45, 0.66)
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
-    keeps_nan: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return torch.empty_like(x).uniform_(-1, 1, generator=generator).mul_(level).add_(x)
+        return neutralize_(torch.empty_like(x).uniform_(-1, 1, generator=generator), mask).mul_(level).add_(x)
 
 
 @dataclass(frozen=True)
@@ -250,10 +268,11 @@ class Speckle(Noise):
 
     severities: ClassVar[tuple[float, ...]] = (0.15, 0.2, 0.35, 0.45, 0.6)
     independent_rows: ClassVar[bool] = True
-    keeps_nan: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return torch.empty_like(x).normal_(generator=generator).mul_(level).add_(1).mul_(x)
+        return zero_invalid_(torch.empty_like(x).normal_(generator=generator), mask).mul_(level).add_(1).mul_(x)
 
 
 @dataclass(frozen=True)
@@ -286,10 +305,18 @@ class Impulse(Noise):
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
 
+    def __post_init__(self):
+        check_finite(low=self.low, high=self.high)
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low must not be above high, got low={self.low} and high={self.high}")
+
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         u = torch.empty_like(x).uniform_(generator=generator)
-        low = _sample_extreme(x, torch.amin) if self.low is None else self.low
-        high = _sample_extreme(x, torch.amax) if self.high is None else self.high
+        low, high = self.low, self.high
+        if low is None or high is None:
+            candidates = _fill_invalid(x, mask)
+            low = column(candidates.amin(1), x) if low is None else low
+            high = column(candidates.amax(1), x) if high is None else high
         return torch.where(u < level / 2, low, x).where(u < 1 - level / 2, high)
 
 
@@ -325,10 +352,13 @@ class Shot(Noise):
     severities: ClassVar[tuple[float, ...]] = (1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3)
 
     def __post_init__(self):
-        if not self.scale > 0:
+        check_finite(scale=self.scale)
+        if self.scale <= 0:
             raise ValueError(f"scale must be positive, got {self.scale}")
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            x = torch.where(mask, x, 0.0)
         if (x < 0).any():  # waits for the device, but torch.poisson of a negative mean is undefined there
             raise ValueError(
                 f"Shot needs data that are not negative, got a minimum of {x.min().item():g}; normalize the data in the "
@@ -356,8 +386,6 @@ class SNR(Noise):
     Args:
         center: Whether the signal is measured around the mean of each sample. Use this for images, where the mean is most of
             the power.
-        padding: The value that pads short series at the end of the last axis. Padding is left as it is and does not count.
-            Default: no padding. It cannot be given together with ``center``.
 
     References:
         The Aurora Experimental Framework (Hirsch and Pearce, 2000), https://www.isca-archive.org/asr_2000/hirsch00_asr.html
@@ -370,37 +398,33 @@ class SNR(Noise):
     """
 
     center: bool = False
-    padding: float | None = None
 
     severities: ClassVar[tuple[float, ...]] = tuple(10 ** (-snr_db / 20) for snr_db in (20, 15, 10, 5, 0))
     independent_rows: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.center and self.padding is not None:
-            raise ValueError(
-                f"center and padding exclude each other, got center=True and padding={self.padding}; give one of them: center "
-                "for images, padding for series"
-            )
-        if self.padding is not None and not math.isfinite(self.padding):
-            raise ValueError(f"padding must be finite, got {self.padding}")
+        check_flags(center=self.center)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 1)
-        signal, noise = x, torch.empty_like(x).normal_(generator=generator)
+        mask = _valid(x, mask)
+        noise = neutralize_(torch.empty_like(x).normal_(generator=generator), mask)
+        flat, valid = x.flatten(1), None if mask is None else mask.flatten(1)
+        signal = _valid_part(flat, valid)
         if self.center:
-            signal = x - column(x.flatten(1).mean(1), x)
-        elif self.padding is not None:
-            series = _before_padding(x, self.padding)
-            signal, noise = x * series, noise.mul_(series)
-        signal_norm, noise_norm = (torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (signal, noise))
-        # a sample of padding alone has no noise to divide by
-        gain = column(signal_norm / noise_norm.clamp_min(torch.finfo(x.dtype).tiny), x)
+            mean = signal.sum(1, keepdim=True) / count_valid(valid, flat, -1)
+            signal = _valid_part(flat - mean, valid)
+        signal_norm, noise_norm = (torch.linalg.vector_norm(part, dim=1) for part in (signal, noise.flatten(1)))
+        # a sample without valid elements has no noise to divide by
+        gain = column(signal_norm / noise_norm.clamp_min(torch.finfo(noise_norm.dtype).tiny), x)
         return noise.mul_(gain * level).add_(x)
 
 
 @dataclass(frozen=True)
 class ColoredNoise(Noise):
-    r"""Adds noise with a power-law spectrum along the last axis.
+    r"""Adds noise with a power-law spectrum along an axis.
 
     .. math:: y = x + \sigma \frac{n}{\sqrt{\overline{n^2}}}, \quad
         \hat{n}_f \sim f^{-\beta / 2} \, \mathcal{N}_{\mathbb{C}}(0, 1), \quad \hat{n}_0 = 0
@@ -410,8 +434,12 @@ class ColoredNoise(Noise):
     decibels per octave: :math:`\beta` = 0 is white, 1 pink (flicker of electronics, background in audio), 2 brown (a drift), -1
     blue, and -2 violet. For a signal-to-noise ratio, use ``relative="std"`` with ``schedules.from_snr_db``.
 
+    With a mask, mean and root mean square are those of the noise at valid elements. A short series gets a stretch of the noise
+    of the whole axis, which may have a trend, and time goes on in gaps. A series with one valid element does not change.
+
     Args:
         exponent: The slope :math:`\beta`.
+        dim: The axis of time, counted from the end: -1 for :math:`(B, C, T)` and -2 for :math:`(B, T, C)`.
 
     References:
         On Generating Power Law Noise (Timmer and König, 1995), https://ui.adsabs.harvard.edu/abs/1995A%26A...300..707T
@@ -423,37 +451,53 @@ class ColoredNoise(Noise):
     """
 
     exponent: float = 1.0
+    dim: int = -1
 
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not math.isfinite(self.exponent):
-            raise ValueError(f"exponent must be finite, got {self.exponent}")
+        check_finite(exponent=self.exponent)
+        object.__setattr__(self, "dim", validate_axis(self.dim))
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        _check_axes(self, x, 1)
-        n = x.shape[-1]
+        _check_axes(self, x, -self.dim)
+        mask = _valid(x, mask)
+        noise = zero_invalid_(self._draw(x, generator), mask)
+        n = count_valid(mask, x, self.dim)
+        if mask is not None:  # a part of the series does not have mean 0
+            mean = noise.sum(self.dim, keepdim=True) / n
+            noise = neutralize_(noise.sub_(torch.where(n < x.shape[self.dim], mean, 0.0)), mask)
+        norm = torch.linalg.vector_norm(noise, dim=self.dim, keepdim=True)
+        gain = n.sqrt() / norm.clamp_min_(torch.finfo(norm.dtype).tiny)  # a series of two may draw an exact 0
+        return noise.mul_(gain.mul_(level)).add_(x)
+
+    def _draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns noise of the shape of ``x`` with the spectrum and mean 0, at any amplitude."""
+        n = x.shape[self.dim]
         if n < 2:
-            raise ValueError(f"ColoredNoise needs a last axis of at least two elements, got shape {tuple(x.shape)}")
-        z = x.new_empty(*x.shape[:-1], n - 1).normal_(generator=generator)  # the degrees of freedom of mean 0
+            raise ValueError(f"ColoredNoise needs at least two elements along axis {self.dim}, got shape {tuple(x.shape)}")
+        series = [*x.movedim(self.dim, -1).shape[:-1], n - 1]  # the degrees of freedom of mean 0
+        z = torch.empty([2, *series] if x.is_complex() else series, dtype=x.dtype.to_real(), device=x.device)
+        z.normal_(generator=generator)
         half, even = n // 2, 1 - n % 2
         spectrum = torch.complex(pad(z[..., :half], (1, 0)), pad(z[..., half:], (1, even)))
-        frequency = torch.arange(half + 1, dtype=x.dtype, device=x.device).clamp_min_(1)
+        frequency = torch.arange(half + 1, dtype=z.dtype, device=x.device).clamp_min_(1)
         strongest = 1 if self.exponent > 0 else half  # amplitudes are relative to the strongest, so they cannot overflow
         amplitude = frequency.div_(strongest) ** (-self.exponent / 2)
         if even:
             amplitude[-1] *= math.sqrt(2)  # the highest frequency is real: one number carries the power of two
         noise = torch.fft.irfft(spectrum.mul_(amplitude), n)
-        norm = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-        gain = math.sqrt(n) / norm.clamp_min_(torch.finfo(x.dtype).tiny)  # a series of two may draw an exact 0
-        return noise.mul_(gain.mul_(level)).add_(x)
+        noise = torch.complex(noise[0], noise[1]) if x.is_complex() else noise
+        return noise.movedim(-1, self.dim).contiguous()
 
 
 @dataclass(frozen=True)
 class Drift(Noise):
-    r"""Adds a random walk along the last axis, as of a drifting sensor.
+    r"""Adds a random walk along an axis, as of a drifting sensor.
 
     .. math:: y_t = x_t + \frac{\sigma}{\sqrt{T}} \sum_{s=1}^{t} \epsilon_s, \quad \epsilon_s \sim \mathcal{N}(0, 1)
 
@@ -461,6 +505,11 @@ class Drift(Noise):
     :math:`\sigma \geq 0` at the end of the series, in the units of the data. At the same level, the noise of a series has half
     the power of :class:`Gaussian`, so the severities are :math:`\sqrt{2}` times as high. :class:`ColoredNoise` with exponent 2
     is a walk that returns to its start.
+
+    With a mask, :math:`t` and :math:`T` count valid elements, so the walk stands still in gaps.
+
+    Args:
+        dim: The axis of time, counted from the end: -1 for :math:`(B, C, T)` and -2 for :math:`(B, T, C)`.
 
     References:
         An Introduction to Inertial Navigation (Woodman, 2007), https://doi.org/10.48456/tr-696
@@ -471,13 +520,23 @@ class Drift(Noise):
         tensor([0.25..., 0.35..., 0.43..., 0.5...])
     """
 
+    dim: int = -1
+
     severities: ClassVar[tuple[float, ...]] = (0.11, 0.17, 0.25, 0.37, 0.54)
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "dim", validate_axis(self.dim))
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        _check_axes(self, x, 1)
-        return torch.empty_like(x).normal_(generator=generator).cumsum_(-1).mul_(level * x.shape[-1] ** -0.5).add_(x)
+        _check_axes(self, x, -self.dim)
+        mask = _valid(x, mask)
+        steps = zero_invalid_(torch.empty_like(x).normal_(generator=generator), mask)
+        walk = neutralize_(steps.cumsum_(self.dim), mask)
+        return walk.mul_(level * count_valid(mask, x, self.dim).rsqrt_()).add_(x)
 
 
 @dataclass(frozen=True)
@@ -489,6 +548,9 @@ class Scaling(Noise):
     Each channel of each sample has its own factor. Mean, variance and level are those of :class:`Speckle`. The paper uses 0.1,
     the first severity.
 
+    Args:
+        dim: The axis of time, counted from the end: -1 for :math:`(B, C, T)` and -2 for :math:`(B, T, C)`.
+
     References:
         Data Augmentation of Wearable Sensor Data for Parkinson's Disease Monitoring using Convolutional Neural Networks (Um et
         al., 2017), https://arxiv.org/abs/1706.00527
@@ -499,13 +561,21 @@ class Scaling(Noise):
         True
     """
 
+    dim: int = -1
+
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
     independent_rows: ClassVar[bool] = True
-    keeps_nan: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "dim", validate_axis(self.dim))
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        _check_axes(self, x, 1)
-        return x.new_empty(*x.shape[:-1], 1).normal_(generator=generator).mul_(level).add_(1) * x
+        _check_axes(self, x, -self.dim)
+        factor = torch.empty_like(x.narrow(self.dim, 0, 1), memory_format=torch.contiguous_format)
+        y = factor.normal_(generator=generator).mul_(level).add_(1) * x
+        return y if mask is None else torch.where(mask, y, x)
 
 
 @dataclass(frozen=True)
@@ -515,9 +585,12 @@ class PatchGaussian(Noise):
     .. math:: y = x + \sigma m \epsilon, \quad \epsilon \sim \mathcal{N}(0, I)
 
     The mask :math:`m` is 1 in a square that all channels share. The center is uniform over the pixels, and the square is cut
-    off at the edges. Images are the last two axes. The paper reports the clean accuracy of cutout with the robustness of
-    Gaussian noise. The level is the standard deviation :math:`\sigma \geq 0` in the units of the data, with the severities of
-    :class:`Gaussian`.
+    off at the edges. A square of even size has its center between pixels, so it reaches all edges alike. Along an axis of
+    :math:`n` pixels, a square of size :math:`s \leq n` covers a share of :math:`s / n - \lfloor s^2 / 4 \rfloor / n^2` on
+    average. Images are the last two axes. With a mask, only rows and columns with valid pixels count.
+
+    The paper reports the clean accuracy of cutout with the robustness of Gaussian noise. The level is the standard deviation
+    :math:`\sigma \geq 0` in the units of the data, with the severities of :class:`Gaussian`.
 
     Args:
         size: The side of the square in pixels. The paper uses 25 on the 32 pixels of CIFAR-10 and up to 250 on the 224 pixels
@@ -538,24 +611,27 @@ class PatchGaussian(Noise):
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size must be a whole number of pixels, at least 1, got {self.size}")
+        check_counts(size=self.size)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 2)
-        places = x.new_empty(2, len(x)).uniform_(generator=generator)
+        real = x.dtype.to_real()
+        centers = torch.empty(2, len(x), dtype=real, device=x.device).uniform_(generator=generator)
         height, width = (min(self.size, n) for n in x.shape[-2:])
         z = x.new_empty(*x.shape[:-2], height, width).normal_(generator=generator).mul_(level)
         # tiles of the square over the image: wherever the square lies, it holds each draw at most once
         repeats = (math.ceil(n / m) for n, m in zip(x.shape[-2:], (height, width), strict=True))
         z = z.repeat(*[1] * (x.ndim - 2), *repeats)[..., : x.shape[-2], : x.shape[-1]]
-        rows, columns = (
-            span((place * x.shape[dim]).floor_() - self.size // 2, self.size, x, dim).to(x.dtype)
-            for dim, place in zip((-2, -1), places, strict=True)
-        )
-        return torch.addcmul(x, z, rows * columns)
+        square = torch.ones((), dtype=torch.bool, device=x.device)
+        for dim, u in zip((-2, -1), centers, strict=True):
+            n, index = index_valid(mask, x, dim)
+            square = square & span(center_span(u, self.size, n), self.size, x, dim, index)
+        y = torch.addcmul(x, z, square.to(x.dtype))
+        return y if mask is None else torch.where(mask, y, x)
 
 
 @dataclass(frozen=True)
@@ -568,6 +644,10 @@ class Masking(Noise):
     The level is the share :math:`p \in [0, 1]` of the sample that is masked. Lengths are rounded up or down at random, so that
     the mean of the masked share is exactly :math:`p`. The box lies within the sample. The severities span the range of random
     erasing.
+
+    With a mask, lengths and places count the positions of each axis that hold a valid element. So the mean share of the valid
+    part is exactly :math:`p` if this part is a span or a box. Of another part, the box covers :math:`p` of the smallest grid of
+    positions that holds the part.
 
     Args:
         dim: The axes of the box, counted from the end. Along all other axes the box spans the sample. ``(-2, -1)`` is a box of
@@ -593,20 +673,22 @@ class Masking(Noise):
     severities: ClassVar[tuple[float, ...]] = (0.02, 0.05, 0.1, 0.2, 0.33)
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
+    takes_complex: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "dim", validate_dim(self.dim))  # a tuple is hashable and not the caller's list
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, -min(self.dim))
-        share = torch.as_tensor(level, dtype=x.dtype, device=x.device).flatten() ** (1 / len(self.dim))
-        u = x.new_empty(len(self.dim), 2, len(x)).uniform_(generator=generator)
+        real = x.dtype.to_real()
+        share = torch.as_tensor(level, dtype=real, device=x.device).flatten() ** (1 / len(self.dim))
+        u = torch.empty(len(self.dim), 2, len(x), dtype=real, device=x.device).uniform_(generator=generator)
         box = torch.ones((), dtype=torch.bool, device=x.device)
         for dim, (rounding, place) in zip(self.dim, u, strict=True):
-            n = x.shape[dim]
+            n, index = index_valid(mask, x, dim)
             length = (share * n + rounding).floor_()
-            box = box & span((place * (n + 1 - length)).floor_(), length, x, dim)
-        return torch.where(box.expand_as(x).contiguous(), self.value, x)  # a broadcast mask is slow on the CPU
+            box = box & span((place * (n + 1 - length)).floor_(), length, x, dim, index)
+        return torch.where(box, self.value, x)
 
 
 @dataclass(frozen=True)
@@ -640,9 +722,13 @@ class FeatureDropout(Noise):
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_flags(rescale=self.rescale)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        kept = x.masked_fill(torch.empty_like(x).uniform_(generator=generator) < level, 0.0)
+        kept = x.masked_fill(_uniform_like(x, generator) < level, 0.0)
         if not self.rescale:
             return kept
         # at p = 1, an infinite factor would make the gradient NaN
@@ -663,6 +749,7 @@ class DropConnect(Noise):
     severities: ClassVar[tuple[float, ...]] = FeatureDropout.severities
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
+    takes_complex: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         return FeatureDropout().perturb(x, level, generator, mask)
@@ -701,25 +788,54 @@ class SwapNoise(Noise):
     max_level: ClassVar[float] = 1.0
     requires_float: ClassVar[bool] = False
     mixes_samples: ClassVar[bool] = True
+    takes_complex: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         n = len(x)
         if n < 2:
             return x.clone()
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        swapped = torch.empty_like(x, dtype=dtype).uniform_(generator=generator) < level
+        u = _uniform_like(x, generator)
         rows = torch.randint(n - 1, x.shape, generator=generator, device=x.device)
-        rows.add_(rows >= column(torch.arange(n, device=x.device), x))  # any row but the sample's own
-        return torch.where(swapped, x.gather(0, rows), x)
+        if mask is None:
+            rows.add_(rows >= column(torch.arange(n, device=x.device), x))  # any row but the sample's own
+            return torch.where(u < level, x.gather(0, rows), x)
+        return torch.where((u < level) & mask, x.gather(0, _valid_rows(rows, u / level, mask)), x)
 
 
-def _valid_elements(x: Tensor, mask: Tensor | None, keeps_nan: bool) -> Tensor | None:
-    """Returns the valid elements, or ``None`` if all are valid or the noise need not know."""
-    if mask is None and (keeps_nan or not (x.is_floating_point() or x.is_complex())):
-        return None
-    if mask is None and x.device.type == "cpu" and not x.detach().sum().isnan():  # elsewhere the answer would be waited for
-        return None
-    return valid_positions(x, mask)
+def _valid(x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Returns the elements that the mask marks and that are not NaN, or ``None`` if all are valid."""
+    # elsewhere the program would wait for the answer
+    may_be_nan = (x.is_floating_point() or x.is_complex()) and (x.device.type != "cpu" or bool(x.detach().sum().isnan()))
+    return valid_positions(x, mask) if may_be_nan else mask
+
+
+def _valid_part(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns ``x`` with zeros at invalid elements."""
+    if mask is None:
+        return x
+    return torch.where(mask, x, 0.0) if x.requires_grad else zero_invalid_(x.clone(), mask)
+
+
+def _uniform_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns uniform numbers in [0, 1) of the shape of ``x``, in at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32).to_real()
+    return torch.empty_like(x, dtype=dtype).uniform_(generator=generator)
+
+
+def _valid_rows(rows: Tensor, fraction: Tensor, mask: Tensor) -> Tensor:
+    """Returns for each valid cell another valid row of its column, or its own row if there is no other.
+
+    The rows in {0, ..., B - 2} and the fractions in [0, 1) are uniform. Together they choose among fewer rows without bias; of
+    B - 1 other valid rows, they choose the row itself.
+    """
+    own = column(torch.arange(len(mask), device=mask.device), mask)
+    valid = mask.cumsum(0)
+    others = valid[-1:] - 1
+    rank = torch.where(mask, valid - 1, others + 1 + own - valid)  # valid rows first
+    order = torch.empty_like(rank).scatter_(0, rank, own.expand_as(rank))
+    chosen = (rows * others + (fraction * others).long().clamp_max_(others - 1)) // (len(mask) - 1)
+    chosen.add_(chosen >= rank)
+    return order.gather(0, chosen.clamp_max_(others).clamp_min_(0))  # cells that are not swapped may have any fraction
 
 
 def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
@@ -730,16 +846,14 @@ def _check_axes(noise: Noise, x: Tensor, axes: int) -> None:
         )
 
 
-def _before_padding(x: Tensor, padding: float) -> Tensor:
-    """Returns 1 up to the last element of each series that is not padding, and 0 after it."""
-    # x may have been converted from half precision, where the value is rounded
-    values = torch.stack([torch.tensor(padding, dtype=dtype).to(x.dtype) for dtype in (x.dtype, torch.float16, torch.bfloat16)])
-    return (~torch.isin(x, values.to(x.device))).to(x.dtype).flip(-1).cummax(-1).values.flip(-1)
-
-
-def _sample_extreme(x: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
+def _fill_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the elements of each sample, with the first valid one instead of each invalid one."""
     if x.ndim < 2:
         raise ValueError(
             f"Impulse needs samples of several numbers to find low and high, got shape {tuple(x.shape)}; give low and high"
         )
-    return column(reduce(x.flatten(1), 1), x)
+    x = x.flatten(1)
+    if mask is None:
+        return x
+    mask = mask.flatten(1)
+    return torch.where(mask, x, x.gather(1, mask.view(torch.uint8).argmax(1, keepdim=True)))

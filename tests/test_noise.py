@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from members import NOISES
 
 from lightning_noise import noise, testing
+from lightning_noise._checks import check_level
 from lightning_noise.testing import NOISE_LAWS
 
 DROPOUTS = (noise.FeatureDropout(), noise.DropConnect())
@@ -86,7 +88,7 @@ def moments(member: noise.Noise, value: float, level: float) -> tuple[float, flo
         case noise.Gaussian() | noise.ColoredNoise():
             return value, level**2
         case noise.Drift():
-            return value, level**2 * 3 / 8  # the third of eight steps
+            return value, level**2 * (3 / 8 if member.dim == -1 else 1)  # the third of eight steps, or the only one
         case noise.Uniform():
             return value, level**2 / 3
         case noise.Speckle() | noise.Scaling():
@@ -112,8 +114,9 @@ def moments(member: noise.Noise, value: float, level: float) -> tuple[float, flo
             raise NotImplementedError(member)
 
 
-# of the others it depends on the sample, and each has a test of its own
-CONSTANT_MOMENTS = [member for member in NOISES if member not in (noise.Impulse(), noise.SNR(padding=0.0), *MASKING)]
+# of the others it depends on the sample or the axis, and each has a test of its own
+OTHER_MOMENTS = (noise.Impulse(), noise.ColoredNoise(dim=-2), *MASKING)
+CONSTANT_MOMENTS = [member for member in NOISES if member not in OTHER_MOMENTS]
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5])
@@ -267,32 +270,7 @@ def test_the_signal_to_noise_ratio_is_exact_to_1e12_where_nothing_is_cancelled(g
     torch.testing.assert_close(ratio, torch.zeros_like(ratio), rtol=0, atol=1e-12)
 
 
-def test_padding_gets_no_noise_and_does_not_count(generator):
-    lengths = (100, 60, 0)
-    x = torch.randn(3, 2, 100, dtype=torch.float64, generator=generator)
-    x[:, :, 10] = 0  # a zero within the signal is no padding
-    for row, length in zip(x, lengths, strict=True):
-        row[:, length:] = 0
-    y = noise.SNR(padding=0.0)(x, 0.1, generator=generator)
-    for before, after, length in zip(x, y, lengths, strict=True):
-        assert torch.equal(after[:, length:], before[:, length:])
-        assert (after[:, :length] != before[:, :length]).all()
-    error = (y - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
-    torch.testing.assert_close(error[:2], torch.full_like(error[:2], 0.1), rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("padding", [-11.5129, -0.1, 0.0])
-def test_padding_is_found_in_any_precision(padding, dtype, generator):
-    x = torch.randn(2, 50, generator=generator).to(dtype)
-    x[0, 30:] = padding
-    y = noise.SNR(padding=padding)(x, 0.5, generator=generator)
-    assert torch.equal(y[0, 30:], x[0, 30:])
-    assert (y[0, :30] != x[0, :30]).float().mean() > 0.8  # bfloat16 may round small noise away
-    assert (y[1] != x[1]).float().mean() > 0.8
-
-
-@pytest.mark.parametrize("member", [noise.SNR(), noise.SNR(center=True), noise.SNR(padding=1.0)], ids=repr)
+@pytest.mark.parametrize("member", [noise.SNR(), noise.SNR(center=True)], ids=repr)
 def test_a_silent_sample_stays_silent(member, generator):
     x = torch.zeros(2, 50) if not member.center else torch.full((2, 50), 3.0)
     assert torch.equal(member(x, 1.0, generator=generator), x)
@@ -350,21 +328,22 @@ def test_each_series_is_scaled_by_one_factor_of_its_own(generator):
     assert len(factors[..., 0].unique()) == 12
 
 
-@pytest.mark.parametrize(("size", "shape"), [(3, (9, 9)), (4, (9, 6)), (1, (5, 5)), (20, (6, 9)), (7, (7, 7))])
-def test_a_patch_is_a_square_around_a_uniform_centre_cut_off_at_the_edges(size, shape, generator):
-    n = 4000
-    changed = noise.PatchGaussian(size)(torch.zeros(n, 2, *shape), 1.0, generator=generator) != 0
+@pytest.mark.parametrize(("size", "shape"), [(3, (9, 9)), (4, (9, 6)), (2, (4, 3)), (1, (5, 5)), (6, (6, 9)), (20, (6, 9))])
+def test_a_patch_reaches_every_edge_alike_and_covers_the_share_of_the_formula(size, shape, generator, monkeypatch):
+    # every center, and with it both squares of even size around it, once
+    centers = [(torch.arange(2 * n) + 0.5) / (2 * n) for n in shape]
+    grid = torch.cartesian_prod(*centers).T.contiguous()
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda tensor, *, generator: tensor.copy_(grid))
+    changed = noise.PatchGaussian(size)(torch.zeros(grid.shape[1], 2, *shape), 1.0, generator=generator) != 0
     assert torch.equal(changed[:, 0], changed[:, 1])
     rows, columns = changed[:, 0].any(2), changed[:, 0].any(1)
     assert torch.equal(changed[:, 0], rows[:, :, None] & columns[:, None, :])
-    for covered, length in zip((rows, columns), shape, strict=True):
-        # what the squares around all of the centres cover
-        cover = torch.zeros(length, dtype=torch.float64)
-        for centre in range(length):
-            cover[max(centre - size // 2, 0) : max(centre - size // 2 + size, 0)] += 1 / length
-        # five standard errors
-        error = 5 * (cover * (1 - cover) / n).clamp_min(0).sqrt() + 1e-12
-        assert ((covered.double().mean(0) - cover).abs() <= error).all()
+    times = changed[:, 0].sum(0)
+    assert torch.equal(times, times.flip(0))
+    assert torch.equal(times, times.flip(1))
+    if size <= min(shape):
+        shares = [size / n - size**2 // 4 / n**2 for n in shape]
+        assert times.double().mean().item() / grid.shape[1] == pytest.approx(math.prod(shares), rel=1e-12)
 
 
 def test_the_noise_of_a_patch_is_that_of_independent_elements(generator):
@@ -483,24 +462,57 @@ def test_a_batch_with_too_few_axes_is_refused(member, generator):
     "build",
     [
         lambda: noise.Shot(scale=0.0),
+        lambda: noise.Shot(scale=math.inf),
+        lambda: noise.Impulse(low=math.nan),
+        lambda: noise.Impulse(low=1.0, high=0.0),
         lambda: noise.PatchGaussian(size=0),
-        lambda: noise.PatchGaussian(size=2.5),  # type: ignore[arg-type]
         lambda: noise.ColoredNoise(math.nan),
-        lambda: noise.SNR(padding=math.nan),
+        lambda: noise.ColoredNoise(dim=1),
+        lambda: noise.Drift(dim=0),
+        lambda: noise.Scaling(dim=1),
         lambda: noise.Masking(dim=()),
         lambda: noise.Masking(dim=(1, 2)),
         lambda: noise.Masking(dim=(-1, -1)),
-        lambda: noise.SNR(center=True, padding=0.0),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(build):
-    with pytest.raises(ValueError, match=r"must be|give one of them"):
+    with pytest.raises(ValueError, match=r"must be|must not be"):
         build()
 
 
-def test_a_number_is_no_tuple_of_axes():
-    with pytest.raises(TypeError, match=r"dim must be a tuple of axes such as \(-1,\), got -1"):
-        noise.Masking(dim=-1)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("member", "arguments", "message"),
+    [
+        (noise.Masking, dict(dim=-1), r"dim must be a tuple of axes such as \(-1,\), got -1"),
+        (noise.Masking, dict(dim=0.3), r"dim must be a tuple of axes such as \(-1,\), got 0.3"),
+        (noise.Masking, dict(dim=[-1.0]), "dim must be an axis counted from the end, such as -1, got -1.0"),
+        (noise.Drift, dict(dim=(-1,)), r"dim must be an axis counted from the end, such as -1, got \(-1,\)"),
+        (noise.ColoredNoise, dict(dim=True), "dim must be an axis counted from the end, such as -1, got True"),
+        (noise.PatchGaussian, dict(size=2.5), "size must be a whole number, got 2.5"),
+        (noise.PatchGaussian, dict(size=np.bool_(True)), "size must be a whole number, got"),
+        (noise.Shot, dict(scale=True), "scale must be a number, got True"),
+        (noise.Impulse, dict(low="0"), "low must be a number, got '0'"),
+        (noise.ColoredNoise, dict(exponent="pink"), "exponent must be a number, got 'pink'"),
+        (noise.SNR, dict(center=0.1), "center must be True or False, got 0.1"),
+        (noise.FeatureDropout, dict(rescale=0.2), "rescale must be True or False, got 0.2"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(member, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        member(**arguments)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(generator):
+    three, axis, half = np.array(3)[()], np.array(-2)[()], np.array(0.5, dtype=np.float32)[()]
+    assert noise.PatchGaussian(three) == noise.PatchGaussian(3)
+    assert noise.Drift(dim=axis) == noise.Drift(dim=-2)
+    assert noise.Gaussian()(torch.zeros(2, 3), half, generator=generator).any()
+
+
+@pytest.mark.parametrize("level", [True, np.bool_(True), torch.tensor(True), np.array(True)], ids=repr)
+def test_a_boolean_is_no_level(level):
+    with pytest.raises(TypeError, match="a level must be a number, got"):
+        check_level(level)
 
 
 @pytest.mark.parametrize("member", NOISES, ids=repr)
