@@ -79,6 +79,7 @@ class Noise(ABC):
         mixes_samples: Whether a sample receives values of other samples, so that its noise depends on its batch.
         independent_rows: Whether the noise of a row depends on its index and values alone, and not on those of other rows.
             Rows of held-out data are then drawn many at a time.
+        elementwise: Whether each element is perturbed alone, so that the shape of ``x`` has no meaning.
         takes_complex: Whether the noise also takes complex values.
         keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that nobody has to put them back.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
@@ -95,6 +96,7 @@ class Noise(ABC):
     requires_float: ClassVar[bool] = True
     mixes_samples: ClassVar[bool] = False
     independent_rows: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = False
     keeps_invalid: ClassVar[bool] = False
     is_known: ClassVar[bool] = True
@@ -215,6 +217,7 @@ class Gaussian(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.08, 0.12, 0.18, 0.26, 0.38)
+    elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
@@ -241,6 +244,7 @@ class Uniform(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.14, 0.21, 0.31, 0.45, 0.66)
+    elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
@@ -267,6 +271,7 @@ class Speckle(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.15, 0.2, 0.35, 0.45, 0.6)
+    elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
@@ -350,6 +355,7 @@ class Shot(Noise):
     scale: float = 1.0
 
     severities: ClassVar[tuple[float, ...]] = (1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3)
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self):
         check_finite(scale=self.scale)
@@ -720,6 +726,7 @@ class FeatureDropout(Noise):
     rescale: bool = True
 
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
     takes_complex: ClassVar[bool] = True
@@ -747,6 +754,7 @@ class DropConnect(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = FeatureDropout.severities
+    elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
     takes_complex: ClassVar[bool] = True

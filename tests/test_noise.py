@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -503,7 +504,7 @@ def test_arguments_of_another_kind_are_refused(member, arguments, message):
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers(generator):
-    three, axis, half = np.array(3)[()], np.array(-2)[()], np.array(0.5, dtype=np.float32)[()]
+    three, axis, half = (cast(Any, number) for number in (np.int64(3), np.int64(-2), np.float32(0.5)))
     assert noise.PatchGaussian(three) == noise.PatchGaussian(3)
     assert noise.Drift(dim=axis) == noise.Drift(dim=-2)
     assert noise.Gaussian()(torch.zeros(2, 3), half, generator=generator).any()

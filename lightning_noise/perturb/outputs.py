@@ -56,7 +56,7 @@ def perturb_output(
 
     def perturb(leaf: Tensor, path: Path) -> Tensor:
         if id(leaf) not in noisy:
-            check_output(leaf, key, module, path, needs_samples=relative is not None or not noise.keeps_nan)
+            check_output(leaf, key, module, path, needs_samples=relative is not None or not noise.elementwise)
             noisy[id(leaf)] = _noisy_output(leaf, path, noise, level, key, relative)
         return noisy[id(leaf)]
 
