@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -127,16 +128,112 @@ def test_images_are_shown_side_by_side_in_the_range_of_the_first(shape):
     assert board[margin : rows - margin, 2 * columns + margin : 3 * columns - margin].max() == 0, "too dark is black"
 
 
-@pytest.mark.parametrize(("shape", "lines"), [((5, 2, 100), 2), ((5, 64), 1)], ids=str)
-def test_signals_are_drawn_as_lines(shape, lines):
+@pytest.mark.parametrize(("shape", "lines"), [((5, 2, 100), 2), ((5, 64), 1), ((5, 7), 1), ((5, 48, 7), 7)], ids=str)
+def test_signals_are_drawn_side_by_side_as_lines(shape, lines):
     clean = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     figure = plots.samples({"clean": clean, "noisy": clean + 1}, n_samples=3)
     assert figure is not None
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["clean", "noisy"]
-    assert len(figure.axes) == 3 * 2
-    assert len(figure.axes[0].lines) == lines
-    drawn = np.asarray(figure.axes[1].lines[0].get_ydata())
-    assert drawn == pytest.approx(clean[0].view(-1, shape[-1])[0].numpy() + 1)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["clean", "noisy"]
+    assert len(figure.axes) == 3
+    for axes, sample in zip(figure.axes, clean, strict=False):
+        channels = sample.view(1, -1) if sample.ndim == 1 else sample if sample.shape[1] > sample.shape[0] else sample.T
+        assert len(axes.lines) == lines
+        for line, channel in zip(axes.lines, channels, strict=True):
+            drawn = np.asarray(line.get_ydata())
+            np.testing.assert_array_equal(drawn, np.concatenate([channel, [np.nan], channel + 1, [np.nan]]))
+
+
+# shapes of samples that are no images by their channels or their aspect ratio
+SIGNALS = [(1, 128, 4), (16_000, 1), (3, 1000, 1), (7,), (48, 7), (1, 1, 30_000), (2, 64, 64), (40, 5)]
+IMAGES = [(1, 4, 4), (3, 64, 64), (64, 64, 3), (4, 32, 32), (28, 28), (1, 32, 250), (1, 250, 32), (3, 600, 900)]
+
+
+@pytest.mark.parametrize("shape", SIGNALS + IMAGES, ids=str)
+def test_a_picture_of_samples_has_a_bounded_size(shape):
+    clean = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    figure = plots.samples({"clean": clean} | {f"noisy {i}": clean + i for i in range(12 if shape[0] < 3 else 3)})
+    assert figure is not None
+    assert (figure.get_size_inches() * figure.dpi).max() <= 1500
+    assert bool(figure.axes[0].images) == (shape in IMAGES)
+    assert max(sum(len(np.asarray(line.get_xdata())) for line in axes.lines) for axes in figure.axes) <= 8 * 3 * 1500
+
+
+@pytest.mark.parametrize("shape", [(1000, 1), (3, 600, 900)], ids=str)
+def test_a_picture_is_drawn_quickly(shape):
+    start = time.process_time()
+    figure = plots.samples({str(i): torch.rand(4, *shape) for i in range(6)})
+    assert figure is not None
+    figure.savefig(io.BytesIO())
+    assert time.process_time() - start < 20  # half a second; a column of images 1000 pixels high took 40
+
+
+def test_many_samples_and_channels_are_cut():
+    x = torch.rand(20, 9, 50, generator=torch.Generator().manual_seed(0))
+    figure = plots.samples({"clean": x, "noisy": x}, n_samples=20)
+    assert figure is not None
+    assert (figure.get_size_inches() * figure.dpi).max() <= 1500
+    assert len(figure.axes[0].lines) == 8
+    assert figure.texts[0].get_text() == "the first 8 of 9 channels"
+
+
+def test_long_signals_keep_their_peaks_and_gaps():
+    signal = torch.zeros(1, 100_000)
+    signal[0, 12_345], signal[0, 67_890], signal[0, 40_000:60_000] = 5.0, -3.0, math.nan
+    signal[0, 99] = math.inf
+    figure = plots.samples({"clean": signal})
+    assert figure is not None
+    x, y = points_of(figure.axes[0].lines[0])
+    assert len(y) < 1000
+    assert (np.nanmax(y), np.nanmin(y)) == (5, -3)
+    gap = np.isnan(y) & (x > 0.1) & (x < 0.9)
+    assert gap.mean() == pytest.approx(0.2, abs=0.02)
+    assert not np.isnan(y[(x < 0.4) | ((x > 0.6) & (x < 0.95))]).any(), "an infinite value is beside finite ones"
+
+
+def points_of(line: Line2D) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def odd(shape: tuple[int, ...], value: float | None) -> Tensor:
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    if value is not None:
+        x[0, ..., 0], x[1] = value, value
+    return x
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (100,)], ids=["images", "signals"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shape: odd(shape, math.nan),
+        lambda shape: odd(shape, math.inf),
+        lambda shape: odd(shape, -math.inf),
+        lambda shape: odd(shape, 3e38),
+        lambda shape: torch.zeros(4, *shape),
+        lambda shape: (255 * odd(shape, None)).to(torch.uint8),
+        lambda shape: odd(shape, None) > 0.5,
+        lambda shape: odd(shape, None).bfloat16(),
+        lambda shape: torch.complex(odd(shape, None), odd(shape, math.nan)),
+        lambda shape: [odd((*shape[:-1], size), None)[0] for size in (shape[-1], 90, 10)],
+    ],
+    ids=["NaN", "infinity", "-infinity", "huge", "constant", "uint8", "bool", "bfloat16", "complex", "sizes"],
+)
+def test_odd_values_and_samples_of_different_sizes_are_drawn(make, shape):
+    x = make(shape)
+    figure = plots.samples({"clean": x, "same": x})
+    assert figure is not None
+    figure.savefig(io.BytesIO())
+
+
+def test_missing_pixels_are_red_and_a_constant_is_gray():
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 2, 3], x[1] = math.nan, 7.0
+    figure = plots.samples({"clean": x})
+    assert figure is not None
+    board = np.asarray(figure.axes[0].images[0].get_array())
+    assert board[1 + 2, 1 + 3].tolist() == [0.9, 0.3, 0.3]
+    assert (np.ptp(board, axis=-1) > 0).sum() == 1
+    assert (board[11:19, 1:9] == 0.5).all()
 
 
 MOVES = [
@@ -175,9 +272,21 @@ def test_the_legends_of_an_adaptation_cover_no_axes():
     assert all(legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1 for legend in legends)
 
 
-@pytest.mark.parametrize("shape", [(4, 10), (4, 2, 8, 8), (4,), (4, 3, 8, 8, 8)], ids=str)
-def test_tensors_that_are_neither_images_nor_signals_give_no_figure(shape):
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1, 1), (4, 3, 8, 8, 8)], ids=str)
+def test_numbers_and_volumes_give_no_figure(shape):
     assert plots.samples({"clean": torch.zeros(shape)}) is None
+
+
+def test_plots_of_values_that_are_not_finite_are_drawn():
+    broken = {0.1: math.nan, 1.0: -math.inf}
+    for figure in (
+        plots.robustness_curve({"a": broken, "b": {0.1: math.inf, 1.0: 0.5}}),
+        plots.range_test(broken, math.nan, 0.9),
+        plots.adaptation([Decision(10, 0.1, math.nan, math.inf, "non_finite", math.nan)]),
+        plots.reliability_diagram({str(i): [torch.zeros(15)] * 4 for i in range(40)}),
+    ):
+        figure.savefig(io.BytesIO())
+        assert (figure.get_size_inches() * figure.dpi).max() <= 1500
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 1, 100)], ids=["images", "signals"])
