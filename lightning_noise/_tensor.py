@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from numbers import Integral
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "span",
     "validate_axis",
     "validate_dim",
+    "without_overrides",
     "zero_invalid_",
 ]
 
@@ -96,8 +98,13 @@ def neutralize_(noise: Tensor, mask: Tensor | None) -> Tensor:
 def like(leaf: Tensor, y: Tensor) -> Tensor:
     """Returns ``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
     y = as_type_of(leaf, y)
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_overrides():
         return Tensor.requires_grad_(y, leaf.requires_grad)
+
+
+def without_overrides() -> AbstractContextManager[None]:
+    """Returns a context in which no method of a tensor is that of its subclass."""
+    return torch._C.DisableTorchFunctionSubclass()
 
 
 def detached(leaf: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import LambdaCallback, StochasticWeightAveragin
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
@@ -572,6 +573,7 @@ def test_autograd_does_not_see_writes_whose_count_is_taken_back():
         else:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 loss.backward()
+    assert w.grad is not None
     assert torch.equal(w.grad, 2 * w)
 
 
@@ -580,6 +582,11 @@ def test_a_tensor_whose_samples_vmap_hides_is_known():
     torch.vmap(lambda x: found.append(internals.is_batched(x)) or x)(torch.zeros(3, 2))
     assert found == [True]
     assert not internals.is_batched(torch.zeros(3, 2))
+
+
+def test_tensors_that_consist_of_tensors_are_known():
+    assert internals.wraps_tensors(TwoTensor(torch.ones(2), torch.zeros(2)))
+    assert not internals.wraps_tensors(torch.ones(2).as_subclass(type("Labelled", (Tensor,), {})))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

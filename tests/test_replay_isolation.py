@@ -19,12 +19,13 @@ from helpers_replay import HELD_OUT, LEVELS, Everything, Meter, Readers, as_dict
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import ReplayMonitor, WeightNoise, noise
 from lightning_noise.loop.dispatch import EvaluationDispatcher
 from lightning_noise.loop.loggers import SilentLogger
-from lightning_noise.loop.snapshot import State
+from lightning_noise.loop.snapshot import State, copy_batch
 from lightning_noise.testing import global_streams
 
 
@@ -373,3 +374,11 @@ def test_a_silent_logger_has_the_methods_of_the_logger_and_does_nothing():
     assert list(silent.part) == []
     assert "a" not in silent.part
     assert Path(silent.add_scalar()).exists(), "modules may write to a returned folder"
+
+
+def test_copies_share_no_memory_with_a_tensor_that_consists_of_tensors():
+    pair = TwoTensor(torch.ones(2), torch.zeros(2))
+    copied = copy_batch([pair])[0]
+    copied.a.add_(1)
+    assert type(copied) is TwoTensor
+    assert pair.a.tolist() == [1.0, 1.0]

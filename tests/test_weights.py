@@ -114,14 +114,14 @@ class Finding(pl.Callback):
     """Keeps what it finds after an exception."""
 
     def on_exception(self, trainer, pl_module, exception):
-        self.found = [weights(pl_module), weights(pl_module.net), [w.clone() for w in weights_of(pl_module)]]
+        self.found = [weights(pl_module), weights(pl_module.get_submodule("net")), [w.clone() for w in weights_of(pl_module)]]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["forward", "before the backward pass", "backward"])
 def test_any_callback_finds_clean_weights_after_an_exception(where, error):
     module, first, last = Breaking(where, error), Finding(), Finding()
-    clean = [weights(module), weights(module.net), [w.clone() for w in weights_of(module)]]
+    clean = [weights(module), weights(module.get_submodule("net")), [w.clone() for w in weights_of(module)]]
     with pytest.raises((error, SystemExit)):
         make_trainer([first, *callbacks(2), last]).fit(module, loader(), loader())
     for found in (first.found, last.found):

@@ -45,8 +45,8 @@ class AdaptiveLevel:
     so the level settles higher than if every sample got the whole level. ``probability`` does not: every sample gets noise.
 
     The sanity check tries both evaluations and moves nothing. The adaptive levels of one trainer move in turn, one per
-    validation; each is evaluated without the noise of the others. All ranks decide alike. A forward pass that changes the
-    module in evaluation is not undone.
+    validation; each is evaluated without the noise of the others. All ranks decide alike. What a forward
+    pass changes in the module is undone, as by a :class:`~lightning_noise.RobustnessMonitor`.
 
     Checkpoints hold the state. A resumed run moves the level as the uninterrupted run would. Lightning leaves out the validation
     of a batch if the checkpoint was saved between the two (``ModelCheckpoint(every_n_train_steps=…)``). With an adaptive level,

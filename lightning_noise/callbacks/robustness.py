@@ -39,8 +39,9 @@ class RobustnessMonitor(Monitor):
     Before each validation or test step, the module predicts the batch without noise and under each noise and level, without
     gradients and with the precision of the trainer. Two noises with five levels each thus cost eleven forward passes per batch;
     ``max_batches`` and ``every_n_epochs`` bound the cost. Memory does not grow with the data. Weights, the user's metrics and
-    the global random streams are the same as without the monitor, unless the forward pass itself changes the module in
-    evaluation, which is not undone. For the user's own metrics under noise there is :class:`~lightning_noise.ReplayMonitor`.
+    the global random streams are the same as without the monitor. What a forward pass changes in the module, such as the
+    statistics of a quantization observer, is undone, except writes to tensors in lists, to large arrays and to parameters. For
+    the user's own metrics under noise there is :class:`~lightning_noise.ReplayMonitor`.
 
     The noise of a sample depends only on its position in the order of the loader. If the loader does not shuffle, the noise is
     the same in each epoch, for any batch size and any number of ranks. The levels of a noise share a draw, so a curve shows the

@@ -16,6 +16,7 @@ from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.positions import SamplePositions, groups_of
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.loop.side_effects import SideEffects
 
 __all__ = ["Pass", "Perturb", "Reading"]
 
@@ -63,6 +64,7 @@ class Pass:
         self.dataloader_idx = dataloader_idx
         self._positions = SamplePositions()
         self._has_checked_outputs = False
+        self._side_effects = SideEffects()
 
     def read(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int, perturb: Perturb) -> Iterator[Reading]:
         """Yields a reading of the batch without noise, then one under each condition. Other loaders yield nothing."""
@@ -74,8 +76,9 @@ class Pass:
         groups = samples = groups_of(positions, target.device)[:n]
         if counts is not None:
             groups, samples = column(groups, counts).expand_as(counts)[counts], groups[counts.flatten(1).any(1)]
+        self._side_effects.begin(context.module)
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(context, batch, positions)):
-            seen, outputs, labels = self.predictor(context, perturbation, paths, target)
+            seen, outputs, labels = self.predictor(context, perturbation, paths, target, self._side_effects)
             outputs, labels = outputs[:n], labels[:n]
             preds = outputs if counts is None else _counted(outputs, counts, has_classes=self.predictor.task.has_classes)
             if condition == CLEAN:
@@ -88,7 +91,7 @@ class Pass:
         if self.predictor.labelled:
             task.check(target, preds)
         if not self._has_checked_outputs and len(preds):
-            task.check_outputs(preds, lambda: self.predictor.ends_in_squashing(context, batch, paths))
+            task.check_outputs(preds, lambda: self.predictor.ends_in_squashing(context, batch, paths, self._side_effects))
             self._has_checked_outputs = True
 
 

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, leaves
 from lightning_noise.loop.perturbation import Context
-from lightning_noise.loop.snapshot import restore_rng
+from lightning_noise.loop.side_effects import SideEffects
+from lightning_noise.loop.snapshot import copy_batch, restore_rng
 from lightning_noise.tasks import Task
 
 if TYPE_CHECKING:
@@ -50,11 +51,16 @@ class Predictor:
         return paths, target
 
     def __call__(
-        self, context: Context, perturbation: AbstractContextManager[Any], paths: list[Path], target: Tensor
+        self,
+        context: Context,
+        perturbation: AbstractContextManager[Any],
+        paths: list[Path],
+        target: Tensor,
+        side_effects: SideEffects,
     ) -> tuple[Any, Any, Tensor]:
         """Returns the perturbed batch, and its predictions and target as the task reads them."""
-        with perturbation as batch, restore_rng(), context.trainer.precision_plugin.forward_context():
-            output = self._output(context.module, batch, paths)
+        with perturbation as batch:
+            output = self._output(context, batch, paths, side_effects)
         labels = target if self.labelled else self.task.placeholder(output, target)
         try:
             return batch, *self.task.read(output, labels)
@@ -62,20 +68,23 @@ class Predictor:
             found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
             raise ValueError(f"{error}; the leaves of the batch are {found}") from None
 
-    def ends_in_squashing(self, context: Context, batch: Any, paths: list[Path]) -> bool:
+    def ends_in_squashing(self, context: Context, batch: Any, paths: list[Path], side_effects: SideEffects) -> bool:
         """Returns whether the module returns what a sigmoid or softmax has made, by one more prediction of the batch."""
-        precision = context.trainer.precision_plugin.forward_context()
-        # a mode would become part of compiled code
-        with restore_rng(), precision, torch.compiler.set_stance("force_eager"), _LastSquashing() as last:
-            output = self._output(context.module, batch, paths)
+        with torch.compiler.set_stance("force_eager"), _LastSquashing() as last:  # a mode would become part of compiled code
+            output = self._output(context, batch, paths, side_effects)
         return last.made(output)
 
-    def _output(self, module: LightningModule, batch: Any, paths: list[Path]) -> Any:
+    def _output(self, context: Context, batch: Any, paths: list[Path], side_effects: SideEffects) -> Any:
+        """Returns the output of the module, which may write to its inputs and to the module."""
+        with restore_rng(), side_effects.undone(context.trainer), context.trainer.precision_plugin.forward_context():
+            return self._call(context.module, batch, paths)
+
+    def _call(self, module: LightningModule, batch: Any, paths: list[Path]) -> Any:
         if self.predict is not None:
-            return self.predict(module, batch)
+            return self.predict(module, copy_batch(batch))
         if getattr(module.forward, "__qualname__", "") == "LightningModule.forward":
             raise ValueError("the module has no forward; give predict=… to return its predictions; ReplayMonitor needs neither")
-        inputs = [get(batch, path) for path in paths]
+        inputs = [copy_batch(get(batch, path)) for path in paths]
         try:
             return module(*inputs)
         except (TypeError, LookupError, AttributeError, ValueError) as error:

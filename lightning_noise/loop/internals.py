@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
@@ -317,6 +318,11 @@ def preserve_version(tensor: Tensor) -> AbstractContextManager[None]:
 def is_batched(tensor: Tensor) -> bool:
     """Returns whether ``torch.vmap`` hides an axis of the tensor."""
     return torch._C._functorch.is_batchedtensor(tensor)  # type: ignore[attr-defined]
+
+
+def wraps_tensors(tensor: Tensor) -> bool:
+    """Returns whether the tensor consists of other tensors, as a DTensor or a jagged tensor, and has no memory of its own."""
+    return is_traceable_wrapper_subclass(tensor)
 
 
 def runs_backward() -> bool:

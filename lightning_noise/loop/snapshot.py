@@ -26,15 +26,33 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lightning_noise._tensor import detached, like
+from lightning_noise._tensor import detached, like, without_overrides
 from lightning_noise.batch import map_tensors
 from lightning_noise.loop.dispatch import parameters_of
-from lightning_noise.loop.internals import parameters_of_layer, private_attributes, rng_states, set_rng_states, state_of_run
+from lightning_noise.loop.internals import (
+    parameters_of_layer,
+    private_attributes,
+    rng_states,
+    set_rng_states,
+    state_of_run,
+    wraps_tensors,
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["Contents", "State", "copy_batch", "restore_after", "restore_rng", "restore_trainer"]
+__all__ = [
+    "Contents",
+    "State",
+    "clone",
+    "copy_batch",
+    "find_contents",
+    "is_shared",
+    "put",
+    "restore_after",
+    "restore_rng",
+    "restore_trainer",
+]
 
 Contents = list[tuple[Any, Any]]
 """Containers, each with its contents: a dict for a dict, a list for any other."""
@@ -62,21 +80,21 @@ class State:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         groups = [optimizer.param_groups for optimizer in trainer.optimizers]
         self._roots = [trainer.lightning_module, *schedulers, *groups]
-        self._contents = _copy_leaves(_find_contents(self._roots))
+        self._contents = _copy_leaves(find_contents(self._roots))
 
     def current(self) -> Contents:
         """Returns what the module holds now."""
-        return _find_contents(self._roots)
+        return find_contents(self._roots)
 
     @contextmanager
     def entered(self, before: Contents) -> Iterator[None]:
         """Puts this state into the module, and then takes the changed state out; ``before`` is from :meth:`current`."""
         try:
-            _put(self._contents)
+            put(self._contents)
             yield
         finally:
             self._contents = self.current()
-            _put(before)
+            put(before)
 
 
 @contextmanager
@@ -108,7 +126,7 @@ def restore_trainer(trainer: Trainer) -> Iterator[None]:
         finally:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            _put(attributes)
+            put(attributes)
             handle.remove()
 
 
@@ -119,19 +137,19 @@ def restore_after(trainer: Trainer, module: LightningModule, *others: Any) -> It
     The run begins with a copy of the module's state and without gradients. Parameters become the same tensors again, even if
     the run moved them to another device or precision. The values of the weights are not copied.
     """
-    state = _find_contents([module])
+    state = find_contents([module])
     layers = [held for part in module.modules() for held in (vars(part), parameters_of_layer(part))]  # hooks, too
     parts = [vars(part) for part in (trainer.strategy, *others) if part is not None]
     before = [*((held, dict(held)) for held in layers + parts), *_find_run(trainer), *state]
     weights = [(parameter, parameter.data, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
     with restore_rng():
         try:
-            _put(_copy_leaves(state))
+            put(_copy_leaves(state))
             for parameter, *_ in weights:
                 parameter.grad = None  # moving a module would move its gradients in place
             yield
         finally:
-            _put(before)
+            put(before)
             for parameter, data, gradient, requires_grad in weights:
                 parameter.data = data
                 parameter.grad = gradient
@@ -160,10 +178,10 @@ def copy_batch(batch: Any) -> Any:
     The new tensors are no inference tensors, because a step may differentiate with respect to them.
     """
     with torch.inference_mode(False), torch.no_grad():
-        return map_tensors(batch, _clone)
+        return map_tensors(batch, clone)
 
 
-def _find_contents(roots: list[Any]) -> Contents:
+def find_contents(roots: list[Any]) -> Contents:
     """Returns all containers to which the roots lead, with their contents."""
     found: dict[int, tuple[Any, Any]] = {}
     classes: set[type] = set()
@@ -177,7 +195,8 @@ def _find_contents(roots: list[Any]) -> Contents:
             continue
         held = _held(container)
         found[id(container)] = container, held
-        stack.extend(part for part in _parts(held) if type(part) not in _ATOMS)
+        if not _ATOMS.issuperset(map(type, _parts(held))):  # a vocabulary or a long list of numbers takes no time
+            stack.extend(part for part in _parts(held) if type(part) not in _ATOMS)
         if type(value) not in classes:  # a class of the user may hold containers that its objects share
             classes.add(type(value))
             own = [item for each in type(value).__mro__ if not _is_foreign(each) for item in vars(each).items()]
@@ -219,10 +238,10 @@ def _copy_leaves(contents: Contents) -> Contents:
             value = stack.pop()
             if isinstance(value, tuple):
                 stack.extend(value)
-            elif _is_shared(value):
+            elif is_shared(value):
                 memo[id(value)] = value
             elif isinstance(value, Tensor):
-                memo[id(value)] = _clone(value)
+                memo[id(value)] = clone(value)
         copied = partial(copy.deepcopy, memo=memo)
         return [
             (container, {key: copied(part) for key, part in held.items()} if isinstance(held, dict) else copied(held))
@@ -230,12 +249,14 @@ def _copy_leaves(contents: Contents) -> Contents:
         ]
 
 
-def _is_shared(value: Any) -> bool:
+def is_shared(value: Any) -> bool:
+    """Returns whether copies of the state share the value, because nothing changes the value in place."""
     is_mapped = isinstance(value, np.ndarray) and not value.flags.writeable  # a file, perhaps larger than the memory
     return is_mapped or isinstance(value, Parameter) or not isinstance(value, _COPIED)
 
 
-def _put(contents: Contents) -> None:
+def put(contents: Contents) -> None:
+    """Gives each container its contents."""
     for container, held in contents:
         if isinstance(container, dict):
             # the methods of a subclass may refuse, or do more
@@ -251,7 +272,11 @@ def _put(contents: Contents) -> None:
             (container.update if isinstance(container, set) else container.extend)(held)
 
 
-def _clone(tensor: Tensor) -> Tensor:
+def clone(tensor: Tensor) -> Tensor:
+    """Returns a copy that shares no memory, by no method that a subclass may override."""
+    if wraps_tensors(tensor):
+        with without_overrides():
+            return Tensor.clone(Tensor.detach(tensor)).requires_grad_(tensor.requires_grad)
     return like(tensor, detached(tensor).clone())
 
 

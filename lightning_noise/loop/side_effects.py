@@ -1,0 +1,117 @@
+"""Forward passes of held-out data without side effects on the module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_noise._tensor import detached, without_overrides
+from lightning_noise.loop.internals import (
+    copy_all_,
+    count_writes,
+    empty_results,
+    exchange_evaluation_results,
+    logged_so_far,
+    state_of_run,
+    wraps_tensors,
+)
+from lightning_noise.loop.snapshot import Contents, find_contents, is_shared, put
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+__all__ = ["SideEffects"]
+
+# Kernels such as batch normalization write their statistics without counting the write. Larger tensors are masks, caches and
+# memories, whose copies would cost time.
+_LARGE = 2**20  # bytes
+_PLAIN = {int, float, bool, str, type(None), dict, list}
+
+
+class SideEffects:
+    """Undoes what forward passes change in a module, apart from its parameters, and what they log.
+
+    Attributes, containers and objects of the user's classes get their contents back. Tensors in attributes and buffers are
+    written back from copies. A tensor of more than a megabyte is copied once, and again only after a write that torch counts.
+    Tensors in lists and large arrays are shared with the forward pass, which must not write to them.
+    """
+
+    def __init__(self):
+        self._contents: Contents = []
+        self._items: list[tuple[Any, ...]] = []  # of each container, to be compared by identity
+        self._private: list[tuple[dict, Any, Any]] = []  # small arrays and generators, of which a forward pass gets copies
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        self._counts: dict[int, int] = {}  # the writes to each large tensor
+
+    def begin(self, module: LightningModule) -> None:
+        """Notes the state of the module, to which each forward pass of a batch returns."""
+        self._contents = find_contents([module])
+        self._items = [_items(container) for container, _ in self._contents]
+        held_by_key = [(container, held.items()) for container, held in self._contents if isinstance(held, dict)]
+        values = [(container, key, value) for container, items in held_by_key for key, value in items if _is_written(value)]
+        self._private = [each for each in values if not isinstance(each[2], Tensor)]
+        tensors = {id(value): value for _, _, value in values if isinstance(value, Tensor)}
+        known, counts = self._copies, self._counts
+        self._counts = {key: count_writes(each) for key, each in tensors.items() if _is_large(each)}
+        self._copies = {
+            key: known[key] if key in counts and counts[key] == self._counts.get(key) else (each, detached(each).clone())
+            for key, each in tensors.items()
+        }
+
+    @contextmanager
+    def undone(self, trainer: Trainer) -> Iterator[None]:
+        """Undoes what is changed in the body, which may be entered several times for a batch."""
+        attributes = [(vars(part), dict(vars(part))) for part in state_of_run(trainer)]
+        try:
+            exchange_evaluation_results(trainer, empty_results(trainer), logged_so_far(trainer))
+            for container, key, value in self._private:
+                dict.__setitem__(container, key, copy.deepcopy(value))
+            yield
+        finally:
+            put(attributes)
+            self._undo()
+
+    def _undo(self) -> None:
+        found = zip(self._contents, self._items, strict=True)
+        put([entry for entry, items in found if not _are_same(_items(entry[0]), items)])
+        written = [
+            (key, *pair)
+            for key, pair in self._copies.items()
+            if key not in self._counts or self._counts[key] != count_writes(pair[0])
+        ]
+        with without_overrides():
+            for _, tensor, copied in written:
+                if Tensor.size(tensor) != Tensor.size(copied):  # observers are resized in their first forward pass
+                    Tensor.resize_(tensor, Tensor.size(copied))
+        plain = [tensor if type(tensor) is Tensor else detached(tensor) for _, tensor, _ in written]
+        copy_all_(plain, [copied for _, _, copied in written])
+        self._counts.update((key, count_writes(tensor)) for key, tensor, _ in written if key in self._counts)
+
+
+def _items(container: Any) -> tuple[Any, ...]:
+    return (*dict.keys(container), *dict.values(container)) if isinstance(container, dict) else tuple(container)
+
+
+def _are_same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
+    return len(one) == len(two) and all(map(is_, one, two))
+
+
+def _is_written(value: Any) -> bool:
+    """Returns whether a forward pass may write to the value in place."""
+    if type(value) in _PLAIN or is_shared(value):
+        return False
+    if isinstance(value, Tensor):  # an expanded tensor cannot be written to, and a wrapper of tensors has no memory of its own
+        is_expanded = value.layout == torch.strided and 0 in value.stride() and value.numel() > 1
+        return not is_expanded and not wraps_tensors(value)
+    return not (isinstance(value, np.ndarray) and value.nbytes > _LARGE)
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return not tensor.is_inference() and tensor.numel() * tensor.element_size() > _LARGE
