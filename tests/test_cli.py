@@ -218,8 +218,10 @@ def test_every_form_of_an_argument_reads_back(call, tmp_path: Path):
 ON_TARGETS = [
     partial(TargetNoise, labels.FlipLabels(3), RAMP, target=1, via="loss", index="i", ignore_index=2, seed=3, name="flips"),
     partial(LabelSmoothing, RAMP, target="y", name="soft"),
-    partial(Mixup, RAMP, inputs="x", target="y", via="batch", per_sample=True, n_classes=3, seed=3, name="mix"),
-    partial(CutMix, RAMP, dim=(-1,), inputs=[0], target="y", via="batch", per_sample=True, n_classes=3, seed=3, name="cut"),
+    partial(Mixup, RAMP, inputs="x", target="y", mask="m", via="batch", per_sample=True, n_classes=3, seed=3, name="mix"),
+    partial(
+        CutMix, RAMP, dim=(-1,), inputs=[0], target="y", mask="m", via="batch", per_sample=True, n_classes=3, seed=3, name="cut"
+    ),
 ]
 IN_THE_MODEL = [
     partial(WeightNoise, Brighter(2.0), halved, params="net.*"),
