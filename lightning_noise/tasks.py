@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_noise.batch import describe, get, leaves
-from lightning_noise.metrics.base import Predictions, Sums
+from lightning_noise.metrics.base import Predictions, Sums, are_distributions
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
 from lightning_noise.metrics.scores import (
@@ -127,7 +127,7 @@ class Task(ABC):
 
     def placeholder(self, output: Any, rows: Tensor) -> Tensor:
         """Returns a tensor of the shape that the target of such an output has, for data without labels."""
-        if not isinstance(output, Tensor) or output.ndim < 1 + self.has_classes or len(output) != len(rows):
+        if not isinstance(output, Tensor) or output.ndim < 1 or len(output) != len(rows):
             raise ValueError(
                 f"the module returned {describe(output)} for {len(rows)} samples, but {type(self).__name__}() expects "
                 f"{self.expects}; give predict=… or another task"
@@ -342,6 +342,8 @@ class Multiclass(_Classification):
         output = super().placeholder(output, rows)
         if output.ndim > 2 and self.class_dim is None:
             raise self._ambiguous(output)
+        if output.ndim < 2:
+            raise self._refuse(output, output)
         return output.select(1 if self.class_dim is None else self.class_dim, 0)
 
     def fits(self, output: Any, target: Tensor) -> bool:
@@ -352,7 +354,7 @@ class Multiclass(_Classification):
         return [dim for dim in dims if _has_classes(output, dim) and output.select(dim, 0).shape == target.shape]
 
     def _are_probabilities(self, preds: Tensor, are_squashed: Callable[[], bool]) -> bool:
-        return _are_distributions(preds) or (_are_in_unit_interval(preds) and are_squashed())
+        return are_distributions(preds) or (_are_in_unit_interval(preds) and are_squashed())
 
     def _advise_on_labels(self, target: Tensor, n_classes: int) -> str:
         outside = target[(target < 0) | (target >= n_classes)].unique().tolist() if target.dtype != torch.bool else []
@@ -588,7 +590,7 @@ def _advise(task: Task, output: Any, target: Tensor) -> str:
     if not isinstance(output, Tensor):
         path = next((path for path, leaf in leaves(output) if _is_floating(leaf)), ())
         return f"type {_predict(_access(output, path) or '…')}, or another task of lightning_noise.tasks"
-    if output.shape == target.shape and isinstance(task, Multiclass) and _are_distributions(target.float()):
+    if output.shape == target.shape and isinstance(task, Multiclass) and are_distributions(target.float()):
         return "the target is one-hot or soft; let the data return target.argmax(1)"
     changes = {
         "": output,
@@ -636,24 +638,8 @@ def _has_classes(output: Any, dim: int) -> bool:
     return _is_floating(output) and output.ndim >= 2 and -output.ndim < dim < output.ndim and output.shape[dim] >= 2
 
 
-def _are_distributions(values: Tensor) -> bool:
-    """Returns whether at least two rows of values of shape (B, K, *) are probabilities that sum to 1, up to their rounding."""
-    if values.ndim < 2 or values[:, 0].numel() < 2:
-        return False
-    error = _rounding(values)
-    return bool((values >= -error).all() and ((values.sum(1) - 1).abs() <= error).all())
-
-
 def _are_in_unit_interval(values: Tensor) -> bool:
     return values.numel() > 0 and bool((values.amin() >= 0) & (values.amax() <= 1))
-
-
-def _rounding(values: Tensor) -> float:
-    """Returns the error of a sum of probabilities, which were perhaps rounded to half precision before."""
-    for dtype in (torch.bfloat16, torch.float16):
-        if torch.equal(values.to(dtype).to(values.dtype), values):
-            return 4 * torch.finfo(dtype).eps
-    return 1e-5
 
 
 def _is_floating(output: Any) -> bool:

@@ -48,8 +48,8 @@ from lightning_noise.metrics.scores import murphy_decomposition
 # predictions at the edges: one sample, all right, all wrong, certain and right, certain and wrong, undecided
 EDGES = {
     "one": (torch.tensor([[0.3, 0.1, -0.2]]), torch.tensor([1])),
-    "right": (torch.eye(3), torch.arange(3)),
-    "wrong": (torch.eye(3), torch.tensor([1, 2, 0])),
+    "right": (3 * torch.eye(3), torch.arange(3)),
+    "wrong": (3 * torch.eye(3), torch.tensor([1, 2, 0])),
     "certain": (200 * torch.eye(3), torch.arange(3)),
     "certain and wrong": (200 * torch.eye(3), torch.tensor([1, 2, 0])),
     "undecided": (torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])),

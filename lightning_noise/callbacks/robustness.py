@@ -344,6 +344,7 @@ class RobustnessMonitor(Monitor):
         self.report = report.Report(
             task=self.task.name,
             n=sum(sizes),
+            n_targets=self._results.n_targets(trainer),
             n_draws=self.n_draws,
             seed=self.seed,
             noises=self._descriptions,

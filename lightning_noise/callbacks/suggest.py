@@ -152,14 +152,20 @@ def suggest_level(
     _check_idle(trainer, module)
     check_parameters_are_whole(trainer, "suggest_level")
     dataloaders, datamodule = _find_data(trainer, module, dataloaders, datamodule)
-    predictor = Predictor(task, inputs, target, predict, labelled=criterion.measured == "retention")
+    against_target = criterion.measured == "retention"
+    # labels that do not count matter for both criteria
+    has_labels = against_target or target is not None or getattr(task, "ignore_index", None) is not None
+    predictor = Predictor(task, inputs, target, predict, labelled=has_labels)
     with _silenced(trainer, module, datamodule, max_batches):
-        trainer.callbacks = [_Count(conditions, predictor, dataloader_idx)]  # type: ignore[attr-defined]
+        trainer.callbacks = [_Count(conditions, predictor, dataloader_idx, against_target)]  # type: ignore[attr-defined]
         # the metrics carry the counts, also back from processes that were spawned
         metrics = trainer.validate(module, dataloaders, datamodule=datamodule, verbose=False)
     *wrong, n_times_classes, n = (round(metrics[0].get(f"{_KEY}{i}", 0)) for i in range(len(tried) + 3)) if metrics else [0, 0]
     if not n:
-        raise ValueError(f"no batch of dataloader_idx={dataloader_idx} was seen: the data are empty, or limit_val_batches is 0")
+        raise ValueError(
+            f"no batch of dataloader_idx={dataloader_idx} was seen: the data are empty, no target counts, or "
+            "limit_val_batches is 0"
+        )
     found = criterion.evaluate(tried, wrong, n, chance=n / n_times_classes)
     if math.isnan(found.level) and trainer.is_global_zero:
         warnings.warn(found.explain(), stacklevel=2)
@@ -169,13 +175,13 @@ def suggest_level(
 class _Count(Callback):
     """Counts wrong predictions in a validation, without noise and at each level.
 
-    Without labels, a prediction is wrong if it differs from the prediction without noise. The last two counts are the number of
-    predictions times the number of classes, and the number of predictions.
+    A prediction is wrong if it differs from the target or, unless ``against_target``, from the prediction without noise. The
+    last two counts are the number of predictions times the number of classes, and the number of predictions.
     """
 
-    def __init__(self, conditions: Conditions, predictor: Predictor, dataloader_idx: int):
+    def __init__(self, conditions: Conditions, predictor: Predictor, dataloader_idx: int, against_target: bool):
         self.conditions = conditions
-        self.predictor = predictor
+        self.against_target = against_target
         self.held_out = Pass(predictor, dataloader_idx=dataloader_idx)
         self.counts = torch.zeros(len(list(conditions)) + 3, dtype=torch.long)
 
@@ -198,7 +204,7 @@ class _Count(Callback):
         for condition, _, _, preds, target, *_ in readings:
             label = preds.argmax(1)
             if condition == CLEAN:
-                reference = target if self.predictor.labelled else label
+                reference = target if self.against_target else label
             yield ((label != reference) | preds.isnan().any(1)).sum()  # argmax takes NaN for the largest
         if reference is not None and preds is not None:
             n = torch.tensor(reference.numel(), device=preds.device)

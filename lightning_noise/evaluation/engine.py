@@ -75,7 +75,7 @@ class Pass:
         counts = self.predictor.task.counts(target[:n]) if self.predictor.labelled else None
         groups = samples = groups_of(positions, target.device)[:n]
         if counts is not None:
-            groups, samples = column(groups, counts).expand_as(counts)[counts], groups[counts.flatten(1).any(1)]
+            groups, samples = column(groups, counts).expand_as(counts)[counts], groups[counts.reshape(n, -1).any(1)]
         self._side_effects.begin(context.module)
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(context, batch, positions)):
             seen, outputs, labels = self.predictor(context, perturbation, paths, target, self._side_effects)

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
@@ -109,10 +110,16 @@ class Results:
         """Raises a ValueError on all ranks if a rank saw no batch. Otherwise, the others would hang in the next collective."""
         if not trainer.strategy.reduce_boolean_decision(not self.is_empty):
             raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
+        if not self.n_targets(trainer):
+            rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
 
     def sizes(self, trainer: Trainer) -> list[int]:
         """Returns the number of samples of all ranks in each group."""
         return trainer.strategy.reduce(self._sizes.clone(), reduce_op="sum").tolist()  # it reduces in place
+
+    def n_targets(self, trainer: Trainer) -> int:
+        """Returns the number of targets of all ranks that count."""
+        return int(trainer.strategy.reduce(torch.tensor(self._n_targets, device=self._sizes.device), reduce_op="sum"))
 
     def values(self) -> Values:
         """Returns all values of all ranks, without their errors."""

@@ -12,9 +12,10 @@ from torchmetrics import Metric
 
 from lightning_noise._checks import check_counts
 from lightning_noise._tensor import column
+from lightning_noise.batch import describe
 from lightning_noise.loop.internals import state_names, sync_states
 
-__all__ = ["RESOLUTION", "Predictions", "Sums", "bin_indices", "quantize"]
+__all__ = ["RESOLUTION", "Predictions", "Sums", "are_distributions", "bin_indices", "quantize"]
 
 # summands become whole multiples of 2^-24, the resolution of float32 below 1: exact, in any order and on any device
 RESOLUTION = 2**24
@@ -46,8 +47,28 @@ class Sums(Metric):
         super().__init__()
         check_counts(n_groups=n_groups)
         self.n_groups = n_groups
+        self._has_read = False
         for state, shape in {**shapes, "undefined": ()}.items():
             self.add_state(state, torch.zeros(n_groups, *shape, dtype=torch.long), dist_reduce_fx="sum")
+
+    def _read(self, preds: Tensor | Predictions, target: Tensor | None = None) -> Predictions:
+        """Returns the predictions, or raises a ValueError if they do not fit the target or are no logits.
+
+        Only the values of the first update are looked at, because that waits for the device.
+        """
+        if isinstance(preds, Predictions):
+            return preds
+        name = type(self).__name__
+        if preds.ndim < 2 or (target is not None and preds.select(1, 0).shape != target.shape):
+            what = f"{describe(preds)} for a target of {describe(target)}" if target is not None else describe(preds)
+            raise ValueError(
+                f"{name} expects logits of shape (B, K, *) and class indices of shape (B, *), got {what}; if the classes are "
+                "the last axis, type preds.movedim(-1, 1)"
+            )
+        if not self._has_read and are_distributions(preds):
+            raise ValueError(f"{name} expects logits, got probabilities, which sum to 1; type preds.log()")
+        self._has_read = self._has_read or preds.select(1, 0).numel() > 1
+        return Predictions(preds)
 
     def compute(self) -> Any:
         sums = {state: values.sum(0) for state, values in self._states().items()}
@@ -190,6 +211,22 @@ def bin_indices(confidence: Tensor, n_bins: int) -> Tensor:
 def quantize(values: Tensor) -> Tensor:
     """Returns the values as whole multiples of the resolution."""
     return (values * RESOLUTION).round().long()
+
+
+def are_distributions(values: Tensor) -> bool:
+    """Returns whether at least two rows of values of shape (B, K, *) are probabilities that sum to 1, up to their rounding."""
+    if values.ndim < 2 or values[:, 0].numel() < 2:
+        return False
+    error = _rounding(values)
+    return bool((values >= -error).all() and ((values.sum(1) - 1).abs() <= error).all())
+
+
+def _rounding(values: Tensor) -> float:
+    """Returns the error of a sum of probabilities, which were perhaps rounded to half precision before."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(values.to(dtype).to(values.dtype), values):
+            return 4 * torch.finfo(dtype).eps
+    return 1e-5
 
 
 def _double(sums: dict[str, Tensor]) -> dict[str, Tensor]:

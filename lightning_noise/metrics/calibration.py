@@ -46,7 +46,7 @@ class _ConfidenceSums(Sums):
         self.n_bins = n_bins
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        preds = Predictions.of(preds)
+        preds = self._read(preds, target)
         confidence = preds.confidence
         sums = {
             "confidence_sum": quantize(confidence),
@@ -181,7 +181,7 @@ class TemperatureScaling(Sums):
         self.n_bins = n_bins
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        preds = Predictions.of(preds)
+        preds = self._read(preds, target)
         correct, ones = preds.label == target, preds.ones  # the same at every temperature
         defined = preds.log_probability(target).isfinite()
         self._add(groups, undefined=~defined)

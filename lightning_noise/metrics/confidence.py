@@ -45,7 +45,7 @@ class SelectiveClassification(Sums):
         super().__init__(n_groups, correct=(Predictions.n_odds,), count=(Predictions.n_odds,))
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        preds = Predictions.of(preds)
+        preds = self._read(preds, target)
         self._add_binned(groups, preds.odds_bins, correct=preds.label == target, count=preds.ones)
         self._add(groups, undefined=preds.undefined)
 
@@ -86,7 +86,7 @@ class NoiseDetection(Sums):
         super().__init__(n_groups, noisy=(Predictions.n_odds,), clean=(Predictions.n_odds,))
 
     def update(self, preds: Tensor | Predictions, clean_preds: Tensor | Predictions, groups: Tensor | None = None) -> None:
-        noisy, clean = Predictions.of(preds), Predictions.of(clean_preds)
+        noisy, clean = self._read(preds), self._read(clean_preds)
         self._add_binned(groups, noisy.odds_bins, noisy=noisy.ones)
         self._add_binned(groups, clean.odds_bins, clean=clean.ones)
         self._add(groups, undefined=noisy.undefined | clean.undefined)
@@ -118,7 +118,7 @@ class PredictiveEntropy(Sums):
         super().__init__(n_groups, entropy_sum=(), count=())
 
     def update(self, preds: Tensor | Predictions, target: Tensor | None = None, groups: Tensor | None = None) -> None:
-        preds = Predictions.of(preds)
+        preds = self._read(preds)
         # a probability of 0, as all below the bound are, adds nothing; in place, because a third tensor of this size costs more
         entropy = -preds.log_probabilities.clamp_min(-1000.0).mul_(preds.probabilities).sum(1).nan_to_num(0.0)
         self._add(groups, entropy_sum=quantize(entropy), count=preds.ones, undefined=preds.undefined)
@@ -154,7 +154,7 @@ class FlipRate(Sums):
         super().__init__(n_groups, flips=(), count=())
 
     def update(self, preds: Tensor | Predictions, clean_preds: Tensor | Predictions, groups: Tensor | None = None) -> None:
-        noisy, clean = Predictions.of(preds), Predictions.of(clean_preds)
+        noisy, clean = self._read(preds), self._read(clean_preds)
         undefined = noisy.undefined | clean.undefined
         self._add(groups, flips=noisy.label != clean.label, count=noisy.ones, undefined=undefined)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_noise._checks import check_counts
 from lightning_noise._tensor import column
+from lightning_noise.batch import describe
 from lightning_noise.loop.internals import cast_states
 from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, bin_indices, quantize
 
@@ -49,7 +50,7 @@ class CrossEntropy(Sums):
         super().__init__(n_groups, loss_whole=(), loss_fraction=(), count=())
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        preds = Predictions.of(preds)
+        preds = self._read(preds, target)
         loss = -preds.log_probability(target)
         defined = loss <= self.limit
         loss = loss.where(defined, 0.0)
@@ -109,7 +110,7 @@ class BrierScore(Sums):
         super().__init__(n_groups, score_sum=(), count=())
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        preds = Predictions.of(preds)
+        preds = self._read(preds, target)
         self._add(groups, score_sum=_brier(preds, target), count=preds.ones, undefined=preds.undefined)
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,7 +163,7 @@ class BrierDecomposition(Sums):
         self.n_bins = n_bins
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        preds = Predictions.of(preds)
+        preds = self._read(preds, target)
         if (n_classes := preds.logits.shape[1]) != self.num_classes:
             raise ValueError(
                 f"BrierDecomposition(num_classes={self.num_classes}) expects logits of shape (B, {self.num_classes}, *), got "
@@ -194,6 +195,11 @@ class _RegressionSums(Sums):
             self.add_state(state, torch.zeros(n_groups, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor, groups: Tensor | None = None) -> None:
+        if preds.shape != target.shape:  # they would be broadcast
+            raise ValueError(
+                f"{type(self).__name__} expects predictions and target of one shape, got {describe(preds)} and "
+                f"{describe(target)}; type preds.reshape(target.shape)"
+            )
         target = target.to(self.error_sum.dtype)
         terms = self._terms(preds.to(self.error_sum.dtype) - target, target)
         finite = torch.stack([term.isfinite() for term in terms.values()]).all(0)

@@ -30,6 +30,7 @@ class _Column(NamedTuple):
 _COLUMNS = {
     "accuracy": _Column("accuracy", "%", 100),
     "loss": _Column("loss"),
+    "perplexity": _Column("perplexity", note="the exponential of the loss"),
     "mse": _Column("MSE"),
     "mae": _Column("MAE"),
     "r2": _Column("R²", note="1 is perfect, 0 is the mean of the targets"),
@@ -128,8 +129,9 @@ def _notes(report: Report, columns: Iterable[_Column]) -> str:
     lines = [f"**{column.name}**: {column.note}." for column in columns if column.note]
     noises = "; ".join(f"{name} is `{noise}`" for name, noise in report.noises.items())
     draws = "one draw" if report.n_draws == 1 else f"{report.n_draws} draws"
+    targets = f" with {report.n_targets:,} targets" if report.n_targets > report.n else ""
     lines += [
-        f"Evaluated on {report.n:,} samples with {draws} of the noise (seed {report.seed}): {noises}.",
+        f"Evaluated on {report.n:,} samples{targets} with {draws} of the noise (seed {report.seed}): {noises}.",
         "The 95 % interval, in brackets or after ±, is for the mean over other samples of the same kind. It does not cover "
         "another training of the model.",
     ]
@@ -142,7 +144,8 @@ def _notes(report: Report, columns: Iterable[_Column]) -> str:
 def _metrics(report: Report) -> list[str]:
     """Returns the metrics that have a column, the main metric first."""
     found = dict.fromkeys(metric for condition, metric in report.rows if condition == CLEAN or condition.level is not None)
-    return [metric for metric in dict.fromkeys([*_COLUMNS, *found]) if metric in found and metric not in _HIDDEN]
+    hidden = _HIDDEN if report.n_targets > report.n else (*_HIDDEN, "perplexity")  # of sequences
+    return [metric for metric in dict.fromkeys([*_COLUMNS, *found]) if metric in found and metric not in hidden]
 
 
 def _column(metric: str) -> _Column:

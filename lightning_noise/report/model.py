@@ -28,7 +28,8 @@ class Report:
 
     Attributes:
         task: The name of the task.
-        n: The number of samples.
+        n: The number of samples of which a target counts.
+        n_targets: The number of targets that count, of which a sample may have several.
         n_draws: The number of draws of each noise, over which values are averaged.
         seed: The seed of the draws.
         noises: The description of the noise of each name. Equal noises have equal descriptions.
@@ -55,6 +56,7 @@ class Report:
     shared: tuple[str, ...]
     sizes: tuple[int, ...]
     estimates: tuple[Estimate, ...]
+    n_targets: int = 0
     version: str = __version__
 
     @cached_property
