@@ -23,13 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:`LightningModule.configure_optim
 class Raw(Plain):
     """Steps with the optimizer that Lightning wraps."""
 
-    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):  # type: ignore[override]
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         optimizer_closure()
         optimizer.optimizer.step()
 
 
 class RawClosure(Plain):
-    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):  # type: ignore[override]
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         optimizer.optimizer.step(optimizer_closure)
 
 

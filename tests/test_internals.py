@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import LambdaCallback, StochasticWeightAveragin
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
@@ -455,6 +456,22 @@ def test_a_compiled_module_has_the_names_and_the_module_within():
     assert list(map(internals.plain_name, names)) == ["0.weight", "0.bias"]
     assert internals.original_module(module[0]) is layer
     assert internals.original_module(layer) is layer
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_the_hooks_that_compute_a_weight_are_known():
+    layer = nn.Linear(3, 2)
+    layer.register_forward_pre_hook(lambda *_: None)
+    assert internals.hooks_of_weights(layer) == []
+    prune.l1_unstructured(layer, "weight", 1)
+    normed = nn.utils.weight_norm(nn.Linear(3, 2))
+    for part, name in ((layer, "weight_orig"), (normed, "weight_g")):
+        with torch.no_grad():
+            getattr(part, name).zero_()
+        (hook,) = internals.hooks_of_weights(part)
+        assert part.weight.any()
+        hook(part, ())
+        assert not part.weight.any()
 
 
 def test_the_losses_of_torch_are_known():

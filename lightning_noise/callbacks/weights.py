@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_noise._checks import plain
 from lightning_noise.callbacks.adaptive import AdaptiveLevel, AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.loop.perturbation import Context, Perturbation
@@ -134,10 +135,11 @@ class WeightNoise(NoiseCallback):
                 stacklevel=2,
             )
         self.relative: RelativeTo | None = relative
-        self.params = params
+        self.params = plain(params)
         self.gradient: GradientOf = gradient
         self._noisy: PerturbedParameters | None = None  # during a perturbation
         self._first_norms: dict[str, Tensor] | None = {}  # when the noise began; None after a warning
+        self._is_watched = True  # until the first step of a fit has ended
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         noisy = self._perturbed_parameters(pl_module, 0.01, Key(("trial",)))
@@ -151,13 +153,18 @@ class WeightNoise(NoiseCallback):
         check_parameters_are_whole(context.trainer, self.name)
         # the key of a probe differs between samples and ranks, but all of them evaluate the same model
         self._noisy = self._perturbed_parameters(context.module, level, key.everywhere if context.is_probe else key)
+        is_watched = self._is_watched and not context.is_probe
+        frozen = self._noisy.frozen_norms() if is_watched else {}
         try:
             self._noisy.enter()
             if context.is_logged:
                 perturbation.stats["ratio"] = self._measure(self._noisy)
             yield batch
             if not context.is_probe:
-                self._noisy.check_untouched(self._noisy.names)
+                self._noisy.check_untouched(self._noisy.names, by_value=is_watched or context.is_logged)
+                if is_watched:
+                    self._is_watched = False
+                    self._warn_of_averages(frozen, self._noisy.frozen_norms())
         finally:
             self._noisy.exit()
             self._noisy = None
@@ -177,7 +184,7 @@ class WeightNoise(NoiseCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             check_parameters_are_whole(trainer, self.name)
-            self._first_norms = {}
+            self._first_norms, self._is_watched = {}, True
 
     def _perturbed_parameters(self, module: LightningModule, level: float, key: Key) -> PerturbedParameters:
         return PerturbedParameters(module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient)
@@ -201,4 +208,12 @@ class WeightNoise(NoiseCallback):
             rank_zero_warn(
                 f"the norms of {len(grown)} parameters, such as {grown[0]!r}, have more than doubled since the noise "
                 f"{self.name!r} began; type relative='std' to keep the ratio of noise to weights, or use weight decay"
+            )
+
+    def _warn_of_averages(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+        written = [name for name, norm in before.items() if name in after and not torch.equal(norm, after[name])]
+        if written:
+            rank_zero_warn(
+                f"the training step has written to {written[0]!r}, which is not trained, while other weights held the noise "
+                f"{self.name!r}; if it averages weights, as a teacher does, average them in on_train_batch_end"
             )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.data import DataLoader
@@ -273,6 +274,12 @@ def register_forward_hook(module: nn.Module, hook: Any) -> RemovableHandle:
     """Registers a forward hook that also receives the keyword arguments."""
     _reserve_ids(module._forward_hooks)
     return module.register_forward_hook(hook, with_kwargs=True)
+
+
+def hooks_of_weights(module: nn.Module) -> list[Any]:
+    """Returns the hooks of pruning and of the older weight normalization, which compute a weight before each forward pass."""
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, BasePruningMethod) or type(hook).__name__ == "WeightNorm"]
 
 
 def register_state_dict_hook(module: nn.Module, hook: Callable[..., None]) -> RemovableHandle:

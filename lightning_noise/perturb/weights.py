@@ -11,12 +11,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_noise._tensor import column
+from lightning_noise.batch import describe
 from lightning_noise.loop.internals import (
     copy_all_,
     count_writes,
+    hooks_of_weights,
     plain_name,
     preserve_version,
     register_gradient_hook,
@@ -62,7 +65,7 @@ def weight_noise(w: Tensor, noise: Noise, level: float | Tensor, key: Key, relat
         tensor([0.5000, 0.0000])
     """
     # half precision is perturbed in float32, to round once; a noise takes each row for a sample
-    x = torch.atleast_1d(w.to(torch.promote_types(w.dtype, torch.float32)))
+    x = torch.atleast_1d(_float(w))
     if relative == "filter":
         direction = key.apply(noise, torch.zeros_like(x), 1.0)
         y = x + level * direction * (_filter_norm(x) / _filter_norm(direction).clamp_min(torch.finfo(x.dtype).tiny))
@@ -81,12 +84,14 @@ def unit_of(w: Tensor, relative: RelativeTo) -> Tensor:
 class PerturbedParameters:
     """Parameters that hold noise between :meth:`enter` and :meth:`exit`.
 
-    In between, some parameters can be restored for an update, and perturbed by a new draw after the update.
-    ``module.state_dict()`` always returns clean parameters. :func:`find_parameters` and :func:`weight_noise` explain the
+    In between, some parameters can be restored for an update, and perturbed by a new draw after the update. The
+    ``state_dict()`` of the module and of its parts always returns clean parameters. The weights that pruning computes from
+    parameters follow the parameters. :func:`find_parameters` and :func:`weight_noise` explain the
     arguments. The gradient is ``"straight_through"``, at the noisy weights, or ``"reparametrized"``, with respect to the clean
     weights: it is multiplied by the Jacobian of the noise before any other hook runs.
 
     Raises:
+        TypeError: If a parameter is complex and the noise takes real numbers alone.
         ValueError: If no parameter is selected, or the parameters are sharded in a way that the options do not support.
 
     Example:
@@ -123,6 +128,8 @@ class PerturbedParameters:
         # the Jacobian of absolute noise is the identity
         self.reparametrized = gradient == "reparametrized" and not self.is_absolute
         self.clean: dict[nn.Parameter, Tensor] = {}
+        self._data: dict[nn.Parameter, Tensor] = {}  # what each noisy parameter holds, in the storage of the clean parameter
+        self._computed = [(part, hook) for part in module.modules() for hook in hooks_of_weights(part)]
         self._versions: dict[nn.Parameter, int] = {}
         self._updates: Counter[nn.Parameter] = Counter()
         self._paused: dict[nn.Parameter, tuple[Any, int]] = {}
@@ -134,14 +141,20 @@ class PerturbedParameters:
                 "gradient='reparametrized' needs whole parameters, but these are sharded over ranks; "
                 "type gradient='straight_through'"
             )
-        if relative == "filter":
-            for parameter, name in self.names.items():
+        for parameter, name in self.names.items():
+            if relative == "filter":
                 check_rows_are_whole(parameter, name)
+            if parameter.is_complex() and noise.is_known and not noise.takes_complex:
+                raise TypeError(
+                    f"{noise.title} needs real numbers, but the parameter {name!r} is {describe(parameter)}; "
+                    "type params=… to perturb other parameters"
+                )
 
     def enter(self) -> None:
         """Perturbs all parameters."""
         self.perturb(self.names)
-        self._handles = [register_state_dict_hook(self.module, self._replace_by_clean)]
+        owners = [part for part in self.module.modules() if any(p in self.names for p in part.parameters(recurse=False))]
+        self._handles = [register_state_dict_hook(part, _CleanEntries(self)) for part in owners]
         for parameter in self.names if self.reparametrized else ():
             if parameter.requires_grad:
                 # this noise was written last, so its Jacobian comes first in the backward pass
@@ -154,11 +167,17 @@ class PerturbedParameters:
         self.restore(self.names)
         reshard(self.module)
 
-    def check_untouched(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Raises a ValueError if the training step wrote to a noisy parameter."""
+    def check_untouched(self, parameters: Iterable[nn.Parameter], *, by_value: bool = False) -> None:
+        """Raises a ValueError if the training step wrote to a noisy parameter.
+
+        torch does not count writes to ``.data``. They are found by value, which draws the noise again.
+        """
+        by_value = by_value and self.noise.is_known  # a function may count its calls
         for parameter in parameters:
-            written = parameter in self.clean and self._versions[parameter] != _version(parameter)
-            if written and not is_sharded(parameter) and self._is_changed(parameter):
+            if parameter not in self.clean or is_sharded(parameter):
+                continue
+            written = self._versions[parameter] != _version(parameter) or self._is_exchanged(parameter)
+            if (written or by_value) and self._is_changed(parameter):
                 raise ValueError(
                     f"the training step has written to {self.names[parameter]!r} while it held noise; write to weights in "
                     "on_train_batch_end, where they are clean, or type params=… to perturb other parameters"
@@ -172,20 +191,26 @@ class PerturbedParameters:
         copies = [torch.empty_like(w) for w in weights]
         copy_all_(copies, weights)
         self.clean.update(zip(found, copies, strict=True))
+        self._data.update((parameter, parameter.data) for parameter in found)
         for parameter, w, copy in zip(found, weights, copies, strict=True):
             noisy, clean = self._paused.pop(parameter, (nullcontext(), -1))
             is_same = count_writes(parameter) == clean  # the bits that graphs of before the pause have saved
             with _own_writes([parameter]), noisy if is_same else nullcontext():
                 w.copy_(self._draw(parameter, copy))
             self._versions[parameter] = _version(parameter)
+        self._compute_weights()
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[nn.Parameter]) -> None:
         """Restores the parameters that are noisy."""
         found = [parameter for parameter in parameters if parameter in self.clean]
         clean = [self.clean.pop(parameter) for parameter in found]
+        for parameter in found:
+            if self._is_exchanged(parameter):
+                parameter.data = self._data[parameter]
         with _own_writes(found):  # in place: optimizers, replicas and graphs keep the storage
             copy_all_([local(parameter) for parameter in found], clean)
+        self._compute_weights()
 
     def pause(self, parameters: Iterable[nn.Parameter]) -> None:
         """Restores the parameters until :meth:`perturb`.
@@ -211,9 +236,15 @@ class PerturbedParameters:
         """Returns the norms of noise and weights per parameter, on this rank."""
         norm = torch.linalg.vector_norm
         return {
-            self.names[parameter]: (norm(local(parameter).detach().float() - w), norm(w.float()))
+            self.names[parameter]: (norm(_float(local(parameter).detach()) - w), norm(_float(w)))
             for parameter, w in self.clean.items()
         }
+
+    def frozen_norms(self) -> dict[str, Tensor]:
+        """Returns the norms of the other parameters that are not trained, on this rank."""
+        others = {name: p for name, p in self.module.named_parameters() if p not in self.names and not is_lazy(p)}
+        frozen = {name: local(p) for name, p in others.items() if not p.requires_grad and p.is_floating_point()}
+        return {name: torch.linalg.vector_norm(_float(p)) for name, p in frozen.items()}
 
     def _draw(self, parameter: nn.Parameter, w: Tensor) -> Tensor:
         key = parameter_key(self.key / "parameter", self.names[parameter], parameter)
@@ -222,6 +253,15 @@ class PerturbedParameters:
         if is_sharded(parameter) and self.relative in ("std", "max"):  # the unit is that of the whole tensor
             return weight_noise(w, self.noise, self.level * unit_of(whole(parameter).float(), self.relative), key)
         return weight_noise(w, self.noise, self.level, key, self.relative)
+
+    def _compute_weights(self) -> None:
+        with torch.enable_grad():
+            for module, hook in self._computed:
+                hook(module, ())
+
+    def _is_exchanged(self, parameter: nn.Parameter) -> bool:
+        """Returns whether the parameter holds other data than the noise was written to."""
+        return not is_sharded(parameter) and parameter.data_ptr() != self._data[parameter].data_ptr()
 
     def _is_changed(self, parameter: nn.Parameter) -> bool:
         noisy = self._draw(parameter, self.clean[parameter])
@@ -252,12 +292,22 @@ class PerturbedParameters:
                 )
         return gradient
 
-    def _replace_by_clean(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            entry, clean = state_dict.get(prefix + name), self.clean.get(parameter)
+
+class _CleanEntries:
+    """A hook that puts the clean parameters of a module into its state dict."""
+
+    def __init__(self, noisy: PerturbedParameters | None = None):
+        self.noisy = noisy
+
+    def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            entry, clean = state_dict.get(prefix + name), self.noisy.clean.get(parameter) if self.noisy else None
             # an entry with other storage was already replaced for a noise that was entered earlier
             if entry is not None and clean is not None and local(entry).data_ptr() == local(parameter).data_ptr():
                 state_dict[prefix + name] = with_local(parameter, clean)
+
+    def __reduce__(self) -> tuple[type[_CleanEntries], tuple[()]]:  # in a copied or loaded module, the hook does nothing
+        return _CleanEntries, ()
 
 
 def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None) -> dict[str, nn.Parameter]:
@@ -269,7 +319,7 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
             least two dimensions.
 
     Raises:
-        ValueError: If a pattern matches no floating-point parameter. The message lists the parameters.
+        ValueError: If a pattern matches no parameter, with a list of the parameters, or a parameter has no shape yet.
 
     Example:
         >>> list(find_parameters(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))))
@@ -277,13 +327,15 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
         >>> list(find_parameters(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "*.bias"))
         ['0.bias', '1.bias']
     """
-    named = {plain_name(name): p for name, p in module.named_parameters() if p.is_floating_point()}
-    if params is not None:
-        return match(named, params, "parameter")
-    found = {name: p for name, p in named.items() if p.ndim >= 2 and p.requires_grad}
+    named = {plain_name(name): p for name, p in module.named_parameters() if p.is_floating_point() or p.is_complex()}
+    trained = {name: p for name, p in named.items() if p.requires_grad and (p.ndim >= 2 or is_lazy(p))}
+    found = trained if params is None else match(named, params, "parameter")
     if not found:
         names = ", ".join(map(repr, named))
         raise ValueError(f"no trained parameter has two dimensions; type params=…; parameters are: {names}")
+    for name, parameter in found.items():
+        if is_lazy(parameter):
+            raise ValueError(f"{name!r} has no shape before the first forward pass; type module(inputs) before trainer.fit(…)")
     return found
 
 
@@ -318,6 +370,10 @@ def check_dense(name: str, gradient: Tensor) -> None:
             f"noise needs dense gradients, but the gradient of {name!r} is {gradient.layout}; "
             "type nn.Embedding(…, sparse=False)"
         )
+
+
+def _float(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _depends_on(y: Tensor, x: Tensor) -> bool:
