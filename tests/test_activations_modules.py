@@ -216,6 +216,14 @@ def test_a_pattern_leaves_what_cannot_take_noise_alone_and_a_name_refuses_it(val
         fit([ActivationNoise(noise.Gaussian(), 0.5, "othe*")], module=lambda: Returning(value))
 
 
+def test_complex_activations_get_complex_noise():
+    module, x = nn.Sequential(nn.Identity()), torch.zeros(4, 3, dtype=torch.complex64)
+    noisy = within(ActivationNoise(noise.Gaussian(), 0.5, "0"), module, lambda: module(x))
+    assert noisy.is_complex()
+    assert noisy.real.all()
+    assert noisy.imag.all()
+
+
 # --- functional transformations and exports
 
 

@@ -242,3 +242,23 @@ def test_a_fit_whose_updates_cannot_be_seen_is_an_error():
     with pytest.raises(ValueError, match=r"no optimizer of torch updated the parameters in the training epoch.*type|return an"):
         fit([GradientNoise(noise.Gaussian(), 0.5)], module=ByHand)
     fit([GradientNoise(noise.Gaussian(), schedules.Window(0.5, begin=9, unit="epoch"))], module=ByHand)
+
+
+def test_complex_gradients_get_complex_noise():
+    class Spectral(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.filter = nn.Parameter(torch.zeros(5, dtype=torch.complex64))
+
+        def training_step(self, batch, batch_idx):
+            return (0 * self.filter).abs().sum()
+
+        def validation_step(self, batch, batch_idx): ...
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    callback = GradientNoise(noise.Gaussian(), 0.5)
+    module, _ = fit([callback], module=Spectral, limit_val_batches=0, log_every_n_steps=1, max_epochs=1)
+    assert module.filter.detach().real.all()
+    assert module.filter.detach().imag.all()

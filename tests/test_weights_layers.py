@@ -63,13 +63,14 @@ def test_computed_weights_follow_the_noise_of_their_parameters_and_come_back(com
     before, clean = [w.clone() for w in weights_of(module)], module.net[1].weight.detach().clone()  # type: ignore[union-attr]
     fit([WeightNoise(**NOISE)], module=module, limit_val_batches=0)
     assert_same(weights_of(module), before)
-    assert torch.equal(module.net[1].weight, clean), "as an attribute, before the next forward pass"
+    layer: Any = module.net[1]
+    assert torch.equal(layer.weight, clean), "as an attribute, before the next forward pass"
     for i, used in enumerate(module.used):
         assert not torch.allclose(used, clean)
         assert not any(torch.equal(used, other) for other in module.used[:i])
         assert not used[clean == 0].any(), "what is pruned stays pruned"
-    if compute is parametrizations.orthogonal:
-        torch.testing.assert_close(used @ used.T, torch.eye(8), atol=1e-5, rtol=0)
+        if compute is parametrizations.orthogonal:
+            torch.testing.assert_close(used @ used.T, torch.eye(8), atol=1e-5, rtol=0)
 
 
 def test_pruning_between_epochs_sees_clean_weights():
@@ -101,31 +102,32 @@ class MaxNorm(nn.Linear):
 
     exchanges = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         bounded = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
         if self.exchanges:
             self.weight.data = bounded
         else:
             self.weight.data.copy_(bounded)
-        return super().forward(x)
+        return super().forward(input)
 
 
 class Bounded(Network):
     def __init__(self, exchanges: bool = True):
         super().__init__()
-        self.net[1] = MaxNorm(8, 8)
-        self.net[1].exchanges = exchanges
+        layer = self.net[1] = MaxNorm(8, 8)
+        layer.exchanges = exchanges
 
 
 @pytest.mark.parametrize("exchanges", [True, False], ids=["exchanged", "in place"])
 def test_a_layer_that_bounds_its_own_weights_is_refused_in_the_first_step_with_its_weights_as_they_were(exchanges):
     module = Bounded(exchanges)
     before = [w.clone() for w in weights_of(module)]
-    storage = module.net[1].weight.data_ptr()  # type: ignore[operator]
+    layer: Any = module.net[1]
+    storage = layer.weight.data_ptr()
     with pytest.raises(ValueError, match=r"has written to 'net\.1\.weight' while it held noise; .*type params=…"):
         fit([WeightNoise(**NOISE)], module=module, num_sanity_val_steps=0)
     assert_same(weights_of(module), before)
-    assert module.net[1].weight.data_ptr() == storage
+    assert layer.weight.data_ptr() == storage
     fit([WeightNoise(**NOISE, params="net.4.weight")], module=Bounded(exchanges))
 
 
@@ -200,7 +202,7 @@ class Teaching(Network):
         if self.hook == "on_before_zero_grad":
             self.average()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.hook == "on_train_batch_end":
             self.average()
 
@@ -272,3 +274,46 @@ def test_adapters_get_noise_and_frozen_weights_do_not():
         assert not torch.equal(a, module.a)
         assert torch.equal(b, module.b), "zeros have no deviation"
         assert_same(others, [p.detach() for p in module.net.parameters()])
+
+
+class Spectral(pl.LightningModule):
+    """Multiplies frequencies with complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters = nn.Parameter(torch.ones(5, 5, dtype=torch.complex64))
+        self.seen: list[Tensor] = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(self.filters.detach().clone())
+        return (torch.fft.rfft(batch[0]) @ self.filters).abs().square().mean()
+
+    def validation_step(self, batch, batch_idx): ...
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("relative", [None, "std", "max", "filter"])
+def test_complex_parameters_get_complex_noise_in_the_unit_of_the_level(relative):
+    callback = WeightNoise(noise.Gaussian(), 0.5, relative=relative, seed=5)
+    module, _ = fit([callback], module=Spectral, limit_val_batches=0, log_every_n_steps=1)
+    assert torch.equal(module.filters.detach(), torch.ones(5, 5, dtype=torch.complex64))
+    for seen in module.seen:
+        delta = seen - 1
+        if relative == "std":  # equal weights have no deviation
+            assert not delta.any()
+        else:
+            assert delta.real.all()
+            assert delta.imag.all()
+        if relative == "filter":
+            torch.testing.assert_close(delta.norm(dim=1), 0.5 * torch.ones(5, 5).norm(dim=1))
+
+
+def test_a_noise_of_real_numbers_is_refused_for_complex_parameters():
+    module = Spectral()
+    with pytest.raises(
+        TypeError, match=r"Impulse needs real numbers, but the parameter 'filters' is complex64 .*type params=…"
+    ):
+        fit([WeightNoise(noise.Impulse(), 0.1)], module=module, limit_val_batches=0)
+    assert not module.seen

@@ -17,7 +17,7 @@ from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_w
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import check_relative
-from lightning_noise.perturb.weights import GradientOf, PerturbedParameters, RelativeTo
+from lightning_noise.perturb.weights import GradientOf, PerturbedParameters, RelativeTo, check_embeddings_are_dense
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -58,9 +58,15 @@ class WeightNoise(NoiseCallback):
     ``on_before_optimizer_step`` of callbacks that precede this callback, or of all callbacks if gradients are scaled, and
     ``on_after_backward``. Batch normalization collects its running statistics under the noise, as with dropout.
 
-    The training step reads noisy weights. Average a teacher, clip weights and load weights in ``on_train_batch_end``. It is an
-    error if the training step writes to noisy weights, because restoring would lose the write. torch does not record writes to
-    ``.data``; they are lost without an error.
+    The training step reads noisy weights, in evaluation mode, too: pseudo-labels that the step makes under ``eval()`` are those
+    of the noisy weights. ``state_dict()`` of any part is clean, so for clean labels type
+    ``torch.func.functional_call(self.net, self.net.state_dict(), (x,))``. Average a teacher, clip weights and load weights in
+    ``on_train_batch_end``. It is an error if the training step writes to noisy weights, because restoring would lose the write.
+    torch does not count writes to ``.data`` in place; they are found in the first step and in each step that is logged. There
+    is a warning if the first step writes to parameters that are not trained, because their averages would hold noise.
+
+    The noise is in the parameters. A weight that is computed from parameters, by pruning (``weight_orig``) or a
+    parametrization, follows the noise and is computed again after the step. Complex parameters get complex noise.
 
     Each micro-batch of an accumulation and each rank has its own draw. All evaluations of a closure in one update share a draw.
     The memory cost is one copy of the perturbed parameters, and a few copies of the largest parameter.
@@ -87,10 +93,10 @@ class WeightNoise(NoiseCallback):
         name: The name in log keys and messages.
 
     Raises:
-        TypeError: If a gradient is sparse and ``gradient="reparametrized"``.
-        ValueError: If a level or pattern is wrong, no parameter is selected, ``relative`` is set for a noise that is not
-            additive, the strategy has no whole parameters (FSDPStrategy, DeepSpeedStrategy), or the training step writes to
-            noisy weights.
+        TypeError: If a gradient is sparse and ``gradient="reparametrized"``, or a parameter is complex and the noise real.
+        ValueError: If a level or pattern is wrong, no parameter is selected, a parameter has no shape yet, ``relative`` is set
+            for a noise that is not additive, the strategy has no whole parameters (FSDPStrategy, DeepSpeedStrategy), or the
+            training step writes to noisy weights.
 
     References:
         The Effects of Adding Noise During Backpropagation Training on a Generalization Performance (An, 1996),
@@ -142,6 +148,8 @@ class WeightNoise(NoiseCallback):
         self._is_watched = True  # until the first step of a fit has ended
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
+        if self.gradient == "reparametrized":
+            check_embeddings_are_dense(pl_module)
         noisy = self._perturbed_parameters(pl_module, 0.01, Key(("trial",)))
         if self.noise.is_known:  # a function may count its calls
             try:
