@@ -450,6 +450,11 @@ def test_gaussian_noise_in_a_regression_adds_its_variance_to_the_loss_and_nothin
     [
         (lambda: TargetNoise(noise.Gaussian(), 0.1, via="batch"), ValueError, "via and index are for label noise"),
         (lambda: TargetNoise(labels.FlipLabels(3), 0.1, via="metrics"), ValueError, "via must be 'loss', 'batch' or 'sample'"),  # type: ignore[arg-type]
+        (
+            lambda: LabelSmoothing(0.1, target=["y", "z"]),  # type: ignore[arg-type]
+            ValueError,
+            r"type a callback for each, such as LabelSmoothing\(…, target='z', name='second'\)",
+        ),
         (lambda: TargetNoise(labels.FlipLabels(3), 1.1), ValueError, r"in \[0, 1\], got 1.1"),
         (lambda: TargetNoise(labels.FlipLabels, 0.1), TypeError, "a noise must be a value"),  # type: ignore[arg-type]
         (

@@ -277,7 +277,7 @@ class Mixup(_Mixing):
 
     A label that is ignored or masked does not count for either sample: if the partner's label does not count, the own label
     takes its place. If the module multiplies the loss by masks or weights of the labels, use ``via="sample"``. Otherwise these
-    stay the masks and weights of sample :math:`i`.
+    stay the masks and weights of sample :math:`i`, and the callback warns of weights.
 
     The level is :math:`\alpha \geq 0`; 0 is no mixing. Usual values are 0.2 to 0.4 on ImageNet, and on CIFAR-10 the value 1,
     a uniform :math:`\lambda`. The mean of :math:`\lambda` is 1/2 and its variance :math:`1 / (4 (2 \alpha + 1))`.

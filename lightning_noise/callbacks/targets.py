@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_noise._checks import plain
 from lightning_noise.batch import describe, find_target, get, modify, select_one
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import TargetCallback, Via
@@ -94,6 +95,11 @@ class TargetNoise(TargetCallback):
                 raise ValueError(f"via and index are for label noise, got {self.noise.title}; remove via and index")
         elif via is None:
             via = "loss" if isinstance(noise, SmoothLabels) else "sample"
+        if isinstance(target := plain(target), list | tuple) and len(target) > 1:
+            raise ValueError(
+                f"target must be one leaf, got {target!r}; for several targets type a callback for each, such as "
+                f"{type(self).__name__}(…, target={target[1]!r}, name='second')"
+            )
         super().__init__(level, noise=self.noise, target=target, via=via, seed=seed, name=name)
         self.index = index
         self.ignore_index = ignore_index

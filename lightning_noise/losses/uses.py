@@ -61,6 +61,8 @@ class Uses:
     def see(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Follows a function and the tensors that the function has made."""
         tensors = find_tensors([*args, *kwargs.values()])
+        if not any([id(tensor) in self._contents or id(tensor) in self._losses for tensor in tensors]):
+            return
         contents = [content for tensor in tensors if (content := self._find(tensor)) is not None]
         learned = [tensor for tensor in tensors if tensor.requires_grad and self._find(tensor) is None]
         of_loss = bool(learned) and all([self._is_loss(tensor) for tensor in learned])
