@@ -131,7 +131,8 @@ class Noise(ABC):
         keeps_invalid = self.keeps_invalid and not x.is_complex()  # 0 times infinity is NaN + NaN i
         mask = mask if keeps_invalid else _valid(source, mask)
         y = self.perturb(source.to(dtype) if self.requires_float else source, level, generator, mask).to(x.dtype)
-        y = y if keeps_invalid or mask is None else torch.where(mask, y, source)
+        if mask is not None and not (keeps_invalid and x.dtype == dtype):  # a conversion changes the bits of NaN
+            y = torch.where(mask, y, source)
         return y if x.is_contiguous() else torch.empty_like(x).copy_(y)
 
     @abstractmethod
@@ -617,7 +618,6 @@ class PatchGaussian(Noise):
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
-    keeps_invalid: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -636,8 +636,7 @@ class PatchGaussian(Noise):
         for dim, u in zip((-2, -1), centers, strict=True):
             n, index = index_valid(mask, x, dim)
             square = square & span(center_span(u, self.size, n), self.size, x, dim, index)
-        y = torch.addcmul(x, z, square.to(x.dtype))
-        return y if mask is None else torch.where(mask, y, x)
+        return torch.addcmul(x, z, square.to(x.dtype))
 
 
 @dataclass(frozen=True)

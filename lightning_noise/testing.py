@@ -26,6 +26,7 @@ from lightning_noise.schedules import Schedule, moments
 __all__ = ["NOISE_LAWS", "RULE_LAWS", "SCHEDULE_LAWS", "check_noise", "check_rule", "check_schedule", "global_streams"]
 
 LEVEL = 0.25
+_GARBAGE = (-0.0, -7.0, 3e38, math.inf, math.nan)  # what padding may hold
 RUNS = ((1, 1), (12, 1), (60, 7))  # steps and epochs
 
 
@@ -60,6 +61,14 @@ def global_streams() -> tuple[object, ...]:
 
 def _input(shape: tuple[int, ...] = (6, 3, 8, 8), dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.rand(shape, generator=_generator(1)).to(dtype)
+
+
+def _masks() -> tuple[Tensor, Tensor]:
+    """Returns a mask of padded images, one of which is all padding, and a mask with random holes."""
+    x = _input()
+    sizes = torch.tensor([0, 8, 1, 5, 2, 7]).view(-1, 1, 1, 1)
+    position = torch.arange(8)
+    return ((position < sizes) & (position[:, None] < sizes.flip(0).clamp_min(3))).expand_as(x).contiguous(), x < 0.7
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -155,6 +164,43 @@ def has_independent_rows(noise: Noise) -> None:
             _require(same, noise, f"has independent_rows, but the noise of row {i} depends on the other rows")
 
 
+def keeps_invalid_elements(noise: Noise) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for mask in _masks():
+            x = _input(dtype=dtype)
+            for garbage in _GARBAGE:
+                dirty = torch.where(mask, x, garbage)
+                y = noise(dirty, LEVEL, generator=_generator(), mask=mask)
+                bits = torch.int16 if dtype == torch.bfloat16 else torch.int32  # -0.0 equals 0.0, and NaN nothing
+                same = torch.equal(y[~mask].view(bits), dirty[~mask].view(bits))
+                _require(same, noise, f"changed elements of {garbage} that the mask calls invalid")
+
+
+def does_not_depend_on_invalid_elements(noise: Noise) -> None:
+    for mask in _masks():
+        x = _input()
+        y = noise(x, LEVEL, generator=_generator(), mask=mask)
+        for garbage in _GARBAGE:
+            dirty = noise(torch.where(mask, x, garbage), LEVEL, generator=_generator(), mask=mask)
+            _require(torch.equal(dirty[mask], y[mask]), noise, f"perturbs valid elements differently beside {garbage}")
+
+
+def takes_a_mask_that_is_true_everywhere_for_none(noise: Noise) -> None:
+    x = _input()
+    y = noise(x, LEVEL, generator=_generator(), mask=torch.ones_like(x, dtype=torch.bool))
+    same = torch.equal(y, noise(x, LEVEL, generator=_generator()))
+    _require(same, noise, "perturbs differently with a mask that is true everywhere than without")
+
+
+def takes_nan_for_invalid(noise: Noise) -> None:
+    for mask in _masks():
+        x = _input().masked_fill_(~mask, math.nan)
+        y = noise(x, LEVEL, generator=_generator())
+        _require(torch.equal(y.isnan(), ~mask), noise, "did not keep NaN where it was")
+        same = torch.equal(y[mask], noise(x, LEVEL, generator=_generator(), mask=mask)[mask])
+        _require(same, noise, "perturbs differently beside NaN than with a mask that excludes NaN")
+
+
 def does_not_depend_on_the_memory_format(noise: Noise) -> None:
     x = _input()
     one = noise(x, LEVEL, generator=_generator())
@@ -240,6 +286,10 @@ NOISE_LAWS: tuple[Callable[[Noise], None], ...] = (
     does_not_touch_input_or_global_streams,
     takes_a_level_for_each_sample,
     has_independent_rows,
+    keeps_invalid_elements,
+    does_not_depend_on_invalid_elements,
+    takes_a_mask_that_is_true_everywhere_for_none,
+    takes_nan_for_invalid,
     does_not_depend_on_the_memory_format,
     is_the_same_in_half_precision_up_to_rounding,
     is_a_value,
