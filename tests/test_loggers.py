@@ -27,7 +27,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_noise import InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise
+from lightning_noise import AdaptiveLevel, InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise
 from lightning_noise.loop import loggers
 from lightning_noise.schedules import Linear
 
@@ -65,7 +65,7 @@ def red() -> Figure:
 
 
 CALLS = {
-    "figure": lambda trainer: loggers.log_figure(trainer, "a", red(), step=0),
+    "figure": lambda trainer: loggers.log_figure(trainer, "a", red, step=0),
     "text": lambda trainer: loggers.log_text(trainer, "a", "text"),
 }
 
@@ -75,7 +75,7 @@ CALLS = {
 
 def test_every_logger_that_takes_figures_receives_the_figure(tmp_path):
     tensorboard, album = TensorBoardLogger(tmp_path / "one"), Album(tmp_path / "two")
-    loggers.log_figure(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red(), step=7)
+    loggers.log_figure(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red, step=7)
     tensorboard.finalize("success")
     event = EventAccumulator(tensorboard.log_dir).Reload().Images("a/b")[0]
     assert (event.step, event.width, event.height) == (7, 30, 20)
@@ -89,7 +89,7 @@ def test_every_logger_that_takes_figures_receives_the_figure(tmp_path):
 
 def test_a_figure_that_no_logger_takes_is_written_to_a_file(tmp_path):
     logger = CSVLogger(tmp_path)
-    loggers.log_figure(trainer_with(logger), "robustness/curve", red(), step=7)
+    loggers.log_figure(trainer_with(logger), "robustness/curve", red, step=7)
     image = imread(Path(logger.log_dir) / "robustness" / "curve-7.png")
     assert image.shape[:2] == (20, 30)
     assert (image[..., :3] == [1, 0, 0]).all()
@@ -118,7 +118,7 @@ def test_other_ranks_log_nothing_and_wait_for_nobody(tmp_path, monkeypatch):
 def test_the_rank_that_logs_waits_for_nobody_either(tmp_path, monkeypatch):
     trainer = trainer_with(CSVLogger(tmp_path))
     monkeypatch.setattr(trainer.strategy, "broadcast", pytest.fail)
-    loggers.log_figure(trainer, "a", red(), step=0)
+    loggers.log_figure(trainer, "a", red, step=0)
     assert list(tmp_path.rglob("a-0.png"))
 
 
@@ -145,7 +145,91 @@ def test_a_folder_that_cannot_be_written_warns(tmp_path):
     logger = CSVLogger(tmp_path)
     tmp_path.joinpath("lightning_logs").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="could not log the figure 'a': "):
-        loggers.log_figure(trainer_with(logger), "a", red(), step=0)
+        loggers.log_figure(trainer_with(logger), "a", red, step=0)
+
+
+def test_a_figure_that_cannot_be_drawn_warns_and_none_is_no_figure(tmp_path):
+    trainer = trainer_with(CSVLogger(tmp_path))
+    with pytest.warns(UserWarning, match="could not log the figure 'a': ZeroDivisionError"):
+        loggers.log_figure(trainer, "a", lambda: Figure(figsize=(1 / 0, 1)), step=0)
+    loggers.log_figure(trainer, "a", lambda: None, step=0)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+class Failing(TensorBoardLogger):
+    """A logger whose writer takes numbers and nothing else."""
+
+    @property
+    def experiment(self) -> Any:
+        writer = super().experiment
+        for method in ("add_figure", "add_text", "add_custom_scalars"):
+            setattr(writer, method, self._fail)
+        return writer
+
+    def _fail(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("quota exceeded")
+
+
+class Shy:
+    """A class of the user without a representation."""
+
+    def __call__(self, module: Any, batch: Any) -> Any:
+        return module(batch[0])
+
+    def __repr__(self) -> str:
+        raise AttributeError("not yet fitted")
+
+
+def in_the_way(folder: Path) -> None:
+    (folder / "robustness").write_text("a file where the folder should be")
+
+
+def full_disk(folder: Path) -> None:
+    (folder / "robustness").mkdir()
+    for name in ("report.json", "report.md"):
+        (folder / "robustness" / name).symlink_to("/dev/full")
+
+
+def read_only(folder: Path) -> None:
+    (folder / "robustness" / "report.json").mkdir(parents=True)  # a folder of that name; the superuser may write anywhere
+
+
+class Last(pl.Callback):
+    ended = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ended = True
+
+
+@pytest.mark.filterwarnings("ignore:could not log the figure")  # whose folder is the same
+@pytest.mark.parametrize("spoil", [in_the_way, full_disk, read_only], ids=lambda spoil: spoil.__name__)
+def test_a_report_that_cannot_be_written_warns_and_later_hooks_are_called(spoil, tmp_path):
+    logger, last = CSVLogger(tmp_path, "logs", "run"), Last()
+    assert logger.experiment  # makes the folder
+    spoil(Path(logger.log_dir))
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.1])
+    with pytest.warns(UserWarning, match="could not log the report: "):
+        fit([monitor, last], logger=logger, max_epochs=1)
+    assert last.ended
+    assert monitor.report is not None
+
+
+def test_a_fit_goes_on_if_its_logger_and_every_figure_fail(tmp_path, monkeypatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError("no figure")
+
+    for name in ("samples", "robustness_curve", "adaptation"):
+        monkeypatch.setattr(f"lightning_noise.plots.{name}", fail)
+    monitor, last = RobustnessMonitor(noise.Gaussian(), [0.1], predict=Shy()), Last()
+    callbacks = [InputNoise(noise.Gaussian(), AdaptiveLevel(), inputs=0), monitor, last]
+    with pytest.warns(UserWarning, match="could not log") as caught:
+        fit(callbacks, logger=Failing(tmp_path), max_epochs=1)
+    failures = {str(each.message).partition(": ")[0] for each in caught}
+    texts = {f"the text {key!r}" for key in ("robustness/configuration", "noise/input/configuration")}
+    figures = {f"the figure {key!r}" for key in ("robustness/curve", "robustness/gaussian/reliability", "adaptive/input/moves")}
+    assert failures >= {f"could not log {what}" for what in {*texts, *figures, "the layout of the charts"}}
+    assert last.ended
+    assert monitor.report is not None
 
 
 # --- charts
@@ -211,7 +295,7 @@ class Showing(RobustnessMonitor):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loggers.log_layout(trainer, self)
-        loggers.log_figure(trainer, "figure", red(), step=3)
+        loggers.log_figure(trainer, "figure", red, step=3)
         loggers.log_text(trainer, "configuration", loggers.describe_arguments(self))
 
 

@@ -279,8 +279,8 @@ class Adaptation:
         """Prints and logs the summary at the end of a fit."""
         rank_zero_info(self.summary())
         loggers.log_text(trainer, self._key("summary"), self.summary(), step)
-        if self.history and loggers.takes_figures(trainer):
-            loggers.log_figure(trainer, self._key("moves"), plots.adaptation(self.history), step)
+        if self.history:
+            loggers.log_figure(trainer, self._key("moves"), lambda: plots.adaptation(self.history), step)
 
     def _key(self, name: str) -> str:
         return f"adaptive/{self.name}/{name}"

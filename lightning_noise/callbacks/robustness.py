@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -261,12 +262,16 @@ class RobustnessMonitor(Monitor):
         is_known = self.predict is None or self.inputs is not None  # which leaf the module reads
         for reading in readings:
             if is_known and not reading.condition.draw:
-                path = find_inputs(reading.batch, self.inputs)[0]
-                samples = get(reading.batch, path)[:4].detach().to("cpu", copy=True)  # the step may write to the batch
-                has_classes = self.task.has_classes and reading.outputs.ndim == 2
-                classes = reading.outputs[:4].argmax(1).tolist() if has_classes else []
-                self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))
+                with loggers.warn_on_failure("the samples"):
+                    self._keep_picture(reading)
             yield reading
+
+    def _keep_picture(self, reading: Reading) -> None:
+        path = find_inputs(reading.batch, self.inputs)[0]
+        samples = get(reading.batch, path)[:4].detach().to("cpu", copy=True)  # the step may write to the batch
+        has_classes = self.task.has_classes and reading.outputs.ndim == 2
+        classes = reading.outputs[:4].argmax(1).tolist() if has_classes else []
+        self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))
 
     def _check_pipe(self, trainer: Trainer) -> None:
         """Raises a ValueError if the run would hang because of its many keys.
@@ -359,8 +364,8 @@ class RobustnessMonitor(Monitor):
             report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
         for noise in self.levels if calibration else ():
             panels = {_title(place): bins for place, bins in calibration.items() if place.noise in (CLEAN.noise, noise)}
-            figure = plots.reliability_diagram(panels)
-            loggers.log_figure(trainer, f"{prefix}/{noise}/reliability", figure, logging_step(trainer))
+            draw = partial(plots.reliability_diagram, panels)
+            loggers.log_figure(trainer, f"{prefix}/{noise}/reliability", draw, logging_step(trainer))
         self._log_pictures(trainer, prefix)
 
     def _log_curve(self, trainer: Trainer, prefix: str, values: Values) -> None:
@@ -369,16 +374,17 @@ class RobustnessMonitor(Monitor):
             noise: {0.0: values[CLEAN, metric]} | {level: values[Condition(noise, level), metric] for level in levels}
             for noise, levels in self.levels.items()
         }
-        figure = plots.robustness_curve(curves, ylabel=metric)
-        loggers.log_figure(trainer, f"{prefix}/curve", figure, logging_step(trainer))
+        draw = partial(plots.robustness_curve, curves, ylabel=metric)
+        loggers.log_figure(trainer, f"{prefix}/curve", draw, logging_step(trainer))
 
     def _log_pictures(self, trainer: Trainer, prefix: str) -> None:
         for noise in self.levels:
             shown = {_title(place): shot for place, shot in self._pictures.items() if place.noise in (CLEAN.noise, noise)}
             inputs = {title: samples for title, (samples, _) in shown.items()}
             captions = {title: classes for title, (_, classes) in shown.items()}
-            if shown and (figure := plots.samples(inputs, captions=captions)) is not None:
-                loggers.log_figure(trainer, f"{prefix}/{noise}/samples", figure, logging_step(trainer))
+            if shown:
+                draw = partial(plots.samples, inputs, captions=captions)
+                loggers.log_figure(trainer, f"{prefix}/{noise}/samples", draw, logging_step(trainer))
         self._pictured = True
 
 

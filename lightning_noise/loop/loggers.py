@@ -10,7 +10,7 @@ import inspect
 import re
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -48,13 +48,18 @@ class Charting(Protocol):
         ...
 
 
-def log_figure(trainer: Trainer, key: str, figure: Figure, step: int) -> None:
-    """Logs a figure, or writes it as a PNG file.
+def log_figure(trainer: Trainer, key: str, draw: Callable[[], Figure | None], step: int) -> None:
+    """Logs the figure that ``draw`` returns, if any, or writes it as a PNG file.
 
     TensorBoard receives the figure, and Weights & Biases an image of it. If no logger accepts figures, the figure is written to
-    ``<key>-<step>.png`` in the folder of the first logger. Without a logger nothing is written.
+    ``<key>-<step>.png`` in the folder of the first logger. Without a logger nothing is drawn.
     """
     if not takes_figures(trainer):
+        return
+    figure = None
+    with warn_on_failure(f"the figure {key!r}"):
+        figure = draw()
+    if figure is None:
         return
     is_taken = False
     logger: Any
@@ -175,8 +180,12 @@ def as_text(value: Any, without: Collection[str] = ()) -> str:
         return f"{type(value).__name__}({', '.join(f'{name}={as_text(argument)}' for name, argument in arguments.items())})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {as_text(item)}" for key, item in value.items()) + "}"
+    try:
+        text = repr(value)
+    except Exception:  # of a class of the user
+        text = object.__repr__(value)
     # the address of an object differs from run to run
-    return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
+    return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", text))
 
 
 def _arguments(callback: Any) -> dict[str, Any]:

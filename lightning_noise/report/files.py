@@ -25,8 +25,8 @@ def write(folder: str | Path, report: Report, baseline: Report | None = None) ->
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(markdown(report, baseline), encoding="utf-8")
     (folder / FILE).write_text(json.dumps(_to_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(markdown(report, baseline), encoding="utf-8")
 
 
 def read(path: str | Path) -> Report:
