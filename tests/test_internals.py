@@ -232,6 +232,13 @@ def test_the_source_of_the_data_of_the_last_run_is_known(run):
         assert internals.data_source(trainer) is source
 
 
+def test_the_launchers_have_the_methods_that_return_metrics():
+    for launcher in internals.launcher_classes():
+        assert list(inspect.signature(launcher.get_extra_results).parameters)[1:] == ["trainer"]
+        assert list(inspect.signature(launcher.update_main_process_results).parameters)[1:] == ["trainer", "extra"]
+    assert type(make_trainer(strategy="ddp_spawn").strategy.launcher) is internals.launcher_classes()[0]
+
+
 # --- the evaluation loop and what it logs
 
 

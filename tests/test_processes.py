@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from helpers import Rows, execute
-from scripts import fit_validate_test, sharded_parameters
+from helpers import Rows, execute, fit, keys_of, make_trainer
+from pytorch_lightning.callbacks import LambdaCallback
+from scripts import fit_validate_test, returned_results, sharded_parameters
 
 from lightning_noise import Key, noise
 from lightning_noise.perturb.weights import RelativeTo, unit_of, weight_noise
@@ -193,3 +195,32 @@ def test_shards_of_gradients_get_draws_of_their_own_and_replicas_the_same(sharde
     one, two = torch.cat(clean), torch.cat(noisy)
     ratio = pd.read_csv(folder / "metrics.csv")["noise/gradient/ratio"].dropna().iloc[0]
     assert ratio == pytest.approx(((two - one).norm() / one.norm()).item(), rel=1e-5)  # sums in another order, in float32
+
+
+def test_the_launcher_carries_the_results_of_the_callbacks_through_a_file():
+    ended, fresh = returned_results.make(), returned_results.make()
+    _, worker = fit(ended, max_epochs=3)
+    main = make_trainer([*fresh[::-1], LambdaCallback()], strategy="ddp_spawn")  # a module may add callbacks in the worker
+    launcher: Any = main.strategy.launcher
+    extra = launcher.get_extra_results(worker)
+    assert len(pickle.dumps(extra)) < 20_000
+    launcher.update_main_process_results(main, extra)
+    assert returned_results.known(*fresh) == returned_results.known(*ended)
+    assert not Path(extra["lightning_noise"]).exists()
+    assert {key: value.item() for key, value in main.callback_metrics.items()} == keys_of(worker)
+    launcher.update_main_process_results(main, launcher.get_extra_results(make_trainer()))  # a run without these callbacks
+    assert returned_results.known(*fresh) == returned_results.known(*ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+def test_the_main_process_knows_what_the_callbacks_of_the_workers_know(tmp_path, strategy):
+    folder = tmp_path / "returned"
+    execute(returned_results.main, folder, strategy)
+    worker, main, second = (torch.load(folder / f"{name}.pt", weights_only=False) for name in ("worker", "main", "second"))
+    assert main == worker
+    assert "no validation" not in main["summary"]
+    assert second["state"]["history"][:3] == main["state"]["history"]
+    assert len(second["state"]["history"]) == 5
+    saved = torch.load(folder / "last.ckpt", weights_only=True)["callbacks"]
+    assert [state["state"] for state in saved.values()] == [main["state"]["state"]]

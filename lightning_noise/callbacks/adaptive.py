@@ -48,8 +48,8 @@ class AdaptiveLevel:
     validation; each is evaluated without the noise of the others. All ranks decide alike. What a forward
     pass changes in the module is undone, as by a :class:`~lightning_noise.RobustnessMonitor`.
 
-    Checkpoints hold the state. A resumed run moves the level as the uninterrupted run would. Lightning leaves out the validation
-    of a batch if the checkpoint was saved between the two (``ModelCheckpoint(every_n_train_steps=…)``). With an adaptive level,
+    Checkpoints hold the state. A resumed run moves the level as the uninterrupted run would. Lightning leaves out a validation
+    if the checkpoint was saved right before it, as ``ModelCheckpoint(every_n_train_steps=…)`` may do. With an adaptive level,
     that validation runs at the start of the resumed training. Only a fit loads the state. In another fit, a callback continues
     from its current level, so give a new model a new callback.
 
@@ -176,9 +176,12 @@ class Adaptation:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from a saved state, or, if the rule or the task has changed, from its level."""
-        if not self._fitting:
-            return
+        """Continues a fit from a saved state."""
+        if self._fitting:
+            self.continue_from(state_dict)
+
+    def continue_from(self, state_dict: dict[str, Any]) -> None:
+        """Continues from a state, or, if the rule or the task has changed, from its level."""
         self.history = [Decision(*decision) for decision in state_dict["history"]]
         self._validations = state_dict["validations"]
         self._due = state_dict["due"]

@@ -22,6 +22,7 @@ from lightning_noise.loop.internals import Callback, recomputes_statistics, shou
 from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import Clock, check_validation, is_stopped, logging_step, run_seed
+from lightning_noise.loop.returning import Returning
 from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
@@ -36,7 +37,7 @@ __all__ = ["Callback", "NoiseCallback", "TargetCallback", "Via", "check_paramete
 Via = Literal["loss", "batch", "sample"]
 
 
-class NoiseCallback(Callback, Perturbing):
+class NoiseCallback(Callback, Perturbing, Returning):
     """Base of the callbacks that add noise in training.
 
     The level is set before each batch. The noise acts from the start of the training step to the end of the backward pass.
@@ -87,6 +88,7 @@ class NoiseCallback(Callback, Perturbing):
         self._is_logged = False  # whether this batch is logged
         self._perturbations: list[Perturbation] = []  # of this step, which may fetch several batches
         self._effective: bool | None = None  # None until a step with noise
+        Returning.enable()
 
     def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
         def body(perturbation: Perturbation) -> Iterator[Any]:
@@ -136,6 +138,7 @@ class NoiseCallback(Callback, Perturbing):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if sum(callback.name == self.name for callback in perturbing(trainer)) > 1:
             raise ValueError(f"two noise callbacks are named {self.name!r}; type {type(self).__name__}(…, name='{self.name}2')")
+        Returning.enable()
         self._clock = Clock()
         if stage == "fit" and self.level is None:
             level = self.severities[0] if self.severities else min(0.1, self.max_level)
@@ -227,6 +230,14 @@ class NoiseCallback(Callback, Perturbing):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.adaptive is not None:
             self.adaptive.conclude(trainer, logging_step(trainer))
+
+    def results(self) -> Any:
+        return self.current_level, self.adaptive and self.adaptive.state_dict()
+
+    def take_results(self, results: Any) -> None:
+        self.current_level, adapted = results
+        if self.adaptive is not None:
+            self.adaptive.continue_from(adapted)
 
     @property
     def state_key(self) -> str:

@@ -21,6 +21,7 @@ from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import class_of_callbacks, launches_copies, n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.progress import logging_step
+from lightning_noise.loop.returning import Returning
 from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.perturb.inputs import Clip
 from lightning_noise.report.compare import corruption_errors, shared_levels
@@ -34,7 +35,7 @@ __all__ = ["RobustnessMonitor", "log_key"]
 _KEYS_IN_PIPE = 170  # of up to 370 bytes in 64 KiB
 
 
-class RobustnessMonitor(Monitor):
+class RobustnessMonitor(Monitor, Returning):
     r"""Evaluates a model on held-out data under noise, next to the same data without noise.
 
     Before each validation or test step, the module predicts the batch without noise and under each noise and level, without
@@ -159,11 +160,13 @@ class RobustnessMonitor(Monitor):
         self._shared = tuple(name for name, probe in self._probes.items() if probe.one_draw_per_batch)
         self._results = Results(task, self._shared)
         self._begin()
+        Returning.enable()
 
     # --- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        Returning.enable()
         self._check_pipe(trainer)
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
         self._pictured = self._is_tried = False
@@ -222,6 +225,12 @@ class RobustnessMonitor(Monitor):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._conclude(trainer, f"test/{self.name}", f"test/{self.name}")
+
+    def results(self) -> report.Report | None:
+        return self.report
+
+    def take_results(self, results: report.Report | None) -> None:
+        self.report = results
 
     def charts(self) -> dict[str, list[str]]:
         name = re.escape(self.name)

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ def validates_after(trainer: Trainer) -> bool:
 
 def validate_within_fit(trainer: Trainer, epoch: int) -> None:
     """Runs in ``on_train_start`` the validation of an epoch that Lightning leaves out if it resumes right before it."""
-    val_loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
+    val_loop, progress = trainer.fit_loop.epoch_loop.val_loop, cast(Any, trainer.fit_loop.epoch_progress.current)
     before = vars(progress).copy()
     progress.processed = progress.completed = epoch  # at the end of an epoch, Lightning resumes in the next one
     val_loop.restarting = False  # otherwise the loop would count the batches of the validation before
@@ -115,6 +115,15 @@ def validate_within_fit(trainer: Trainer, epoch: int) -> None:
 def launches_copies(trainer: Trainer) -> bool:
     """Returns whether the strategy spawns or forks its processes, which return their metrics through a pipe."""
     return type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
+
+
+def launcher_classes() -> list[Any]:
+    """Returns the classes that spawn or fork processes. No hook comes between making a launcher and launching."""
+    module = "strategies.launchers.multiprocessing"
+    return [
+        importlib.import_module(f"{namespace.__name__}.{module}")._MultiProcessingLauncher  # each namespace has its own
+        for namespace in LIGHTNING
+    ]
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
