@@ -1,8 +1,9 @@
 """Batches of any type: their leaves, the selection of leaves, and changed copies.
 
-A leaf is a tensor. Its path is the tuple of keys, indices and attribute names that leads to the leaf. A changed copy shares all
-objects with the original, except the containers on the paths of the changed leaves. Tree utilities that rebuild the whole batch
-lose what they do not know.
+A leaf is a tensor. Its path is the tuple of keys, indices and attribute names that leads to the leaf. A path with ``*`` leads
+to the leaves of all samples in a list, such as images of different sizes. A changed copy shares all objects with the original,
+except the containers on the paths of the changed leaves. Tree utilities that rebuild the whole batch lose what they do not
+know.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 __all__ = [
     "Path",
@@ -24,6 +26,8 @@ __all__ = [
     "find_target",
     "format_path",
     "get",
+    "holds_samples",
+    "is_sequence",
     "leaves",
     "map_tensors",
     "modify",
@@ -34,6 +38,9 @@ __all__ = [
 Path = tuple[Any, ...]
 Selector = int | str | Sequence[int | str]
 
+_EACH = "*"
+_CHANNELS = (1, 3, 4)  # of images
+_LISTED = 12  # leaves in a message
 _TARGETS = ("label", "labels", "target", "targets", "y")
 
 
@@ -72,10 +79,11 @@ def select_one(batch: Any, selector: int | str, kind: str) -> Tensor:
     return get(batch, _only(select(batch, selector), selector, kind))
 
 
-def modify(batch: Any, paths: Iterable[Path], function: Callable[[Tensor, Path], Tensor]) -> Any:
+def modify(batch: Any, paths: Iterable[Path], function: Callable[[Any, Path], Any]) -> Any:
     """Returns a copy of the batch with the leaves ``function(leaf, path)``; everything off the paths is the same object.
 
-    A container whose copy shares its content with the original is a TypeError.
+    At a path with ``*``, the function takes and returns a list with the leaf of each sample. A container whose copy shares its
+    content with the original is a TypeError.
 
     Example:
         >>> import torch
@@ -84,12 +92,23 @@ def modify(batch: Any, paths: Iterable[Path], function: Callable[[Tensor, Path],
         >>> new["x"][0], new["x"][1] is batch["x"][1], batch["x"][0]
         (tensor([5., 5.]), True, tensor([0., 0.]))
     """
-    return _modify(batch, (), list(paths), function)
+    new: dict[Path, Tensor] = {}
+    for path in dict.fromkeys(paths):
+        places, leaf = _places(batch, path), function(get(batch, path), path)
+        new.update(zip(places, leaf if isinstance(leaf, list) else [leaf], strict=True))
+    return _modify(batch, (), list(new), new)
 
 
 def get(batch: Any, path: Path) -> Any:
-    """Returns what is at a path."""
-    for key in path:
+    """Returns what is at a path; with ``*``, the list of what is at the path in each sample.
+
+    Example:
+        >>> get([{"x": 1}, {"x": 2}], (1, "x")), get([{"x": 1}, {"x": 2}], ("*", "x"))
+        (2, [1, 2])
+    """
+    for i, key in enumerate(path):
+        if key == _EACH and is_sequence(batch):
+            return [get(sample, path[i + 1 :]) for sample in batch]
         batch = dict(_children(batch))[key]
     return batch
 
@@ -127,22 +146,75 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = False) -> list[Path]:
     """Returns the paths of the inputs of the model, as :func:`select` does.
 
-    Default: a bare tensor, the first element of a sequence, or else the only floating-point leaf. If there are several, the
-    default is a ValueError, whose message lists all leaves.
+    An input is a tensor with a row for each sample, or a list with a tensor for each sample; see :func:`holds_samples`. The
+    path of such a list ends in ``*``, or has the path within each sample after it. A selector may name the list itself, too.
+
+    Default: a bare tensor, the first element of a sequence, or else the only floating-point leaf or list of such leaves. If
+    there are several, the default is a ValueError, whose message lists all leaves.
+
+    Raises:
+        TypeError: If an input is part of a packed sequence.
+        ValueError: If a selector selects nothing, or if samples cannot be told from inputs with rows.
+
+    Example:
+        >>> import torch
+        >>> images = [torch.ones(3, 8, 9), torch.ones(3, 9, 8)]
+        >>> find_inputs((images, [{"boxes": torch.ones(5, 4)}, {"boxes": torch.ones(1, 4)}]))
+        [(0, '*')]
     """
-    if inputs is not None:
-        paths = list(select(batch, inputs, absent=absent))
+    if inputs is None:
+        paths = _default_inputs(batch)
+    else:
+        selectors = [inputs] if isinstance(inputs, int | str) else inputs
+        paths = list(dict.fromkeys(path for selector in selectors for path in _select_inputs(batch, selector, absent)))
         if not paths and not absent:
             raise ValueError(f"inputs={inputs!r} selects nothing; {_list_leaves(batch)}")
-        return paths
-    if isinstance(batch, Tensor):
-        return [()]
-    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
-        return [_children(batch)[0][:1]]
-    floating = [path for path, leaf in leaves(batch) if leaf.is_floating_point()]
-    if len(floating) != 1:
-        raise ValueError(f"which leaf is the input? {_suggest(batch, 'inputs', floating)}")
-    return floating
+    for path in paths:
+        _refuse_packed(batch, path)
+    return paths
+
+
+def holds_samples(batch: Any, path: Path, rest: Path = ()) -> bool | None:
+    """Returns whether each element of a list is a sample, and not an input with a row for each sample.
+
+    Beside the list of a batch of 8 samples, whatever counts the samples has 8 entries: labels, or a list of targets. So the
+    list holds samples if one of the others has as many entries as the list, and none as many as each of the tensors has rows.
+    It holds inputs in the opposite case. If elements are themselves containers, those of a sample hold numbers, strings or
+    tensors of several lengths; tensors of one length are the rows of a batch.
+
+    If both or neither are found, shapes decide: tensors of three axes with 1, 3 or 4 channels first are images, of four axes
+    with the channels second are batches of images. In any other case, both means inputs with rows, and neither is ``None``.
+
+    Args:
+        batch: A batch.
+        path: The path of a list or tuple.
+        rest: The path of a tensor within each element.
+
+    Example:
+        >>> import torch
+        >>> one, two, labels = torch.ones(7, 2), torch.ones(9, 2), torch.zeros(2)
+        >>> holds_samples(([one, two], labels), (0,)), holds_samples(([one, one], torch.zeros(7)), (0,))
+        (True, False)
+    """
+    elements = list(get(batch, path))
+    if any(element is None for element in elements):  # a loader that ended before the others
+        return False
+    tensors = [get(element, rest) for element in elements]
+    if len({(leaf.dtype, leaf.ndim) for leaf in tensors}) > 1:  # samples are of one kind
+        return False
+    rows = {leaf.shape[0] if leaf.ndim else -1 for leaf in tensors}
+    if rest:
+        evidence = {_is_one_sample(element) for element in elements} - {None} if len(elements) > 1 else set()
+    else:
+        beside = set(_counts_beside(batch, path))
+        signs = {True: len(elements) in beside, False: len(rows) == 1 and rows <= beside}
+        evidence = {kind for kind, seen in signs.items() if seen}
+    if len(evidence) == 1:
+        return evidence.pop()
+    if all(leaf.ndim == 3 and leaf.shape[0] in _CHANNELS for leaf in tensors):
+        return True
+    is_batch = all(leaf.ndim == 4 and leaf.shape[1] in _CHANNELS for leaf in tensors) and len(rows) == 1
+    return False if is_batch or evidence else None
 
 
 def find_target(batch: Any, target: int | str | None = None) -> Path:
@@ -153,7 +225,7 @@ def find_target(batch: Any, target: int | str | None = None) -> Path:
     """
     if target is not None:
         return _only(select(batch, target), target, "target")
-    if isinstance(batch, list | tuple):
+    if is_sequence(batch):
         candidates = [_children(batch)[1][:1]] if len(batch) > 1 and isinstance(batch[1], Tensor) else []
     else:
         named = [path for path, _ in leaves(batch) if path and path[-1] in _TARGETS]
@@ -181,6 +253,132 @@ def describe(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
+def _default_inputs(batch: Any) -> list[Path]:
+    if isinstance(batch, Tensor):
+        return [()]
+    if is_sequence(batch) and len(batch) and isinstance(batch[0], Tensor):
+        return [(0,)]
+    if is_sequence(batch) and len(batch) and _holds_tensors(batch[0]) and holds_samples(batch, (0,)):
+        return [(0, _EACH)]
+    floating = [path for path, leaf in leaves(batch) if leaf.is_floating_point() or leaf.is_complex()]
+    # what is in a list of containers, such as boxes, is no candidate beside what is not
+    outside = [path for path in floating if all(i == len(path) - 1 for i in _lists_of(batch, path))] or floating
+    candidates = list(dict.fromkeys(_list_of_samples(batch, path) or path for path in outside))
+    if len(candidates) != 1:
+        raise ValueError(f"which leaf is the input? {_suggest(batch, 'inputs', candidates)}")
+    return candidates
+
+
+def _list_of_samples(batch: Any, path: Path) -> Path | None:
+    """Returns the path of the list of samples to which a leaf belongs, or ``None``."""
+    for i in _lists_of(batch, path):
+        if holds_samples(batch, path[:i], path[i + 1 :]):
+            return (*path[:i], _EACH, *path[i + 1 :])
+    return None
+
+
+def _lists_of(batch: Any, path: Path) -> Iterator[int]:
+    """Yields where a path enters a sequence in all elements of which it goes on."""
+    for i in range(len(path)):
+        container = get(batch, path[:i])
+        if is_sequence(container) and all(_has(element, path[i + 1 :]) for element in container):
+            yield i
+
+
+def _is_one_sample(element: Any) -> bool | None:
+    """Returns whether a container holds one sample and not a batch, or ``None`` if it holds only one tensor."""
+    counts = {count for _, child in _children(element) for count in _counts(child)}
+    if len(list(leaves(element))) > 1 or -1 in counts:
+        return len(counts) > 1
+    return None
+
+
+def _select_inputs(batch: Any, selector: int | str, absent: bool) -> list[Path]:
+    """Returns the paths of the inputs that a selector selects: leaves, or lists of samples."""
+    parts = [] if selector == "" else str(selector).split(".")
+    if _EACH not in parts:
+        lists = [path for path, value in _resolve(batch, parts) if is_sequence(value) and _holds_tensors(value)]
+        for path in lists:
+            if holds_samples(batch, path) is False:
+                raise ValueError(
+                    f"inputs={selector!r} is a list of inputs with a row for each sample; type "
+                    f"inputs={format_path((*path, _EACH))!r} for all of them; {_list_leaves(batch)}"
+                )
+        return [(*path, _EACH) for path in lists] or list(select(batch, selector, absent=absent))
+    found, star = list(select(batch, selector, absent=absent)), len(parts) - 1 - parts[::-1].index(_EACH)
+    return list(dict.fromkeys(_sample_or_input(batch, path, star, selector) for path in found))
+
+
+def _sample_or_input(batch: Any, path: Path, star: int, selector: int | str) -> Path:
+    """Returns the path of the list of samples to which a selected leaf belongs, or else the path of the leaf."""
+    head, rest = path[:star], path[star + 1 :]
+    if not is_sequence(get(batch, head)):
+        return path
+    is_sample = holds_samples(batch, head, rest)
+    if is_sample is None:
+        names = [format_path((*head, i, *rest)) for i in range(len(get(batch, head)))]
+        raise ValueError(
+            f"inputs={selector!r} may be a list of samples or several inputs; type inputs={format_path(head)!r} if each tensor "
+            f"is a sample, or inputs={names} if each has a row for each sample; {_list_leaves(batch)}"
+        )
+    return (*head, _EACH, *rest) if is_sample else path
+
+
+def _refuse_packed(batch: Any, path: Path) -> None:
+    for i in range(len(path)):
+        if _EACH not in path[:i] and isinstance(get(batch, path[:i]), PackedSequence):
+            raise TypeError(
+                f"the input {format_path(path)!r} is part of a PackedSequence, in which rows are not samples; put the padded "
+                "tensor and the lengths into the batch, pack them in the module, and type mask=lambda batch: torch.arange(T) < "
+                'batch["lengths"][:, None]'
+            )
+
+
+def _counts(value: Any) -> Iterator[int]:
+    """Yields how many entries a value has: rows of tensors and elements of lists. Anything that has no entries counts -1."""
+    if isinstance(value, Tensor):
+        yield value.shape[0] if value.ndim else -1
+    elif is_sequence(value):
+        yield len(value)
+        if _holds_tensors(value) and len({len(leaf) if leaf.ndim else -1 for leaf in value}) == 1:
+            yield from _counts(value[0])
+    elif children := _children(value):
+        for _, child in children:
+            yield from _counts(child)
+    else:
+        yield -1
+
+
+def _counts_beside(batch: Any, path: Path) -> Iterator[int]:
+    """Yields the counts of everything off a path."""
+    for i, key in enumerate(path):
+        for other, child in _children(get(batch, path[:i])):
+            if other != key:
+                yield from _counts(child)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return is_sequence(value) and len(value) > 0 and all(isinstance(element, Tensor) for element in value)
+
+
+def _has(value: Any, path: Path) -> bool:
+    for key in path:
+        children = dict(_children(value))
+        if key not in children:
+            return False
+        value = children[key]
+    return isinstance(value, Tensor)
+
+
+def _places(batch: Any, path: Path) -> list[Path]:
+    """Returns the paths of all leaves at a path."""
+    for i, key in enumerate(path):
+        if key == _EACH and is_sequence(get(batch, path[:i])):
+            n = len(get(batch, path[:i]))
+            return [(*path[:i], j, *path[i + 1 :]) for j in range(n)]
+    return [path]
+
+
 def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[Path, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
@@ -189,16 +387,16 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
             yield from _walk(child, (*path, key), (*ancestors, id(value)))
 
 
-def _modify(value: Any, path: Path, rests: list[Path], function: Callable[[Tensor, Path], Tensor]) -> Any:
-    """Returns the value with changed leaves below it; ``rests`` are their paths, seen from the value."""
+def _modify(value: Any, path: Path, rests: list[Path], new: Mapping[Path, Tensor]) -> Any:
+    """Returns the value with new leaves below it; ``rests`` are their paths, seen from the value."""
     if () in rests:
-        return function(value, path)
+        return new[path]
     children, changed = dict(_children(value)) if rests else {}, {}
     for key in dict.fromkeys(rest[0] for rest in rests):
         below = [rest[1:] for rest in rests if rest[0] == key]
-        new = _modify(children[key], (*path, key), below, function)
-        if new is not children[key]:
-            changed[key] = new
+        child = _modify(children[key], (*path, key), below, new)
+        if child is not children[key]:
+            changed[key] = child
     return _with(value, changed) if changed else value
 
 
@@ -221,7 +419,7 @@ def _with(batch: Any, changed: dict[Any, Any]) -> Any:
 
 def _set(batch: Any, key: Any, value: Any) -> None:
     container: Any = batch
-    if isinstance(batch, list | Mapping):
+    if isinstance(batch, MutableSequence | Mapping):
         container[key] = value
     elif _is_stored(batch, key):
         object.__setattr__(batch, key, value)  # it may be frozen
@@ -232,7 +430,7 @@ def _set(batch: Any, key: Any, value: Any) -> None:
 def _select(batch: Any, selector: int | str, absent: bool) -> list[tuple[Path, Tensor]]:
     found: list[tuple[Path, Any]] = [((), batch)]
     for part in str(selector).split("."):
-        found = [((*path, key), child) for path, value in found for key, child in _matching(value, part)]
+        found = _step(found, part)
         if absent and found:
             found = [(path, value) for path, value in found if value is not None]
             if not found:
@@ -243,6 +441,17 @@ def _select(batch: Any, selector: int | str, absent: bool) -> list[tuple[Path, T
     if not found:
         raise ValueError(f"no leaf {selector!r} in the batch; {_list_leaves(batch)}")
     return found
+
+
+def _resolve(batch: Any, parts: Iterable[str]) -> list[tuple[Path, Any]]:
+    found: list[tuple[Path, Any]] = [((), batch)]
+    for part in parts:
+        found = _step(found, part)
+    return found
+
+
+def _step(found: list[tuple[Path, Any]], part: str) -> list[tuple[Path, Any]]:
+    return [((*path, key), child) for path, value in found for key, child in _matching(value, part)]
 
 
 def _only(found: Iterable[Path], selector: int | str, kind: str) -> Path:
@@ -271,7 +480,9 @@ def _suggest(batch: Any, argument: str, candidates: list[Path]) -> str:
 
 
 def _list_leaves(batch: Any) -> str:
-    found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
+    every = [f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch)]
+    more = [f"and {len(every) - _LISTED} more"] if len(every) > _LISTED else []
+    found = ", ".join([*every[:_LISTED], *more])
     return f"leaves are: {found}." if found else f"there is no tensor in it, it is of type {describe(batch)}."
 
 
@@ -284,7 +495,7 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
         return [(key, value[key]) for key in value.keys()]  # noqa: SIM118 (a TensorDict iterates over its rows)
     if _is_namedtuple(value):
         return list(zip(value._fields, value, strict=True))
-    if isinstance(value, list | tuple):
+    if is_sequence(value):
         return list(enumerate(value))
     if value is None or isinstance(value, Tensor | str | bytes | int | float | complex | type) or _is_no_container(value):
         return []
@@ -314,6 +525,11 @@ def _slots(kind: type) -> list[str]:
 def _is_stored(value: Any, name: str) -> bool:
     """Returns whether the object stores the attribute, in a slot or in ``__dict__``, instead of computing the value."""
     return name in getattr(value, "__dict__", ()) or name in _slots(type(value))
+
+
+def is_sequence(value: Any) -> bool:
+    """Returns whether a container has indices, and not names, for its elements."""
+    return isinstance(value, tuple | MutableSequence) and not _is_namedtuple(value) and not isinstance(value, bytearray)
 
 
 def _is_namedtuple(value: Any) -> bool:

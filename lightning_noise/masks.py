@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import describe, select_one
+from lightning_noise.batch import describe, is_sequence, select, select_one
 
 __all__ = [
     "Mask",
@@ -24,14 +24,15 @@ __all__ = [
     "document_lengths",
     "find_documents",
     "find_mask",
+    "find_masks",
     "in_documents",
     "number_documents",
     "position_ids",
     "valid_positions",
 ]
 
-# a leaf of the batch, or a function of the batch
-Mask = int | str | Callable[[Any], Tensor]
+# a function of the batch or a leaf; in this order, because a configuration takes the first that fits
+Mask = Callable[[Any], Any] | int | str
 
 
 def find_mask(batch: Any, mask: Mask | None) -> Tensor | None:
@@ -49,6 +50,21 @@ def find_mask(batch: Any, mask: Mask | None) -> Tensor | None:
 def find_documents(batch: Any, documents: Mask | None) -> Tensor | None:
     """Returns the documents of a batch, as :func:`find_mask` does a mask."""
     return _find(batch, documents, "documents")
+
+
+def find_masks(batch: Any, mask: Mask | None) -> Tensor | list[Tensor] | None:
+    """Returns the mask of a batch as :func:`find_mask` does, or a list with the mask of each sample.
+
+    Example:
+        >>> find_masks([{"mask": torch.ones(2)}, {"mask": torch.ones(3)}], "*.mask")
+        [tensor([1., 1.]), tensor([1., 1., 1.])]
+    """
+    if isinstance(mask, str) and "*" in mask.split("."):
+        return list(select(batch, mask).values())
+    if mask is None or isinstance(mask, int | str):
+        return find_mask(batch, mask)
+    found = mask(batch)
+    return list(found) if is_sequence(found) else find_mask(batch, lambda batch: found)
 
 
 def align_mask(mask: Tensor, x: Tensor) -> Tensor:

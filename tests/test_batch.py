@@ -256,7 +256,7 @@ def test_leaves_on_several_paths_are_changed_at_once_and_in_one_copy():
         return leaf + 1
 
     result = modify(batch, select(batch, ["data.0", "y", "data.2"]), changed)
-    assert seen == [("data", 0), ("data", 2), ("y",)]
+    assert seen == [("data", 0), ("y",), ("data", 2)]
     assert torch.equal(result["data"][2], X + 1)
     assert result["data"][1] is IDS
     assert batch["data"][0] is X

@@ -174,7 +174,8 @@ def test_batches_that_are_fetched_in_one_step_have_draws_and_levels_of_their_own
     zeros = Rows(64)
     zeros.x.zero_()
     callback = InputNoise(noise.Gaussian(), schedules.Linear(0.0, 0.8))
-    module, _ = fit([callback], module=Pairwise, train=loader(zeros), max_epochs=1)
+    with pytest.warns(UserWarning, match="'0' is 0 everywhere"):
+        module, _ = fit([callback], module=Pairwise, train=loader(zeros), max_epochs=1)
     drawn = [batch[0] for batch in module.seen]
     assert len(drawn) == 8
     assert not drawn[0].any(), "the level 0"

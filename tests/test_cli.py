@@ -95,6 +95,10 @@ def logits(module, batch):
     return module(batch[0])
 
 
+def everywhere(batch):
+    return torch.ones_like(batch[0])
+
+
 @dataclass(frozen=True)
 class Brighter:
     """A noise of a user that derives from nothing."""
@@ -196,7 +200,7 @@ RAMP = schedules.Linear(0.1, 0.5, begin=1, until=3, unit="epoch")
 @pytest.mark.parametrize(
     "call",
     [
-        partial(InputNoise, noise.Gaussian(), 1, inputs="0.image", clip=(0.0, None)),
+        partial(InputNoise, noise.Gaussian(), 1, inputs="0.image", clip=(0.0, None), mask="mask", mean=0.5, std=[1.0, 2.0]),
         partial(InputNoise, Brighter(2.0), halved, inputs=2, clip=([0.0, -1.0], [1.0, 2.0])),
         partial(InputNoise, shifted, schedules.Every(halved, every=2), inputs=["x.*", 1], clip=(None, [1.0, 2.0])),
         partial(GradientNoise, noise.Gaussian()),
@@ -369,6 +373,9 @@ CALLBACKS = [
         per_sample=True,
         relative="std",
         clip=(-2.0, None),
+        mask=everywhere,
+        mean=0.1,
+        std=2.0,
         seed=3,
         name="first",
     ),
@@ -408,6 +415,9 @@ FLAGS = """
     --trainer.callbacks.per_sample=true
     --trainer.callbacks.relative=std
     --trainer.callbacks.clip=[-2.0, null]
+    --trainer.callbacks.mask=test_cli.everywhere
+    --trainer.callbacks.mean=0.1
+    --trainer.callbacks.std=2.0
     --trainer.callbacks.seed=3
     --trainer.callbacks.name=first
     --trainer.callbacks+=RobustnessMonitor

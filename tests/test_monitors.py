@@ -610,20 +610,6 @@ def test_a_module_without_forward_is_told_of_predict():
         validated(RobustnessMonitor(noise.Gaussian()), Headless)
 
 
-def test_inputs_of_different_lengths_are_refused():
-    def collate(samples):
-        x, y = (torch.stack(column) for column in zip(*samples, strict=True))
-        return x, y, torch.cat([x, x])
-
-    class Boxes(Classifier):
-        def validation_step(self, batch, batch_idx):
-            pass
-
-    monitor = RobustnessMonitor(noise.Gaussian(), inputs=[0, 2], predict=lambda module, batch: module(batch[0]))
-    with pytest.raises(ValueError, match="a row for each of the 8 positions, got 16 rows"):
-        validated(monitor, Boxes, validation=loader(HELD_OUT, collate_fn=collate))
-
-
 def test_weights_that_are_no_numbers_are_reported_and_end_no_run():
     class Diverging(Classifier):
         def forward(self, x):

@@ -67,7 +67,10 @@ def test_a_callback_without_a_noise_has_neutral_attributes():
         (lambda: as_probe(TargetNoise(labels.FlipLabels(N_CLASSES), 0.1)), "cannot perturb held-out data: TargetNoise"),
         (lambda: as_probe(noise.SwapNoise()), "cannot perturb held-out data: it mixes samples"),
         (lambda: as_probe(WeightNoise(noise.SwapNoise())), "cannot perturb held-out data: it mixes samples"),
-        (lambda: as_probe(InputNoise(noise.Gaussian()), clip=(0, 1)), "relative and clip do not apply to a noise callback"),
+        (
+            lambda: as_probe(InputNoise(noise.Gaussian()), clip=(0, 1)),
+            r"clip do not apply to a noise callback; type them in InputNoise\(…, clip=…\)",
+        ),
         (lambda: as_probe(noise.Speckle(), relative="std"), "relative='std' needs an additive noise"),
         (lambda: as_probe(lambda x, level, *, generator: x), "give a mapping from name to noise"),
     ],

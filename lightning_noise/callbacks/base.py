@@ -82,6 +82,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
         elif level is not None and not callable(level):
             self.level = check_level(level, self.max_level)
         self.current_level = 0.0
+        self._largest_level: float | None = None  # of the schedule in this run
         self._clock = Clock()
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was checked
@@ -161,8 +162,8 @@ class NoiseCallback(Callback, Perturbing, Returning):
             check_validation(trainer, "AdaptiveLevel")
             self.adaptive.try_out(trainer, pl_module)
         # a callable may read the state of the run, which is not known in advance
-        for progress in self._clock.outline(trainer) if isinstance(self.level, Schedule) else ():
-            self._level_at(progress)
+        outline = self._clock.outline(trainer) if isinstance(self.level, Schedule) else ()
+        self._largest_level = max((self._level_at(progress) for progress in outline), default=None)
         self._level_of(trainer, 0)
         self._checked, self._effective = False, None
         TrainingDispatcher.attach(trainer)

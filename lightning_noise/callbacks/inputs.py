@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_noise.batch import Selector, find_inputs
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_noise._checks import plain
+from lightning_noise.batch import Path, Selector, find_inputs, get
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.masks import Mask
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
-from lightning_noise.perturb.inputs import Clip, check_relative, perturb_batch, snr_db, try_noise, validate_clip
+from lightning_noise.perturb.doubts import find_doubts
+from lightning_noise.perturb.inputs import Clip, check_leaf, check_relative, perturb_batch, snr_db, validate_clip
+from lightning_noise.perturb.normalization import Normalization, Numbers
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -25,7 +31,8 @@ class InputNoise(NoiseCallback):
     r"""Adds noise to the inputs of each training batch.
 
     The module receives a batch of the same type with the input :math:`y = \text{noise}(x, \text{level})`. At level 0 it
-    receives the original batch object. The noise acts from the start of the training step to the end of the backward pass, and
+    receives the original batch object. An input may also be a list of samples, such as images of different sizes. Each of them
+    has a draw of its own. The noise acts from the start of the training step to the end of the backward pass, and
     never in validation, test and prediction. Other callbacks see the clean batch, and the tensors of the data set do not
     change. The draws differ between ranks. A ``training_step(dataloader_iter)`` receives noisy batches from its iterator.
 
@@ -50,13 +57,24 @@ class InputNoise(NoiseCallback):
         relative: ``"std"`` gives the level in units of the standard deviation of each sample. The noise must be additive.
         clip: The bounds ``(low, high)`` of the noisy input. A bound is a number, a list with a number for each channel
             (dimension 1), or ``None``.
+        mask: Which positions of the input are valid: a leaf of the batch, or a function of the batch, with values above 0 at
+            valid positions. It has the shape of the input, of its first axes, as (B, T) of (B, T, C), or of the first axis and
+            the last ones, as (B, T) of (B, C, T). Padding stays as it is and counts neither for the noise nor for ``relative``.
+            NaN is never valid.
+        mean: The mean of the normalization of the data: a number, or a list with a number for each channel. Level and clip are
+            then in the units of the data before the normalization. Default: 0 if ``std`` is set.
+        std: The standard deviation of the normalization. Default: 1 if ``mean`` is set.
         seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
         name: The name in log keys and messages, unique in the trainer.
 
     Raises:
-        TypeError: If the input is not a dense floating-point tensor.
-            Only :class:`~lightning_noise.noise.SwapNoise` takes integers, too.
-        ValueError: If an argument is out of range, or a path selects nothing. The message then lists the leaves of the batch.
+        TypeError: If the input is not a dense floating-point tensor. Only :class:`~lightning_noise.noise.SwapNoise` takes
+            integers, too, and additive noises take complex numbers.
+        ValueError: If an argument is out of range, a path selects nothing, or a list may hold samples or several inputs. The
+            message then lists the leaves of the batch.
+
+    Before the first step, a warning says if the input contradicts the arguments: the noise is more than 45 decibels below the
+    data, the axis of the noise looks like the channels, or the input is the same everywhere.
 
     Example:
         >>> from lightning_noise import noise, schedules
@@ -75,6 +93,9 @@ class InputNoise(NoiseCallback):
         per_sample: bool = False,
         relative: Literal["std"] | None = None,
         clip: Clip | None = None,
+        mask: Mask | None = None,
+        mean: Numbers | None = None,
+        std: Numbers | None = None,
         seed: int | None = None,
         name: str = "input",
     ):
@@ -83,17 +104,33 @@ class InputNoise(NoiseCallback):
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be in [0, 1], got {probability}")
         check_relative(self.noise, relative)
-        self.inputs = inputs
+        self.inputs = plain(inputs)
         self.probability = probability
         self.per_sample = per_sample
         self.relative: Literal["std"] | None = relative
         self.clip = validate_clip(clip)
+        self.mask = mask
+        self.mean = plain(mean)
+        self.std = plain(std)
+        self._normalization = (
+            None if mean is None and std is None else Normalization(0.0 if mean is None else mean, 1.0 if std is None else std)
+        )
+        self._has_looked = False  # at the values of a batch
+        self._probed: tuple[float | None, bool] = None, False
+
+    def expect(self, largest: float, *, are_severities: bool) -> None:
+        """Prepares a probe for its first batch: the largest level, and whether the levels are the severities."""
+        self._probed, self._has_looked = (largest, are_severities), False
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        try_noise(batch, find_inputs(batch, self.inputs), self.noise, relative=self.relative, clip=self.clip)
+        largest = self.level if isinstance(self.level, float) else self._largest_level
+        self._look(batch, find_inputs(batch, self.inputs), largest)
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs, absent=True)
+        if context.is_probe and not self._has_looked:
+            largest, are_severities = self._probed
+            self._look(batch, paths, largest, are_severities=are_severities)
         noisy = perturb_batch(
             batch,
             paths,
@@ -102,12 +139,31 @@ class InputNoise(NoiseCallback):
             key,
             probability=1.0 if context.is_probe else self.probability,  # clean samples would hide the effect
             per_sample=self.per_sample,
-            relative=self.relative,
-            clip=self.clip,
+            positions=context.positions,
+            **self._options,
         )
         if context.is_logged:
-            perturbation.stats["snr_db"] = snr_db(batch, noisy, paths)
+            perturbation.stats["snr_db"] = snr_db(batch, noisy, paths, self.mask)
         yield noisy
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"relative": self.relative, "clip": self.clip, "mask": self.mask, "normalization": self._normalization}
+
+    def _look(self, batch: Any, paths: list[Path], largest: float | None, *, are_severities: bool = False) -> None:
+        """Raises the error that the noise would raise above level 0, and warns if values contradict the arguments."""
+        self._has_looked = True
+        for path in paths:
+            check_leaf(get(batch, path), path, self.noise)
+        noisy = None
+        if self.noise.is_known:  # a function may have side effects
+            noisy = perturb_batch(batch, paths, self.noise, largest or 0.01, Key(("trial",)), **self._options)
+        default = self.inputs is None
+        doubts = find_doubts(
+            batch, noisy, paths, self.noise, largest, are_severities=are_severities, has_default=default, **self._options
+        )
+        for doubt in doubts:
+            rank_zero_warn(f"{self.name!r}: {doubt}")
 
 
 def name_noises(noises: AnyProbe | Sequence[AnyProbe] | Mapping[str, AnyProbe]) -> dict[str, AnyProbe]:
@@ -129,15 +185,9 @@ def name_noises(noises: AnyProbe | Sequence[AnyProbe] | Mapping[str, AnyProbe]) 
     return dict(zip(names, probes, strict=True))
 
 
-def as_probes(
-    noises: Mapping[str, AnyProbe],
-    *,
-    inputs: Selector | None = None,
-    relative: Literal["std"] | None = None,
-    clip: Clip | None = None,
-) -> dict[str, NoiseCallback]:
+def as_probes(noises: Mapping[str, AnyProbe], **options: Any) -> dict[str, NoiseCallback]:
     """Returns a noise callback for each noise; see :func:`as_probe`."""
-    return {name: as_probe(noise, inputs=inputs, relative=relative, clip=clip, name=name) for name, noise in noises.items()}
+    return {name: as_probe(noise, name=name, **options) for name, noise in noises.items()}
 
 
 def as_probe(
@@ -146,6 +196,9 @@ def as_probe(
     inputs: Selector | None = None,
     relative: Literal["std"] | None = None,
     clip: Clip | None = None,
+    mask: Mask | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     name: str | None = None,
 ) -> NoiseCallback:
     """Returns the noise callback with which a monitor evaluates a noise.
@@ -162,12 +215,17 @@ def as_probe(
         'gaussian'
     """
     name = _name(noise) if name is None else name
+    options = {"relative": relative, "clip": clip, "mask": mask, "mean": mean, "std": std}
     if isinstance(noise, NoiseCallback):
         probe = noise
-        if relative or clip is not None:
-            raise ValueError(f"relative and clip do not apply to a noise callback; type them in {type(noise).__name__}(…)")
+        given = [option for option, value in options.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"{' and '.join(given)} do not apply to a noise callback; type them in {type(noise).__name__}(…, "
+                f"{', '.join(f'{option}=…' for option in given)})"
+            )
     else:
-        probe = InputNoise(noise, inputs=inputs, relative=relative, clip=clip, name=name)
+        probe = InputNoise(noise, inputs=inputs, name=name, **options)  # type: ignore[arg-type]
     if not probe.can_probe:
         raise ValueError(
             f"{name!r} cannot perturb held-out data: {type(noise).__name__} mixes samples, or changes labels or gradients; "

@@ -132,6 +132,11 @@ class _Mixing(TargetCallback):
         inputs = find_inputs(batch, self.inputs)
         for path in inputs:
             x = get(batch, path)
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"{type(self).__name__} needs one tensor, but the input {format_path(path)!r} is a list of {len(x)} "
+                    "samples; pad them in the collate_fn, or mix them in the data set"
+                )
             if x.dtype == torch.bool:
                 raise TypeError(
                     f"{type(self).__name__} mixes masks on their own, but the input {format_path(path)!r} is {describe(x)}; "

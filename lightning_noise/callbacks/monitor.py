@@ -6,17 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from lightning_noise._checks import check_counts
+from lightning_noise._checks import check_counts, plain
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.base import NoiseCallback
-from lightning_noise.callbacks.inputs import AnyProbe, as_probes, name_noises
+from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probes, name_noises
 from lightning_noise.evaluation.conditions import Conditions, Levels
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import Callback, class_of_callbacks
 from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.progress import check_validation
+from lightning_noise.masks import Mask
 from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip, validate_clip
+from lightning_noise.perturb.normalization import Numbers
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -45,14 +47,23 @@ class Monitor(Callback, ABC):
         seed: int,
         name: str,
         n_draws: int = 1,
+        mask: Mask | None = None,
+        mean: Numbers | None = None,
+        std: Numbers | None = None,
     ):
         check_counts(n_draws=n_draws, every_n_epochs=every_n_epochs, max_batches=max_batches)
         self.noises = name_noises([Gaussian(), Impulse()] if noises is None else noises)
-        self._probes = as_probes(self.noises, inputs=inputs, relative=relative, clip=clip)
+        options = {"relative": relative, "clip": clip, "mask": mask, "mean": mean, "std": std}
+        self._probes = as_probes(self.noises, inputs=inputs, **options)
+        levels = plain(levels)
+        self._given = self._probes if isinstance(levels, Sequence) else levels or {}  # noises whose levels are not severities
         self.conditions = Conditions(self._probes, levels, n_draws=n_draws, seed=seed)
         self.levels = self.conditions.levels
-        self.inputs = inputs
+        self.inputs = plain(inputs)
         self.clip = validate_clip(clip)
+        self.mask = mask
+        self.mean = plain(mean)
+        self.std = plain(std)
         self.relative: Literal["std"] | None = relative
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
@@ -71,6 +82,9 @@ class Monitor(Callback, ABC):
         if sum(monitor.name == self.name for monitor in class_of_callbacks(trainer, Monitor)) > 1:
             raise ValueError(f"two monitors are named {self.name!r}, and their keys would mix; give one of them another name=…")
         self._is_laid_out = False
+        for name, probe in self._probes.items():
+            if isinstance(probe, InputNoise):
+                probe.expect(max(self.levels[name]), are_severities=name not in self._given)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_validation(trainer, type(self).__name__, self.every_n_epochs)

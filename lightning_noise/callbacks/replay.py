@@ -163,7 +163,7 @@ class ReplayMonitor(Monitor, Replaying):
         before = self._replays[CLEAN].state.current()
         sample_positions = self._positions.setdefault(self._dataloader_idx, SamplePositions())
         positions, _ = sample_positions.take(trainer, self._dataloader_idx, self._batch_idx, self._count_rows(batch))
-        context = Context(trainer, trainer.lightning_module, is_probe=True)
+        context = Context(trainer, trainer.lightning_module, is_probe=True, positions=sample_positions.of_input)
         noisy = self._current_conditions(trainer).perturb(context, batch, positions)
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], noisy):
             replay = self._replays[condition]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -77,7 +78,8 @@ class Pass:
         if counts is not None:
             groups, samples = column(groups, counts).expand_as(counts)[counts], groups[counts.reshape(n, -1).any(1)]
         self._side_effects.begin(context.module)
-        for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(context, batch, positions)):
+        probing = replace(context, positions=self._positions.of_input)
+        for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(probing, batch, positions)):
             seen, outputs, labels = self.predictor(context, perturbation, paths, target, self._side_effects)
             outputs, labels = outputs[:n], labels[:n]
             preds = outputs if counts is None else _counted(outputs, counts, has_classes=self.predictor.task.has_classes)

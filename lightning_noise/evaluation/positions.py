@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
+from lightning_noise.batch import Path
 from lightning_noise.loop.internals import evaluation_loaders
 from lightning_noise.rng import Key
 
@@ -27,13 +29,21 @@ class SamplePositions:
 
     Samplers deal the samples out to the ranks in turn. A distributed sampler repeats some samples at the end, so that all ranks
     get equally many rows. The repeated rows do not count.
+
+    If the batches of several loaders are combined, leaves may have different numbers of rows. So each input has positions of
+    its own, which count its rows alone.
     """
 
     def __init__(self):
         self.seen = 0  # the rows of this rank so far
+        self._seen: dict[Path, int] = {}  # the same for each input
+        self._rows: dict[Path, int] = {}  # of each input of the current batch
+        self._place: Callable[[int, int], range] = range  # from the rows seen and the rows of the batch
 
     def take(self, trainer: Trainer, dataloader_idx: int, batch_idx: int, rows: int) -> tuple[range, int]:
         """Returns the positions of the rows of the next batch, and how many of the first rows count."""
+        self._seen.update({path: self._seen.get(path, 0) + n for path, n in self._rows.items()})
+        self._rows = {}
         loaders = evaluation_loaders(trainer)
         loader = None if loaders is None else loaders[dataloader_idx]
         sampler = _distributed_sampler(loader)
@@ -41,14 +51,20 @@ class SamplePositions:
         if isinstance(loader, DataLoader) and loader.batch_sampler is None:  # each item of the data set is a batch
             position = batch_idx * replicas + rank
             is_repeated = sampler is not None and position >= len(sampler.dataset)  # type: ignore[arg-type]
-            return range(position * _BATCH, position * _BATCH + rows), 0 if is_repeated else rows
-        first = self.seen * replicas + rank
-        positions = range(first, first + rows * replicas, replicas)
+            self._place = lambda seen, n: range(position * _BATCH, position * _BATCH + n)
+            return self._place(0, rows), 0 if is_repeated else rows
+        self._place = lambda seen, n: range(seen * replicas + rank, (seen + n) * replicas + rank, replicas)
+        positions = self._place(self.seen, rows)
         counted = rows
         if sampler is not None and rows == _samples_of_batch(loader, sampler, self.seen):  # a row is a sample
-            counted = len(range(first, min(positions.stop, len(sampler.dataset)), replicas))  # type: ignore[arg-type]
+            counted = len(range(positions.start, min(positions.stop, len(sampler.dataset)), replicas))  # type: ignore[arg-type]
         self.seen += rows
         return positions, counted
+
+    def of_input(self, path: Path, rows: int) -> range:
+        """Returns the positions of the rows of an input in the batch that was taken last."""
+        self._rows[path] = rows
+        return self._place(self._seen.get(path, 0), rows)
 
 
 def groups_of(positions: range, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,14 @@ class Context:
         module: The module that will see the batch.
         is_probe: Whether a monitor evaluates the batch, which is then held-out data and not a training batch.
         is_logged: Whether the statistics of the perturbation will be logged.
+        positions: Gives the positions in the data set of an input of held-out data, by its path and number of rows.
     """
 
     trainer: Trainer
     module: LightningModule
     is_probe: bool = False
     is_logged: bool = False
+    positions: Callable[[Any, int], Sequence[int]] | None = None
 
 
 class Perturbation(AbstractContextManager[Any]):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_noise._checks import plain
 from lightning_noise._tensor import column, detached, like
 from lightning_noise.batch import Path, describe, format_path, get, modify
+from lightning_noise.masks import Mask, align_mask, find_masks, valid_positions
 from lightning_noise.noise import Noise, Uniform
+from lightning_noise.perturb.normalization import Normalization, per_channel
 from lightning_noise.rng import Key
 
-__all__ = ["Clip", "apply_noise", "check_leaf", "check_relative", "perturb_batch", "snr_db", "try_noise", "validate_clip"]
+__all__ = ["Clip", "Positions", "apply_noise", "check_leaf", "check_relative", "perturb_batch", "snr_db", "validate_clip"]
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
+# from the path of an input and its number of rows to the position of each row in the data set
+Positions = Callable[[Path, int], Sequence[int]]
 
 
 def perturb_batch(
@@ -30,50 +36,101 @@ def perturb_batch(
     per_sample: bool = False,
     relative: Literal["std"] | None = None,
     clip: Clip | None = None,
+    mask: Mask | None = None,
+    normalization: Normalization | None = None,
+    positions: Positions | None = None,
 ) -> Any:
-    """Returns a copy of the batch with noise in the leaves at the paths.
+    """Returns a copy of the batch with noise in the inputs at the paths.
 
-    The batch and its tensors do not change. The leaves share the level and the choice of samples, but each leaf has its own
-    draw. At level 0 the batch itself is returned. See ``InputNoise`` for the options.
+    The batch and its tensors do not change. The inputs share the level and the choice of samples, but each input has its own
+    draw. At level 0 the batch itself is returned.
+
+    Args:
+        batch: A batch.
+        paths: The paths of the inputs; see :func:`~lightning_noise.batch.find_inputs`.
+        noise: The noise.
+        level: The level.
+        key: The key of the draws.
+        probability: The probability that a sample gets noise.
+        per_sample: Whether to draw a level for each sample.
+        relative: ``"std"`` for a level in units of the standard deviation of each sample.
+        clip: The bounds of the noisy input.
+        mask: The mask of the inputs.
+        normalization: The normalization of the data, if level and bounds are in raw units.
+        positions: Gives the positions in the data set of an input, by its path and number of rows. Default: those of the key.
     """
     if level == 0:
         return batch
+    found = find_masks(batch, mask)
 
-    def perturb(leaf: Tensor, path: Path) -> Tensor:
-        check_leaf(leaf, path, noise)
-        x = detached(leaf)
-        levels = level if probability == 1 and not per_sample else _draw_levels(x, level, key, probability, per_sample)
-        y = apply_noise(x, path, noise, levels, key, relative)
+    def rows(leaf: Tensor, path: Path, levels: float | Tensor, key: Key, valid: Tensor | None) -> Tensor:
+        before = leaf if normalization is None or not leaf.is_floating_point() else normalization.restore(leaf)
+        y = apply_noise(before, path, noise, levels, key, relative, valid)
         if clip is not None and y.is_floating_point():  # category codes have no range
             y = _clip(y, *clip)
+        if before is not leaf:
+            y = normalization.normalize(y, before, leaf)  # type: ignore[union-attr]
         if isinstance(levels, Tensor):  # a sample without noise is not clipped
-            y = torch.where(column(levels > 0, x), y, x)
-        return like(leaf, y)
+            y = torch.where(column(levels > 0, leaf), y, leaf)
+        return y if valid is None or clip is None else torch.where(valid, y, leaf)
+
+    def perturb(leaf: Any, path: Path) -> Any:
+        check_leaf(leaf, path, noise)
+        own = key if positions is None else replace(key, positions=positions(path, len(leaf)))
+        every = probability == 1 and not per_sample
+        levels = level if every else _draw_levels(leaf, level, own, probability, per_sample)
+        if isinstance(leaf, Tensor):
+            return like(leaf, rows(detached(leaf), path, levels, own, _valid(found, leaf)))
+        noisy = []
+        for i, sample in enumerate(leaf):
+            amount = levels[i : i + 1] if isinstance(levels, Tensor) else levels
+            valid = None if found is None else _valid(found[i][None], sample[None])
+            y = rows(detached(sample)[None], path, amount, _of_sample(own, i), valid)
+            noisy.append(like(sample, y[0]))
+        return noisy
 
     return modify(batch, paths, perturb)
 
 
-def snr_db(clean: Any, noisy: Any, paths: list[Path]) -> Tensor:
-    r"""Returns the signal-to-noise ratio of the leaves in decibels.
+def snr_db(clean: Any, noisy: Any, paths: list[Path], mask: Mask | None = None) -> Tensor:
+    r"""Returns the signal-to-noise ratio of the valid elements of the inputs in decibels.
 
     .. math:: 10 \log_{10} \frac{\sum \lVert x \rVert^2}{\sum \lVert y - x \rVert^2}
     """
     signal = error = torch.zeros(())
+    found = find_masks(clean, mask)
     for path in paths:
-        leaf = get(clean, path)
-        if leaf.is_floating_point():  # a distance of category codes is meaningless
-            x, y = leaf.detach().float(), get(noisy, path).detach().float()
-            signal, error = signal + x.square().sum(), error + (y - x).square().sum()
+        leaf, changed = get(clean, path), get(noisy, path)
+        pairs = [(leaf, changed, found)] if isinstance(leaf, Tensor) else _pairs(leaf, changed, found)
+        for x, y, valid in pairs:
+            if x.is_floating_point() or x.is_complex():  # a distance of category codes is meaningless
+                x, y = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (detached(x), detached(y)))
+                mine = valid_positions(x, _valid(valid, x))
+                signal, error = signal + _power(x, mine), error + _power(y - x, mine)
     return 10 * torch.log10(signal / error)
 
 
-def check_leaf(leaf: Tensor, path: Path, noise: Noise, role: Literal["input", "target"] = "input") -> None:
-    """Raises a TypeError if a leaf cannot take the noise."""
-    name = f"the {role} {format_path(path)!r}"
+def check_leaf(leaf: Any, path: Path, noise: Noise, role: Literal["input", "target"] = "input") -> None:
+    """Raises a TypeError if a leaf, or a leaf of a list, cannot take the noise."""
+    for each in [leaf] if isinstance(leaf, Tensor) else leaf:
+        _check_tensor(each, f"the {role} {format_path(path)!r}", noise, role)
+
+
+def _check_tensor(leaf: Tensor, name: str, noise: Noise, role: Literal["input", "target"]) -> None:
     if leaf.layout != torch.strided or leaf.is_nested:
         argument = "inputs" if role == "input" else "target"
-        raise TypeError(f"noise needs a dense tensor, but {name} is {leaf.layout}; type {argument}=… for another leaf")
-    if noise.requires_float and not leaf.is_floating_point():
+        kind = "a nested tensor" if leaf.is_nested else f"of {leaf.layout}"
+        dense = "torch.nested.to_padded_tensor(x, 0.0) and mask=…" if leaf.is_nested else "x.to_dense()"
+        raise TypeError(
+            f"noise needs a dense tensor, but {name} is {kind}; type {dense} in the data set or collate_fn, or {argument}=… "
+            "for another leaf"
+        )
+    if leaf.is_complex() and not noise.takes_complex:
+        raise TypeError(
+            f"{noise.title} needs real numbers, but {name} is {describe(leaf)}; type torch.view_as_real(x) or x.abs() in the "
+            "data set, or an additive noise such as noise.Gaussian()"
+        )
+    if noise.requires_float and not (leaf.is_floating_point() or leaf.is_complex()):
         raise TypeError(f"{noise.title} needs floats, but {name} is {describe(leaf)}. {_WAYS_OUT[role]}")
 
 
@@ -82,14 +139,6 @@ _WAYS_OUT = {
     "or type inputs=… for another leaf",
     "target": "Type TargetNoise(labels.FlipLabels(), …) for class indices, or target=… for another leaf",
 }
-
-
-def try_noise(batch: Any, paths: list[Path], noise: Noise, *, relative: Literal["std"] | None, clip: Clip | None) -> None:
-    """Raises the error that the noise would raise above level 0."""
-    for path in paths:
-        check_leaf(get(batch, path), path, noise)
-    if noise.is_known:  # a function may have side effects
-        perturb_batch(batch, paths, noise, 0.01, Key(("trial",)), relative=relative, clip=clip)
 
 
 def check_relative(noise: Noise, relative: str | None) -> None:
@@ -105,7 +154,7 @@ def validate_clip(clip: Any) -> Clip | None:
     if clip is None:
         return None
     try:
-        low, high = (None if bound is None else torch.as_tensor(bound, dtype=torch.float64) for bound in clip)
+        low, high = (None if bound is None else torch.as_tensor(bound, dtype=torch.float64) for bound in plain(clip))
         given = [bound for bound in (low, high) if bound is not None]
         valid = all(bound.ndim <= 1 and bound.numel() and not bound.isnan().any() for bound in given)
         if not valid or (low is not None and high is not None and not (low < high).all()):
@@ -119,10 +168,16 @@ def validate_clip(clip: Any) -> Clip | None:
 
 
 def apply_noise(
-    x: Tensor, path: Path, noise: Noise, levels: float | Tensor, key: Key, relative: Literal["std"] | None
+    x: Tensor,
+    path: Path,
+    noise: Noise,
+    levels: float | Tensor,
+    key: Key,
+    relative: Literal["std"] | None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Returns a leaf with noise, drawn by the key and the path."""
-    return (key / "leaf" / format_path(path)).apply(noise, x, levels * _std(x) if relative else levels)
+    return (key / "leaf" / format_path(path)).apply(noise, x, levels * _std(x, mask) if relative else levels, mask)
 
 
 def _plain(bound: Tensor | None) -> Bound:
@@ -131,9 +186,27 @@ def _plain(bound: Tensor | None) -> Bound:
     return tuple(bound.tolist()) if bound.ndim else bound.item()
 
 
-def _draw_levels(x: Tensor, level: float, key: Key, probability: float, per_sample: bool) -> Tensor:
+def _pairs(clean: list[Tensor], noisy: list[Tensor], masks: Any) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Returns the samples of two lists as batches of one row, each with its mask."""
+    rows = [None] * len(clean) if masks is None else [mask[None] for mask in masks]
+    return [(x[None], y[None], mask) for x, y, mask in zip(clean, noisy, rows, strict=True)]
+
+
+def _valid(mask: Any, x: Tensor) -> Tensor | None:
+    if isinstance(mask, list):
+        raise ValueError(f"mask=… is a list with a mask for each sample, but the input is {describe(x)}; type a tensor")
+    return None if mask is None else align_mask(mask.to(x.device), x)
+
+
+def _of_sample(key: Key, i: int) -> Key:
+    """Returns the key of one sample of a list."""
+    return key / i if key.positions is None else replace(key, positions=key.positions[i : i + 1])
+
+
+def _draw_levels(leaf: Any, level: float, key: Key, probability: float, per_sample: bool) -> Tensor:
     """Returns a level for each sample, 0 for samples without noise."""
-    levels = torch.full((len(x),), level, dtype=torch.float32, device=x.device)
+    device = leaf.device if isinstance(leaf, Tensor) else leaf[0].device
+    levels = torch.full((len(leaf),), level, dtype=torch.float32, device=device)
     centers = torch.full_like(levels, 0.5)  # of [0, 1)
     if per_sample:
         levels *= (key / "per_sample").apply(Uniform(), centers, 0.5)
@@ -142,21 +215,26 @@ def _draw_levels(x: Tensor, level: float, key: Key, probability: float, per_samp
     return levels
 
 
-def _std(x: Tensor) -> Tensor:
+def _std(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns the standard deviation of the valid elements of each row."""
     if x.shape[1:].numel() == 1:  # one number has no deviation, not even in an empty batch
         raise ValueError(f"relative='std' needs samples of more than one number, got a tensor of shape {tuple(x.shape)}")
-    return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).std(1, correction=0)
+    rows = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    if mask is None:
+        std = rows.std(1, correction=0)
+        if x.device.type == "cpu" and not std.isnan().any():  # elsewhere, to look would wait for the device
+            return std
+    valid = valid_positions(rows, None if mask is None else mask.flatten(1))
+    n = valid.sum(1, keepdim=True).clamp_min_(1)
+    mean = rows.where(valid, 0.0).sum(1, keepdim=True) / n
+    return ((rows - mean).where(valid, 0.0).abs().square_().sum(1, keepdim=True) / n).sqrt_().squeeze(1)
+
+
+def _power(x: Tensor, valid: Tensor) -> Tensor:
+    return x.where(valid, 0.0).abs().square_().sum()
 
 
 def _clip(x: Tensor, low: Bound, high: Bound) -> Tensor:
     for bound, clamp in ((low, torch.clamp_min), (high, torch.clamp_max)):
-        if isinstance(bound, Sequence):
-            if x.ndim < 2 or len(bound) != x.shape[1]:
-                raise ValueError(
-                    f"clip has bounds for {len(bound)} channels, but the input is of shape {tuple(x.shape)}; give a bound for "
-                    "each channel of dimension 1"
-                )
-            x = clamp(x, x.new_tensor(bound).view(-1, *[1] * (x.ndim - 2)))
-        elif bound is not None:
-            x = clamp(x, bound)
+        x = x if bound is None else clamp(x, per_channel("clip", bound, x))
     return x

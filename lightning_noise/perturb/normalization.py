@@ -1,0 +1,72 @@
+"""The normalization of the data, so that levels and bounds are in raw units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_noise._checks import plain
+
+__all__ = ["Normalization", "per_channel"]
+
+Numbers = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    r"""The normalization of the data, :math:`x = (r - \mu) / \sigma`.
+
+    Args:
+        mean: The mean :math:`\mu`: a number, or a list with a number for each channel (dimension 1).
+        std: The deviation :math:`\sigma`, in the same form.
+
+    Example:
+        >>> Normalization(0.5, 0.25).restore(torch.tensor([[-2.0, 2.0]]))
+        tensor([[0., 1.]])
+    """
+
+    mean: Numbers = 0.0
+    std: Numbers = 1.0
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            value = plain(getattr(self, name))
+            try:
+                numbers = torch.as_tensor(value, dtype=torch.float64)
+                valid = numbers.ndim <= 1 and numbers.numel() and numbers.isfinite().all()
+                if not valid or (name == "std" and (numbers <= 0).any()):
+                    raise ValueError("not in range")
+            except (TypeError, ValueError, RuntimeError) as error:
+                form = "a positive number, or a list with one" if name == "std" else "a number, or a list with a number"
+                raise ValueError(f"{name} must be {form} for each channel, got {value!r}") from error
+            object.__setattr__(self, name, tuple(numbers.tolist()) if numbers.ndim else numbers.item())
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Returns the raw values of normalized data of shape (B, *), in at least float32.
+
+        What is smaller than the rounding error of its normalization is 0, so that a black pixel is not negative.
+        """
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        scaled, mean = y * per_channel("std", self.std, y), per_channel("mean", self.mean, y)
+        raw = scaled + mean
+        return raw.masked_fill_(raw.abs() <= 2 * torch.finfo(x.dtype).eps * scaled.abs_(), 0.0)
+
+    def normalize(self, raw: Tensor, before: Tensor, x: Tensor) -> Tensor:
+        """Returns raw values as normalized data; those that are equal to the values before are exactly those of ``x``."""
+        y = (raw - per_channel("mean", self.mean, raw)).div_(per_channel("std", self.std, raw)).to(x.dtype)
+        return torch.where(raw == before, x, y)
+
+
+def per_channel(name: str, value: Numbers, x: Tensor) -> float | Tensor:
+    """Returns a number, or the numbers of the channels of dimension 1 in the shape that broadcasts against ``x``."""
+    if not isinstance(value, Sequence):
+        return value
+    if x.ndim < 2 or len(value) != x.shape[1]:
+        raise ValueError(
+            f"{name} is given for {len(value)} channels, but the input is of shape {tuple(x.shape)}; give a number for each "
+            "channel of dimension 1"
+        )
+    return x.new_tensor(value).view(-1, *[1] * (x.ndim - 2))
