@@ -588,7 +588,9 @@ _ENOUGH = 20  # values
 def _advise(task: Task, output: Any, target: Tensor) -> str:
     """Returns what to type to make output and target fit."""
     if not isinstance(output, Tensor):
-        path = next((path for path, leaf in leaves(output) if _is_floating(leaf)), ())
+        floating = [(path, leaf) for path, leaf in leaves(output) if _is_floating(leaf)]
+        fitting = [path for path, leaf in floating if any(kind().fits(leaf, target) for kind in _KINDS)]
+        path = next(iter(fitting or [path for path, _ in floating]), ())
         return f"type {_predict(_access(output, path) or '…')}, or another task of lightning_noise.tasks"
     if output.shape == target.shape and isinstance(task, Multiclass) and are_distributions(target.float()):
         return "the target is one-hot or soft; let the data return target.argmax(1)"

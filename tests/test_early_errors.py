@@ -83,6 +83,12 @@ def test_without_a_sanity_check_a_validation_that_comes_late_is_tried_too():
         fit([MONITORS["monitor"](dataloader_idx=1), Never()], num_sanity_val_steps=0)
 
 
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_a_replay_monitor_says_so_too(sanity):
+    with pytest.raises(ValueError, match="no leaf 'x' in the batch"):
+        fit([ReplayMonitor(noise.Gaussian(), [0.1], inputs="x"), Never()], num_sanity_val_steps=sanity)
+
+
 # --- the trial changes nothing
 
 
@@ -119,11 +125,12 @@ class Hooked(Stochastic):
 @pytest.mark.parametrize("kwargs", [{}, {"shuffle": True}, {"num_workers": 1, "persistent_workers": True}], ids=str)
 def test_a_trial_changes_nothing_in_the_run(kwargs):
     found = []
-    for callbacks in ([], [MONITORS["monitor"](max_batches=1)]):
+    ours = [MONITORS["monitor"](max_batches=1), ReplayMonitor(noise.Gaussian(), [0.1], every_n_epochs=2)]
+    for callbacks in ([], ours):
         generator = torch.Generator().manual_seed(3)
         validation = loader(Drawing(), generator=generator, **kwargs)
         module, trainer = fit(callbacks, module=Hooked, validation=validation, num_sanity_val_steps=0)
-        own = {key: value for key, value in keys_of(trainer).items() if not key.startswith("robustness")}
+        own = {key: value for key, value in keys_of(trainer).items() if not key.startswith(("robustness", "replay"))}
         found.append([own, module.transfers, module.stages, generator.get_state().tolist(), global_streams()])
         found[-1].append([weight.tolist() for weight in weights(module)])
     assert found[0] == found[1]

@@ -124,7 +124,12 @@ _NUMBERS = torch.tensor([0.5, -2.0, 1.0, 3.0])
         (Multiclass(), torch.zeros(4, 3), 0.8 * _ONE_HOT + 0.2 / 3, "let the data return target.argmax(1)"),
         (Multiclass(), torch.zeros(4, 3).long(), torch.zeros(4).long(), "type predict=…, target=…"),
         (Multiclass(), None, torch.zeros(4).long(), f"type {_CALL}…, or another task"),
-        (Multiclass(), {"logits": torch.zeros(4, 3)}, torch.zeros(4).long(), f"type {_CALL}['logits']"),
+        (
+            Multiclass(),
+            {"loss": torch.zeros(()), "logits": torch.zeros(4, 3)},
+            torch.zeros(4).long(),
+            f"type {_CALL}['logits']",
+        ),
         (Multiclass(), (None, torch.zeros(4, 3)), torch.zeros(4).long(), f"type {_CALL}[1]"),
         (Multiclass(class_dim=1), torch.zeros(4, 5, 3), torch.zeros(4, 5).long(), "type "),
         (Binary(), torch.zeros(4, 2), torch.zeros(4).long(), "type task=tasks.Multiclass()"),

@@ -21,6 +21,7 @@ from lightning_noise.loop.internals import evaluation_results, rng_states
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.replay import Replay, stage_of
 from lightning_noise.loop.snapshot import copy_batch
+from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.perturb.inputs import Clip
 
 if TYPE_CHECKING:
@@ -102,6 +103,17 @@ class ReplayMonitor(Monitor, Replaying):
 
     # --- hooks
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._is_tried = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if not self._is_tried:  # without a sanity check
+            with held_out_batches(trainer, 0) as batches:
+                for batch in batches:
+                    self._try_noise(Context(trainer, pl_module, is_probe=True), batch)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_epoch()
         step = f"{stage_of(trainer)}_step"
@@ -115,6 +127,7 @@ class ReplayMonitor(Monitor, Replaying):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        self._is_tried = self._is_tried or trainer.sanity_checking
         self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
         if not self._replays and (trainer.sanity_checking or self._is_due(trainer)):
             # before the module's own hook of the first batch, so that all replays begin with what the module holds now
@@ -155,6 +168,15 @@ class ReplayMonitor(Monitor, Replaying):
         return {f"{self.name}/": [f"{self.name}/{condition.place}/" for condition in (CLEAN, *self.conditions)]}
 
     # --- replaying
+
+    def _try_noise(self, context: Context, batch: Any) -> None:
+        """Adds noise to the inputs of a batch. The step itself is left to the validation."""
+        inputs = {name: probe for name, probe in self.conditions.probes.items() if isinstance(probe, InputNoise)}
+        levels = {name: [max(self.levels[name])] for name in inputs}
+        rows = range(self._count_rows(batch))
+        for _, perturbation in Conditions(inputs, levels).perturb(context, batch, rows) if inputs else ():
+            with perturbation:
+                pass
 
     def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
         if not self._replays or (self.max_batches is not None and self._batch_idx >= self.max_batches):

@@ -15,6 +15,7 @@ from lightning_noise.batch import Path, Selector, describe, find_inputs, find_ta
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.side_effects import SideEffects
 from lightning_noise.loop.snapshot import copy_batch, restore_rng
+from lightning_noise.perturb.sharding import is_sharded
 from lightning_noise.tasks import Task
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Predictor:
 
     def ends_in_squashing(self, context: Context, batch: Any, paths: list[Path], side_effects: SideEffects) -> bool:
         """Returns whether the module returns what a sigmoid or softmax has made, by one more prediction of the batch."""
+        if any(map(is_sharded, context.module.parameters())):
+            return False  # ranks that are in no doubt would not take part in the forward pass
         with torch.compiler.set_stance("force_eager"), _LastSquashing() as last:  # a mode would become part of compiled code
             output = self._output(context, batch, paths, side_effects)
         return last.made(output)
