@@ -227,3 +227,89 @@ def test_it_must_be_said_which_of_several_embeddings_gets_noise():
 
 def test_at_level_0_the_embeddings_are_the_clean_ones():
     assert not added(EmbeddingNoise(0.0, mask="attention_mask")).any()
+
+
+# --- masks and documents
+
+
+def lengths_mask(batch: Any) -> Tensor:
+    return torch.arange(LENGTH) < (batch["ids"] != 0).sum(1, keepdim=True)
+
+
+def test_a_mask_may_be_a_function_of_the_batch():
+    one, two = (added(EmbeddingNoise(5.0, mask=mask, seed=3)) for mask in (lengths_mask, "attention_mask"))
+    assert torch.equal(one, two)
+
+
+PACKED = torch.tensor([[4, 3, 0], [2, 2, 2], [7, 0, 0], [1, 1, 0]])
+
+
+def positions_of(lengths: Tensor) -> Tensor:
+    """Position ids of the documents, and zeros at padding."""
+    rows = [torch.cat([torch.arange(int(n)) for n in row]) for row in lengths]
+    return torch.stack([F.pad(row, (0, LENGTH - len(row))) for row in rows])
+
+
+@pytest.mark.parametrize("given", ["lengths", "positions", "function"])
+def test_a_packed_row_has_the_noise_of_its_documents_alone(given):
+    width, alpha = 500, 5.0
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, width)}).double()
+    ids, mask = torch.ones(4, LENGTH, dtype=torch.long), torch.arange(LENGTH) < PACKED.sum(1, keepdim=True)
+    batch = {"n": PACKED, "at": positions_of(PACKED), "mask": mask}
+    arguments: dict[str, Any] = {
+        "lengths": {"documents": "n"},
+        "positions": {"documents": "at", "mask": "mask"},
+        "function": {"documents": lambda batch: batch["n"]},
+    }[given]
+    noisy = within(EmbeddingNoise(alpha, **arguments), module, lambda: module["words"](ids), batch=batch, level=alpha)
+    squares = (noisy - module["words"](ids)).square().sum(-1)
+    assert not squares[~mask].any()
+    for row, lengths in zip(squares, PACKED.tolist(), strict=True):
+        for document, n in zip(row[: sum(lengths)].split([n for n in lengths if n]), filter(None, lengths), strict=True):
+            # as for a row of the document alone; five standard errors of a mean of squares
+            assert abs(document.sum() / alpha**2 - 1 / 3) < 5 * math.sqrt(4 / 45 / n / width)
+
+
+def test_a_row_of_one_document_has_the_noise_of_a_row_without_documents():
+    ids, module = Sentences().ids, nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
+    batch = {"mask": Sentences().mask, "n": Sentences().mask.sum(1, keepdim=True)}
+    one, two = (
+        within(EmbeddingNoise(5.0, **arguments), module, lambda: module["words"](ids), batch=batch)
+        for arguments in ({"mask": "mask"}, {"documents": "n"})
+    )
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        (torch.tensor([[0, 0, 0, 1, 1, 1, 1]]), "got other values; if these are ids of documents, type a function"),
+        (torch.tensor([[1, 2, 3, 4, 5, 6, 7]]), "got other values"),
+        (torch.tensor([[5, 3]]), "got lengths of more than 7 tokens in a row"),
+        (torch.tensor([7]), r"got int64 \(1,\)"),
+        (torch.ones(1, LENGTH), r"got float32 \(1, 7\)"),
+    ],
+    ids=["ids", "from 1", "too long", "one axis", "floats"],
+)
+def test_documents_that_do_not_fit_are_refused_with_what_they_must_be(documents, message):
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
+    callback = EmbeddingNoise(5.0, documents=lambda batch: batch["documents"])
+    with pytest.raises(ValueError, match=rf"for tokens of shape \(1, 7\), documents must be position ids .*{message}"):
+        within(
+            callback,
+            module,
+            lambda: module["words"](torch.ones(1, LENGTH, dtype=torch.long)),
+            batch={"documents": documents},
+        )
+
+
+def test_lengths_as_a_mask_are_refused_with_the_function_to_type():
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
+    batch = {"lengths": torch.tensor([3, 7])}
+    with pytest.raises(ValueError, match=r"such as mask=lambda batch: torch\.arange\(L.*for lengths"):
+        within(
+            EmbeddingNoise(5.0, mask="lengths"),
+            module,
+            lambda: module["words"](torch.ones(2, LENGTH, dtype=torch.long)),
+            batch=batch,
+        )
