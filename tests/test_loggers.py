@@ -152,6 +152,7 @@ def test_a_figure_that_cannot_be_drawn_warns_and_none_is_no_figure(tmp_path):
     trainer = trainer_with(CSVLogger(tmp_path))
     with pytest.warns(UserWarning, match="could not log the figure 'a': ZeroDivisionError"):
         loggers.log_figure(trainer, "a", lambda: Figure(figsize=(1 / 0, 1)), step=0)
+    loggers.log_figure(trainer, "a", lambda: Figure(figsize=(1 / 0, 1)), step=1)  # and does not warn again
     loggers.log_figure(trainer, "a", lambda: None, step=0)
     assert not list(tmp_path.rglob("*.png"))
 

@@ -264,14 +264,14 @@ class RobustnessMonitor(Monitor, Returning):
     def _evaluate(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         readings = self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)
         if batch_idx == 0 and loggers.takes_figures(context.trainer):
-            readings = self._keep_pictures(readings)
+            readings = self._keep_pictures(context.trainer, readings)
         self._results.update(readings)
 
-    def _keep_pictures(self, readings: Iterable[Reading]) -> Iterator[Reading]:
+    def _keep_pictures(self, trainer: Trainer, readings: Iterable[Reading]) -> Iterator[Reading]:
         is_known = self.predict is None or self.inputs is not None  # which leaf the module reads
         for reading in readings:
             if is_known and not reading.condition.draw:
-                with loggers.warn_on_failure("the samples"):
+                with loggers.warn_on_failure(trainer, "the samples"):
                     self._keep_picture(reading)
             yield reading
 
@@ -369,7 +369,7 @@ class RobustnessMonitor(Monitor, Returning):
         )
         if not loggers.takes_figures(trainer):
             return
-        with loggers.warn_on_failure("the report"):
+        with loggers.warn_on_failure(trainer, "the report"):
             report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
         for noise in self.levels if calibration else ():
             panels = {_title(place): bins for place, bins in calibration.items() if place.noise in (CLEAN.noise, noise)}

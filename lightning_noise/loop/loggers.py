@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -38,6 +39,8 @@ __all__ = [
     "warn_on_failure",
 ]
 
+_WARNED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
 
 @runtime_checkable
 class Charting(Protocol):
@@ -57,14 +60,14 @@ def log_figure(trainer: Trainer, key: str, draw: Callable[[], Figure | None], st
     if not takes_figures(trainer):
         return
     figure = None
-    with warn_on_failure(f"the figure {key!r}"):
+    with warn_on_failure(trainer, f"the figure {key!r}"):
         figure = draw()
     if figure is None:
         return
     is_taken = False
     logger: Any
     for logger in trainer.loggers:
-        with warn_on_failure(f"the figure {key!r}"):
+        with warn_on_failure(trainer, f"the figure {key!r}"):
             if hasattr(getattr(logger, "experiment", None), "add_figure"):
                 is_taken = True
                 logger.experiment.add_figure(key, figure, global_step=step)
@@ -72,7 +75,7 @@ def log_figure(trainer: Trainer, key: str, draw: Callable[[], Figure | None], st
                 is_taken = True
                 logger.log_image(key, [_to_pixels(figure)], step=step)
     if not is_taken:
-        with warn_on_failure(f"the figure {key!r}"):
+        with warn_on_failure(trainer, f"the figure {key!r}"):
             path = log_dir(trainer) / f"{key}-{step}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path)
@@ -156,12 +159,18 @@ class SilentLogger:
 
 
 @contextmanager
-def warn_on_failure(what: str) -> Iterator[None]:
-    """Warns that ``what`` could not be logged instead of raising the exception: a side product must not end a run."""
+def warn_on_failure(trainer: Trainer, what: str) -> Iterator[None]:
+    """Warns that ``what`` could not be logged instead of raising the exception: a side product must not end a run.
+
+    Each trainer warns once of what fails, because a figure that fails in one validation fails in all.
+    """
     try:
         yield
     except Exception as error:
-        warnings.warn(f"could not log {what}: {type(error).__name__}: {error}", stacklevel=2)
+        warned = _WARNED.setdefault(trainer, set())
+        if what not in warned:
+            warned.add(what)
+            warnings.warn(f"could not log {what}: {type(error).__name__}: {error}", stacklevel=3)
 
 
 def describe_arguments(callback: Any) -> str:
@@ -196,7 +205,7 @@ def _arguments(callback: Any) -> dict[str, Any]:
 def _call_experiments(trainer: Trainer, what: str, method: str, *args: Any) -> None:
     """Calls a method of the experiments that have it, on the rank that logs."""
     for logger in trainer.loggers if trainer.is_global_zero else []:
-        with warn_on_failure(what):
+        with warn_on_failure(trainer, what):
             experiment: Any = getattr(logger, "experiment", None)
             if hasattr(experiment, method):
                 getattr(experiment, method)(*args)
