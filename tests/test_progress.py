@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import Classifier, Deterministic, Rows, assert_same, fit, loader, resumes, weights
 from pytorch_lightning.callbacks import GradientAccumulationScheduler, ModelCheckpoint, Timer
 from torch.utils.data import DataLoader, IterableDataset
@@ -195,6 +196,32 @@ def test_the_fraction_of_a_loader_with_a_length_moves_evenly_and_warns_of_nothin
     if 0 < trainer.max_steps < n or n < 0:
         n = trainer.max_steps
     assert seen == pytest.approx([i / n for i in range(int(n))])
+
+
+class InPairs(Classifier):
+    """Fetches two batches in a step."""
+
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        pairs = [next(dataloader_iter)[0] for _ in range(2)]
+        return sum(F.cross_entropy(self(x), y) for x, y in pairs)
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader_iter")
+def test_batches_that_a_step_fetches_are_counted_one_by_one():
+    follow = Follow()
+    callbacks = [InputNoise(noise.Gaussian(), RAMP), InputNoise(noise.Gaussian(), follow, name="follow")]
+    fit(callbacks, module=InPairs, train=loader(Rows(32)))
+    assert [progress.fraction for progress in follow.seen[1:]] == pytest.approx([i / 8 for i in range(8)])
+
+
+def test_batches_that_are_none_are_no_sign_of_an_early_end():
+    def collate(rows: Any) -> Any:
+        return None if len(rows) < 8 else torch.utils.data.default_collate(rows)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="train_dataloader yielded None")
+        module, _ = fit([InputNoise(noise.Gaussian(), RAMP)], train=loader(Rows(20), collate_fn=collate))
+    assert len(module.seen) == 4
 
 
 def test_an_accumulation_that_changes_within_the_run_leaves_fractions_as_they_are():

@@ -70,9 +70,10 @@ class Clock:
         taken = [int((steps - 1) * share) for share in shares]
         return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in taken]
 
-    def end_epoch(self, trainer: Trainer) -> tuple[Progress, Progress]:
+    def end_epoch(self, trainer: Trainer, batch_idx: int) -> tuple[Progress, Progress]:
         """Notes the length of an epoch, and returns the progress without and with this knowledge."""
-        batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+        # a step may have fetched several batches, and a batch that is None has no step
+        batches = max(batch_idx, trainer.fit_loop.epoch_loop.batch_idx) + 1
         before = self.progress(trainer, batches)
         self.length = None if batches == trainer.num_training_batches else batches
         epochs = last_epoch_that_trains(trainer)
