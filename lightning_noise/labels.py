@@ -77,9 +77,10 @@ class LabelNoise(ABC):
                 f"n_classes={self._k}; convert class indices with .long()"
             )
         if target.numel() and not (target.min() >= 0 and target.max() < self._k):
+            low, high = target.min().item(), target.max().item()
             raise ValueError(
-                f"labels must be in [0, {self._k}), got {target.min().item()} to {target.max().item()}; if one of them marks "
-                "positions that do not count, type ignore_index=…, or let the loss ignore them and type via='loss'"
+                f"labels must be in [0, {self._k}), got {low} to {high}; if one of them marks positions that do not count, type "
+                f"TargetNoise(…, ignore_index={low if low < 0 else high}), or Mixup(…, via='loss') and ignore_index in the loss"
             )
 
     @abstractmethod
