@@ -79,8 +79,8 @@ class LabelNoise(ABC):
         if target.numel() and not (target.min() >= 0 and target.max() < self._k):
             low, high = target.min().item(), target.max().item()
             raise ValueError(
-                f"labels must be in [0, {self._k}), got {low} to {high}; if one of them marks positions that do not count, type "
-                f"TargetNoise(…, ignore_index={low if low < 0 else high}), or Mixup(…, via='loss') and ignore_index in the loss"
+                f"labels must be in [0, {self._k}), got {low} to {high}; if one of them marks positions that do not count, "
+                f"type TargetNoise(…, ignore_index={low if low < 0 else high}), or Mixup(…, via='loss') and ignore_index in the loss"
             )
 
     @abstractmethod
