@@ -82,6 +82,7 @@ def align_mask(mask: Tensor, x: Tensor) -> Tensor:
         tensor([[[ True,  True, False],
                  [ True,  True, False]]])
     """
+    mask = mask.to(x.device)  # a function may make its mask on the CPU
     if mask.shape == x.shape:
         return mask > 0
     if mask.ndim == 1 and mask.dtype != torch.bool:

@@ -632,10 +632,10 @@ class PatchGaussian(Noise):
         # tiles of the square over the image: wherever the square lies, it holds each draw at most once
         repeats = (math.ceil(n / m) for n, m in zip(x.shape[-2:], (height, width), strict=True))
         z = z.repeat(*[1] * (x.ndim - 2), *repeats)[..., : x.shape[-2], : x.shape[-1]]
-        square = torch.ones((), dtype=torch.bool, device=x.device)
+        square = torch.ones((), dtype=real, device=x.device)
         for dim, u in zip((-2, -1), centers, strict=True):
             n, index = index_valid(mask, x, dim)
-            square = square & span(center_span(u, self.size, n), self.size, x, dim, index)
+            square = square * span(center_span(u, self.size, n), self.size, x, dim, index).to(real)
         return torch.addcmul(x, z, square.to(x.dtype))
 
 
