@@ -80,7 +80,7 @@ class LabelNoise(ABC):
             low, high = target.min().item(), target.max().item()
             raise ValueError(
                 f"labels must be in [0, {self._k}), got {low} to {high}; if one of them marks positions that do not count, "
-                f"type TargetNoise(…, ignore_index={low if low < 0 else high}), or Mixup(…, via='loss') and ignore_index in the loss"
+                f"type TargetNoise(…, ignore_index={low if low < 0 else high}), or Mixup(…, via='loss')"
             )
 
     @abstractmethod
