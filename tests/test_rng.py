@@ -98,13 +98,21 @@ def test_rows_of_a_table_are_drawn_many_at_a_time_if_they_are_independent():
         assert kind.calls == calls  # of 128 rows, the largest power of two of which 20 numbers each are below 4096
 
 
-def test_a_mask_is_passed_on_by_row():
-    x, mask = torch.rand(50, 20), torch.rand(50, 20, generator=torch.Generator().manual_seed(0)) < 0.5
-    for member in (noise.Gaussian(), noise.Shot()):
-        whole = held_out(member, x, 0.5, range(50), mask)
-        assert torch.equal(whole[~mask], x[~mask])
-        assert torch.equal(held_out(member, x, 0.5, range(7, 30, 2), mask), whole[7:30:2])
-    assert torch.equal(KEY.apply(noise.Gaussian(), x, 0.5, mask)[~mask], x[~mask])
+@pytest.mark.parametrize("member", [each for each in NOISES if not each.mixes_samples], ids=repr)
+def test_a_row_does_not_depend_on_what_is_valid_in_other_rows(member):
+    generator = torch.Generator().manual_seed(0)
+    x, mask = torch.rand(40, 2, 6, 6, generator=generator), torch.rand(40, 2, 6, 6, generator=generator) < 0.7
+    x[:, 0, 1], mask[3], mask[5] = math.nan, False, True
+    whole = held_out(member, x, 0.5, range(40), mask)
+    torch.testing.assert_close(whole[~mask], x[~mask], rtol=0, atol=0, equal_nan=True)
+    for positions in (range(7, 30, 2), range(3, 6), [39, 5, 3]):
+        part = held_out(member, x, 0.5, positions, mask)
+        torch.testing.assert_close(part, whole[list(positions)], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_key_without_positions_passes_the_mask_on():
+    x, mask = torch.rand(5, 20), torch.rand(5, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert torch.equal(KEY.apply(noise.Gaussian(), x, 0.5, mask) == x, ~mask)
 
 
 def test_rows_without_positions_differ_and_an_empty_batch_stays_empty():
