@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict, UserList
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_noise import EmbeddingNoise, RobustnessMonitor, noise, schedules
+from lightning_noise import EmbeddingNoise, RobustnessMonitor, WeightNoise, noise, schedules
 from lightning_noise.callbacks.activations import ActivationNoise
 
 # --- training mode
@@ -183,6 +184,27 @@ def test_a_network_that_a_metric_holds_too_is_refused_with_the_way_out():
     assert list(ActivationNoise(noise.Gaussian(), 0.5, "net.1").select_modules(module)) == ["net.1"]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
+def test_a_scripted_module_is_refused_with_the_way_out():
+    module = Layers()
+    module.net[1] = torch.jit.script(module.net[1])  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"the module 'net\.1' is scripted and takes no hooks; type modules=…"):
+        fit([ActivationNoise(noise.Gaussian(), 0.5, "*")], module=module)
+    assert not module.seen
+
+
+@pytest.mark.parametrize("container", [tuple, UserList])
+def test_patterns_may_come_in_any_sequence(container):
+    """As those of a configuration."""
+    assert list(ActivationNoise(noise.Gaussian(), 0.5, container(["net.1"])).select_modules(Layers())) == ["net.1"]
+    assert ActivationNoise(noise.Gaussian(), 0.5, container(["net.1"])).modules in (["net.1"], ("net.1",))
+    assert list(EmbeddingNoise(5.0, modules=container(["words"])).select_modules(Tokens())) == ["words"]
+    assert WeightNoise(noise.Gaussian(), 0.5, params=container(["net.1.weight"])).params in (
+        ["net.1.weight"],
+        ("net.1.weight",),
+    )
+
+
 class Returning(Layers):
     """Calls a module that returns something else."""
 
@@ -214,6 +236,27 @@ def test_a_pattern_leaves_what_cannot_take_noise_alone_and_a_name_refuses_it(val
         fit([ActivationNoise(noise.Gaussian(), 0.5, ["net.1", "other"])], module=lambda: Returning(value))
     with pytest.raises(ValueError, match="called no module that 'activation' perturbs"):
         fit([ActivationNoise(noise.Gaussian(), 0.5, "othe*")], module=lambda: Returning(value))
+
+
+class Output(OrderedDict):
+    """Keeps its entries as attributes, too, as the outputs of transformers do."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+
+def test_an_output_that_is_a_mapping_with_attributes_has_the_noise_in_both():
+    zeros = torch.zeros(2, 3)
+    module = nn.Sequential(nn.Identity())
+    noisy: Any = within(
+        ActivationNoise(noise.Gaussian(), 0.5, "0"), module, lambda: module(Output(logits=zeros, ids=zeros.long()))
+    )
+    assert isinstance(noisy, Output)
+    logits, ids = (getattr(noisy, name) for name in noisy)
+    assert logits is noisy["logits"]
+    assert logits.all()
+    assert not ids.any()
 
 
 def test_complex_activations_get_complex_noise():

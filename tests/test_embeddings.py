@@ -273,10 +273,8 @@ def test_a_packed_row_has_the_noise_of_its_documents_alone(given):
 def test_a_row_of_one_document_has_the_noise_of_a_row_without_documents():
     ids, module = Sentences().ids, nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
     batch = {"mask": Sentences().mask, "n": Sentences().mask.sum(1, keepdim=True)}
-    one, two = (
-        within(EmbeddingNoise(5.0, **arguments), module, lambda: module["words"](ids), batch=batch)
-        for arguments in ({"mask": "mask"}, {"documents": "n"})
-    )
+    callbacks = EmbeddingNoise(5.0, mask="mask"), EmbeddingNoise(5.0, documents="n")
+    one, two = (within(callback, module, lambda: module["words"](ids), batch=batch) for callback in callbacks)
     assert torch.equal(one, two)
 
 

@@ -208,10 +208,11 @@ class ActivationNoise(OutputCallback):
     Raises:
         TypeError: If a module that is selected by its full name returns no floating-point tensor, or if a selected module
             returns a nested or sparse tensor.
-        ValueError: If a pattern matches no module or only metrics and losses, a metric holds a selected module, an epoch with
-            noise calls no selected module, the noise has no gradient, or the level is relative to rows of a single number. If
-            activation checkpointing repeats a module that is called several times in a step. If the first dimension of an
-            output is not the batch dimension under a probe. If ``torch.vmap`` hides the samples from a noise that needs them.
+        ValueError: If a pattern matches no module or names a metric or loss, a selected module is scripted or part of a metric,
+            an epoch with noise calls no selected module, the noise has no gradient, or the level is relative to rows of a
+            single number. If activation checkpointing repeats a module that is called several times in a step. If the first
+            dimension of an output is not the batch dimension under a probe. If ``torch.vmap`` hides the samples from a noise
+            that needs them.
 
     References:
         Explicit Regularisation in Gaussian Noise Injections (Camuto et al., 2020), https://arxiv.org/abs/2007.07368
@@ -287,7 +288,8 @@ def find_modules(pl_module: LightningModule, patterns: str | Sequence[str]) -> d
     """Returns the modules of the network that match a pattern.
 
     Raises:
-        ValueError: If a pattern matches no module or only metrics and losses, or a metric holds a module that matches.
+        ValueError: If a pattern matches no module or names a metric or loss, or if a module that matches is scripted or part of
+            a metric.
     """
     for name, judge in _find_judges(pl_module).items():
         if any(f"{pattern}.".startswith(f"{name}.") for pattern in as_list(patterns)):
@@ -298,6 +300,11 @@ def find_modules(pl_module: LightningModule, patterns: str | Sequence[str]) -> d
     found = match(name_modules(pl_module), patterns, "module")
     held = {module: name for name, judge in _find_judges(pl_module).items() if _is_metric(judge) for module in judge.modules()}
     for name, module in found.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"the module {name!r} is scripted and takes no hooks; type modules=… to select other modules, or call "
+                "torch.jit.script after the fit"
+            )
         if module in held:
             raise ValueError(
                 f"the metric {held[module]!r} holds the module {name!r}, and would see its noise; give the metric a copy, "
