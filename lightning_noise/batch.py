@@ -197,8 +197,6 @@ def holds_samples(batch: Any, path: Path, rest: Path = ()) -> bool | None:
         (True, False)
     """
     elements = list(get(batch, path))
-    if any(element is None for element in elements):  # a loader that ended before the others
-        return False
     tensors = [get(element, rest) for element in elements]
     if len({(leaf.dtype, leaf.ndim) for leaf in tensors}) > 1:  # samples are of one kind
         return False
@@ -312,7 +310,7 @@ def _select_inputs(batch: Any, selector: int | str, absent: bool) -> list[Path]:
 def _sample_or_input(batch: Any, path: Path, star: int, selector: int | str) -> Path:
     """Returns the path of the list of samples to which a selected leaf belongs, or else the path of the leaf."""
     head, rest = path[:star], path[star + 1 :]
-    if not is_sequence(get(batch, head)):
+    if star not in _lists_of(batch, path):  # or a loader has ended before the others
         return path
     is_sample = holds_samples(batch, head, rest)
     if is_sample is None:

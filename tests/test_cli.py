@@ -99,6 +99,10 @@ def everywhere(batch):
     return torch.ones_like(batch[0])
 
 
+def whole(batch):
+    return torch.full((len(batch[0]), 1), batch[0].shape[1])
+
+
 @dataclass(frozen=True)
 class Brighter:
     """A noise of a user that derives from nothing."""
@@ -374,6 +378,7 @@ CALLBACKS = [
         relative="std",
         clip=(-2.0, None),
         mask=everywhere,
+        documents=whole,
         mean=0.1,
         std=2.0,
         seed=3,
@@ -416,6 +421,7 @@ FLAGS = """
     --trainer.callbacks.relative=std
     --trainer.callbacks.clip=[-2.0, null]
     --trainer.callbacks.mask=test_cli.everywhere
+    --trainer.callbacks.documents=test_cli.whole
     --trainer.callbacks.mean=0.1
     --trainer.callbacks.std=2.0
     --trainer.callbacks.seed=3

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from lightning_noise._checks import plain
-from lightning_noise.batch import Path, Selector, find_inputs, get
+from lightning_noise.batch import Path, Selector, find_inputs, format_path, get
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.masks import Mask
+from lightning_noise.masks import Mask, check_documents, find_documents
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.doubts import find_doubts
 from lightning_noise.perturb.inputs import Clip, check_leaf, check_relative, perturb_batch, snr_db, validate_clip
@@ -61,6 +62,9 @@ class InputNoise(NoiseCallback):
             valid positions. It has the shape of the input, of its first axes, as (B, T) of (B, T, C), or of the first axis and
             the last ones, as (B, T) of (B, C, T). Padding stays as it is and counts neither for the noise nor for ``relative``.
             NaN is never valid.
+        documents: The documents of packed rows of shape (B, T, *): a leaf of the batch, or a function of the batch, with the
+            length of each document of each row, or the position ids. Noises along an axis then take each document as a series
+            of its own.
         mean: The mean of the normalization of the data: a number, or a list with a number for each channel. Level and clip are
             then in the units of the data before the normalization. Default: 0 if ``std`` is set.
         std: The standard deviation of the normalization. Default: 1 if ``mean`` is set.
@@ -94,6 +98,7 @@ class InputNoise(NoiseCallback):
         relative: Literal["std"] | None = None,
         clip: Clip | None = None,
         mask: Mask | None = None,
+        documents: Mask | None = None,
         mean: Numbers | None = None,
         std: Numbers | None = None,
         seed: int | None = None,
@@ -110,6 +115,7 @@ class InputNoise(NoiseCallback):
         self.relative: Literal["std"] | None = relative
         self.clip = validate_clip(clip)
         self.mask = mask
+        self.documents = documents
         self.mean = plain(mean)
         self.std = plain(std)
         self._normalization = (
@@ -148,13 +154,22 @@ class InputNoise(NoiseCallback):
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"relative": self.relative, "clip": self.clip, "mask": self.mask, "normalization": self._normalization}
+        return {
+            "relative": self.relative,
+            "clip": self.clip,
+            "mask": self.mask,
+            "documents": self.documents,
+            "normalization": self._normalization,
+        }
 
     def _look(self, batch: Any, paths: list[Path], largest: float | None, *, are_severities: bool = False) -> None:
         """Raises the error that the noise would raise above level 0, and warns if values contradict the arguments."""
         self._has_looked = True
         for path in paths:
-            check_leaf(get(batch, path), path, self.noise)
+            leaf = get(batch, path)
+            check_leaf(leaf, path, self.noise)
+            if self.documents is not None:
+                _check_documents(batch, leaf, path, self.documents)
         noisy = None
         if self.noise.is_known:  # a function may have side effects
             noisy = perturb_batch(batch, paths, self.noise, largest or 0.01, Key(("trial",)), **self._options)
@@ -164,6 +179,14 @@ class InputNoise(NoiseCallback):
         )
         for doubt in doubts:
             rank_zero_warn(f"{self.name!r}: {doubt}")
+
+
+def _check_documents(batch: Any, leaf: Any, path: Path, documents: Mask) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"documents=… needs packed rows, but the input {format_path(path)!r} is a list of samples; remove it")
+    found = find_documents(batch, documents)
+    if found is not None:
+        check_documents(found, leaf)
 
 
 def name_noises(noises: AnyProbe | Sequence[AnyProbe] | Mapping[str, AnyProbe]) -> dict[str, AnyProbe]:

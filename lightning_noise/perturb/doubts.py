@@ -32,6 +32,7 @@ def find_doubts(
     relative: str | None = None,
     clip: Any = None,
     mask: Mask | None = None,
+    documents: Mask | None = None,
     normalization: Normalization | None = None,
     are_severities: bool = False,
     has_default: bool = False,
@@ -47,6 +48,7 @@ def find_doubts(
         relative: As in ``InputNoise``, like the next ones.
         clip: The bounds.
         mask: The mask of the inputs.
+        documents: The documents of packed rows.
         normalization: The normalization of the data.
         are_severities: Whether the levels are the severities of the noise, and not given.
         has_default: Whether no inputs are given.

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_noise._checks import plain
 from lightning_noise._tensor import column, detached, like
 from lightning_noise.batch import Path, describe, format_path, get, modify
-from lightning_noise.masks import Mask, align_mask, find_masks, valid_positions
+from lightning_noise.masks import Mask, align_mask, find_documents, find_masks, in_documents, number_documents, valid_positions
 from lightning_noise.noise import Noise, Uniform
 from lightning_noise.perturb.normalization import Normalization, per_channel
 from lightning_noise.rng import Key
@@ -37,6 +37,7 @@ def perturb_batch(
     relative: Literal["std"] | None = None,
     clip: Clip | None = None,
     mask: Mask | None = None,
+    documents: Mask | None = None,
     normalization: Normalization | None = None,
     positions: Positions | None = None,
 ) -> Any:
@@ -56,16 +57,17 @@ def perturb_batch(
         relative: ``"std"`` for a level in units of the standard deviation of each sample.
         clip: The bounds of the noisy input.
         mask: The mask of the inputs.
+        documents: The documents of packed rows of shape (B, T, *).
         normalization: The normalization of the data, if level and bounds are in raw units.
         positions: Gives the positions in the data set of an input, by its path and number of rows. Default: those of the key.
     """
     if level == 0:
         return batch
-    found = find_masks(batch, mask)
+    found, packed = find_masks(batch, mask), find_documents(batch, documents)
 
     def rows(leaf: Tensor, path: Path, levels: float | Tensor, key: Key, valid: Tensor | None) -> Tensor:
         before = leaf if normalization is None or not leaf.is_floating_point() else normalization.restore(leaf)
-        y = apply_noise(before, path, noise, levels, key, relative, valid)
+        y = apply_noise(before, path, noise, levels, key, relative, valid, packed)
         if clip is not None and y.is_floating_point():  # category codes have no range
             y = _clip(y, *clip)
         if before is not leaf:
@@ -175,9 +177,15 @@ def apply_noise(
     key: Key,
     relative: Literal["std"] | None,
     mask: Tensor | None = None,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Returns a leaf with noise, drawn by the key and the path."""
-    return (key / "leaf" / format_path(path)).apply(noise, x, levels * _std(x, mask) if relative else levels, mask)
+    key, levels = key / "leaf" / format_path(path), levels * _std(x, mask) if relative else levels
+    if documents is None or noise.elementwise:
+        return key.apply(noise, x, levels, mask)
+    numbers = number_documents(documents.to(x.device), x)
+    numbers = numbers.view(*numbers.shape, *[1] * (x.ndim - 2)).expand(x.shape)
+    return key.apply(in_documents(noise), x, levels, torch.where(valid_positions(x, mask), numbers, -numbers.abs()))
 
 
 def _plain(bound: Tensor | None) -> Bound:

@@ -52,7 +52,8 @@ class Normalization:
         y = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled, mean = y * per_channel("std", self.std, y), per_channel("mean", self.mean, y)
         raw = scaled + mean
-        return raw.masked_fill_(raw.abs() <= 2 * torch.finfo(x.dtype).eps * scaled.abs_(), 0.0)
+        eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, torch.float32))  # data are seldom normalized in float64
+        return raw.masked_fill_(raw.abs() <= 2 * eps * scaled.abs_(), 0.0)
 
     def normalize(self, raw: Tensor, before: Tensor, x: Tensor) -> Tensor:
         """Returns raw values as normalized data; those that are equal to the values before are exactly those of ``x``."""
