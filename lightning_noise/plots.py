@@ -224,7 +224,7 @@ def samples(
             first column is red.
 
     Returns:
-        The figure, or ``None`` if a sample is a single number or has more than three axes.
+        The figure, or ``None`` if there is no sample, or a sample is a single number or has more than three axes.
 
     Example:
         >>> figure = samples({"clean": torch.zeros(2, 1, 8, 8), "noisy": torch.ones(2, 1, 8, 8)})
@@ -237,6 +237,8 @@ def samples(
     shown = {title: [_as_real(x) for x in columns[title][:n_samples]] for title in titles}
     first = shown[titles[0]]
     texts = [captions[title][: len(first)] for title in titles] if captions else []
+    if not first:
+        return None
     if all(_as_image(x) is not None for x in first):
         return _draw_images(shown, texts)
     if all(x.ndim <= 3 and max(x.shape, default=1) > 1 for x in first):

@@ -272,7 +272,7 @@ def test_the_legends_of_an_adaptation_cover_no_axes():
     assert all(legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1 for legend in legends)
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1, 1), (4, 3, 8, 8, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1, 1), (4, 3, 8, 8, 8), (0, 3, 8, 8)], ids=str)
 def test_numbers_and_volumes_give_no_figure(shape):
     assert plots.samples({"clean": torch.zeros(shape)}) is None
 
