@@ -486,7 +486,10 @@ class ColoredNoise(Noise):
         """Returns noise of the shape of ``x`` with the spectrum and mean 0, at any amplitude."""
         n = x.shape[self.dim]
         if n < 2:
-            raise ValueError(f"ColoredNoise needs at least two elements along axis {self.dim}, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"ColoredNoise needs at least two elements along axis {self.dim}, got shape {tuple(x.shape)}; type dim=-2 for "
+                "series of shape (B, T, C), or dim=-1 for (B, C, T)"
+            )
         series = [*x.movedim(self.dim, -1).shape[:-1], n - 1]  # the degrees of freedom of mean 0
         z = torch.empty([2, *series] if x.is_complex() else series, dtype=x.dtype.to_real(), device=x.device)
         z.normal_(generator=generator)

@@ -102,6 +102,21 @@ def test_the_ratio_is_that_of_the_valid_part():
     assert snr_db(batch, dirty, [("x",)], "mask").item() == pytest.approx(20, abs=1e-4)
 
 
+def test_a_replay_takes_a_mask_and_a_normalization():
+    class Masked(pl.LightningModule):
+        def validation_step(self, batch, batch_idx):
+            self.log("padding", batch["x"][batch["mask"] == 0].abs().max())
+            self.log("x", batch["x"].max())
+
+    data = DataLoader(list(dict(zip(padded(), row, strict=True)) for row in zip(*padded().values(), strict=True)), N)  # type: ignore[arg-type]
+    monitor = ReplayMonitor(noise.Gaussian(), [0.5], inputs="x", mask="mask", mean=1.0, std=2.0, clip=(4.0, 5.0))
+    trainer = make_trainer([monitor])
+    trainer.validate(Masked(), data, verbose=False)
+    found = keys_of(trainer)
+    assert found["replay/gaussian/0.5/padding"] == 0
+    assert found["replay/gaussian/0.5/x"] == (5.0 - 1.0) / 2.0
+
+
 # --- normalized data
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

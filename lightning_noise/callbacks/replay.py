@@ -22,7 +22,9 @@ from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.replay import Replay, stage_of
 from lightning_noise.loop.snapshot import copy_batch
 from lightning_noise.loop.trial import held_out_batches
+from lightning_noise.masks import Mask
 from lightning_noise.perturb.inputs import Clip
+from lightning_noise.perturb.normalization import Numbers
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -57,6 +59,9 @@ class ReplayMonitor(Monitor, Replaying):
         inputs: Which leaf of the batch is the input.
         clip: Bounds of the noisy input.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.
+        mask: Which positions of the input are valid, as in :class:`~lightning_noise.InputNoise`.
+        mean: The mean with which the input was normalized, as in :class:`~lightning_noise.InputNoise`.
+        std: The standard deviation with which the input was normalized.
         every_n_epochs: How often to replay during a fit.
         max_batches: How many batches of each loader to replay. Default: all.
         seed: The seed of the draws.
@@ -82,6 +87,9 @@ class ReplayMonitor(Monitor, Replaying):
         inputs: Selector | None = None,
         clip: Clip | None = None,
         relative: Literal["std"] | None = None,
+        mask: Mask | None = None,
+        mean: Numbers | None = None,
+        std: Numbers | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
         seed: int = 0,
@@ -93,6 +101,9 @@ class ReplayMonitor(Monitor, Replaying):
             inputs=inputs,
             clip=clip,
             relative=relative,
+            mask=mask,
+            mean=mean,
+            std=std,
             every_n_epochs=every_n_epochs,
             max_batches=max_batches,
             seed=seed,
