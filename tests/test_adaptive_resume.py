@@ -90,6 +90,24 @@ def test_a_run_saved_before_the_validation_at_the_end_of_an_epoch_makes_up_for_i
     assert_resumes(tmp_path, loader, lambda step: 3 < step < 24, every_n_train_steps=3, check_val_every_n_epoch=2)
 
 
+@resumes
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_the_callback_that_saves_may_come_first(tmp_path):
+    settings: dict[str, Any] = {"module": Deterministic, "validation": held_out(), "val_check_interval": 2, "max_epochs": 2}
+
+    def train():
+        return StatefulDataLoader(Rows(40), batch_size=8)
+
+    uninterrupted, resumed = moving(), moving()
+    saver = LambdaCallback(
+        on_train_batch_end=lambda trainer, *_: trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+    )
+    whole, _ = fit([saver, *uninterrupted], train=train(), **settings)
+    again, _ = fit(resumed, train=train(), ckpt_path=str(tmp_path / "7.ckpt"), **settings)
+    assert_same(weights(again), weights(whole))
+    assert [history(one) for one in resumed] == [history(two) for two in uninterrupted]
+
+
 class Interrupted(Deterministic):
     """Ends the third validation of a fit with an error."""
 

@@ -142,6 +142,18 @@ def test_whether_a_validation_follows_is_known_at_the_end_of_a_batch(interval):
     assert any(events) == ("limit_val_batches" not in interval)
 
 
+def test_the_end_of_a_batch_is_known():
+    known: dict[str, set[bool]] = {}
+
+    def note(hook: str) -> Callable[..., None]:
+        return lambda trainer, *_: known.setdefault(hook, set()).add(internals.ends_batch(trainer))
+
+    hooks = ["on_train_start", "on_train_batch_start", "on_after_backward", "on_train_batch_end"]
+    hooks += ["on_validation_start", "on_validation_end", "on_train_epoch_end"]
+    fit([LambdaCallback(**{hook: note(hook) for hook in hooks})], val_check_interval=2)
+    assert known == {hook: {hook == "on_train_batch_end"} for hook in hooks}
+
+
 def test_a_validation_at_the_start_of_the_training_is_that_of_the_epoch():
     events: list[tuple[int, int, bool]] = []
 

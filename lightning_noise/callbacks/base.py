@@ -18,7 +18,7 @@ from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLev
 from lightning_noise.labels import LabelNoise
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
-from lightning_noise.loop.internals import Callback, recomputes_statistics, should_log
+from lightning_noise.loop.internals import Callback, ends_batch, recomputes_statistics, should_log
 from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import Clock, check_validation, is_stopped, logging_step, run_seed
@@ -173,6 +173,9 @@ class NoiseCallback(Callback, Perturbing, Returning):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._clock.save(checkpoint)
+        if self.adaptive is not None and ends_batch(trainer):  # a callback may save before this one has seen the batch end
+            self.adaptive.end_batch(trainer)
+            checkpoint["callbacks"][self.state_key] = self.adaptive.state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._clock.load(checkpoint)

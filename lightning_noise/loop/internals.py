@@ -92,6 +92,12 @@ def last_epoch_that_trains(trainer: Trainer) -> float:
     return min(-1 if trainer.max_epochs is None else trainer.max_epochs, *ends, float("inf"))
 
 
+def ends_batch(trainer: Trainer) -> bool:
+    """Returns whether ``on_train_batch_end`` is running, in whichever callback."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.total
+    return trainer.training and progress.processed > progress.completed
+
+
 def validates_after(trainer: Trainer) -> bool:
     """Returns in ``on_train_batch_end`` whether a validation follows the batch. No hook comes in between."""
     loop: Any = trainer.fit_loop
