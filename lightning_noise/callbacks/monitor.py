@@ -12,7 +12,7 @@ from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probes, name_noises
 from lightning_noise.evaluation.conditions import Conditions, Levels
 from lightning_noise.loop import loggers
-from lightning_noise.loop.internals import Callback, class_of_callbacks
+from lightning_noise.loop.internals import Callback, class_of_callbacks, launches_copies
 from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.progress import check_validation
 from lightning_noise.masks import Mask
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Monitor", "Noises"]
 
+_KEYS_IN_PIPE = 170  # of up to 370 bytes in 64 KiB
 Noises = Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction
 
 
@@ -75,6 +76,10 @@ class Monitor(Callback, ABC):
         """Returns the tags that TensorBoard draws into one chart, by the title of the chart."""
 
     @abstractmethod
+    def count_keys(self) -> int:
+        """Returns how many keys each validation logs, as far as is known."""
+
+    @abstractmethod
     def logged_keys(self) -> dict[str, list[str]]:
         """Returns the keys that are logged in a fit; see :class:`~lightning_noise.loop.monitored.LogsKeys`."""
 
@@ -85,6 +90,10 @@ class Monitor(Callback, ABC):
         for name, probe in self._probes.items():
             if isinstance(probe, InputNoise):
                 probe.expect(max(self.levels[name]), are_severities=name not in self._given)
+        self._check_pipe(trainer)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_pipe(trainer, n_others=len(trainer.callback_metrics))  # the sanity check logs no keys of monitors
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_validation(trainer, type(self).__name__, self.every_n_epochs)
@@ -94,6 +103,8 @@ class Monitor(Callback, ABC):
         loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._check_pipe(trainer)
         if not trainer.sanity_checking and not self._is_laid_out:
             self._is_laid_out = loggers.log_layout(trainer, self)
 
@@ -101,3 +112,23 @@ class Monitor(Callback, ABC):
         """Returns whether to evaluate in this validation or test. The sanity check is neither."""
         is_skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
         return not trainer.sanity_checking and not is_skipped
+
+    def _check_pipe(self, trainer: Trainer, n_others: int = 0) -> None:
+        """Raises a ValueError if the run would hang because of its many keys.
+
+        Processes that a strategy spawns or forks hand all keys to the main process through a pipe. The main process empties the
+        pipe only after they have ended.
+
+        Args:
+            trainer: The trainer.
+            n_others: The number of keys that others are known to log.
+        """
+        if not launches_copies(trainer):
+            return
+        n_keys = n_others + sum(monitor.count_keys() for monitor in class_of_callbacks(trainer, Monitor))
+        if max(n_keys, len(trainer.callback_metrics)) > _KEYS_IN_PIPE:
+            raise ValueError(
+                f"the run logs {max(n_keys, len(trainer.callback_metrics))} keys, but with strategies that spawn or fork, "
+                f"Lightning hands keys to the main process through a pipe that holds about {_KEYS_IN_PIPE}, and the run would "
+                "hang; use strategy='ddp', or fewer noises, levels or metrics"
+            )

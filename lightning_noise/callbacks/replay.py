@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,13 +15,20 @@ from lightning_noise.batch import Selector, find_inputs, get, leaves
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, Condition, Conditions, Levels
-from lightning_noise.evaluation.positions import SamplePositions
+from lightning_noise.evaluation.positions import SamplePositions, check_ranks
 from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying
-from lightning_noise.loop.internals import evaluation_results, rng_states
+from lightning_noise.loop.internals import (
+    evaluation_loaders,
+    evaluation_results,
+    launches_copies,
+    n_evaluation_loaders,
+    rng_states,
+)
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.replay import Replay, stage_of
-from lightning_noise.loop.snapshot import copy_batch
+from lightning_noise.loop.snapshot import Change, copy_batch, restore_trainer
 from lightning_noise.loop.trial import held_out_batches
+from lightning_noise.loop.watch import Watch
 from lightning_noise.masks import Mask
 from lightning_noise.perturb.inputs import Clip
 from lightning_noise.perturb.normalization import Numbers
@@ -39,7 +46,8 @@ class ReplayMonitor(Monitor, Replaying):
     precision and random streams are those of the user's step. At the end of the epoch the module's ``on_validation_epoch_end``
     runs for each noise and level. Metrics of torchmetrics, values of ``self.log`` with any reduction, and lists that are filled
     for the end of the epoch need no configuration. Each noise and level has its own state, which begins with what the module
-    holds after ``on_validation_epoch_start``.
+    holds after ``on_validation_epoch_start``. What transfer hooks and other callbacks set on the module for a batch is part of
+    each state; these hooks see the batch without noise, but a tensor of the batch that they keep is noisy in the step.
 
     ===========================================  ==============================================================
     Two noises with five levels each cost eleven validations, eleven copies of the buffers and metric states, and one copy of
@@ -115,6 +123,7 @@ class ReplayMonitor(Monitor, Replaying):
     # --- hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._keys = []
         super().setup(trainer, pl_module, stage)
         self._is_tried = False
 
@@ -124,6 +133,9 @@ class ReplayMonitor(Monitor, Replaying):
             with held_out_batches(trainer, 0) as batches:
                 for batch in batches:
                     self._try_noise(Context(trainer, pl_module, is_probe=True), batch)
+                    if launches_copies(trainer):
+                        self._keys = self._try_step(trainer, batch)
+            self._check_pipe(trainer, n_others=len(self._keys))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_epoch()
@@ -140,15 +152,10 @@ class ReplayMonitor(Monitor, Replaying):
     ) -> None:
         self._is_tried = self._is_tried or trainer.sanity_checking
         self._batch_idx, self._dataloader_idx = batch_idx, dataloader_idx
-        if not self._replays and (trainer.sanity_checking or self._is_due(trainer)):
-            # before the module's own hook of the first batch, so that all replays begin with what the module holds now
-            self._replays = {condition: Replay(trainer) for condition in (CLEAN, *self._current_conditions(trainer))}
-        if self._replays:
-            self._rng = rng_states()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         EvaluationDispatcher.detach(trainer)
-        values = self._finish_replays(pl_module)
+        values = self._finish_replays(trainer) if trainer.sanity_checking or self._is_due(trainer) else {}
         self._end_epoch()
         prefix = f"test/{self.name}" if trainer.testing else self.name
         for condition, logged in values.items() if not trainer.sanity_checking else ():
@@ -178,6 +185,9 @@ class ReplayMonitor(Monitor, Replaying):
         # what the module will log is not known, not even after a sanity check
         return {f"{self.name}/": [f"{self.name}/{condition.place}/" for condition in (CLEAN, *self.conditions)]}
 
+    def count_keys(self) -> int:
+        return (1 + len(list(self.conditions))) * max(1, len(self._keys))
+
     # --- replaying
 
     def _try_noise(self, context: Context, batch: Any) -> None:
@@ -189,9 +199,31 @@ class ReplayMonitor(Monitor, Replaying):
             with perturbation:
                 pass
 
+    def _try_step(self, trainer: Trainer, batch: Any) -> list[str]:
+        """Returns the keys that the module logs in a step, or none: the step may need what another callback sets."""
+        replay, n = Replay(trainer), n_evaluation_loaders(trainer)
+        index = None if n == 1 else 0
+        indices = (0,) if index is None else (0, index)
+        with suppress(Exception), restore_trainer(trainer), replay.entered(replay.state.current()):
+            step = trainer.strategy.validation_step
+            replay.run_step(step, copy_batch(batch), indices, batch_idx=0, dataloader_idx=index, rng=rng_states())
+        return n * replay.keys
+
+    def before_transfer(self, trainer: Trainer) -> None:
+        if not self._replays and (trainer.sanity_checking or self._is_due(trainer)):
+            self._replays = {condition: Replay(trainer) for condition in (CLEAN, *self._current_conditions(trainer))}
+        if self._replays:
+            self._watch.begin(trainer.lightning_module)
+
+    def after_callbacks(self, trainer: Trainer) -> None:
+        if self._replays:
+            self._changes = self._watch.end(trainer.lightning_module)
+            self._rng = rng_states()
+
     def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
         if not self._replays or (self.max_batches is not None and self._batch_idx >= self.max_batches):
             return
+        self._end_loaders(trainer, until=self._dataloader_idx)
         dataloader_idx = evaluation_results(trainer).dataloader_idx  # None if there is one loader
         before = self._replays[CLEAN].state.current()
         sample_positions = self._positions.setdefault(self._dataloader_idx, SamplePositions())
@@ -200,9 +232,22 @@ class ReplayMonitor(Monitor, Replaying):
         noisy = self._current_conditions(trainer).perturb(context, batch, positions)
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], noisy):
             replay = self._replays[condition]
-            with replay.entered(before), perturbation as perturbed:
+            with restore_trainer(trainer), perturbation as perturbed:
                 own = copy_batch(perturbed)
-                replay.run_step(step, own, indices, batch_idx=self._batch_idx, dataloader_idx=dataloader_idx, rng=self._rng)
+                replay.state.take_over(self._changes, _pair_leaves(batch, own))
+                with replay.entered(before):
+                    replay.run_step(step, own, indices, batch_idx=self._batch_idx, dataloader_idx=dataloader_idx, rng=self._rng)
+
+    def _end_loaders(self, trainer: Trainer, until: int) -> None:
+        """Computes the metrics of the loaders before one, on all ranks, also on ranks without a batch of a loader."""
+        for index in range(self._n_ended, until):
+            saw_batch = index in self._positions
+            if trainer.strategy.reduce_boolean_decision(saw_batch, all=False):
+                check_ranks(trainer, type(self).__name__, saw_batch)
+                before = self._replays[CLEAN].state.current()
+                for replay in self._replays.values():
+                    replay.end_loader(before)
+        self._n_ended = until
 
     def _current_conditions(self, trainer: Trainer) -> Conditions:
         return self.conditions.trials() if trainer.sanity_checking else self.conditions
@@ -215,24 +260,33 @@ class ReplayMonitor(Monitor, Replaying):
             return len(get(batch, paths[0])) if paths else 0
         return next((len(leaf) for _, leaf in leaves(batch) if leaf.ndim), 0)
 
-    def _finish_replays(self, pl_module: LightningModule) -> dict[Condition, dict[str, Tensor]]:
+    def _finish_replays(self, trainer: Trainer) -> dict[Condition, dict[str, Tensor]]:
+        self._end_loaders(trainer, until=1 if evaluation_loaders(trainer) is None else n_evaluation_loaders(trainer))
+        if not self._replays:
+            raise ValueError(f"{type(self).__name__} saw no batch")
         values: dict[Condition, dict[str, Tensor]] = {}
-        if self._replays:
-            # a module may exchange its weights for an average at the end of an epoch: their values or their tensors
-            weights = [(parameter, parameter.data, parameter.data.clone()) for parameter in pl_module.parameters()]
-            before = self._replays[CLEAN].state.current()
-            for condition, replay in self._replays.items():
-                try:
-                    values[condition] = replay.finish(before)
-                finally:
-                    for parameter, data, copied in weights:
-                        data.copy_(copied)
-                        parameter.data = data
-            self._keys = list(values[CLEAN])
+        # a module may exchange its weights for an average at the end of an epoch: their values or their tensors
+        parameters = trainer.lightning_module.parameters()
+        weights = [(parameter, parameter.data, parameter.data.clone()) for parameter in parameters]
+        before = self._replays[CLEAN].state.current()
+        for condition, replay in self._replays.items():
+            try:
+                values[condition] = replay.finish(before)
+            finally:
+                for parameter, data, copied in weights:
+                    data.copy_(copied)
+                    parameter.data = data
+        self._keys = list(values[CLEAN])
         return values
 
     def _end_epoch(self) -> None:
         self._replays: dict[Condition, Replay] = {}
         self._positions: dict[int, SamplePositions] = {}
-        self._batch_idx = self._dataloader_idx = 0
+        self._batch_idx = self._dataloader_idx = self._n_ended = 0
+        self._watch, self._changes = Watch(), list[Change]()  # what is set for a batch before the step
         self._rng: dict[str, Any] = {}  # with which the module's hook before the step begins
+
+
+def _pair_leaves(batch: Any, own: Any) -> dict[int, Tensor]:
+    """Returns the leaves of a copied batch by the ``id`` of the leaf that each stands for."""
+    return {id(leaf): copied for (_, leaf), (_, copied) in zip(leaves(batch), leaves(own), strict=True)}

@@ -18,7 +18,7 @@ from lightning_noise.evaluation.engine import Pass, Reading
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import Results, Values, summarize
 from lightning_noise.loop import loggers
-from lightning_noise.loop.internals import class_of_callbacks, launches_copies, n_evaluation_loaders
+from lightning_noise.loop.internals import n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.progress import logging_step
 from lightning_noise.loop.returning import Returning
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["RobustnessMonitor", "log_key"]
-
-_KEYS_IN_PIPE = 170  # of up to 370 bytes in 64 KiB
 
 
 class RobustnessMonitor(Monitor, Returning):
@@ -167,7 +165,6 @@ class RobustnessMonitor(Monitor, Returning):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         Returning.enable()
-        self._check_pipe(trainer)
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
         self._pictured = self._is_tried = False
         self._begin()
@@ -197,6 +194,7 @@ class RobustnessMonitor(Monitor, Returning):
             self._evaluate(context, batch, batch_idx, dataloader_idx)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_sanity_check_end(trainer, pl_module)
         self._check_loader(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -254,6 +252,9 @@ class RobustnessMonitor(Monitor, Returning):
             f"{self.name}_levels/": [log_key(self.name, place, metric) for place in places for metric in self._logged],
         }
 
+    def count_keys(self) -> int:
+        return len(_summary(self.task)) + len(self._logged) * sum(map(len, self.levels.values()))
+
     # --- evaluation
 
     def _begin(self) -> None:
@@ -281,23 +282,6 @@ class RobustnessMonitor(Monitor, Returning):
         has_classes = self.task.has_classes and reading.outputs.ndim == 2
         classes = reading.outputs[:4].argmax(1).tolist() if has_classes else []
         self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))
-
-    def _check_pipe(self, trainer: Trainer) -> None:
-        """Raises a ValueError if the run would hang because of its many keys.
-
-        Processes that a strategy spawns or forks hand all keys to the main process through a pipe. The main process empties the
-        pipe only after they have ended.
-        """
-        if not launches_copies(trainer):
-            return
-        monitors = class_of_callbacks(trainer, RobustnessMonitor)
-        n_keys = sum(len(_summary(each.task)) + len(each._logged) * sum(map(len, each.levels.values())) for each in monitors)
-        if n_keys > _KEYS_IN_PIPE:
-            raise ValueError(
-                f"the monitors log {n_keys} keys, but with strategies that spawn or fork, Lightning hands keys to the main "
-                f"process through a pipe that holds about {_KEYS_IN_PIPE}, and the run would hang; use strategy='ddp', or "
-                "fewer noises and levels"
-            )
 
     def _check_loader(self, trainer: Trainer) -> None:
         if self.dataloader_idx >= n_evaluation_loaders(trainer):

@@ -17,7 +17,7 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["N_GROUPS", "SamplePositions", "groups_of"]
+__all__ = ["N_GROUPS", "SamplePositions", "check_ranks", "groups_of"]
 
 N_GROUPS = 20  # the groups of the jackknife
 _GROUPS = Key(("groups of samples",))
@@ -65,6 +65,12 @@ class SamplePositions:
         """Returns the positions of the rows of an input in the batch that was taken last."""
         self._rows[path] = rows
         return self._place(self._seen.get(path, 0), rows)
+
+
+def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:
+    """Raises a ValueError on all ranks if a rank saw no batch. Otherwise, the others would hang in the next collective."""
+    if not trainer.strategy.reduce_boolean_decision(saw_batch):
+        raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
 
 
 def groups_of(positions: range, device: torch.device) -> Tensor:

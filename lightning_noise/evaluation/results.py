@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.engine import Reading
-from lightning_noise.evaluation.positions import N_GROUPS
+from lightning_noise.evaluation.positions import N_GROUPS, check_ranks
 from lightning_noise.metrics.robustness import area_under_curve, retention
 from lightning_noise.metrics.statistics import jackknife_error, t_interval, wilson_interval
 from lightning_noise.tasks import Task, TaskMetrics
@@ -107,9 +107,8 @@ class Results:
         return self.metrics[condition].to(device)
 
     def check_ranks(self, trainer: Trainer, name: str) -> None:
-        """Raises a ValueError on all ranks if a rank saw no batch. Otherwise, the others would hang in the next collective."""
-        if not trainer.strategy.reduce_boolean_decision(not self.is_empty):
-            raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
+        """Raises a ValueError on all ranks if a rank saw no batch, and warns if no target counts."""
+        check_ranks(trainer, name, saw_batch=not self.is_empty)
         if not self.n_targets(trainer):
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
 

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lightning_noise.loop.internals import class_of_callbacks
+from lightning_noise.loop.internals import Callback, class_of_callbacks
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.rng import Key
 
@@ -237,6 +237,14 @@ class Replaying(ABC):
     """Interface of the callbacks that replay validation and test batches."""
 
     @abstractmethod
+    def before_transfer(self, trainer: Trainer) -> None:
+        """Prepares for a batch, before the transfer hooks and the callbacks see the batch."""
+
+    @abstractmethod
+    def after_callbacks(self, trainer: Trainer) -> None:
+        """Prepares for a batch, after all callbacks and before the module's own hook."""
+
+    @abstractmethod
     def replay(self, trainer: Trainer, step: Callable[..., Any], batch: Any, *indices: int) -> None:
         """Runs the step on noisy copies of the batch, without side effects."""
 
@@ -244,30 +252,60 @@ class Replaying(ABC):
 class EvaluationDispatcher:
     """Replaces ``strategy.validation_step`` or ``test_step`` and replays each batch.
 
-    Replays come before the user's step, because that step may change the batch and the random streams.
+    Replays come before the user's step, because that step may change the batch and the random streams. What transfer hooks and
+    callbacks set for the batch belongs to the step, so they are watched: from ``precision_plugin.convert_input``, the first
+    method that the loop calls with a batch, to the last callback of the trainer, which is added for the evaluation.
     """
 
     def __init__(self, trainer: Trainer, name: str):
         self.trainer = trainer
+        self.name = name
         self.step = getattr(trainer.strategy, name)
+        self._convert = trainer.precision_plugin.convert_input
+        self._last = _Last(lambda: self._tell(Replaying.after_callbacks))
 
     @staticmethod
     def attach(trainer: Trainer, name: str) -> None:
         """Attaches a dispatcher to the step of this name, once."""
         if not isinstance(vars(trainer.strategy).get(name), EvaluationDispatcher):
-            setattr(trainer.strategy, name, EvaluationDispatcher(trainer, name))
+            dispatcher: Any = EvaluationDispatcher(trainer, name)
+            setattr(trainer.strategy, name, dispatcher)
+            trainer.precision_plugin.convert_input = dispatcher._convert_input
+            trainer.callbacks.append(dispatcher._last)  # type: ignore[attr-defined]
 
     @staticmethod
     def detach(trainer: Trainer) -> None:
-        """Restores the strategy."""
+        """Restores strategy, precision plugin and callbacks."""
         for name in ("validation_step", "test_step"):
             if isinstance(dispatcher := vars(trainer.strategy).get(name), EvaluationDispatcher):
                 _put_back(trainer.strategy, name, dispatcher.step)
+                _put_back(trainer.precision_plugin, "convert_input", dispatcher._convert)
+                trainer.callbacks.remove(dispatcher._last)  # type: ignore[attr-defined]
 
     def __call__(self, batch: Any, *indices: int) -> Any:
         for callback in class_of_callbacks(self.trainer, Replaying):
             callback.replay(self.trainer, self.step, batch, *indices)
         return self.step(batch, *indices)
+
+    def _convert_input(self, batch: Any) -> Any:
+        self._tell(Replaying.before_transfer)
+        return self._convert(batch)
+
+    def _tell(self, event: Callable[[Any, Trainer], None]) -> None:
+        for callback in class_of_callbacks(self.trainer, Replaying):
+            getattr(callback, event.__name__)(self.trainer)
+
+
+class _Last(Callback):
+    """The last callback of a trainer, which calls a function before the module's own hook."""
+
+    def __init__(self, function: Callable[[], None]):
+        self.function = function
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.function()
+
+    on_test_batch_start = on_validation_batch_start
 
 
 def parameters_of(*optimizers: Optimizer) -> list[Parameter]:

@@ -43,9 +43,12 @@ class Replay:
 
     @contextmanager
     def entered(self, before: Contents) -> Iterator[None]:
-        """Exchanges the user's state, results and loggers for those of the replay; ``before`` is from ``state.current()``."""
+        """Exchanges the user's state, results and loggers for those of the replay; ``before`` is from ``state.current()``.
+
+        The trainer is to be restored by the caller, with :func:`~lightning_noise.loop.snapshot.restore_trainer`.
+        """
         trainer: Any = self.trainer
-        with restore_trainer(trainer), self.state.entered(before):
+        with self.state.entered(before):
             trainer.loggers = [SilentLogger(logger) for logger in trainer.loggers]
             exchange_evaluation_results(trainer, self._results, self._logged)
             yield
@@ -71,18 +74,25 @@ class Replay:
             rng: The random streams with which the hook before the step begins. The step begins with the current streams.
         """
         results = self._results
-        if dataloader_idx != results.dataloader_idx:
-            self._collect()  # Lightning does so between two loaders, which may share a metric
         results.dataloader_idx, results.batch, results.batch_size = dataloader_idx, batch, None
         arguments = (batch, batch_idx) if dataloader_idx is None else (batch, batch_idx, dataloader_idx)
         with restore_rng(rng):
             self._call("batch_start", *arguments)
         self._call("batch_end", step(batch, *indices), *arguments)
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of what the module has logged for the epoch."""
+        return [logged_name(self._results, value) for value in self._logged_for_epoch().values()]
+
+    def end_loader(self, before: Contents) -> None:
+        """Computes what was logged for a loader, as Lightning does between two loaders, which may share a metric."""
+        with restore_trainer(self.trainer), self.entered(before):
+            self._collect()
+
     def finish(self, before: Contents) -> dict[str, Tensor]:
         """Runs the module's hook at the end of the epoch, and returns what the module logged for the epoch."""
-        with self.entered(before):
-            self._collect()
+        with restore_trainer(self.trainer), self.entered(before):
             self._results.dataloader_idx = self._results.batch = self._results.batch_size = None
             self._call("epoch_end")
             self._collect()
@@ -93,10 +103,12 @@ class Replay:
         with current_hook(module, name):
             getattr(module, name)(*arguments)
 
+    def _logged_for_epoch(self) -> dict[str, Any]:
+        return {key: value for key, value in self._results.valid_items() if value.meta.on_epoch}
+
     def _collect(self) -> None:
         """Computes, over all ranks, what was logged since the last call."""
-        logged = {key: value for key, value in self._results.valid_items() if value.meta.on_epoch}
-        new = {key: value for key, value in logged.items() if key not in self._collected}
+        new = {key: value for key, value in self._logged_for_epoch().items() if key not in self._collected}
         if self.trainer.world_size > 1:  # a value that only one rank logs is missing on the others
             new = {key: value for key, value in new.items() if not value.meta.sync.rank_zero_only}
         keys, strategy = list(new), self.trainer.strategy

@@ -27,7 +27,7 @@ from lightning_noise.loop.snapshot import Contents, find_contents, is_shared, pu
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["SideEffects"]
+__all__ = ["SideEffects", "is_written"]
 
 # Kernels such as batch normalization write their statistics without counting the write. Larger tensors are masks, caches and
 # memories, whose copies would cost time.
@@ -55,7 +55,7 @@ class SideEffects:
         self._contents = find_contents([module])
         self._items = [_items(container) for container, _ in self._contents]
         held_by_key = [(container, held.items()) for container, held in self._contents if isinstance(held, dict)]
-        values = [(container, key, value) for container, items in held_by_key for key, value in items if _is_written(value)]
+        values = [(container, key, value) for container, items in held_by_key for key, value in items if is_written(value)]
         self._private = [each for each in values if not isinstance(each[2], Tensor)]
         tensors = {id(value): value for _, _, value in values if isinstance(value, Tensor)}
         known, counts = self._copies, self._counts
@@ -103,7 +103,7 @@ def _are_same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
     return len(one) == len(two) and all(map(is_, one, two))
 
 
-def _is_written(value: Any) -> bool:
+def is_written(value: Any) -> bool:
     """Returns whether a forward pass may write to the value in place."""
     if type(value) in _PLAIN or is_shared(value):
         return False

@@ -12,11 +12,11 @@ import random
 import sys
 from argparse import Namespace
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType, ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,10 +42,12 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 __all__ = [
+    "Change",
     "Contents",
     "State",
     "clone",
     "copy_batch",
+    "copy_leaves",
     "find_contents",
     "is_shared",
     "put",
@@ -69,6 +71,28 @@ _FOREIGN = {"torch", "pytorch_lightning", "lightning", "lightning_fabric"} | (
 )
 
 
+class Change(NamedTuple):
+    """What was changed in a container.
+
+    Attributes:
+        container: The container.
+        new: The entries of a dict that were set, or the elements that were added to another container.
+        removed: The keys that were removed from a dict. ``None`` if ``new`` are all the contents.
+    """
+
+    container: Any
+    new: Any
+    removed: Collection[Any] | None = ()
+
+    def merge(self, own: Any, new: Any) -> Any:
+        """Returns the contents of the container in another state; ``own`` is ``None`` if that state lacks the container."""
+        if own is None or self.removed is None:
+            return new
+        if isinstance(own, dict):
+            return {key: value for key, value in own.items() if key not in self.removed} | new
+        return [*own, *new]
+
+
 class State:
     """The state of a module apart from its parameters; at first a copy of what the module holds.
 
@@ -80,11 +104,19 @@ class State:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         groups = [optimizer.param_groups for optimizer in trainer.optimizers]
         self._roots = [trainer.lightning_module, *schedulers, *groups]
-        self._contents = _copy_leaves(find_contents(self._roots))
+        self._contents = copy_leaves(find_contents(self._roots))
 
     def current(self) -> Contents:
         """Returns what the module holds now."""
         return find_contents(self._roots)
+
+    def take_over(self, changes: Sequence[Change], copies: Mapping[int, Any]) -> None:
+        """Makes changes of the module in this state, too; ``copies`` stand for the leaves with these ids."""
+        own = {id(container): (container, held) for container, held in self._contents}
+        new = copy_leaves([(change.container, change.new) for change in changes], copies)
+        for change, (container, entries) in zip(changes, new, strict=True):
+            own[id(container)] = container, change.merge(own.get(id(container), (None, None))[1], entries)
+        self._contents = list(own.values())
 
     @contextmanager
     def entered(self, before: Contents) -> Iterator[None]:
@@ -144,7 +176,7 @@ def restore_after(trainer: Trainer, module: LightningModule, *others: Any) -> It
     weights = [(parameter, parameter.data, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
     with restore_rng():
         try:
-            put(_copy_leaves(state))
+            put(copy_leaves(state))
             for parameter, *_ in weights:
                 parameter.grad = None  # moving a module would move its gradients in place
             yield
@@ -229,9 +261,12 @@ def _parts(held: Any) -> Any:
     return held.values() if isinstance(held, dict) else held
 
 
-def _copy_leaves(contents: Contents) -> Contents:
-    """Copies tensors, arrays and generators, also within tuples; all else is shared. A leaf in two places is copied once."""
-    memo: dict[int, Any] = {}
+def copy_leaves(contents: Contents, copies: Mapping[int, Any] = MappingProxyType({})) -> Contents:
+    """Copies tensors, arrays and generators, also within tuples; all else is shared. A leaf in two places is copied once.
+
+    ``copies`` are those that exist already, by the ``id`` of their leaf.
+    """
+    memo = dict(copies)
     stack = [part for _, held in contents for part in _parts(held)]
     with torch.inference_mode(False), torch.no_grad():
         while stack:
@@ -240,7 +275,7 @@ def _copy_leaves(contents: Contents) -> Contents:
                 stack.extend(value)
             elif is_shared(value):
                 memo[id(value)] = value
-            elif isinstance(value, Tensor):
+            elif isinstance(value, Tensor) and id(value) not in memo:
                 memo[id(value)] = clone(value)
         copied = partial(copy.deepcopy, memo=memo)
         return [

@@ -29,6 +29,8 @@ from lightning_noise import (
 from lightning_noise.metrics import FlipRate
 from lightning_noise.testing import global_streams
 
+EVALUATED: list[torch.Tensor] = []  # not in the module, where the monitors undo what their forward passes change
+
 
 class Pairs(BatchSampler):
     """A batch sampler of one's own."""
@@ -67,7 +69,6 @@ class Recorder(Classifier):
 
     def __init__(self):
         super().__init__()
-        self.evaluated: list[torch.Tensor] = []
         self.used: list[torch.Tensor] = []
         self.dataloader_idx = 0
         self.made: list[torch.Tensor] = []  # what a layer has made, and the next one has got
@@ -87,7 +88,7 @@ class Recorder(Classifier):
 
     def forward(self, x):
         if not self.training and self.dataloader_idx == 0:
-            self.evaluated.append(x.clone())
+            EVALUATED.append(x.clone())
         if self.training:
             self.used.append(next(self.parameters()).detach().clone())
         return super().forward(x)
@@ -117,7 +118,7 @@ class Write(pl.Callback):
         self.kept: dict[str, Any] = {}
 
     def on_validation_epoch_start(self, trainer, pl_module: Any):
-        pl_module.evaluated.clear()
+        EVALUATED.clear()
         self.kept["untouched"] = True
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
@@ -125,7 +126,7 @@ class Write(pl.Callback):
 
     def on_validation_end(self, trainer, pl_module):
         if trainer.state.fn == "validate":
-            self.kept |= {"evaluated": pl_module.evaluated, "validated": dict(trainer.callback_metrics)}
+            self.kept |= {"evaluated": EVALUATED, "validated": dict(trainer.callback_metrics)}
             torch.save(self.kept, self.folder / f"{trainer.global_rank}.pt")
 
     def on_train_end(self, trainer, pl_module: Any):
