@@ -9,10 +9,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import keys_of, make_trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_noise import InputNoise, Key, Mixup, ReplayMonitor, RobustnessMonitor, noise
+from lightning_noise import InputNoise, Key, Mixup, ReplayMonitor, RobustnessMonitor, noise, suggest_level
 from lightning_noise.batch import find_inputs, get, holds_samples
 from lightning_noise.perturb.inputs import perturb_batch, snr_db
 
@@ -216,6 +217,19 @@ def test_images_of_different_sizes_are_classified_under_noise():
     values = [held_out(size, RobustnessMonitor(noise.Gaussian(), [0.5]), labelled) for size in (12, 5)]
     assert values[0]["robustness/loss_noisy"] != values[0]["robustness/loss_clean"]
     assert values[1]["robustness/loss_noisy"] == pytest.approx(values[0]["robustness/loss_noisy"], abs=1e-6)
+
+
+def test_a_list_of_images_has_a_report_and_a_suggested_level(tmp_path):
+    def labelled(rows):
+        return [image for image, _ in rows], torch.tensor([len(target["boxes"]) % 2 for _, target in rows])
+
+    data = DataLoader(DATA, 5, collate_fn=labelled)
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5])
+    trainer = make_trainer([monitor], logger=TensorBoardLogger(tmp_path))
+    trainer.validate(Detector(), data, verbose=False)
+    assert monitor.report is not None
+    result = suggest_level(make_trainer(), Detector(), noise.Gaussian(), flip_rate=0.4, dataloaders=data, levels=[0.01, 100.0])
+    assert result.n == len(DATA)
 
 
 def test_a_list_cannot_be_mixed():

@@ -277,8 +277,10 @@ class RobustnessMonitor(Monitor, Returning):
             yield reading
 
     def _keep_picture(self, reading: Reading) -> None:
-        path = find_inputs(reading.batch, self.inputs)[0]
-        samples = get(reading.batch, path)[:4].detach().to("cpu", copy=True)  # the step may write to the batch
+        leaf = get(reading.batch, find_inputs(reading.batch, self.inputs)[0])
+        if not isinstance(leaf, Tensor):  # a list of samples of different sizes
+            return
+        samples = leaf[:4].detach().to("cpu", copy=True)  # the step may write to the batch
         has_classes = self.task.has_classes and reading.outputs.ndim == 2
         classes = reading.outputs[:4].argmax(1).tolist() if has_classes else []
         self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))

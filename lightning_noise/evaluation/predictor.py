@@ -47,6 +47,8 @@ class Predictor:
         is_read = self.predict is None or self.inputs is not None or not self.labelled
         paths = find_inputs(batch, self.inputs) if is_read else []
         target = get(batch, find_target(batch, self.target) if self.labelled else paths[0])
+        if isinstance(target, list):  # a list of samples stands in for the target
+            target = target[0].new_zeros(len(target))
         if target.ndim == 0:
             raise ValueError("the target is one number, but must have a row for each sample; give the loader a batch size")
         return paths, target
