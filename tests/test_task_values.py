@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, metrics, noise, plots, suggest_level
-from lightning_noise.evaluation.conditions import CLEAN
+from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.rules import Governor
 from lightning_noise.tasks import Binary, Multiclass, Multilabel, Regression, Task
 
@@ -49,8 +49,8 @@ class Model(pl.LightningModule):
         pass
 
 
-def values_of(task: Task, model: Model, target: Tensor, **kwargs: Any) -> dict[str, float]:
-    trainer = make_trainer([RobustnessMonitor(noise.Gaussian(), [0.5], task=task, **kwargs)])
+def values_of(task: Task, model: Model, target: Tensor, level: float = 0.5, **kwargs: Any) -> dict[str, float]:
+    trainer = make_trainer([RobustnessMonitor(noise.Gaussian(), [level], task=task, **kwargs)])
     trainer.validate(model, loader(TensorDataset(X, target), batch_size=100), verbose=False)
     return keys_of(trainer)
 
@@ -389,6 +389,40 @@ def test_pictures_show_the_classes_of_all_their_samples(tmp_path, monkeypatch):
     trainer = make_trainer([monitor], logger=CSVLogger(tmp_path))
     trainer.validate(Model(Multiclass), loader(TensorDataset(X[:20], target[:20])), verbose=False)
     assert shown[-1] == list(map(str, (X @ W)[:4].argmax(1).tolist()))
+
+
+def test_the_mask_and_the_normalization_of_the_inputs_reach_the_noise():
+    """Noise in the last half of the features would change every prediction, and levels are in units before normalization."""
+    mask = (torch.arange(8) < 4).expand(len(X), 8)
+    data = TensorDataset(X, LABELS[Multiclass], mask)
+
+    def predict(module: Any, batch: Any) -> Tensor:
+        kept = torch.cat([0 * batch[0][:, :4], batch[0][:, 4:]], 1)
+        return module(kept)
+
+    options: Any = {"predict": predict, "inputs": 0}
+    report = reported(RobustnessMonitor(noise.Gaussian(), [0.5], mask=2, **options), Model(Multiclass), data, 100)
+    assert report.rows[Condition("gaussian", 0.5), "flip_rate"].value == 0
+    assert "mask=2" in report.noises["gaussian"]
+    with pytest.warns(UserWarning, match="the flip rate goes from 0 at 0.1 to 0 at 1"):
+        suggest_level(
+            make_trainer(),
+            Model(Multiclass),
+            noise.Gaussian(),
+            dataloaders=loader(data, batch_size=100),
+            flip_rate=0.5,
+            levels=[0.1, 1.0],
+            mask="2",
+            **options,
+        )
+
+
+def test_levels_are_in_the_units_of_the_data_before_the_normalization():
+    values = []
+    for level, options in ((0.5, {}), (0.125, {"mean": 3.0, "std": 0.25})):
+        found = values_of(Multiclass(), Model(Multiclass), LABELS[Multiclass], level=level, **options)
+        values.append([value for key, value in found.items() if "levels" not in key])
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
 def test_inputs_with_missing_values_are_seen_as_they_are():

@@ -23,7 +23,9 @@ from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.progress import logging_step
 from lightning_noise.loop.returning import Returning
 from lightning_noise.loop.trial import held_out_batches
+from lightning_noise.masks import Mask
 from lightning_noise.perturb.inputs import Clip
+from lightning_noise.perturb.normalization import Numbers
 from lightning_noise.report.compare import corruption_errors, shared_levels
 from lightning_noise.tasks import Multiclass, Task
 
@@ -89,6 +91,10 @@ class RobustnessMonitor(Monitor, Returning):
         n_draws: The number of draws of each noise, over which values are averaged.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.
+        mask: Which positions of the input are valid, as in :class:`~lightning_noise.InputNoise`. Which labels count is said by
+            the ``ignore_index`` of the task, or by NaN.
+        mean: The mean with which the input was normalized, as in :class:`~lightning_noise.InputNoise`.
+        std: The standard deviation with which the input was normalized.
         logged: The metrics that are logged at each level. Default: the ``logged`` metrics of the task.
         every_n_epochs: How often to evaluate during a fit.
         max_batches: How many batches each rank evaluates. Default: all.
@@ -101,7 +107,8 @@ class RobustnessMonitor(Monitor, Returning):
     Raises:
         TypeError: If ``task`` is not a task, or the levels are not a list.
         ValueError: If a level, name or path is wrong, the run has no validation, the module does not return predictions of the
-            target, or the baseline cannot be read or compared.
+            target, the outputs are probabilities and not logits, another callback follows a key that will not be logged, or
+            the baseline cannot be read or compared. In a fit, these errors come before the first training step.
 
     Example:
         >>> from lightning_noise import noise
@@ -122,6 +129,9 @@ class RobustnessMonitor(Monitor, Returning):
         n_draws: int = 1,
         clip: Clip | None = None,
         relative: Literal["std"] | None = None,
+        mask: Mask | None = None,
+        mean: Numbers | None = None,
+        std: Numbers | None = None,
         logged: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
@@ -140,6 +150,9 @@ class RobustnessMonitor(Monitor, Returning):
             inputs=inputs,
             clip=clip,
             relative=relative,
+            mask=mask,
+            mean=mean,
+            std=std,
             every_n_epochs=every_n_epochs,
             max_batches=max_batches,
             seed=seed,
@@ -304,7 +317,9 @@ class RobustnessMonitor(Monitor, Returning):
     def _descriptions(self) -> dict[str, str]:
         """The noises in words, without the arguments that only matter in training."""
         options = "".join(
-            f", {key}={value!r}" for key, value in {"relative": self.relative, "clip": self.clip}.items() if value
+            f", {key}={loggers.as_text(value)}"
+            for key, value in {key: getattr(self, key) for key in ("relative", "clip", "mask", "mean", "std")}.items()
+            if value is not None
         )
         without = ("level", "seed", "name", "probability")
         return {name: loggers.as_text(noise, without=without) + options for name, noise in self.noises.items()}

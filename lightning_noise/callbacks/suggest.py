@@ -22,8 +22,10 @@ from lightning_noise.evaluation.range_test import Criterion, RangeTest, default_
 from lightning_noise.loop.internals import data_source, original_module, trainer_of
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.snapshot import restore_after
+from lightning_noise.masks import Mask
 from lightning_noise.noise import Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip
+from lightning_noise.perturb.normalization import Numbers
 from lightning_noise.tasks import Multiclass, Task
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ def suggest_level(
     predict: Callable[[Any, Any], Any] | None = None,
     clip: Clip | None = None,
     relative: Literal["std"] | None = None,
+    mask: Mask | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     max_batches: int | None = None,
     dataloader_idx: int = 0,
     seed: int = 0,
@@ -102,6 +107,9 @@ def suggest_level(
         predict: A callable from module and batch to logits.
         clip: Bounds of the noisy input.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.
+        mask: Which positions of the input are valid.
+        mean: The mean with which the input was normalized.
+        std: The standard deviation with which the input was normalized.
         max_batches: How many batches each rank evaluates. Default: the trainer's ``limit_val_batches``.
         dataloader_idx: Which of several loaders to evaluate.
         seed: The seed of the draws.
@@ -143,7 +151,8 @@ def suggest_level(
         criterion = Criterion("flip_rate", flip_rate)
     else:
         criterion = Criterion("retention", 0.9 if retention is None else retention)
-    ((name, probe),) = as_probes(name_noises(noise), inputs=inputs, relative=relative, clip=clip).items()
+    options = {"relative": relative, "clip": clip, "mask": mask, "mean": mean, "std": std}
+    ((name, probe),) = as_probes(name_noises(noise), inputs=inputs, **options).items()
     conditions = Conditions({name: probe}, default_levels(probe.max_level) if levels is None else levels, seed=seed)
     tried = conditions.levels[name]
     if len(tried) < 2 or min(tried) == 0:
