@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from helpers import Classifier, Rows, fit, keys_of, loader, make_trainer
 from torch import Tensor
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_noise import ReplayMonitor, RobustnessMonitor, noise
@@ -19,6 +19,8 @@ from lightning_noise.callbacks.monitor import Monitor
 
 class Centered(pl.LightningModule):
     """Logs what was set for the batch: the mean of each row, the number of rows, and the batch itself."""
+
+    kept: tuple[Tensor, ...]
 
     def __init__(self):
         super().__init__()
@@ -64,9 +66,9 @@ class ByCallback(pl.Callback):
 def test_what_is_set_for_a_batch_is_part_of_each_replayed_step(make, order, n):
     monitor = ReplayMonitor(noise.Gaussian(), [0.0, 5.0])
     callbacks = [*([ByCallback()] if make is Centered else []), monitor][::order]
-    data = DataLoader(torch.randn(n, 4) * torch.arange(1, n + 1)[:, None], batch_size=4)
+    rows: Any = torch.randn(n, 4) * torch.arange(1, n + 1)[:, None]
     trainer = make_trainer(callbacks)
-    trainer.validate(make(), data, verbose=False)
+    trainer.validate(make(), DataLoader(rows, batch_size=4), verbose=False)
     found = keys_of(trainer)
     for key in ("centered", "rows", "kept"):
         assert found[key] == found[f"replay/clean/{key}"] == found[f"replay/gaussian/0/{key}"]
@@ -106,7 +108,7 @@ class Uneven(IterableDataset):
 
     def __iter__(self):
         is_second = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
-        yield from [] if is_second else list(Rows(16))
+        yield from [] if is_second else [Rows(16)[i] for i in range(16)]
 
 
 @pytest.mark.slow
