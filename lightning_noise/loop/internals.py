@@ -94,7 +94,7 @@ def last_epoch_that_trains(trainer: Trainer) -> float:
 
 def ends_batch(trainer: Trainer) -> bool:
     """Returns whether ``on_train_batch_end`` is running, in whichever callback."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress.total
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     return trainer.training and progress.processed > progress.completed
 
 
