@@ -204,7 +204,7 @@ class Pair(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def replayed(sizes: tuple[int, int], mode: str) -> dict[str, float]:
+def replayed(sizes: tuple[int, int], mode: Any) -> dict[str, float]:
     pl.seed_everything(0, verbose=False)
     data = {
         name: DataLoader(TensorDataset(torch.rand(12, 3, generator=torch.Generator().manual_seed(i))), size)
@@ -224,10 +224,9 @@ def test_loaders_of_different_batch_sizes_are_replayed_with_positions_of_their_o
 
 
 def test_containers_of_a_configuration_are_lists_and_dicts():
-    inputs = UserList(["x"])
-    callback = InputNoise(
-        noise.Gaussian(), 0.1, inputs=inputs, clip=UserList([UserList([0.0, 0.0]), None]), std=UserList([1.0, 2.0])
-    )  # type: ignore[arg-type]
+    inputs: Any = UserList(["x"])
+    bounds: Any = UserList([UserList([0.0, 0.0]), None])
+    callback = InputNoise(noise.Gaussian(), 0.1, inputs=inputs, clip=bounds, std=UserList([1.0, 2.0]))  # type: ignore[arg-type]
     assert (callback.inputs, callback.clip, callback.std) == (["x"], ((0.0, 0.0), None), [1.0, 2.0])
     noises: Any = UserDict({"g": noise.Gaussian()})
     monitor = RobustnessMonitor(noises, UserDict({"g": UserList([0.1, 0.2])}), inputs=inputs)  # type: ignore[arg-type]
@@ -236,7 +235,7 @@ def test_containers_of_a_configuration_are_lists_and_dicts():
 
 def test_a_batch_may_be_any_sequence_and_mapping():
     x = torch.ones(4, 3)
-    batch = UserList([UserDict({"x": x}), torch.zeros(4)])
+    batch: Any = UserList([UserDict({"x": x}), torch.zeros(4)])
     out = perturb_batch(batch, find_inputs(batch, "0.x"), noise.Gaussian(), 0.5, KEY)
     assert (type(out), type(out[0])) == (UserList, UserDict)
     assert torch.equal(batch[0]["x"], torch.ones(4, 3))

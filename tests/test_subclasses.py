@@ -16,13 +16,15 @@ from lightning_noise.perturb.inputs import perturb_batch
 class Overriding(Tensor):
     """Its methods read an attribute that the results of operations lack."""
 
-    def requires_grad_(self, requires_grad: bool = True) -> Any:
-        result = super().requires_grad_(requires_grad)
+    labels: Any
+
+    def requires_grad_(self, mode: bool = True) -> Any:
+        result: Any = super().requires_grad_(mode)
         result.labels = self.labels
         return result
 
     def detach(self) -> Any:
-        result = super().detach()
+        result: Any = super().detach()
         result.labels = self.labels
         return result
 
@@ -32,6 +34,8 @@ class Overriding(Tensor):
 
 class Propagating(Tensor):
     """Each operation hands on the attribute of its first argument."""
+
+    labels: Any
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -234,8 +234,9 @@ def _std(x: Tensor, mask: Tensor | None = None) -> Tensor:
             return std
     valid = valid_positions(rows, None if mask is None else mask.flatten(1))
     n = valid.sum(1, keepdim=True).clamp_min_(1)
-    mean = rows.where(valid, 0.0).sum(1, keepdim=True) / n
-    return ((rows - mean).where(valid, 0.0).abs().square_().sum(1, keepdim=True) / n).sqrt_().squeeze(1)
+    centered = rows.where(valid, 0.0)
+    centered.sub_(centered.sum(1, keepdim=True) / n).mul_(valid)
+    return torch.linalg.vector_norm(centered, dim=1) * n.squeeze(1).rsqrt()
 
 
 def _power(x: Tensor, valid: Tensor) -> Tensor:
