@@ -55,11 +55,7 @@ def at_the_input(model: Deterministic, level: float) -> Tensor:
 def at_each_input_its_own(model: Deterministic, level: float) -> Tensor:
     """All samples get noise, also where the callback leaves some out in training, but each at its own level."""
     key = Key((7, "input", "boundary"), positions=range(101))
-
-    def draw(x: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
-        return torch.rand(1, generator=generator)
-
-    levels = level * (key / "per_sample").apply(draw, torch.zeros(101), 1.0)
+    levels = level * (key / "per_sample").apply(noise.Uniform(), torch.full((101,), 0.5), 0.5)  # from [0, 1)
     return predicted(model, (key / "leaf" / "0").apply(noise.Uniform(), HELD_OUT.x, levels).clamp(-2, 2))
 
 

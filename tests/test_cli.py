@@ -252,7 +252,7 @@ IN_THE_MODEL = [
     ),
     partial(GradientNoise, noise.Uniform(), RAMP, seed=3, name="grad"),
     partial(ActivationNoise, noise.Uniform(), RAMP, ["net.1", "net.4"], relative="std", seed=3, name="hidden"),
-    partial(EmbeddingNoise, RAMP, modules="words", mask="attention_mask", seed=3, name="tokens"),
+    partial(EmbeddingNoise, RAMP, modules="words", mask="attention_mask", documents="position_ids", seed=3, name="tokens"),
 ]
 REPLAYS = [
     partial(ReplayMonitor, [noise.Gaussian(), shifted], {"gaussian": [0.1], "shifted": [1.0]}),

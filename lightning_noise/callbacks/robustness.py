@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RobustnessMonitor", "log_key"]
 
+_SMALLEST_PICTURE = 32  # numbers
+
 
 class RobustnessMonitor(Monitor, Returning):
     r"""Evaluates a model on held-out data under noise, next to the same data without noise.
@@ -73,11 +75,11 @@ class RobustnessMonitor(Monitor, Returning):
 
     TensorBoard also receives a curve over the level in each validation, a chart of clean and noisy values of each logged metric
     under *Custom scalars*, and clean next to noisy samples with their predicted classes, if the input is an image or a signal.
-    At the end of a fit, a validation or a test it receives reliability diagrams. Weights & Biases receives images of the
-    figures; for other loggers they are PNG files. At the end, ``report.json`` and ``report.md`` are written into the folder of
-    the first logger, with a 95 % interval for each value and for each difference to the baseline: in ``robustness`` after a
-    fit, else in ``validate/robustness`` or ``test/robustness``. The attribute ``report`` holds the same
-    :class:`~lightning_noise.report.Report`.
+    Samples of fewer than 32 numbers, such as the rows of a table, are not drawn. At the end of a fit, a validation or a test it
+    receives reliability diagrams. Weights & Biases receives images of the figures; for other loggers they are PNG files. At the
+    end, ``report.json`` and ``report.md`` are written into the folder of the first logger, with a 95 % interval for each value
+    and for each difference to the baseline: in ``robustness`` after a fit, else in ``validate/robustness`` or
+    ``test/robustness``. The attribute ``report`` holds the same :class:`~lightning_noise.report.Report`.
 
     Args:
         noises: A noise, a list of noises, or a mapping from name to noise. In a list, the name of a noise is its class name in
@@ -291,7 +293,8 @@ class RobustnessMonitor(Monitor, Returning):
 
     def _keep_picture(self, reading: Reading) -> None:
         leaf = get(reading.batch, find_inputs(reading.batch, self.inputs)[0])
-        if not isinstance(leaf, Tensor):  # a list of samples of different sizes
+        # a list of samples of different sizes, or a table
+        if not isinstance(leaf, Tensor) or leaf[:1].numel() < _SMALLEST_PICTURE:
             return
         samples = leaf[:4].detach().to("cpu", copy=True)  # the step may write to the batch
         has_classes = self.task.has_classes and reading.outputs.ndim == 2
