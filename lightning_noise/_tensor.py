@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_noise._checks import is_flag
 
 __all__ = [
+    "add_scaled",
     "as_type_of",
     "center_span",
     "column",
@@ -19,7 +20,6 @@ __all__ = [
     "detached",
     "index_valid",
     "like",
-    "neutralize_",
     "span",
     "validate_axis",
     "validate_dim",
@@ -90,9 +90,12 @@ def zero_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
     return x
 
 
-def neutralize_(noise: Tensor, mask: Tensor | None) -> Tensor:
-    """Sets noise at invalid elements to -0.0, in place, because ``x + -0.0`` is ``x`` to the last bit."""
-    return noise if mask is None else zero_invalid_(noise.neg_(), mask).neg_()
+def add_scaled(x: Tensor, noise: Tensor, scale: float | Tensor, mask: Tensor | None) -> Tensor:
+    """Returns ``x + scale * noise``, and ``x`` to the last bit at invalid elements, in the memory of the noise."""
+    if mask is None:
+        return noise.mul_(scale).add_(x)
+    negative = zero_invalid_(noise.mul_(-scale), mask)  # -0.0 - 0.0 is -0.0, but -0.0 + 0.0 is 0.0
+    return x - negative if x.requires_grad else torch.sub(x, negative, out=negative)
 
 
 def like(leaf: Tensor, y: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from torch.nn.functional import pad
 
 from lightning_noise._checks import check_counts, check_finite, check_flags, check_level
 from lightning_noise._tensor import (
+    add_scaled,
     center_span,
     column,
     count_valid,
     index_valid,
-    neutralize_,
     span,
     validate_axis,
     validate_dim,
@@ -225,7 +225,7 @@ class Gaussian(Noise):
     takes_complex: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return neutralize_(torch.empty_like(x).normal_(generator=generator), mask).mul_(level).add_(x)
+        return add_scaled(x, torch.empty_like(x).normal_(generator=generator), level, mask)
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Uniform(Noise):
     keeps_invalid: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return neutralize_(torch.empty_like(x).uniform_(-1, 1, generator=generator), mask).mul_(level).add_(x)
+        return add_scaled(x, torch.empty_like(x).uniform_(-1, 1, generator=generator), level, mask)
 
 
 @dataclass(frozen=True)
@@ -417,7 +417,7 @@ class SNR(Noise):
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 1)
         mask = _valid(x, mask)
-        noise = neutralize_(torch.empty_like(x).normal_(generator=generator), mask)
+        noise = zero_invalid_(torch.empty_like(x).normal_(generator=generator), mask)
         flat, valid = x.flatten(1), None if mask is None else mask.flatten(1)
         signal = _valid_part(flat, valid)
         if self.center:
@@ -426,7 +426,7 @@ class SNR(Noise):
         signal_norm, noise_norm = (torch.linalg.vector_norm(part, dim=1) for part in (signal, noise.flatten(1)))
         # a sample without valid elements has no noise to divide by
         gain = column(signal_norm / noise_norm.clamp_min(torch.finfo(noise_norm.dtype).tiny), x)
-        return noise.mul_(gain * level).add_(x)
+        return add_scaled(x, noise, gain * level, mask)
 
 
 @dataclass(frozen=True)
@@ -477,10 +477,10 @@ class ColoredNoise(Noise):
         n = count_valid(mask, x, self.dim)
         if mask is not None:  # a part of the series does not have mean 0
             mean = noise.sum(self.dim, keepdim=True) / n
-            noise = neutralize_(noise.sub_(torch.where(n < x.shape[self.dim], mean, 0.0)), mask)
+            noise = zero_invalid_(noise.sub_(torch.where(n < x.shape[self.dim], mean, 0.0)), mask)
         norm = torch.linalg.vector_norm(noise, dim=self.dim, keepdim=True)
         gain = n.sqrt() / norm.clamp_min_(torch.finfo(norm.dtype).tiny)  # a series of two may draw an exact 0
-        return noise.mul_(gain.mul_(level)).add_(x)
+        return add_scaled(x, noise, gain.mul_(level), mask)
 
     def _draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Returns noise of the shape of ``x`` with the spectrum and mean 0, at any amplitude."""
@@ -545,8 +545,7 @@ class Drift(Noise):
         _check_axes(self, x, -self.dim)
         mask = _valid(x, mask)
         steps = zero_invalid_(torch.empty_like(x).normal_(generator=generator), mask)
-        walk = neutralize_(steps.cumsum_(self.dim), mask)
-        return walk.mul_(level * count_valid(mask, x, self.dim).rsqrt_()).add_(x)
+        return add_scaled(x, steps.cumsum_(self.dim), level * count_valid(mask, x, self.dim).rsqrt_(), mask)
 
 
 @dataclass(frozen=True)
