@@ -221,7 +221,8 @@ class _Labels(Task):
     def counts(self, target: Tensor) -> Tensor | None:
         missing = target.isnan() if target.is_floating_point() else None
         if self.ignore_index is not None:
-            ignored = target == self.ignore_index
+            # in uint8, the label 156 would equal -100
+            ignored = (target if target.is_floating_point() else target.long()) == self.ignore_index
             missing = ignored if missing is None else missing | ignored
         return ~missing if missing is not None and missing.any() else None
 
@@ -269,9 +270,12 @@ class _Classification(_Labels):
             )
         if not self.probabilities and self._are_probabilities(preds, are_squashed):
             raise ValueError(
-                f"the module returned probabilities, but {name}() expects {self.kinds[0]}; type "
-                f"task=tasks.{name}(probabilities=True), or return logits with predict=…"
+                f"the module returned probabilities, but {name}() expects {self.kinds[0]}; "
+                f"{self._advise_on_probabilities(preds)}"
             )
+
+    def _advise_on_probabilities(self, preds: Tensor) -> str:
+        return f"type task=tasks.{type(self).__name__}(probabilities=True), or return logits with predict=…"
 
     def _are_probabilities(self, preds: Tensor, are_squashed: Callable[[], bool]) -> bool:
         raise NotImplementedError
@@ -326,7 +330,8 @@ class Multiclass(_Classification):
             raise self._refuse(output, target)
         if len(dims) > 1 and output.ndim > 2:
             raise self._ambiguous(output)
-        return self._as_logits(output.movedim(dims[0], 1)), target
+        # not every function of torch takes indices of another dtype
+        return self._as_logits(output.movedim(dims[0], 1)), target.long()
 
     def check(self, target: Tensor, preds: Tensor) -> None:
         n_classes = preds.shape[1]
@@ -356,6 +361,14 @@ class Multiclass(_Classification):
     def _are_probabilities(self, preds: Tensor, are_squashed: Callable[[], bool]) -> bool:
         return are_distributions(preds) or (_are_in_unit_interval(preds) and are_squashed())
 
+    def _advise_on_probabilities(self, preds: Tensor) -> str:
+        if ((preds.sum(1) - 1).abs() <= _HALF).all():
+            return super()._advise_on_probabilities(preds)
+        return (
+            "these do not sum to 1 over the classes, as after a sigmoid or a softmax over another axis, so return logits with "
+            "predict=…"
+        )
+
     def _advise_on_labels(self, target: Tensor, n_classes: int) -> str:
         outside = target[(target < 0) | (target >= n_classes)].unique().tolist() if target.dtype != torch.bool else []
         if self.ignore_index is None and len(outside) == 1 and outside[0] in _USUAL_IGNORED:
@@ -365,6 +378,8 @@ class Multiclass(_Classification):
             return f"let the data return target.long(){of_two if target.max() <= 1 else ''}"
         if target.is_floating_point():
             return "for numbers, type task=tasks.Regression()"
+        if outside == [n_classes] and target.min() > 0:
+            return "if the labels begin at 1, let the data return target - 1"
         return (
             "for targets of 0 and 1 type task=tasks.Binary() or tasks.Multilabel(), and to ignore a label "
             "task=tasks.Multiclass(ignore_index=…)"
@@ -397,7 +412,9 @@ class _YesOrNo(_Classification):
         if not outside.numel():
             return
         name, label = type(self).__name__, outside[0].item()
-        if self.ignore_index is None and (outside == label).all() and label in (-1, *_USUAL_IGNORED):
+        if label == -1 and (target.abs() == 1).all():
+            advice = "if -1 means no, let the data return target.clamp(min=0)"
+        elif self.ignore_index is None and (outside == label).all() and label in (-1, *_USUAL_IGNORED):
             advice = f"to ignore the label {label:g}, type task=tasks.{name}(ignore_index={label:g})"
         elif target.is_floating_point():
             advice = "for numbers, type task=tasks.Regression()"
@@ -597,10 +614,14 @@ def _advise(task: Task, output: Any, target: Tensor) -> str:
     changes = {
         "": output,
         ".squeeze(1)": output.squeeze(1) if output.ndim > 1 else output,
+        ".squeeze(-1)": output.squeeze(-1),
         ".unsqueeze(1)": output.unsqueeze(1),
+        ".unsqueeze(-1)": output.unsqueeze(-1),
     }
-    options = [_predict(change) for change, changed in changes.items() if _suits(task, changed, target)]
+    options = [_predict(change) for change, changed in changes.items() if _suits(task, changed, target)][:1]
     options += [f"task=tasks.{kind.__name__}()" for kind in _KINDS if _suits(kind(), output, target)]
+    if target.ndim > 2 and _suits(task, output, target.squeeze(1)):
+        options.append("target.squeeze(1) in the data")
     options = options or [
         f"task=tasks.{kind.__name__}() with {_predict(change)}"
         for change, changed in changes.items()
@@ -626,8 +647,9 @@ def _suits(task: Task, output: Tensor, target: Tensor) -> bool:
     """Returns whether the shapes and the labels are of the task."""
     if not task.fits(output, target):
         return False
+    counts = task.counts(target)
     try:
-        task.check(target, task.read(output, target)[0])
+        task.check(target if counts is None else target[counts], task.read(output, target)[0])
     except ValueError:
         return False
     return True

@@ -201,7 +201,7 @@ class Scheduled(Classifier):
         ([EarlyStopping("robustness/accuracy_nosy")], Classifier, "robustness/accuracy_noisy"),
         ([EarlyStopping("robustness_levels/gaussian/0.2/loss")], Classifier, "robustness_levels/gaussian/0.1/loss"),
         ([], Scheduled, "robustness/loss_clean"),
-        ([checkpoint("replay/gausian/0.1/val_loss")], Classifier, "replay/gaussian/0.1/"),
+        ([checkpoint("replay/gausian/0.1/val_loss")], Classifier, "replay/gaussian/0.1/val_loss"),
         ([checkpoint("adaptive/input/retenion")], Classifier, "adaptive/input/retention"),
     ],
 )
@@ -212,9 +212,10 @@ def test_a_key_that_will_not_be_logged_is_refused_with_the_nearest(tmp_path, cal
         fit([*ours, *callbacks, Never()], module=module, **settings)
 
 
-def test_the_level_of_a_schedule_cannot_be_followed():
-    with pytest.raises(ValueError, match="follows 'noise/input/level', which only the loggers receive"):
-        fit([InputNoise(noise.Gaussian(), 0.1), EarlyStopping("noise/input/level"), Never()])
+@pytest.mark.parametrize("others", [[], [ReplayMonitor(noise.Gaussian(), [0.1])]], ids=["alone", "beside a monitor"])
+def test_the_level_of_a_schedule_cannot_be_followed(others):
+    with pytest.raises(ValueError, match=r"follows 'noise/input/level', which only the loggers receive.* another name=…"):
+        fit([InputNoise(noise.Gaussian(), 0.1), *others, EarlyStopping("noise/input/level"), Never()])
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,36 @@ def test_probabilities_have_the_values_of_their_logits(kind):
     assert [half[key] for key in kept] == pytest.approx([expected[key] for key in kept], abs=5e-3)
 
 
+@pytest.mark.parametrize("clamp", [1e-6, 1e-3])
+def test_clamped_probabilities_are_no_logits(clamp):
+    """The sums of 1000 classes are off by 0.001."""
+    many = torch.randn(100, 1000, generator=generator)
+    with pytest.raises(ValueError, match=r"returned probabilities.*Multiclass\(probabilities=True\)"):
+        values_of(Multiclass(), Model(Multiclass, lambda z: z.softmax(1).clamp(clamp, 1 - clamp)), LABELS[Multiclass])
+    assert metrics.base.are_distributions((9 * many).softmax(1).clamp_min(1e-6))
+    assert not metrics.base.are_distributions(many.relu())
+
+
+@pytest.mark.parametrize("change", [torch.sigmoid, lambda z: z.softmax(0)], ids=["sigmoid", "other axis"])
+def test_what_does_not_sum_to_1_over_the_classes_is_not_called_probabilities_of_classes(change):
+    with pytest.raises(ValueError, match="do not sum to 1 over the classes") as refused:
+        values_of(Multiclass(), Model(Multiclass, change), LABELS[Multiclass])
+    assert "probabilities=True" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_dtype_are_read(dtype):
+    expected = values_of(Multiclass(), Model(Multiclass), LABELS[Multiclass])
+    assert values_of(Multiclass(ignore_index=-100), Model(Multiclass), LABELS[Multiclass].to(dtype)) == expected
+
+
+def test_an_unsigned_label_does_not_equal_a_negative_ignore_index():
+    assert Multiclass(ignore_index=-100).counts(torch.tensor([0, 156], dtype=torch.uint8)) is None
+    counts = Multiclass(ignore_index=255).counts(torch.tensor([0, 255], dtype=torch.uint8))
+    assert counts is not None
+    assert counts.tolist() == [True, False]
+
+
 def test_a_softmax_is_as_calibrated_as_its_logits():
     """ECE 0.428 and loss 0.908 if the probabilities are taken for logits."""
     report = reported(
@@ -383,6 +413,7 @@ def test_pictures_show_the_classes_of_all_their_samples(tmp_path, monkeypatch):
 
     shown = []
     monkeypatch.setattr(plots, "samples", lambda inputs, captions: shown.append(captions["clean"]))
+    monkeypatch.setattr("lightning_noise.callbacks.robustness._SMALLEST_PICTURE", 1)
     target = LABELS[Multiclass].clone()
     target[:2] = -100
     monitor = RobustnessMonitor(noise.Gaussian(), [0.5], task=Multiclass(ignore_index=-100))

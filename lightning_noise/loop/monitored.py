@@ -34,13 +34,18 @@ def check_followed_keys(trainer: Trainer) -> None:
         beginnings = [beginning for beginning in known if followed.startswith(beginning)]
         is_logged = any(followed.startswith(key) if key.endswith("/") else followed == key for key in every)
         if beginnings and not is_logged and followed not in trainer.callback_metrics:
-            keys = [key for beginning in beginnings for key in known[beginning]] or every
-            nearest = get_close_matches(followed, every, n=3, cutoff=0.0)
+            own = "if the module logs this key itself, give our callback another name=…"
+            keys = [key for beginning in beginnings for key in known[beginning]]
+            if not keys:
+                raise ValueError(f"{follower} follows {followed!r}, which only the loggers receive; type another key; {own}")
+            last = followed.rpartition("/")[2]
+            nearest, *others = (
+                f"{key}{last}" if key.endswith("/") else key
+                for key in dict.fromkeys([*get_close_matches(followed, every, n=3, cutoff=0.0), *keys])
+            )
             raise ValueError(
-                f"{follower} follows {followed!r}, which is not logged; type monitor={nearest[0]!r}, or one of "
-                f"{[*nearest[1:], *(key for key in keys if key not in nearest)][:20]}"
-                if nearest
-                else f"{follower} follows {followed!r}, which only the loggers receive; type another key"
+                f"{follower} follows {followed!r}, which is not logged; type monitor={nearest!r}, or one of {others[:20]}; "
+                f"{own}"
             )
 
 
