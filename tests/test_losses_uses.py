@@ -128,6 +128,8 @@ FINE = {
     "mask by filling": lambda z, y: ce(z, y, reduction="none").masked_fill(y == 0, 0).mean(),
     "mask by where": lambda z, y: torch.where(y != 0, ce(z, y, reduction="none"), 0.0).mean(),
     "inverted mask": lambda z, y: ce(z[~(y == 0)], y[~(y == 0)]),
+    "labels that are not NaN": lambda z, y: ce(z[y == y], y[y == y]),
+    "weights of labels that are not NaN": lambda z, y: (ce(z, y, reduction="none") * ~(y != y)).sum(),
     "positions": lambda z, y: ce(z[(y != 0).nonzero().squeeze(1)], y[(y != 0).nonzero().squeeze(1)]),
     "sorted": lambda z, y: ce(z[y.argsort()], y[y.argsort()]),
     "sorted pair": lambda z, y: ce(z[y.sort().indices], y.sort().values),

@@ -101,7 +101,8 @@ class Uses:
     def _content_of(self, func: Any, tensors: list[Tensor], arguments: list[Any], content: _Content) -> _Content | None:
         """Returns what the output of a function of the labels contains, or ``None`` if no label can be told from the output."""
         first = self._find(tensors[0])
-        if func in CREATING or func in _KNOWING:
+        is_itself = func in _COMPARING and len(tensors) == 2 and tensors[0] is tensors[1]  # whether a label is NaN
+        if func in CREATING or func in _KNOWING or is_itself:
             return None
         if func in _SHAPING:
             return first
