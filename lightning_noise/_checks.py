@@ -23,7 +23,7 @@ def is_flag(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Returns whether a value is a real number. A truth value is not, also of numpy or torch."""
-    return hasattr(value, "__float__") and not is_flag(value)
+    return hasattr(value, "__float__") and not is_flag(value) and math.prod(getattr(value, "shape", ())) == 1
 
 
 def check_numbers(**values: float | None) -> None:

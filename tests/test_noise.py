@@ -510,8 +510,10 @@ def test_whole_numbers_of_numpy_are_whole_numbers(generator):
     assert noise.Gaussian()(torch.zeros(2, 3), half, generator=generator).any()
 
 
-@pytest.mark.parametrize("level", [True, np.bool_(True), torch.tensor(True), np.array(True)], ids=repr)
-def test_a_boolean_is_no_level(level):
+@pytest.mark.parametrize(
+    "level", [True, np.bool_(True), torch.tensor(True), np.array(True), torch.ones(2), np.ones(2)], ids=repr
+)
+def test_a_boolean_or_several_numbers_are_no_level(level):
     with pytest.raises(TypeError, match="a level must be a number, got"):
         check_level(level)
 
