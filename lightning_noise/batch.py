@@ -31,6 +31,7 @@ __all__ = [
     "leaves",
     "map_tensors",
     "modify",
+    "resolve",
     "select",
     "select_one",
 ]
@@ -72,6 +73,14 @@ def select(batch: Any, selector: Selector, *, absent: bool = False) -> dict[Path
     """
     selectors = [selector] if isinstance(selector, int | str) else selector
     return {path: leaf for part in selectors for path, leaf in _select(batch, part, absent)}
+
+
+def resolve(batch: Any, selector: int | str) -> list[tuple[Path, Any]]:
+    """Returns whatever an index, a key or a dotted path means, leaf or not, with its path."""
+    found: list[tuple[Path, Any]] = [((), batch)]
+    for part in [] if selector == "" else str(selector).split("."):
+        found = _step(found, part)
+    return found
 
 
 def select_one(batch: Any, selector: int | str, kind: str) -> Tensor:
@@ -248,7 +257,8 @@ def describe(value: Any) -> str:
     """
     if not isinstance(value, Tensor):
         return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    shape = "nested" if value.is_nested else tuple(value.shape)  # a nested tensor may have no shape
+    return f"{str(value.dtype).removeprefix('torch.')} {shape}"
 
 
 def _default_inputs(batch: Any) -> list[Path]:
@@ -259,6 +269,7 @@ def _default_inputs(batch: Any) -> list[Path]:
     if is_sequence(batch) and len(batch) and _holds_tensors(batch[0]) and holds_samples(batch, (0,)):
         return [(0, _EACH)]
     floating = [path for path, leaf in leaves(batch) if leaf.is_floating_point() or leaf.is_complex()]
+    floating = [path for path in floating if not str(path[-1]).lower().endswith(("mask", "masks"))]
     # what is in a list of containers, such as boxes, is no candidate beside what is not
     outside = [path for path in floating if all(i == len(path) - 1 for i in _lists_of(batch, path))] or floating
     candidates = list(dict.fromkeys(_list_of_samples(batch, path) or path for path in outside))
@@ -295,7 +306,7 @@ def _select_inputs(batch: Any, selector: int | str, absent: bool) -> list[Path]:
     """Returns the paths of the inputs that a selector selects: leaves, or lists of samples."""
     parts = [] if selector == "" else str(selector).split(".")
     if _EACH not in parts:
-        lists = [path for path, value in _resolve(batch, parts) if is_sequence(value) and _holds_tensors(value)]
+        lists = [path for path, value in resolve(batch, selector) if is_sequence(value) and _holds_tensors(value)]
         for path in lists:
             if holds_samples(batch, path) is False:
                 raise ValueError(
@@ -335,7 +346,7 @@ def _refuse_packed(batch: Any, path: Path) -> None:
 def _counts(value: Any) -> Iterator[int]:
     """Yields how many entries a value has: rows of tensors and elements of lists. Anything that has no entries counts -1."""
     if isinstance(value, Tensor):
-        yield value.shape[0] if value.ndim else -1
+        yield value.size(0) if value.ndim else -1
     elif is_sequence(value):
         yield len(value)
         if _holds_tensors(value) and len({len(leaf) if leaf.ndim else -1 for leaf in value}) == 1:
@@ -438,13 +449,6 @@ def _select(batch: Any, selector: int | str, absent: bool) -> list[tuple[Path, T
         found = [(path, leaf) for path, leaf in leaves(batch) if format_path(path) == str(selector)]
     if not found:
         raise ValueError(f"no leaf {selector!r} in the batch; {_list_leaves(batch)}")
-    return found
-
-
-def _resolve(batch: Any, parts: Iterable[str]) -> list[tuple[Path, Any]]:
-    found: list[tuple[Path, Any]] = [((), batch)]
-    for part in parts:
-        found = _step(found, part)
     return found
 
 

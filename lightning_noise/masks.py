@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_noise.batch import describe, is_sequence, select, select_one
+from lightning_noise.batch import describe, is_sequence, resolve, select, select_one
 
 __all__ = [
     "Mask",
@@ -56,15 +56,15 @@ def find_masks(batch: Any, mask: Mask | None) -> Tensor | list[Tensor] | None:
     """Returns the mask of a batch as :func:`find_mask` does, or a list with the mask of each sample.
 
     Example:
-        >>> find_masks([{"mask": torch.ones(2)}, {"mask": torch.ones(3)}], "*.mask")
+        >>> find_masks({"masks": [torch.ones(2), torch.ones(3)]}, "masks")
         [tensor([1., 1.]), tensor([1., 1., 1.])]
     """
-    if isinstance(mask, str) and "*" in mask.split("."):
-        return list(select(batch, mask).values())
-    if mask is None or isinstance(mask, int | str):
-        return find_mask(batch, mask)
-    found = mask(batch)
-    return list(found) if is_sequence(found) else find_mask(batch, lambda batch: found)
+    if isinstance(mask, int | str):
+        if any(is_sequence(value) for _, value in resolve(batch, mask)):
+            mask = f"{mask}.*"
+        return list(select(batch, mask).values()) if "*" in str(mask).split(".") else find_mask(batch, mask)
+    found: Any = mask(batch) if callable(mask) else None
+    return list(found) if is_sequence(found) else find_mask(batch, mask if found is None else lambda batch: found)
 
 
 def align_mask(mask: Tensor, x: Tensor) -> Tensor:
@@ -256,6 +256,10 @@ def _find(batch: Any, selector: Mask | None, kind: str) -> Tensor | None:
         return None
     if isinstance(selector, int | str):
         return select_one(batch, selector, kind)
+    if not callable(selector):
+        raise TypeError(
+            f"{kind} must be a leaf of the batch, such as {kind}='{kind}', or a function of the batch, got {describe(selector)}"
+        )
     found = selector(batch)
     if not isinstance(found, Tensor):
         raise TypeError(f"{kind}=… must be a function that returns a tensor, got a function that returns {describe(found)}")
@@ -281,6 +285,7 @@ def _aligned_shape(mask: Tensor, x: Tensor) -> list[int]:
     if not readings:
         raise ValueError(
             f"a mask must cover the first axes of the input, or the first and the last, got {describe(mask)} for {describe(x)}"
+            f"; type mask=lambda batch: …, such as of shape {tuple(x.shape[:2])}, and another callback for inputs without mask"
         )
     if len(readings) > 1:
         raise ValueError(

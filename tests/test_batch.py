@@ -369,6 +369,14 @@ def test_a_selection_of_nothing_lists_the_leaves():
         find_inputs([X, Y], [])
 
 
+def test_a_mask_is_an_input_only_if_said():
+    batch = {"x": X, "attention_mask": Y.float(), "masked": torch.tensor(0)}
+    assert find_inputs(batch) == [("x",)]
+    assert find_inputs(batch, "attention_mask") == [("attention_mask",)]
+    with pytest.raises(ValueError, match=r"which leaf is the input\? Type inputs=…, such as inputs='ids'"):
+        find_inputs({"ids": torch.zeros(4, 3, dtype=torch.long), "attention_mask": Y.float()})
+
+
 def test_an_ambiguous_input_lists_the_leaves():
     with pytest.raises(
         ValueError, match=r"which leaf is the input\? Type inputs=…, such as inputs='a'; leaves are: 'a' float32 \(4, 3\), 'b'"

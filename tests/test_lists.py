@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import UserList
 from typing import Any
 
@@ -255,7 +256,7 @@ def test_a_bare_list_of_images_whose_first_alone_would_be_the_input_is_noticed()
     fit("")
 
 
-@pytest.mark.parametrize("mask", ["masks.*", lambda batch: batch["masks"]], ids=["a leaf", "a function"])
+@pytest.mark.parametrize("mask", ["masks.*", "masks", lambda batch: batch["masks"]], ids=["leaves", "a list", "a function"])
 def test_the_mask_of_an_image_may_be_in_a_list(mask):
     batch = {"x": images(3), "masks": [torch.zeros_like(x) for x in images(3)], "y": torch.zeros(3)}
     for each in batch["masks"]:
@@ -264,3 +265,24 @@ def test_the_mask_of_an_image_may_be_in_a_list(mask):
     for x, y in zip(batch["x"], out["x"], strict=True):
         assert torch.equal(y[:, :4], x[:, :4])
         assert (y[:, 4:] != x[:, 4:]).all()
+
+
+def test_each_image_needs_a_mask():
+    batch = {"x": images(3), "masks": [torch.ones_like(x) for x in images(2)], "y": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"a mask for each of the 3 samples of 'x\.\*', got 2"):
+        perturb_batch(batch, [("x", "*")], noise.Gaussian(), 0.5, KEY, mask="masks")
+
+
+def test_a_list_has_no_other_rows_to_swap():
+    with pytest.raises(TypeError, match=r"SwapNoise takes values of other rows .* is a list of 3 samples; stack them"):
+        perturb_batch({"x": images(3)}, [("x", "*")], noise.SwapNoise(), 0.5, KEY)
+
+
+def test_a_nested_tensor_may_lie_beside_a_list():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors")
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(5)])  # of this layout, without a shape
+    batch = {"x": series(4, 7), "n": nested, "y": torch.zeros(2)}
+    assert find_inputs(batch, "x") == [("x", "*")]
+    with pytest.raises(ValueError, match="'n' float32 nested"):
+        find_inputs(batch, "z")

@@ -42,6 +42,7 @@ def test_a_mask_covers_the_first_axes_or_the_first_and_the_last(mask, shape, exp
         (spans(2, 3, of=4), (2, 5, 6), r"first axes of the input, or the first and the last, got bool \(2, 4\)"),
         (spans(2, 3, of=4), (3, 4), "first axes of the input"),
         (spans(2, 3, of=4)[None], (2, 4), "first axes of the input"),
+        (spans(2, 3, of=4)[:, None, None], (2, 4, 3), r"type mask=lambda batch: …, such as of shape \(2, 4\)"),
         (torch.tensor([2, 3]), (2, 4), r'torch\.arange\(T, device=.*< batch\["lengths"\]\[:, None\]'),
     ],
 )
@@ -61,6 +62,13 @@ def test_a_mask_is_a_leaf_or_a_function_of_the_batch():
         masks.find_mask(batch, "masks")
     with pytest.raises(TypeError, match=r"mask=… must be a function that returns a tensor, got .* returns list"):
         masks.find_mask(batch, lambda batch: [1, 1])  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("find", [masks.find_mask, masks.find_masks])
+@pytest.mark.parametrize("mask", [["mask"], torch.ones(2, 3)], ids=["a list", "a tensor"])
+def test_what_is_neither_a_leaf_nor_a_function_is_refused(find, mask):
+    with pytest.raises(TypeError, match="a leaf of the batch, such as mask='mask', or a function of the batch, got"):
+        find({"x": torch.zeros(2, 3), "mask": torch.ones(2, 3)}, mask)
 
 
 def test_what_is_neither_masked_nor_nan_is_valid():

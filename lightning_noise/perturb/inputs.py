@@ -17,7 +17,17 @@ from lightning_noise.noise import Noise, Uniform
 from lightning_noise.perturb.normalization import Normalization, per_channel
 from lightning_noise.rng import Key
 
-__all__ = ["Clip", "Positions", "apply_noise", "check_leaf", "check_relative", "perturb_batch", "snr_db", "validate_clip"]
+__all__ = [
+    "Clip",
+    "Positions",
+    "apply_noise",
+    "check_dense",
+    "check_leaf",
+    "check_relative",
+    "perturb_batch",
+    "snr_db",
+    "validate_clip",
+]
 
 Bound = float | Sequence[float] | None
 Clip = tuple[Bound, Bound]
@@ -66,6 +76,10 @@ def perturb_batch(
     found, packed = find_masks(batch, mask), find_documents(batch, documents)
 
     def rows(leaf: Tensor, path: Path, levels: float | Tensor, key: Key, valid: Tensor | None) -> Tensor:
+        if leaf.is_complex() and (clip is not None or normalization is not None):
+            raise TypeError(
+                f"clip, mean and std need real numbers, but the input {format_path(path)!r} is {describe(leaf)}; remove them"
+            )
         before = leaf if normalization is None or not leaf.is_floating_point() else normalization.restore(leaf)
         y = apply_noise(before, path, noise, levels, key, relative, valid, packed)
         if clip is not None and y.is_floating_point():  # category codes have no range
@@ -83,6 +97,10 @@ def perturb_batch(
         levels = level if every else _draw_levels(leaf, level, own, probability, per_sample)
         if isinstance(leaf, Tensor):
             return like(leaf, rows(detached(leaf), path, levels, own, _valid(found, leaf)))
+        if found is not None and len(found) != len(leaf):
+            raise ValueError(
+                f"mask=… must have a mask for each of the {len(leaf)} samples of {format_path(path)!r}, got {len(found)}"
+            )
         noisy = []
         for i, sample in enumerate(leaf):
             amount = levels[i : i + 1] if isinstance(levels, Tensor) else levels
@@ -114,19 +132,22 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path], mask: Mask | None = None) 
 
 def check_leaf(leaf: Any, path: Path, noise: Noise, role: Literal["input", "target"] = "input") -> None:
     """Raises a TypeError if a leaf, or a leaf of a list, cannot take the noise."""
+    name = f"the {role} {format_path(path)!r}"
+    if isinstance(leaf, Tensor) and not leaf.ndim:
+        raise TypeError(
+            f"{name} must have a row for each sample, got {describe(leaf)}; type {_ARGUMENTS[role]}=… for another leaf"
+        )
+    if noise.mixes_samples and not isinstance(leaf, Tensor):
+        raise TypeError(
+            f"{noise.title} takes values of other rows of a tensor, but {name} is a list of {len(leaf)} samples; stack them in "
+            "the collate_fn, or type another noise"
+        )
     for each in [leaf] if isinstance(leaf, Tensor) else leaf:
-        _check_tensor(each, f"the {role} {format_path(path)!r}", noise, role)
+        _check_tensor(each, name, noise, role)
 
 
 def _check_tensor(leaf: Tensor, name: str, noise: Noise, role: Literal["input", "target"]) -> None:
-    if leaf.layout != torch.strided or leaf.is_nested:
-        argument = "inputs" if role == "input" else "target"
-        kind = "a nested tensor" if leaf.is_nested else f"of {leaf.layout}"
-        dense = "torch.nested.to_padded_tensor(x, 0.0) and mask=…" if leaf.is_nested else "x.to_dense()"
-        raise TypeError(
-            f"noise needs a dense tensor, but {name} is {kind}; type {dense} in the data set or collate_fn, or {argument}=… "
-            "for another leaf"
-        )
+    check_dense(leaf, name, _ARGUMENTS[role])
     if leaf.is_complex() and not noise.takes_complex:
         raise TypeError(
             f"{noise.title} needs real numbers, but {name} is {describe(leaf)}; type torch.view_as_real(x) or x.abs() in the "
@@ -136,6 +157,18 @@ def _check_tensor(leaf: Tensor, name: str, noise: Noise, role: Literal["input", 
         raise TypeError(f"{noise.title} needs floats, but {name} is {describe(leaf)}. {_WAYS_OUT[role]}")
 
 
+def check_dense(leaf: Tensor, name: str, argument: str) -> None:
+    """Raises a TypeError if a leaf, which an argument selects, is sparse or nested."""
+    if leaf.layout != torch.strided or leaf.is_nested:
+        kind = "a nested tensor" if leaf.is_nested else f"of {leaf.layout}"
+        dense = "torch.nested.to_padded_tensor(x, 0.0) and mask=…" if leaf.is_nested else "x.to_dense()"
+        raise TypeError(
+            f"noise needs a dense tensor, but {name} is {kind}; type {dense} in the data set or collate_fn, or {argument}=… "
+            "for another leaf"
+        )
+
+
+_ARGUMENTS = {"input": "inputs", "target": "target"}
 _WAYS_OUT = {
     "input": "Convert images to floats in the transform of the data set, use EmbeddingNoise for token ids, "
     "or type inputs=… for another leaf",
@@ -232,7 +265,9 @@ def _std(x: Tensor, mask: Tensor | None = None) -> Tensor:
         std = rows.std(1, correction=0)
         if x.device.type == "cpu" and not std.isnan().any():  # elsewhere, to look would wait for the device
             return std
-    valid = valid_positions(rows, None if mask is None else mask.flatten(1))
+        # a row without NaN must not depend on the others, to the last bit
+        return torch.where(std.isnan(), _std(x, torch.ones_like(x, dtype=torch.bool)), std)
+    valid = valid_positions(rows, mask.flatten(1))
     n = valid.sum(1, keepdim=True).clamp_min_(1)
     centered = rows.where(valid, 0.0)
     centered.sub_(centered.sum(1, keepdim=True) / n).mul_(valid)
