@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import UserDict, UserList
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_noise import InputNoise, Key, ReplayMonitor, RobustnessMonitor, noise, schedules
 from lightning_noise.batch import find_inputs
 from lightning_noise.loop.snapshot import copy_batch
+from lightning_noise.perturb.doubts import find_doubts
 from lightning_noise.perturb.inputs import perturb_batch, snr_db
 from lightning_noise.perturb.normalization import Normalization
 
@@ -357,3 +359,66 @@ def test_values_that_contradict_the_arguments_are_noticed_once(made, x, message)
     assert len(found) == (message is not None), found
     if message is not None:
         assert re.search(message, found[0]), found[0]
+
+
+def test_a_mask_or_lengths_that_are_not_given_are_noticed():
+    batch = padded()
+    other = {**batch, "x": torch.where(VALID, batch["x"], -1.0)}
+    wide = {**batch, "x": batch["x"][:, None].repeat(1, 3, 1)}
+
+    def doubts(batch, leaf, mask=None):
+        return list(find_doubts({**batch, "mask": leaf}, None, [("x",)], noise.SNR(), 0.1, mask=mask))
+
+    for given in (batch, other, wide):
+        assert [message[-11:] for message in doubts(given, VALID.float())] == ["mask='mask'"]
+        assert doubts(given, ~VALID)[0].endswith("type mask=lambda batch: batch['mask'] == 0")
+        assert doubts(given, VALID, "mask") == []
+    lengths = list(find_doubts({"x": wide["x"], "n": {"lengths": LENGTHS}}, None, [("x",)], noise.SNR(), 0.1))
+    assert lengths[0].endswith("type mask=lambda batch: torch.arange(50) < batch['n']['lengths'][:, None]")
+    segmentation = {"x": torch.rand(N, T), "mask": VALID}
+    assert list(find_doubts(segmentation, None, [("x",)], noise.SNR(), 0.1)) == []
+
+
+@pytest.mark.parametrize("mask", [~VALID, torch.where(VALID, 0.0, -torch.inf)], ids=["of padding", "additive"])
+def test_a_mask_that_is_the_opposite_is_noticed(mask):
+    found = list(find_doubts({**padded(), "mask": mask}, None, [("x",)], noise.SNR(), 0.1, mask="mask"))
+    assert len(found) == 1
+    assert found[0].endswith("for the opposite type mask=lambda batch: batch[…] == 0")
+
+
+@pytest.mark.parametrize(
+    ("member", "options"),
+    [(noise.SNR(), {}), (noise.Impulse(), {}), (noise.Gaussian(), {"relative": "std"})],
+    ids=["SNR", "Impulse", "relative"],
+)
+def test_infinite_values_that_noise_would_spread_are_noticed(member, options):
+    x = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    x[0, 0] = -torch.inf
+    noisy = perturb_batch({"x": x}, [("x",)], member, 0.9, KEY, **options)
+    (found,) = find_doubts({"x": x}, noisy, [("x",)], member, 0.9, **options)
+    assert re.search("makes finite elements of the input 'x' infinite or NaN", found)
+    harmless = perturb_batch({"x": x}, [("x",)], noise.Gaussian(), 0.9, KEY)
+    assert list(find_doubts({"x": x}, harmless, [("x",)], noise.Gaussian(), 0.9)) == []
+
+
+@pytest.mark.parametrize("options", [{"clip": (-1.0, 1.0)}, {"mean": 0.5}, {"std": 2.0}], ids=str)
+def test_complex_data_have_no_bounds_and_no_normalization(options):
+    batch = {"x": torch.ones(8, 4, dtype=torch.complex64)}
+    with pytest.raises(TypeError, match="clip, mean and std need real numbers, but the input 'x' is complex64"):
+        InputNoise(noise.Gaussian(), 0.1, **options).check(pl.LightningModule(), batch)
+
+
+def test_an_input_has_a_row_for_each_sample():
+    with pytest.raises(TypeError, match=r"'x' must have a row for each sample, got float32 \(\); type inputs=…"):
+        perturb_batch({"x": torch.tensor(1.0)}, [("x",)], noise.Gaussian(), 0.5, KEY)
+
+
+def test_the_deviation_of_a_row_does_not_depend_on_missing_values_in_other_rows():
+    x = torch.randn(64, 101, generator=torch.Generator().manual_seed(0)) + 3
+    holed = x.clone()
+    holed[0, 0] = torch.nan
+    one, other = (
+        perturb_batch(rows, [()], noise.Gaussian(), 0.5, replace(KEY, positions=range(64)), relative="std")
+        for rows in (x, holed)
+    )
+    assert torch.equal(one[1:], other[1:])

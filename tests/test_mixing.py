@@ -424,6 +424,21 @@ def test_a_mask_that_is_not_given_is_noticed():
         mixed_series(Mixup(1.0, inputs="x", target="y"), batch)
 
 
+def test_a_mask_that_is_the_opposite_is_noticed():
+    batch = series()
+    batch["mask"] = ~batch["mask"]
+    with pytest.warns(UserWarning, match=r"'mixup': the input 'x' is 0 everywhere.*put mask == 0 into the batch"):
+        mixed_series(Mixup(1.0, inputs="x", target="y", mask="mask"), batch)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.ones(16, 20).to_sparse(), torch.nested.nested_tensor(16 * [torch.ones(3)], layout=torch.jagged)]
+)
+def test_what_is_not_dense_is_refused(x):
+    with pytest.raises(TypeError, match="noise needs a dense tensor, but the input 'x' is"):
+        mixed_series(Mixup(1.0, inputs="x", target="y"), {**series(), "x": x})
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [

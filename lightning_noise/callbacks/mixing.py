@@ -31,7 +31,9 @@ from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import MixedLabelLoss
-from lightning_noise.masks import align_mask, find_mask
+from lightning_noise.masks import align_mask, find_mask, valid_positions
+from lightning_noise.perturb.doubts import looks_like_mask, values_doubt
+from lightning_noise.perturb.inputs import check_dense
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -137,6 +139,7 @@ class _Mixing(TargetCallback):
                     f"{type(self).__name__} needs one tensor, but the input {format_path(path)!r} is a list of {len(x)} "
                     "samples; pad them in the collate_fn, or mix them in the data set"
                 )
+            check_dense(x, f"the input {format_path(path)!r}", "inputs")
             if x.dtype == torch.bool:
                 raise TypeError(
                     f"{type(self).__name__} mixes masks on their own, but the input {format_path(path)!r} is {describe(x)}; "
@@ -192,10 +195,13 @@ class _Mixing(TargetCallback):
         """Raises an error if the mask does not fit an input, and warns if no mask is given but the batch has a mask."""
         x, mask = get(batch, path), find_mask(batch, self.mask)
         if mask is not None:
-            align_mask(mask, x)
+            valid = valid_positions(detached(x), align_mask(detached(mask), x))
+            doubt = values_doubt(f"the input {format_path(path)!r}", detached(x)[valid], _MARKS)
+            if doubt is not None:
+                rank_zero_warn(f"{self.name!r}: {doubt}")
             return
         for other, leaf in leaves(batch):
-            if other not in others and _looks_like_mask(other, leaf, x):
+            if other not in others and looks_like_mask(other, leaf, x):
                 rank_zero_warn(
                     f"{type(self).__name__} mixes the input {format_path(path)!r}, and leaves {format_path(other)!r} "
                     f"{describe(leaf)} as it is. If this marks the valid positions of the input, type "
@@ -231,21 +237,7 @@ class _Mixing(TargetCallback):
         return mix.blend(SmoothLabels(self.n_classes).probabilities(target, 0.0))
 
 
-def _looks_like_mask(path: Path, leaf: Tensor, x: Tensor) -> bool:
-    """Returns whether a leaf seems to hold the valid positions of an input, or its lengths."""
-    name = str(path[-1]).lower() if path else ""
-    if leaf.ndim < 2:
-        return "length" in name and leaf.shape == x.shape[:1] and x.ndim > 1 and not leaf.is_floating_point()
-    fits = (
-        leaf.ndim <= x.ndim
-        and leaf.shape[0] == x.shape[0]
-        and leaf.shape[1:]
-        in (
-            x.shape[1 : leaf.ndim],
-            x.shape[x.ndim - leaf.ndim + 1 :],
-        )
-    )
-    return fits and (leaf.dtype == torch.bool or "mask" in name)
+_MARKS = "a mask is above 0 at valid positions, so if mask=… is the opposite, put mask == 0 into the batch"
 
 
 def _selector(path: Path) -> int | str:

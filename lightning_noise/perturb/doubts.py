@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._tensor import detached
-from lightning_noise.batch import Path, format_path, get
+from lightning_noise.batch import Path, format_path, get, leaves
 from lightning_noise.masks import Mask, align_mask, find_masks, valid_positions
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import snr_db
@@ -60,7 +60,14 @@ def find_doubts(
             continue
         name = f"the input {format_path(path)!r}" if path else "the input"
         values = _valid_values(leaf, find_masks(batch, mask), normalization)
-        doubt = values_doubt(name, values)
+        doubt = values_doubt(name, values, _OTHER_INPUT if mask is None else _OTHER_MASK)
+        if doubt is None and noisy is not None and not noise.mixes_samples and _spreads(leaf, get(noisy, path)):
+            doubt = (
+                f"{noise.title} makes finite elements of {name} infinite or NaN, because the data hold infinite values or "
+                f"fill the range of {x.dtype}; replace infinite values in the data set by NaN, which counts as missing"
+            )
+        if doubt is None and mask is None and documents is None and isinstance(leaf, Tensor):
+            doubt = padding_doubt(name, detached(leaf), batch, paths)
         if doubt is None and noise.additive and noisy is not None and level and not relative:
             snr = snr_db(batch, noisy, [path], mask).item()
             doubt = (severities_doubt(name, x, values, noise) if are_severities else None) or level_doubt(
@@ -74,6 +81,16 @@ def find_doubts(
         )
 
 
+_OTHER_INPUT = "if another leaf is the input, type inputs=…"
+_OTHER_MASK = "a mask is above 0 at valid positions, so for the opposite type mask=lambda batch: batch[…] == 0"
+
+
+def _spreads(clean: Any, noisy: Any) -> bool:
+    """Returns whether noise has made an element infinite or NaN."""
+    pairs = [(clean, noisy)] if isinstance(clean, Tensor) else zip(clean, noisy, strict=True)
+    return any(bool((detached(x).isfinite() & ~detached(y).isfinite()).any()) for x, y in pairs)
+
+
 def _valid_values(leaf: Any, masks: Any, normalization: Normalization | None) -> Tensor:
     """Returns the valid elements of an input in raw units, as one axis."""
     found = []
@@ -85,24 +102,71 @@ def _valid_values(leaf: Any, masks: Any, normalization: Normalization | None) ->
     return torch.cat(found)
 
 
-def values_doubt(name: str, values: Tensor) -> str | None:
+def values_doubt(name: str, values: Tensor, advice: str) -> str | None:
     """Returns a warning if the valid elements of an input are all alike.
 
     Example:
-        >>> values_doubt("the input 'x'", torch.zeros(3))
-        "the input 'x' is 0 everywhere in the first batch; if another leaf is the input, type inputs=…"
+        >>> values_doubt("the input 'x'", torch.zeros(3), "type inputs=…")
+        "the input 'x' is 0 everywhere in the first batch; type inputs=…"
     """
-    advice = "in the first batch; if another leaf is the input, type inputs=…"
     if len(values) == 0:
-        return f"{name} has no valid element, only NaN or padding, {advice}"
+        return f"{name} has no valid element, only NaN or padding, in the first batch; {advice}"
     if len(values) > 1 and bool((values == values[0]).all()):
-        return f"{name} is {values[0].item():g} everywhere {advice}"
+        return f"{name} is {values[0].item():g} everywhere in the first batch; {advice}"
     return None
+
+
+def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | None:
+    """Returns a warning if another leaf of the batch marks the padding of an input, or holds lengths.
+
+    Example:
+        >>> x, mask = torch.tensor([[5.0, 7.0, 0.0]]), torch.tensor([[1, 1, 0]])
+        >>> padding_doubt("the input 'x'", x, {"x": x, "mask": mask}, [("x",)])
+        "the input 'x' is 0 wherever 'mask' marks padding, and noise would go there; type mask='mask'"
+    """
+    for path, leaf in leaves(batch):
+        if path in paths or not looks_like_mask(path, leaf, x):
+            continue
+        for argument, mask in _readings(path, detached(leaf), x).items():
+            try:
+                valid = align_mask(mask, x)
+            except ValueError:  # the axes are ambiguous
+                continue
+            padding, data = x[~valid], x[valid]
+            if len(padding) and len(data) and (padding == padding[0]).all() and (data != padding[0]).any():
+                return (
+                    f"{name} is {padding[0].item():g} wherever {format_path(path)!r} marks padding, and noise would go there; "
+                    f"type mask={argument}"
+                )
+    return None
+
+
+def looks_like_mask(path: Path, leaf: Tensor, x: Tensor) -> bool:
+    """Returns whether a leaf seems to hold the valid positions of an input, or its lengths."""
+    name = str(path[-1]).lower() if path else ""
+    if leaf.layout != torch.strided or leaf.is_nested:
+        return False
+    if leaf.ndim < 2:
+        return "length" in name and leaf.shape == x.shape[:1] and x.ndim > 1 and not leaf.is_floating_point()
+    axes = (x.shape[1 : leaf.ndim], x.shape[x.ndim - leaf.ndim + 1 :])
+    fits = leaf.ndim <= x.ndim and leaf.shape[0] == x.shape[0] and leaf.shape[1:] in axes
+    return fits and (leaf.dtype == torch.bool or "mask" in name)
+
+
+def _readings(path: Path, leaf: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Returns the masks that a leaf may mean, by the argument to type."""
+    entry = "batch" + "".join(f"[{key!r}]" for key in path)
+    if leaf.ndim > 1:
+        return {repr(path[0] if len(path) == 1 else format_path(path)): leaf, f"lambda batch: {entry} == 0": leaf == 0}
+    return {
+        f"lambda batch: torch.arange({n}) < {entry}[:, None]": torch.arange(n, device=x.device) < leaf[:, None]
+        for n in (x.shape[1], x.shape[-1])
+    }
 
 
 def level_doubt(name: str, values: Tensor, noise: Noise, level: float, snr_db: float) -> str | None:
     """Returns a warning if the noise vanishes beside the data."""
-    if snr_db <= _HIGHEST_SNR_DB:
+    if not snr_db > _HIGHEST_SNR_DB:  # infinite data have none
         return None
     low, high = values.min().item(), values.max().item()
     return (
