@@ -12,7 +12,7 @@ import torch
 from helpers import N_CLASSES, Classifier, Rows, Stochastic, fit, keys_of, loader, weights
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import ConcatDataset, IterableDataset, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, noise, tasks
@@ -134,6 +134,54 @@ def test_a_trial_changes_nothing_in_the_run(kwargs):
         found.append([own, module.transfers, module.stages, generator.get_state().tolist(), global_streams()])
         found[-1].append([weight.tolist() for weight in weights(module)])
     assert found[0] == found[1]
+
+
+class Counting:
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self, x):
+        self.n += 1
+        return self.n * x
+
+
+class Remembering(Rows):
+    """Counts its accesses, in attributes, in a list and in a transform."""
+
+    def __init__(self):
+        super().__init__(13, seed=1)
+        self.n, self.read, self.transforms = 0, [], [Counting()]
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        self.n += 1
+        self.read.append(i)
+        return self.transforms[0](x) + self.n, y
+
+
+class Epochs(Sampler):
+    """Has another order in each epoch, which it counts itself."""
+
+    epoch = 0
+
+    def __iter__(self):
+        self.epoch += 1
+        return iter(torch.randperm(13, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+    def __len__(self):
+        return 13
+
+
+@pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: ConcatDataset([data])], ids=["data", "concatenated"])
+def test_a_trial_undoes_what_samplers_and_data_sets_remember(wrap):
+    found = []
+    for callbacks in ([], [MONITORS["monitor"]()]):
+        data, sampler = Remembering(), Epochs()
+        fit(callbacks, module=Stochastic, validation=loader(wrap(data), sampler=sampler), num_sanity_val_steps=0)
+        found.append((data.n, data.read, data.transforms[0].n, sampler.epoch))
+    assert found[0] == found[1]
+    assert found[0][0] > 0
 
 
 class Stream(IterableDataset):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_noise.loop.internals import evaluation_loaders, first_batch, set_up_validation, to_device
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["held_out_batches"]
 
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+_CONTAINERS = (list, dict, set, deque, Counter)
+_SHARED = (type, FunctionType, ModuleType, Iterator, Tensor, nn.Module)
+_SHORT = 100  # a container of more holds data
 
 
 @contextmanager
@@ -28,7 +34,8 @@ def held_out_batches(trainer: Trainer, dataloader_idx: int) -> Iterator[list[Any
     """Yields the first batch of a validation loader, in the stage of a sanity check, and undoes all that is done meanwhile.
 
     The list is empty if the batch cannot be fetched without side effects: from a stream, which cannot be read again, or if the
-    user's code raises an error, which the validation will raise as well.
+    user's code raises an error, which the validation will raise as well. Writes of a data set or sampler to arrays and to
+    containers within containers stay.
     """
     module, state, stage = trainer.lightning_module, State(trainer), trainer.state.stage
     with restore_trainer(trainer), state.entered(state.current()), torch.no_grad():
@@ -49,26 +56,42 @@ def _fetch(trainer: Trainer, dataloader_idx: int) -> list[Any]:
             return [to_device(trainer, batch, dataloader_idx) for batch in loader[:1]]
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             return []
-        with _copied_generators(loader):
+        with _undone(loader):
             return [to_device(trainer, first_batch(loader), dataloader_idx)]
     except Exception:
         return []
 
 
 @contextmanager
-def _copied_generators(loader: DataLoader) -> Iterator[None]:
-    """Lets a loader, its samplers and its data set draw from copies of their generators."""
-    owners: list[Any] = [loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
-    part: Any = loader.dataset
-    while part is not None and part not in owners:
-        owners.append(part)
-        part = getattr(part, "dataset", None)
-    held = [(vars(owner), name, value) for owner in owners if hasattr(owner, "__dict__") for name, value in vars(owner).items()]
-    drawn = [(attributes, name, value) for attributes, name, value in held if isinstance(value, _GENERATORS)]
+def _undone(loader: DataLoader) -> Iterator[None]:
+    """Lets a loader and the objects that it holds, such as samplers and transforms, change copies of what they remember."""
+    before = [(vars(owner), dict(vars(owner))) for owner in _owners(loader)]
     try:
-        for attributes, name, value in drawn:
-            attributes[name] = copy.deepcopy(value)
+        for attributes, values in before:
+            attributes.update({name: _copy(value) for name, value in values.items()})
         yield
     finally:
-        for attributes, name, value in drawn:
-            attributes[name] = value
+        for attributes, values in before:
+            attributes.clear()
+            attributes.update(values)
+
+
+def _owners(loader: DataLoader) -> list[Any]:
+    """Returns the loader and all objects that it holds, also in short containers, but no iterators, tensors and modules."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [loader]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list | tuple | dict) and len(part) <= _SHORT:
+            waiting += part.values() if isinstance(part, dict) else part
+        elif hasattr(part, "__dict__") and not isinstance(part, _SHARED) and id(part) not in found:
+            found[id(part)] = part
+            waiting += vars(part).values()
+    return list(found.values())
+
+
+def _copy(value: Any) -> Any:
+    """Returns a copy of a generator or container; an object remembers all else by a new value."""
+    if isinstance(value, _GENERATORS):
+        return copy.deepcopy(value)
+    return copy.copy(value) if type(value) in _CONTAINERS else value
