@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import plain
+from lightning_noise.batch import describe
 
 __all__ = ["ConfusionFlips", "FlipLabels", "LabelNoise", "SmoothLabels"]
 
@@ -70,11 +71,15 @@ class LabelNoise(ABC):
 
     def check(self, target: Tensor, *, ignore_index: int = -100) -> None:
         """Raises an error if a label is not one of the classes. The check synchronizes with the device."""
+        if self._k > 2 and _is_one_hot(target, self._k):
+            raise TypeError(
+                f"labels must be class indices, got one-hot rows, {describe(target)}; type labels.argmax(1) in the data set"
+            )
         target = target[(target.long() != ignore_index) & (target == target)]
         if target.is_floating_point() and (self._k != 2 or not ((target >= 0) & (target <= 1)).all()):
             raise TypeError(
                 f"labels must be class indices, or for n_classes=2 binary labels in [0, 1], got {target.dtype} for "
-                f"n_classes={self._k}; convert class indices with .long()"
+                f"n_classes={self._k}; convert class indices with .long(), or type ignore_index=… for labels that do not count"
             )
         if target.numel() and not (target.min() >= 0 and target.max() < self._k):
             low, high = target.min().item(), target.max().item()
@@ -252,6 +257,12 @@ class ConfusionFlips(LabelNoise):
         """The cumulative probabilities of row y, plus y, so that one sorted search draws for all labels."""
         ends = self._others.double().cumsum(1)
         return (ends / ends[:, -1:].clamp_min(1e-300) + torch.arange(self.n_classes)[:, None]).flatten()
+
+
+def _is_one_hot(target: Tensor, k: int) -> bool:
+    if target.ndim < 2 or len(target) < 2 or target.shape[1] != k:
+        return False
+    return bool((target.amax(1) == 1).all() and (target.sum(1) == 1).all() and (target >= 0).all())
 
 
 def _draw_other(target: Tensor, u: Tensor, k: int) -> Tensor:

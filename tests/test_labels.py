@@ -223,3 +223,11 @@ def test_a_label_out_of_range_shows_the_two_ways_out():
     for label in (255, -1):
         with pytest.raises(ValueError, match=rf"if one of them .*TargetNoise\(…, ignore_index={label}\).*via='loss'"):
             labels.FlipLabels(K).check(torch.tensor([0, label]))
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_one_hot_labels_are_no_class_indices(dtype):
+    hot = torch.eye(3, dtype=dtype).repeat(2, 1)
+    with pytest.raises(TypeError, match=r"got one-hot rows, (int64|float32) \(6, 3\); type labels\.argmax\(1\)"):
+        labels.FlipLabels(3).check(hot)
+    labels.FlipLabels(4).check(hot.long())  # the labels of three positions

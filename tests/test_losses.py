@@ -166,6 +166,27 @@ def test_mixing_is_of_smoothed_losses_in_either_order(lam):
     torch.testing.assert_close(inside, expected)  # the weights of ignored positions: torch's tolerance for float32
 
 
+@pytest.mark.parametrize("missing", [torch.nan, -1.0])
+@pytest.mark.parametrize(
+    "fill", [lambda y: y.nan_to_num(0.0).clamp(min=0), lambda y: y.masked_fill(~(y >= 0), 0.0)], ids=["clamp", "masked_fill"]
+)
+def test_a_missing_label_of_the_partner_gives_its_place_to_the_own_one_if_the_module_fills_it(fill, missing):
+    z, y = logits(8, 3), (torch.rand(8, 3, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    y = torch.where(torch.rand(8, 3, generator=torch.Generator().manual_seed(1)) < 0.3, missing, y)
+    known, partners = y >= 0, torch.arange(8).roll(1)
+
+    def loss(target):
+        return (F.binary_cross_entropy_with_logits(z, fill(target), reduction="none") * known).sum()
+
+    with MixedLabelLoss(y, partners, torch.tensor(0.25)):
+        mixed = loss(y)
+    partner = torch.where(y[partners] >= 0, y[partners], y)
+    torch.testing.assert_close(mixed, 0.25 * loss(y) + 0.75 * loss(partner))
+    with MixedLabelLoss(2 * y.nan_to_num(0).clamp(min=0) - 1, partners, torch.tensor(0.25)) as mode:
+        labels_of_partners = mode.tracked(mode.target).labels
+    assert torch.equal(labels_of_partners, mode.target[partners])  # -1 is a class, if there is no 0
+
+
 def test_a_loss_on_another_target_is_left_alone():
     x, target, other = logits(6, 7), labels(6), labels(6)
     binary = torch.rand(6, 7)

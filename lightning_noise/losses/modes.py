@@ -316,7 +316,12 @@ class MixedLabelLoss(LabelLoss):
 
     def paired_tensors(self) -> dict[str, Tensor]:
         share = column(self.lam, self.target).expand(self.target.shape) if self.lam.ndim else self.lam
-        return {"labels": self.target[self.partners], "share": share}
+        labels = self.target[self.partners]
+        if labels.is_floating_point():
+            # before the module fills missing labels; if no label is 0, -1 is a class
+            missing = labels.isnan() | ((labels < 0) & (self.target == 0).any())
+            labels = torch.where(missing, self.target, labels)
+        return {"labels": labels, "share": share}
 
     def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
         target, partner, lam = self.tracked(call["target"])
