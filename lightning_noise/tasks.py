@@ -191,12 +191,21 @@ class CustomMetrics:
         return preds
 
     def update(self, *, preds: Any, target: Tensor, clean_preds: Any, groups: Tensor | None = None) -> None:
-        self.collection.update(preds=preds, target=target, clean_preds=clean_preds)
+        try:
+            self.collection.update(preds=preds, target=target, clean_preds=clean_preds)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"{', '.join(map(str, self.collection))} raised {type(error).__name__}: {error} The module returned "
+                f"{describe(preds)}, and the target is {_describe_range(target)}. For labels that do not count, type "
+                "ignore_index=… in the metric; for other outputs, type predict=…"
+            ) from error
 
     def totals(self) -> dict[str, float]:
         values = self.collection.compute()
         for name in map(str, self.collection):
-            value = values.get(name)
+            if name not in values:
+                raise ValueError(f"a metric must be one number to be logged, but {name!r} has the values {list(values)}")
+            value = values[name]
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise ValueError(
                     f"a metric must be one number to be logged, but {name!r} is {value!r}; choose an average for it"

@@ -13,9 +13,9 @@ from helpers import N_CLASSES, Classifier, Rows, Stochastic, fit, keys_of, loade
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import ConcatDataset, IterableDataset, Sampler, TensorDataset
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, noise, tasks
+from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, metrics, noise, tasks
 from lightning_noise.testing import global_streams
 
 MONITORS: dict[str, Callable[..., pl.Callback]] = {
@@ -74,6 +74,24 @@ def test_what_the_module_or_the_batch_refute_is_said_before_the_first_step(make,
     data = loader(Rows(16))
     with pytest.raises((TypeError, ValueError), match=message):
         fit([make(**arguments), Never()], module=module, train=data, validation=data, num_sanity_val_steps=sanity)
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (
+            MulticlassAccuracy(N_CLASSES + 1),
+            r"MulticlassAccuracy raised .* returned float32 \(8, 3\), and the target is int64 ",
+        ),
+        (MulticlassConfusionMatrix(N_CLASSES), "'MulticlassConfusionMatrix' is tensor"),
+        (metrics.Perplexity(), r"'Perplexity' has the values \['loss', 'perplexity'\]"),
+    ],
+    ids=["classes", "matrix", "several values"],
+)
+def test_metrics_of_ones_own_are_tried_before_the_first_step(sanity, metric, message):
+    with pytest.raises(ValueError, match=message):
+        fit([MONITORS["monitor"](task=tasks.Custom(metric)), Never()], num_sanity_val_steps=sanity)
 
 
 def test_without_a_sanity_check_a_validation_that_comes_late_is_tried_too():

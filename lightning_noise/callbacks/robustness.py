@@ -191,7 +191,7 @@ class RobustnessMonitor(Monitor, Returning):
                 self._check_loader(trainer)
                 for batch in batches:
                     self.on_validation_batch_start(trainer, pl_module, batch, 0, self.dataloader_idx)
-            self._begin()
+                self._try_metrics(trainer)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
@@ -204,13 +204,14 @@ class RobustnessMonitor(Monitor, Returning):
         context = Context(trainer, pl_module, is_probe=True)
         if trainer.sanity_checking:
             self._is_tried = True
-            list(self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.trials().perturb))
+            self._results.update(self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.trials().perturb))
         elif self._is_due(trainer):
             self._evaluate(context, batch, batch_idx, dataloader_idx)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_sanity_check_end(trainer, pl_module)
         self._check_loader(trainer)
+        self._try_metrics(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
@@ -282,6 +283,12 @@ class RobustnessMonitor(Monitor, Returning):
         if batch_idx == 0 and loggers.takes_figures(context.trainer):
             readings = self._keep_pictures(context.trainer, readings)
         self._results.update(readings)
+
+    def _try_metrics(self, trainer: Trainer) -> None:
+        """Computes the metrics of a trial, because those of the user may refuse the outputs or not be one number."""
+        if trainer.strategy.reduce_boolean_decision(not self._results.is_empty):
+            self._results.values()
+        self._begin()
 
     def _keep_pictures(self, trainer: Trainer, readings: Iterable[Reading]) -> Iterator[Reading]:
         is_known = self.predict is None or self.inputs is not None  # which leaf the module reads
