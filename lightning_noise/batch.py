@@ -158,8 +158,9 @@ def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = Fa
     An input is a tensor with a row for each sample, or a list with a tensor for each sample; see :func:`holds_samples`. The
     path of such a list ends in ``*``, or has the path within each sample after it. A selector may name the list itself, too.
 
-    Default: a bare tensor, the first element of a sequence, or else the only floating-point leaf or list of such leaves. If
-    there are several, the default is a ValueError, whose message lists all leaves.
+    Default: a bare tensor, the first element of a sequence, or else the only floating-point leaf or list of such leaves. A leaf
+    whose name ends in ``mask`` or ``masks`` does not count. If there are several, the default is a ValueError, whose message
+    lists all leaves.
 
     Raises:
         TypeError: If an input is part of a packed sequence.

@@ -31,7 +31,6 @@ class LabelNoise(ABC):
 
     A label that changes at some level therefore changes at every higher level, too, and to the same class. A subclass is a
     frozen dataclass.
-
     """
 
     n_classes: Any  # int | None
@@ -70,7 +69,7 @@ class LabelNoise(ABC):
         return torch.where(changes, other.to(target.dtype), target)
 
     def check(self, target: Tensor, *, ignore_index: int = -100) -> None:
-        """Raises an error if a label is not one of the classes. The check synchronizes with the device."""
+        """Raises an error if labels are not classes, or are one-hot rows. The check synchronizes with the device."""
         if self._k > 2 and _is_one_hot(target, self._k):
             raise TypeError(
                 f"labels must be class indices, got one-hot rows, {describe(target)}; type labels.argmax(1) in the data set"

@@ -52,7 +52,7 @@ class InputNoise(NoiseCallback):
             callback that monitors use needs no level.
         inputs: Which leaves of the batch are inputs: an index, a key, a dotted path such as ``"0.image"``, where ``*`` is every
             element, or a list of these. Default: a bare tensor, the first element of a sequence, or else the only
-            floating-point leaf. All inputs share the level and the choice of samples, but each input has its own draw.
+            floating-point leaf that is not named as a mask. All inputs share the level and the choice of samples, but each input has its own draw.
         probability: The probability that a sample gets noise. In held-out data, every sample gets noise.
         per_sample: Whether to draw a level for each sample, uniformly from [0, level].
         relative: ``"std"`` gives the level in units of the standard deviation of each sample. The noise must be additive.
@@ -60,8 +60,8 @@ class InputNoise(NoiseCallback):
             (dimension 1), or ``None``.
         mask: Which positions of the input are valid: a leaf of the batch, or a function of the batch, with values above 0 at
             valid positions. It has the shape of the input, of its first axes, as (B, T) of (B, T, C), or of the first axis and
-            the last ones, as (B, T) of (B, C, T). Padding stays as it is and counts neither for the noise nor for ``relative``.
-            NaN is never valid.
+            the last ones, as (B, T) of (B, C, T). A list of samples has a list of masks. Padding stays as it is and counts
+            neither for the noise nor for ``relative``. NaN is never valid.
         documents: The documents of packed rows of shape (B, T, *): a leaf of the batch, or a function of the batch, with the
             length of each document of each row, or the position ids. Noises along an axis then take each document as a series
             of its own.
@@ -78,7 +78,8 @@ class InputNoise(NoiseCallback):
             message then lists the leaves of the batch.
 
     Before the first step, a warning says if the input contradicts the arguments: the noise is more than 45 decibels below the
-    data, the axis of the noise looks like the channels, or the input is the same everywhere.
+    data, the axis of the noise looks like the channels, or the input is the same everywhere. So does a mask or lengths in the
+    batch that ``mask`` does not name, if the input is constant there, and noise that spreads infinite values.
 
     Example:
         >>> from lightning_noise import noise, schedules

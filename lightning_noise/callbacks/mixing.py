@@ -192,11 +192,11 @@ class _Mixing(TargetCallback):
         return [find_target(batch, target) for target in targets]
 
     def _check_mask(self, batch: Any, path: Path, others: Container[Path]) -> None:
-        """Raises an error if the mask does not fit an input, and warns if no mask is given but the batch has a mask."""
+        """Raises an error if the mask does not fit an input, and warns of an opposite mask or one that is not given."""
         x, mask = get(batch, path), find_mask(batch, self.mask)
         if mask is not None:
             valid = valid_positions(detached(x), align_mask(detached(mask), x))
-            doubt = values_doubt(f"the input {format_path(path)!r}", detached(x)[valid], _MARKS)
+            doubt = values_doubt(f"the input {format_path(path)!r}", detached(x)[valid], _OTHER_MASK)
             if doubt is not None:
                 rank_zero_warn(f"{self.name!r}: {doubt}")
             return
@@ -237,7 +237,7 @@ class _Mixing(TargetCallback):
         return mix.blend(SmoothLabels(self.n_classes).probabilities(target, 0.0))
 
 
-_MARKS = "a mask is above 0 at valid positions, so if mask=… is the opposite, put mask == 0 into the batch"
+_OTHER_MASK = "a mask is above 0 at valid positions, so if mask=… is the opposite, put mask == 0 into the batch"
 
 
 def _selector(path: Path) -> int | str:

@@ -16,7 +16,7 @@ from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import snr_db
 from lightning_noise.perturb.normalization import Normalization
 
-__all__ = ["find_doubts"]
+__all__ = ["find_doubts", "looks_like_mask", "values_doubt"]
 
 _HIGHEST_SNR_DB = 45.0  # an eighth of the last bit of an 8-bit image
 _CHANNELS = (1, 3, 4)
