@@ -31,17 +31,19 @@ from lightning_noise.rules import Governor, SignedGap
 
 
 class Failing(Deterministic):
+    calls = 0  # of the class, because an adaptive level restores what its forward pass changes in the module
+
     def __init__(self, at: int):
         super().__init__(lr=0.0)
-        self.at, self.n = at, 0
+        self.at, Failing.calls = at, 0
 
     def validation_step(self, batch, batch_idx):
         super().validation_step(batch, batch_idx)
         self.count()
 
     def count(self):
-        self.n += 1
-        if self.n == self.at:
+        Failing.calls += 1
+        if Failing.calls == self.at:
             raise RuntimeError("stop")
 
 

@@ -409,7 +409,7 @@ CALLBACKS = [
         relative="std",
         mask=everywhere,
         mean=0.5,
-        std=[2.0],
+        std=2.0,
         every_n_epochs=2,
         max_batches=1,
         dataloader_idx=1,
@@ -450,6 +450,9 @@ FLAGS = """
     --trainer.callbacks.logged=[accuracy, brier]
     --trainer.callbacks.n_draws=2
     --trainer.callbacks.baseline=earlier
+    --trainer.callbacks.mask=test_cli.everywhere
+    --trainer.callbacks.mean=0.5
+    --trainer.callbacks.std=2.0
     --trainer.callbacks.clip=[-2.0, 2.0]
     --trainer.callbacks.relative=std
     --trainer.callbacks.every_n_epochs=2
@@ -488,7 +491,8 @@ def fit(config: Path, *flags: str) -> LightningCLI:
 def test_a_run_repeats_itself_from_the_config_that_it_saves(way, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     estimates = [Estimate(Condition("small", level), "accuracy", 0.5) for level in (0.1, 0.2)]
-    noises, levels = {"small": "Gaussian(), relative='std', clip=(-2.0, 2.0)"}, {"small": (0.1, 0.2)}
+    described = "Gaussian(), relative='std', clip=(-2.0, 2.0), mask=<function everywhere>, mean=0.5, std=2.0"
+    noises, levels = {"small": described}, {"small": (0.1, 0.2)}
     report.write("earlier", report.Report("binary", 0, 1, 0, noises, levels, (), (), tuple(estimates)))
     expected = [comparable(call()) for call in CALLBACKS]
     config = write(tmp_path, CALLBACKS if way == "file" else [], **SETTINGS)

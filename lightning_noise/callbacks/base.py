@@ -280,7 +280,9 @@ class NoiseCallback(Callback, Perturbing, Returning):
     def _end_epoch(self, trainer: Trainer) -> None:
         """Notes the length of the epoch, and warns if it changes the level."""
         is_first = self._clock.length is None
-        before, after = self._clock.end_epoch(trainer, self._batch_idx)
+        dispatcher = TrainingDispatcher.of(trainer)
+        fetched = -1 if dispatcher is None else dispatcher.fetched
+        before, after = self._clock.end_epoch(trainer, max(self._batch_idx, fetched))
         if not (isinstance(self.level, Schedule) and is_first and None is not before.fraction != after.fraction):
             return
         level, true_level = self.level(before), self.level(after)

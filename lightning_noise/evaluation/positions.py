@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +37,8 @@ class SamplePositions:
         self.seen = 0  # the rows of this rank so far
         self._seen: dict[Path, int] = {}  # the same for each input
         self._rows: dict[Path, int] = {}  # of each input of the current batch
-        self._place: Callable[[int, int], range] = range  # from the rows seen and the rows of the batch
+        self._first: int | None = None  # the position of the first row, if the item of a data set is a batch
+        self._rank, self._replicas = 0, 1
 
     def take(self, trainer: Trainer, dataloader_idx: int, batch_idx: int, rows: int) -> tuple[range, int]:
         """Returns the positions of the rows of the next batch, and how many of the first rows count."""
@@ -47,17 +47,16 @@ class SamplePositions:
         loaders = evaluation_loaders(trainer)
         loader = None if loaders is None else loaders[dataloader_idx]
         sampler = _distributed_sampler(loader)
-        rank, replicas = _share(trainer, loader, sampler)
+        self._first, (self._rank, self._replicas) = None, _share(trainer, loader, sampler)
         if isinstance(loader, DataLoader) and loader.batch_sampler is None:  # each item of the data set is a batch
-            position = batch_idx * replicas + rank
+            position = batch_idx * self._replicas + self._rank
             is_repeated = sampler is not None and position >= len(sampler.dataset)  # type: ignore[arg-type]
-            self._place = lambda seen, n: range(position * _BATCH, position * _BATCH + n)
+            self._first = position * _BATCH
             return self._place(0, rows), 0 if is_repeated else rows
-        self._place = lambda seen, n: range(seen * replicas + rank, (seen + n) * replicas + rank, replicas)
         positions = self._place(self.seen, rows)
         counted = rows
         if sampler is not None and rows == _samples_of_batch(loader, sampler, self.seen):  # a row is a sample
-            counted = len(range(positions.start, min(positions.stop, len(sampler.dataset)), replicas))  # type: ignore[arg-type]
+            counted = len(range(positions.start, min(positions.stop, len(sampler.dataset)), self._replicas))  # type: ignore[arg-type]
         self.seen += rows
         return positions, counted
 
@@ -65,6 +64,11 @@ class SamplePositions:
         """Returns the positions of the rows of an input in the batch that was taken last."""
         self._rows[path] = rows
         return self._place(self._seen.get(path, 0), rows)
+
+    def _place(self, seen: int, rows: int) -> range:
+        if self._first is not None:
+            return range(self._first, self._first + rows)
+        return range(seen * self._replicas + self._rank, (seen + rows) * self._replicas + self._rank, self._replicas)
 
 
 def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:

@@ -96,6 +96,7 @@ class TrainingDispatcher:
         self.perturbations = ExitStack()  # these end after the backward pass
         self._entered = ExitStack()
         self._iterator: _NoisyIterator | None = None
+        self.fetched = -1  # the index of the last batch that an iterator gave
         self._covering: list[Perturbing] = []  # the noises that act until the end of this step
         self._in_step = False
         self._updating: list[Optimizer] = []  # nested, outermost first
@@ -219,6 +220,7 @@ class TrainingDispatcher:
         return batch
 
     def _start_and_perturb(self, batch: Any, batch_idx: int) -> Any:
+        self.fetched = batch_idx
         for callback in perturbing(self.trainer):
             if callback not in self._covering:
                 callback.start_batch(self.trainer, batch, batch_idx)
