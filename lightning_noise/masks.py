@@ -85,7 +85,8 @@ def align_mask(mask: Tensor, x: Tensor) -> Tensor:
     mask = mask.to(x.device)  # a function may make its mask on the CPU
     if mask.shape == x.shape:
         return mask > 0
-    if mask.ndim == 1 and mask.dtype != torch.bool:
+    is_column = mask.shape[1:].numel() == 1 and 1 not in x.shape[1:]
+    if mask.dtype != torch.bool and (mask.ndim == 1 or is_column):
         raise ValueError(
             f"a mask must mark each position, got {describe(mask)} for {describe(x)}; if these are lengths, type "
             'mask=lambda batch: torch.arange(T, device=batch["lengths"].device) < batch["lengths"][:, None], where T is the '

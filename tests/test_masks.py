@@ -43,12 +43,17 @@ def test_a_mask_covers_the_first_axes_or_the_first_and_the_last(mask, shape, exp
         (spans(2, 3, of=4), (3, 4), "first axes of the input"),
         (spans(2, 3, of=4)[None], (2, 4), "first axes of the input"),
         (spans(2, 3, of=4)[:, None, None], (2, 4, 3), r"type mask=lambda batch: …, such as of shape \(2, 4\)"),
+        (torch.tensor([[2], [3]]), (2, 4), "if these are lengths"),
         (torch.tensor([2, 3]), (2, 4), r'torch\.arange\(T, device=.*< batch\["lengths"\]\[:, None\]'),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused(mask, shape, message):
     with pytest.raises(ValueError, match=message):
         masks.align_mask(mask, torch.zeros(shape))
+
+
+def test_a_mask_of_a_single_position_is_no_column_of_lengths():
+    assert masks.align_mask(torch.tensor([[1], [0]]), torch.zeros(2, 1, 3)).tolist() == [[[True] * 3], [[False] * 3]]
 
 
 def test_a_mask_is_a_leaf_or_a_function_of_the_batch():

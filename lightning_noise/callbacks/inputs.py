@@ -52,7 +52,8 @@ class InputNoise(NoiseCallback):
             callback that monitors use needs no level.
         inputs: Which leaves of the batch are inputs: an index, a key, a dotted path such as ``"0.image"``, where ``*`` is every
             element, or a list of these. Default: a bare tensor, the first element of a sequence, or else the only
-            floating-point leaf that is not named as a mask. All inputs share the level and the choice of samples, but each input has its own draw.
+            floating-point leaf that is not named as a mask. All inputs share the level and the choice of samples, but each
+            input has its own draw.
         probability: The probability that a sample gets noise. In held-out data, every sample gets noise.
         per_sample: Whether to draw a level for each sample, uniformly from [0, level].
         relative: ``"std"`` gives the level in units of the standard deviation of each sample. The noise must be additive.
