@@ -94,6 +94,15 @@ def test_metrics_of_ones_own_are_tried_before_the_first_step(sanity, metric, mes
         fit([MONITORS["monitor"](task=tasks.Custom(metric)), Never()], num_sanity_val_steps=sanity)
 
 
+@every_monitor
+@pytest.mark.filterwarnings("ignore:Total length of")
+@pytest.mark.parametrize("sanity", [0, 2])
+@pytest.mark.parametrize("validation", [[], loader(Rows(0))], ids=["no loader", "no rows"])
+def test_a_validation_without_batches_is_refused(make, sanity, validation):
+    with pytest.raises(ValueError, match="needs held-out data, but the validation has no batch"):
+        fit([make(), Never()], validation=validation, num_sanity_val_steps=sanity)
+
+
 def test_without_a_sanity_check_a_validation_that_comes_late_is_tried_too():
     with pytest.raises(ValueError, match="no leaf 'y'"):
         fit([MONITORS["monitor"](target="y"), Never()], num_sanity_val_steps=0, check_val_every_n_epoch=2)

@@ -21,7 +21,7 @@ from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, pertur
 from lightning_noise.loop.internals import Callback, ends_batch, recomputes_statistics, should_log
 from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.loop.progress import Clock, check_validation, is_stopped, logging_step, run_seed
+from lightning_noise.loop.progress import Clock, check_held_out_data, check_validation, is_stopped, logging_step, run_seed
 from lightning_noise.loop.returning import Returning
 from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
@@ -160,6 +160,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
         check_followed_keys(trainer)
         if self.adaptive is not None:
             check_validation(trainer, "AdaptiveLevel")
+            check_held_out_data(trainer, "AdaptiveLevel")
             self.adaptive.try_out(trainer, pl_module)
         # a callable may read the state of the run, which is not known in advance
         outline = self._clock.outline(trainer) if isinstance(self.level, Schedule) else ()

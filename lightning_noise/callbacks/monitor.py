@@ -14,7 +14,7 @@ from lightning_noise.evaluation.conditions import Conditions, Levels
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import Callback, class_of_callbacks, launches_copies
 from lightning_noise.loop.monitored import check_followed_keys
-from lightning_noise.loop.progress import check_validation
+from lightning_noise.loop.progress import check_held_out_data, check_validation
 from lightning_noise.masks import Mask
 from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip, validate_clip
@@ -99,6 +99,7 @@ class Monitor(Callback, ABC):
         check_validation(trainer, type(self).__name__, self.every_n_epochs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_held_out_data(trainer, type(self).__name__)
         check_followed_keys(trainer)
         loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
 

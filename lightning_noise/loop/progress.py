@@ -19,7 +19,7 @@ from lightning_noise.schedules import Progress
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["Clock", "check_validation", "is_stopped", "logging_step", "run_seed"]
+__all__ = ["Clock", "check_held_out_data", "check_validation", "is_stopped", "logging_step", "run_seed"]
 
 _KEY = "lightning_noise"  # in a checkpoint
 
@@ -111,6 +111,12 @@ def check_validation(trainer: Trainer, name: str, every_n_epochs: int = 1) -> No
             f"{what} comes in a run of {trainer.max_epochs} epochs with check_val_every_n_epoch="
             f"{trainer.check_val_every_n_epoch}, but {name} needs a validation"
         )
+
+
+def check_held_out_data(trainer: Trainer, name: str) -> None:
+    """Raises a ValueError if the loaders of the validation are empty. A validation that comes late has none yet."""
+    if trainer.num_val_batches and not any(trainer.num_val_batches):
+        raise ValueError(f"{name} needs held-out data, but the validation has no batch; give val_dataloaders with data")
 
 
 def logging_step(trainer: Trainer) -> int:
