@@ -129,10 +129,6 @@ class OutputCallback(NoiseCallback):
         self._remove()
         self._register(pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._remove()
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
         self._remove()
@@ -169,7 +165,8 @@ class OutputCallback(NoiseCallback):
     def describe_no_effect(self, where: str) -> str:
         return (
             f"{where} called no module that {self.name!r} perturbs, so nothing changed. Only a call module(x) in training mode "
-            "counts, not module.forward(x) or a use of its weights; type modules=… to select other modules"
+            "counts, not module.forward(x) or a use of its weights; type modules=… to select other modules, or module.train() "
+            "before the fit if an earlier run has left the module in evaluation mode"
         )
 
 

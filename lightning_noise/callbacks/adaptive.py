@@ -145,7 +145,8 @@ class Adaptation:
         self._best: list[float] | None = None  # the best clean metric, and the same without each group of samples
         self._validations = 0  # including those in which another level moved
         self._due: int | None = None  # the epoch of the validation that follows the last batch
-        self._results: Results | None = None  # of this validation, if the level moves in it
+        self._pass: Any = None  # over the data of this validation, if the level moves in it
+        self._results: Results | None = None
 
     @property
     def level(self) -> float:
@@ -284,6 +285,10 @@ class Adaptation:
         loggers.log_text(trainer, self._key("summary"), self.summary(), step)
         if self.history:
             loggers.log_figure(trainer, self._key("moves"), lambda: plots.adaptation(self.history), step)
+
+    def release(self) -> None:
+        """Lets go of the last validation, with its copies of what the module held."""
+        self._pass = self._results = None
 
     def _key(self, name: str) -> str:
         return f"adaptive/{self.name}/{name}"

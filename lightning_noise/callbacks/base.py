@@ -249,10 +249,13 @@ class NoiseCallback(Callback, Perturbing, Returning):
         return self._generate_state_key(name=self.name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        TrainingDispatcher.detach(trainer)
+        self.teardown(trainer, pl_module, "")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         TrainingDispatcher.detach(trainer)
+        self._perturbations = []  # which cannot be pickled
+        if self.adaptive is not None:
+            self.adaptive.release()
 
     @property
     def _seed(self) -> int:

@@ -84,7 +84,7 @@ class GradientNoise(NoiseCallback):
     ):
         self.noise = as_noise(noise)
         super().__init__(InverseTime(0.1) if level is None else level, noise=self.noise, seed=seed, name=name)
-        self._trainer: Trainer | None = None  # from the start of the training to its end
+        self._trainer: Trainer | None = None  # from the start of the training to the end of the fit
         self._handles: list[RemovableHandle] = []
         self._has_acted = False  # in this fit
         self._perturbed: set[Parameter] = set()  # by the hook of Lightning, and not updated yet
@@ -127,13 +127,12 @@ class GradientNoise(NoiseCallback):
         self._perturb(optimizer, key, _scale(trainer, optimizer))
         self._perturbed.update(parameters_of(optimizer))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        self._remove_hooks()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._remove_hooks()
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        for handle in self._handles:
+            handle.remove()
+        self._trainer, self._handles = None, []
+        self._perturbed, self._updating, self._updates = set(), [], Counter()
 
     def describe_no_effect(self, where: str) -> str:
         return (
@@ -191,11 +190,6 @@ class GradientNoise(NoiseCallback):
             )
         key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx)) / "gradient" / self._updates[optimizer]
         self._perturb(optimizer, key, getattr(optimizer, "grad_scale", None))  # set by a scaler of the module
-
-    def _remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._trainer, self._handles = None, []
 
     @torch.no_grad()
     def _perturb(self, optimizer: Optimizer, key: Key, scale: Tensor | None) -> None:

@@ -240,6 +240,12 @@ class RobustnessMonitor(Monitor, Returning):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._conclude(trainer, f"test/{self.name}", f"test/{self.name}")
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._begin()  # lets go of the copies of what the module held
+
     def results(self) -> report.Report | None:
         return self.report
 
