@@ -52,8 +52,6 @@ def _fetch(trainer: Trainer, dataloader_idx: int) -> list[Any]:
     loaders = evaluation_loaders(trainer) or []
     loader = loaders[dataloader_idx] if dataloader_idx < len(loaders) else None
     try:
-        if isinstance(loader, list | tuple):
-            return [to_device(trainer, batch, dataloader_idx) for batch in loader[:1]]
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             return []
         with _undone(loader):
