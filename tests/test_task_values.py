@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, metrics, noise, plots, suggest_level
 from lightning_noise.evaluation.conditions import CLEAN, Condition
+from lightning_noise.metrics.base import are_distributions
 from lightning_noise.rules import Governor
 from lightning_noise.tasks import Binary, Multiclass, Multilabel, Regression, Task
 
@@ -77,8 +78,8 @@ def test_clamped_probabilities_are_no_logits(clamp):
     many = torch.randn(100, 1000, generator=generator)
     with pytest.raises(ValueError, match=r"returned probabilities.*Multiclass\(probabilities=True\)"):
         values_of(Multiclass(), Model(Multiclass, lambda z: z.softmax(1).clamp(clamp, 1 - clamp)), LABELS[Multiclass])
-    assert metrics.base.are_distributions((9 * many).softmax(1).clamp_min(1e-6))
-    assert not metrics.base.are_distributions(many.relu())
+    assert are_distributions((9 * many).softmax(1).clamp_min(1e-6))
+    assert not are_distributions(many.relu())
 
 
 @pytest.mark.parametrize("change", [torch.sigmoid, lambda z: z.softmax(0)], ids=["sigmoid", "other axis"])

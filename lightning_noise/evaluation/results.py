@@ -73,13 +73,15 @@ class Results:
         self.shared = shared
         self.only_governed = only_governed
         self.metrics: dict[Condition, TaskMetrics] = {}
+        self._idle: dict[Condition, TaskMetrics] = {}  # of earlier readings
         self.chance: float | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all readings. The metrics stay, because a metric of torchmetrics refers to itself and is freed late."""
+        """Forgets all readings. Metrics are used again, because a metric of torchmetrics refers to itself and is freed late."""
         for metrics in self.metrics.values():
             metrics.reset()
+        self._idle, self.metrics = self._idle | self.metrics, {}
         self.is_empty = True
         self._sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
         self._n_targets = 0
@@ -100,11 +102,12 @@ class Results:
 
     def _metrics_of(self, condition: Condition, preds: Any, device: torch.device) -> TaskMetrics:
         if condition not in self.metrics:
-            created = self.task.governed_metrics(N_GROUPS) if self.only_governed else self.task.metrics(preds, N_GROUPS)
-            self.metrics[condition] = created
-        elif not self.is_empty:
-            return self.metrics[condition]
-        return self.metrics[condition].to(device)
+            metrics = self._idle.pop(condition, None) or self._create(preds)
+            self.metrics[condition] = metrics.to(device)
+        return self.metrics[condition]
+
+    def _create(self, preds: Any) -> TaskMetrics:
+        return self.task.governed_metrics(N_GROUPS) if self.only_governed else self.task.metrics(preds, N_GROUPS)
 
     def check_ranks(self, trainer: Trainer, name: str) -> None:
         """Raises a ValueError on all ranks if a rank saw no batch, and warns if no target counts."""
