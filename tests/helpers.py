@@ -91,6 +91,29 @@ class Deterministic(Classifier):
         self.net[3] = nn.Identity()
 
 
+class TwoOptimizers(Deterministic):
+    """Updates its layers with an optimizer each, in manual optimization."""
+
+    second_every = 1  # batches
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss = super().training_step(batch, batch_idx)
+        first, second = self.optimizers()  # type: ignore[misc]
+        self.manual_backward(loss)
+        first.step()
+        if batch_idx % self.second_every == 0:
+            second.step()
+        first.zero_grad()
+        second.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.net[i].parameters(), lr=0.1) for i in (1, 4)]
+
+
 class Stochastic(Classifier):
     """Has running statistics and a metric of its own, and draws from the global streams also in evaluation."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import Classifier, Rows, Stochastic, fit, loader, make_trainer
+from helpers import Classifier, Rows, Stochastic, TwoOptimizers, fit, loader, make_trainer
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LambdaCallback, StochasticWeightAveraging, Timer
 from pytorch_lightning.loggers import CSVLogger
@@ -63,24 +63,6 @@ def test_callbacks_of_a_class_keep_the_order_of_the_trainer():
 @pytest.mark.parametrize("fast_dev_run", [False, True, 3])
 def test_a_fast_dev_run_is_known(fast_dev_run):
     assert internals.is_fast_dev_run(make_trainer(fast_dev_run=fast_dev_run)) is bool(fast_dev_run)
-
-
-class TwoOptimizers(Classifier):
-    """Updates its layers with an optimizer each."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        loss = super().training_step(batch, batch_idx)
-        first, second = self.optimizers()  # type: ignore[misc]
-        self.manual_backward(loss)
-        first.step()
-        second.step()
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(self.net[i].parameters(), lr=0.1) for i in (1, 4)]
 
 
 class Recorder(CSVLogger):

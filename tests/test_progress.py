@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Classifier, Deterministic, Rows, assert_same, fit, loader, resumes, weights
+from helpers import Classifier, Deterministic, Rows, TwoOptimizers, assert_same, fit, loader, resumes, weights
 from pytorch_lightning.callbacks import GradientAccumulationScheduler, ModelCheckpoint, Timer
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -270,25 +270,10 @@ def test_each_form_of_max_time_is_a_clock_that_a_resumed_run_continues(limit, tm
 # --- several optimizers
 
 
-class Adversarial(Deterministic):
-    """Updates its layers with two optimizers: the first in each batch, the second in every other batch."""
+class Adversarial(TwoOptimizers):
+    """Updates with the second optimizer in every other batch."""
 
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        loss = super().training_step(batch, batch_idx)
-        first, second = self.optimizers()  # type: ignore[misc]
-        self.manual_backward(loss)
-        first.step()
-        if batch_idx % 2 == 0:
-            second.step()
-        first.zero_grad()
-        second.zero_grad()
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(self.net[i].parameters(), lr=0.1) for i in (1, 4)]
+    second_every = 2
 
 
 def test_steps_of_several_optimizers_are_batches_and_fractions_follow_the_end_of_the_run():

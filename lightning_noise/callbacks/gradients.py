@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
-from lightning_noise.loop.dispatch import parameters_of
+from lightning_noise.loop.dispatch import parameters_of, wrap_closure
 from lightning_noise.loop.internals import plain_name, takes_scaled_gradients
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
@@ -149,12 +149,10 @@ class GradientNoise(NoiseCallback):
         if len(self._updating) > 1:  # an optimizer within another shares its gradients
             return None
         self._updates[optimizer] += 1
-        if callable(closure := kwargs.get("closure")):
-            return args, kwargs | {"closure": partial(self._evaluate, closure, optimizer)}
-        if len(args) > 1 and callable(args[1]):
-            return (args[0], partial(self._evaluate, args[1], optimizer), *args[2:]), kwargs
-        self._perturb_unless_done(optimizer)
-        return None
+        with_noise = wrap_closure(args, kwargs, lambda closure: partial(self._evaluate, closure, optimizer))
+        if with_noise is None:
+            self._perturb_unless_done(optimizer)
+        return with_noise
 
     def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if optimizer in self._updating:

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn import Parameter
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["EvaluationDispatcher", "Perturbing", "Replaying", "TrainingDispatcher", "parameters_of", "perturbing"]
+__all__ = [
+    "EvaluationDispatcher",
+    "Perturbing",
+    "Replaying",
+    "TrainingDispatcher",
+    "parameters_of",
+    "perturbing",
+    "wrap_closure",
+]
 
 
 class Perturbing(ABC):
@@ -182,11 +191,7 @@ class TrainingDispatcher:
             del self._updating[self._updating.index(optimizer) :]
         self._updating.append(optimizer)
         self.pause(optimizer)
-        if callable(closure := kwargs.get("closure")):
-            return args, kwargs | {"closure": self._with_noise(closure, optimizer)}
-        if len(args) > 1 and callable(args[1]):
-            return (args[0], self._with_noise(args[1], optimizer), *args[2:]), kwargs
-        return None
+        return wrap_closure(args, kwargs, partial(self._with_noise, optimizer=optimizer))
 
     def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._updates_module(optimizer):
@@ -308,6 +313,15 @@ class _Last(Callback):
         self.function()
 
     on_test_batch_start = on_validation_batch_start
+
+
+def wrap_closure(args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Any], Any]) -> Any:
+    """Returns the arguments of an update with a wrapped closure, or ``None`` if the update has no closure."""
+    if callable(closure := kwargs.get("closure")):
+        return args, kwargs | {"closure": wrap(closure)}
+    if len(args) > 1 and callable(args[1]):
+        return (args[0], wrap(args[1]), *args[2:]), kwargs
+    return None
 
 
 def parameters_of(*optimizers: Optimizer) -> list[Parameter]:
