@@ -331,4 +331,4 @@ def _is_metric(module: nn.Module) -> bool:
 
 def _is_loss(module: nn.Module) -> bool:
     loss = original_module(module)
-    return is_loss(loss) or type(loss).__name__.endswith("Loss")  # as a loss of one's own is named
+    return is_loss(loss) or type(loss).__name__.endswith("Loss")  # the usual name of a loss that users write

@@ -144,7 +144,7 @@ class Adaptation:
         self._last: Observation | None = None
         self._best: list[float] | None = None  # the best clean metric, and the same without each group of samples
         self._validations = 0  # including those in which another level moved
-        self._due: int | None = None  # the epoch of the validation that follows the last batch
+        self._due: int | None = None  # the epoch of the validation that is due after the last batch
         self._pass: Any = None  # over the data of this validation, if the level moves in it
         self._results: Results | None = None
 
@@ -192,7 +192,7 @@ class Adaptation:
                 f"{self._kind}: the level continues, with a new state"
             )
             self._state = self._rule.init(state_dict["state"]["level"])
-            self._last = self._best = None  # a reused callback has them from another rule
+            self._last = self._best = None  # a callback that is used again may hold those of another rule
             return
         self._state = dict(state_dict["state"])
         self._last = state_dict["last"] and Observation(*state_dict["last"])
@@ -233,7 +233,7 @@ class Adaptation:
                     self.observe(trainer, pl_module, batch, 0, 0)
 
     def resume(self, trainer: Trainer) -> None:
-        """Runs the validation that a checkpoint was saved before, which Lightning leaves out."""
+        """Runs the validation that was due when the checkpoint was saved. Lightning skips it."""
         if self._due is not None:
             rank_zero_info(
                 f"the checkpoint was saved before a validation, which the level of {self.name!r} needs and which runs now"
@@ -241,7 +241,7 @@ class Adaptation:
             validate_within_fit(trainer, self._due)
 
     def end_batch(self, trainer: Trainer) -> None:
-        """Notes whether a validation follows the training batch, for a checkpoint that is saved before."""
+        """Notes whether a validation is due after this batch, for a checkpoint that is saved before the validation."""
         self._due = trainer.current_epoch if validates_after(trainer) else None
 
     def begin(self, trainer: Trainer) -> None:

@@ -63,7 +63,7 @@ class _Mix:
         if self.box is not None:
             return self.paste(x)
         mixed = self.blend(x if mask is None else torch.where(mask, x, 0))
-        if mixed.device.type != "cpu" or mixed.sum().isnan():  # elsewhere the question would synchronize
+        if mixed.device.type != "cpu" or mixed.sum().isnan():  # on other devices the question would synchronize
             known = x if mask is None else x.masked_fill(~mask, torch.nan)
             mixed = torch.where(mixed.isnan(), torch.fmax(known, known[self.partners]), mixed)
         return mixed if mask is None else torch.where(mask | mask[self.partners], mixed, x)

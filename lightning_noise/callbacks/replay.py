@@ -239,7 +239,7 @@ class ReplayMonitor(Monitor, Replaying):
                     replay.run_step(step, own, indices, batch_idx=self._batch_idx, dataloader_idx=dataloader_idx, rng=self._rng)
 
     def _end_loaders(self, trainer: Trainer, until: int) -> None:
-        """Computes the metrics of the loaders before one, on all ranks, also on ranks without a batch of a loader."""
+        """Computes the metrics of all earlier loaders on all ranks, also on ranks without a batch."""
         for index in range(self._n_ended, until):
             saw_batch = index in self._positions
             if trainer.strategy.reduce_boolean_decision(saw_batch, all=False):
