@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-
-from lightning_noise import plots, report
-from lightning_noise.batch import Selector, find_inputs, get
+from lightning_noise import report
+from lightning_noise.batch import Selector
+from lightning_noise.callbacks.figures import Figures
 from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition, Levels
-from lightning_noise.evaluation.engine import Pass, Reading
+from lightning_noise.evaluation.engine import Pass
 from lightning_noise.evaluation.predictor import Predictor
-from lightning_noise.evaluation.results import Results, Values, summarize
+from lightning_noise.evaluation.results import Results, summarize
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context
-from lightning_noise.loop.progress import logging_step
 from lightning_noise.loop.returning import Returning
 from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.masks import Mask
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["RobustnessMonitor", "log_key"]
-
-_SMALLEST_PICTURE = 32  # numbers
 
 
 class RobustnessMonitor(Monitor, Returning):
@@ -172,6 +167,8 @@ class RobustnessMonitor(Monitor, Returning):
         self._predictor = Predictor(task, inputs, target, predict)
         self._shared = tuple(name for name, probe in self._probes.items() if probe.one_draw_per_batch)
         self._results = Results(task, self._shared)
+        is_known = predict is None or inputs is not None  # which leaf the module reads
+        self._figures = Figures(task, self.levels, inputs=self.inputs, shows_samples=is_known)
         self._begin()
         Returning.enable()
 
@@ -181,7 +178,7 @@ class RobustnessMonitor(Monitor, Returning):
         super().setup(trainer, pl_module, stage)
         Returning.enable()
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
-        self._pictured = self._is_tried = False
+        self._is_tried = self._figures.has_logged_samples = False
         self._begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,12 +279,12 @@ class RobustnessMonitor(Monitor, Returning):
     def _begin(self) -> None:
         self._results.reset()
         self._pass = Pass(self._predictor, max_batches=self.max_batches, dataloader_idx=self.dataloader_idx)
-        self._pictures: dict[Condition, tuple[Tensor, list[str]]] = {}  # the first samples, and their classes
+        self._figures.reset()
 
     def _evaluate(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         readings = self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)
         if batch_idx == 0 and loggers.takes_figures(context.trainer):
-            readings = self._keep_pictures(context.trainer, readings)
+            readings = self._figures.keep_samples(context.trainer, readings)
         self._results.update(readings)
 
     def _try_metrics(self, trainer: Trainer) -> None:
@@ -295,24 +292,6 @@ class RobustnessMonitor(Monitor, Returning):
         if trainer.strategy.reduce_boolean_decision(not self._results.is_empty):
             self._results.values()
         self._begin()
-
-    def _keep_pictures(self, trainer: Trainer, readings: Iterable[Reading]) -> Iterator[Reading]:
-        is_known = self.predict is None or self.inputs is not None  # which leaf the module reads
-        for reading in readings:
-            if is_known and not reading.condition.draw:
-                with loggers.warn_on_failure(trainer, "the samples"):
-                    self._keep_picture(reading)
-            yield reading
-
-    def _keep_picture(self, reading: Reading) -> None:
-        leaf = get(reading.batch, find_inputs(reading.batch, self.inputs)[0])
-        # a list of samples of different sizes, or a table
-        if not isinstance(leaf, Tensor) or leaf[:1].numel() < _SMALLEST_PICTURE:
-            return
-        samples = leaf[:4].detach().to("cpu", copy=True)  # the step may write to the batch
-        has_classes = self.task.has_classes and reading.outputs.ndim == 2
-        classes = reading.outputs[:4].argmax(1).tolist() if has_classes else []
-        self._pictures[reading.condition._replace(draw=None)] = samples, list(map(str, classes))
 
     def _check_loader(self, trainer: Trainer) -> None:
         if self.dataloader_idx >= n_evaluation_loaders(trainer):
@@ -361,9 +340,9 @@ class RobustnessMonitor(Monitor, Returning):
         found = {log_key(prefix, *cell): values[cell] for cell in cells}
         pl_module.log_dict(found, sync_dist=True, rank_zero_only=True)
         if loggers.takes_figures(trainer):
-            self._log_curve(trainer, prefix, values)
-            if not self._pictured:  # the noise is the same in each epoch
-                self._log_pictures(trainer, prefix)
+            self._figures.log_curve(trainer, prefix, values)
+            if not self._figures.has_logged_samples:  # the noise is the same in each epoch
+                self._figures.log_samples(trainer, prefix)
 
     def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
         """Writes the report and logs the last figures."""
@@ -388,30 +367,8 @@ class RobustnessMonitor(Monitor, Returning):
             return
         with loggers.warn_on_failure(trainer, "the report"):
             report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
-        for noise in self.levels if calibration else ():
-            panels = {_title(place): bins for place, bins in calibration.items() if place.noise in (CLEAN.noise, noise)}
-            draw = partial(plots.reliability_diagram, panels)
-            loggers.log_figure(trainer, f"{prefix}/{noise}/reliability", draw, logging_step(trainer))
-        self._log_pictures(trainer, prefix)
-
-    def _log_curve(self, trainer: Trainer, prefix: str, values: Values) -> None:
-        metric = self.task.logged[0]
-        curves = {
-            noise: {0.0: values[CLEAN, metric]} | {level: values[Condition(noise, level), metric] for level in levels}
-            for noise, levels in self.levels.items()
-        }
-        draw = partial(plots.robustness_curve, curves, ylabel=metric)
-        loggers.log_figure(trainer, f"{prefix}/curve", draw, logging_step(trainer))
-
-    def _log_pictures(self, trainer: Trainer, prefix: str) -> None:
-        for noise in self.levels:
-            shown = {_title(place): shot for place, shot in self._pictures.items() if place.noise in (CLEAN.noise, noise)}
-            inputs = {title: samples for title, (samples, _) in shown.items()}
-            captions = {title: classes for title, (_, classes) in shown.items()}
-            if shown:
-                draw = partial(plots.samples, inputs, captions=captions)
-                loggers.log_figure(trainer, f"{prefix}/{noise}/samples", draw, logging_step(trainer))
-        self._pictured = True
+        self._figures.log_reliability(trainer, prefix, calibration)
+        self._figures.log_samples(trainer, prefix)
 
 
 def log_key(prefix: str, condition: Condition, metric: str) -> str:
@@ -438,7 +395,3 @@ def _summary(task: Task) -> list[tuple[Condition, str]]:
     for metric in others[:2]:
         cells += [(CLEAN, metric), (NOISY, metric), (OVERALL, f"{metric}_drop")]
     return [*cells, (OVERALL, "mce")]
-
-
-def _title(condition: Condition) -> str:
-    return condition.place.replace("/", " ")
