@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_noise.__main__ import main as command
 from lightning_noise.demo.main import main
 from lightning_noise.demo.recipes import RECIPES
 from lightning_noise.demo.table import Comparison
@@ -251,3 +252,11 @@ def test_a_gain_and_a_cost_are_both_said():
         r"raised the accuracy under gaussian .*; it lowered the accuracy on clean images",
         Comparison(RECIPES["input"], scores(0.7), mixed).conclusion(),
     )
+
+
+def test_an_unknown_subcommand_gives_one_line_with_those_that_exist(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(["compair"])
+    assert stopped.value.code == 2
+    error = "lightning_noise: expected compare or evaluate, or an option of the demonstration, got 'compair'\n"
+    assert capsys.readouterr().err == error

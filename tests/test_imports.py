@@ -19,12 +19,12 @@ LAYERS = [
     ("loop",),
     ("evaluation", "report", "plots"),
     ("callbacks",),
-    ("testing", "demo", "__main__", "__init__"),
+    ("testing", "cli", "demo", "__main__", "__init__"),
 ]
 # an edge that goes upward, with the reason
 UPWARD: dict[tuple[str, str], str] = {}
 # whose run may need Lightning
-LIGHTNING = ("loop", "evaluation.engine", "callbacks", "demo")
+LIGHTNING = ("loop", "evaluation.engine", "callbacks", "cli", "demo")
 # module and attribute, with the reason
 PRIVATE: dict[tuple[str, str], str] = {
     ("_tensor", "_C"): "torch documents DisableTorchFunctionSubclass, and no other name keeps a subclass out of a call",

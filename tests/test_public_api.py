@@ -12,7 +12,7 @@ import pytest
 import lightning_noise
 
 MODULES = ["lightning_noise", *(module.name for module in pkgutil.walk_packages(lightning_noise.__path__, "lightning_noise."))]
-PACKAGES = ("demo", "evaluation", "loop", "perturb")  # whose modules are imported one by one
+PACKAGES = ("cli", "demo", "evaluation", "loop", "perturb")  # whose modules are imported one by one
 MODULES = [name for name in MODULES if not name.endswith(("__main__", "_version", *PACKAGES))]
 
 

@@ -100,6 +100,7 @@ def _make_parser() -> ArgumentParser:
     parser = _Parser(
         prog="python -m lightning_noise",
         description="Trains a classifier of real images without and with noise, and compares the two under noise.",
+        epilog="Further commands: python -m lightning_noise compare --help; python -m lightning_noise evaluate --help",
         allow_abbrev=False,
     )
     parts = "noise in its inputs, label smoothing, mixup, noise in its weights, or all but mixup"
