@@ -73,6 +73,7 @@ class Noise(ABC):
 
     Attributes:
         severities: Five levels at which the literature tests, for data in [0, 1].
+        unit: What the level is, as the label of an axis.
         additive: Whether the level is in the units of the data, and so can be relative to their standard deviation.
         max_level: The largest level that has a meaning.
         requires_float: Whether the noise needs floating-point values. If not, it also takes integers, such as category codes.
@@ -91,6 +92,7 @@ class Noise(ABC):
     """
 
     severities: ClassVar[tuple[float, ...]] = ()
+    unit: ClassVar[str] = "level"
     additive: ClassVar[bool] = False
     max_level: ClassVar[float] = math.inf
     requires_float: ClassVar[bool] = True
@@ -218,6 +220,7 @@ class Gaussian(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.08, 0.12, 0.18, 0.26, 0.38)
+    unit: ClassVar[str] = "standard deviation"
     elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
@@ -245,6 +248,7 @@ class Uniform(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.14, 0.21, 0.31, 0.45, 0.66)
+    unit: ClassVar[str] = "half-width"
     elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
@@ -272,6 +276,7 @@ class Speckle(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.15, 0.2, 0.35, 0.45, 0.6)
+    unit: ClassVar[str] = "relative standard deviation"
     elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
@@ -308,6 +313,7 @@ class Impulse(Noise):
     high: float | None = None
 
     severities: ClassVar[tuple[float, ...]] = (0.03, 0.06, 0.09, 0.17, 0.27)
+    unit: ClassVar[str] = "share of elements"
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
 
@@ -356,6 +362,7 @@ class Shot(Noise):
     scale: float = 1.0
 
     severities: ClassVar[tuple[float, ...]] = (1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3)
+    unit: ClassVar[str] = "1 / events at value 1"
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -407,6 +414,7 @@ class SNR(Noise):
     center: bool = False
 
     severities: ClassVar[tuple[float, ...]] = tuple(10 ** (-snr_db / 20) for snr_db in (20, 15, 10, 5, 0))
+    unit: ClassVar[str] = "noise-to-signal amplitude"
     independent_rows: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
@@ -461,6 +469,7 @@ class ColoredNoise(Noise):
     dim: int = -1
 
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
+    unit: ClassVar[str] = "root mean square"
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
@@ -533,6 +542,7 @@ class Drift(Noise):
     dim: int = -1
 
     severities: ClassVar[tuple[float, ...]] = (0.11, 0.17, 0.25, 0.37, 0.54)
+    unit: ClassVar[str] = "standard deviation at the end"
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
@@ -573,6 +583,7 @@ class Scaling(Noise):
     dim: int = -1
 
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    unit: ClassVar[str] = "standard deviation of the factor"
     independent_rows: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
@@ -618,6 +629,7 @@ class PatchGaussian(Noise):
     size: int
 
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
+    unit: ClassVar[str] = "standard deviation in the patch"
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
@@ -678,6 +690,7 @@ class Masking(Noise):
     value: float = 0.0
 
     severities: ClassVar[tuple[float, ...]] = (0.02, 0.05, 0.1, 0.2, 0.33)
+    unit: ClassVar[str] = "share masked"
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
     takes_complex: ClassVar[bool] = True
@@ -727,6 +740,7 @@ class FeatureDropout(Noise):
     rescale: bool = True
 
     severities: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    unit: ClassVar[str] = "share of elements"
     elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
@@ -755,6 +769,7 @@ class DropConnect(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = FeatureDropout.severities
+    unit: ClassVar[str] = "share of weights"
     elementwise: ClassVar[bool] = True
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
@@ -794,6 +809,7 @@ class SwapNoise(Noise):
     """
 
     severities: ClassVar[tuple[float, ...]] = (0.05, 0.1, 0.15, 0.3, 0.6)
+    unit: ClassVar[str] = "share of cells"
     max_level: ClassVar[float] = 1.0
     requires_float: ClassVar[bool] = False
     mixes_samples: ClassVar[bool] = True

@@ -240,7 +240,7 @@ class ActivationNoise(OutputCallback):
         check_relative(self.noise, relative)
         if isinstance(noise, Shot):
             raise ValueError("the counts of Shot have no gradient, so earlier layers would not learn; type noise.Speckle()")
-        super().__init__(level, noise=self.noise, seed=seed, name=name)
+        super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
         self.modules = plain(modules)
         self.relative: Literal["std"] | None = relative
 

@@ -36,6 +36,12 @@ __all__ = ["Callback", "NoiseCallback", "TargetCallback", "Via", "check_paramete
 
 Via = Literal["loss", "batch", "sample"]
 
+_UNITS: dict[str | None, str] = {  # of levels that are relative to the data
+    "std": "in standard deviations",
+    "max": "relative to the maximum",
+    "filter": "relative to the norm of the filter",
+}
+
 
 class NoiseCallback(Callback, Perturbing, Returning):
     """Base of the callbacks that add noise in training.
@@ -49,6 +55,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
             number, or an :class:`~lightning_noise.AdaptiveLevel`. A rule becomes an adaptive level. A callback that only
             monitors use needs no level: ``None``.
         noise: The noise, if the callback takes a noise.
+        relative: What the level is relative to, if not to the data themselves.
         seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
         name: The name in log keys and messages, unique in the trainer. The draws depend on the name, so two callbacks with the
             same seed draw independently.
@@ -61,7 +68,15 @@ class NoiseCallback(Callback, Perturbing, Returning):
 
     judged_by_epoch: ClassVar[bool] = False
 
-    def __init__(self, level: AnyLevel | None, *, noise: Noise | LabelNoise | None = None, seed: int | None, name: str):
+    def __init__(
+        self,
+        level: AnyLevel | None,
+        *,
+        noise: Noise | LabelNoise | None = None,
+        relative: str | None = None,
+        seed: int | None,
+        name: str,
+    ):
         if isinstance(level, Rule):
             level = AdaptiveLevel(level)
         if isinstance(level, Noise):
@@ -72,6 +87,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
             self.max_level = noise.max_level
         if isinstance(noise, Noise):
             self.severities, self.mixes_samples = noise.severities, noise.mixes_samples
+            self.unit = _UNITS.get(relative, noise.unit)
         self.level: Any = level
         self.adaptive: Adaptation | None = None
         if isinstance(level, AdaptiveLevel):

@@ -107,7 +107,7 @@ class InputNoise(NoiseCallback):
         name: str = "input",
     ):
         self.noise = as_noise(noise)
-        super().__init__(level, noise=self.noise, seed=seed, name=name)
+        super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be in [0, 1], got {probability}")
         check_relative(self.noise, relative)

@@ -359,6 +359,8 @@ class RobustnessMonitor(Monitor, Returning):
             seed=self.seed,
             noises=self._descriptions,
             levels=dict(self.levels),
+            units={name: probe.unit for name, probe in self._probes.items()},
+            chance=self._results.chance,
             shared=self._shared,
             sizes=tuple(sizes) if estimates[0].without else (),
             estimates=tuple(estimates),

@@ -128,7 +128,7 @@ class WeightNoise(NoiseCallback):
         name: str = "weight",
     ):
         self.noise = as_noise(noise)
-        super().__init__(level, noise=self.noise, seed=seed, name=name)
+        super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
         if relative not in (None, "std", "max", "filter"):
             raise ValueError(f"relative must be 'std', 'max', 'filter' or None, got {relative!r}")
         if gradient not in ("straight_through", "reparametrized"):

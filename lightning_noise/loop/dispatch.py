@@ -48,6 +48,7 @@ class Perturbing(ABC):
         current_level: The level of this batch. At level 0 the callback is skipped.
         severities: The levels at which a monitor evaluates the noise by default.
         max_level: The largest meaningful level.
+        unit: What the level is, as the label of an axis.
         mixes_samples: Whether the noise of a sample depends on the other samples of its batch.
         can_probe: Whether held-out data can be evaluated under the noise.
         one_draw_per_batch: Whether all samples of a batch share one draw, as in weights.
@@ -57,6 +58,7 @@ class Perturbing(ABC):
     current_level: float
     severities: tuple[float, ...] = ()
     max_level: float = math.inf
+    unit: str = "level"
     mixes_samples: bool = False
     can_probe: ClassVar[bool] = True
     one_draw_per_batch: ClassVar[bool] = False

@@ -11,12 +11,14 @@ from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.compare import corruption, differences
 from lightning_noise.report.model import FILE, Report
 
-__all__ = ["markdown"]
+__all__ = ["Column", "column_of", "markdown"]
 
 Rows = Mapping[tuple[Condition, str], Estimate]
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
+    """How a metric is shown: its name, its unit, the factor from the value to the unit, and a note for the reader."""
+
     name: str
     unit: str = ""
     factor: float = 1.0
@@ -28,37 +30,37 @@ class _Column(NamedTuple):
 
 
 _COLUMNS = {
-    "accuracy": _Column("accuracy", "%", 100),
-    "loss": _Column("loss"),
-    "perplexity": _Column("perplexity", note="the exponential of the loss"),
-    "mse": _Column("MSE"),
-    "mae": _Column("MAE"),
-    "r2": _Column("R²", note="1 is perfect, 0 is the mean of the targets"),
-    "brier": _Column("Brier score"),
-    "ece": _Column(
+    "accuracy": Column("accuracy", "%", 100),
+    "loss": Column("loss"),
+    "perplexity": Column("perplexity", note="the exponential of the loss"),
+    "mse": Column("MSE"),
+    "mae": Column("MAE"),
+    "r2": Column("R²", note="1 is perfect, 0 is the mean of the targets"),
+    "brier": Column("Brier score"),
+    "ece": Column(
         "ECE", "%", 100, "calibration error / that of a calibrated model with these confidences; bold if they differ (p < 0.01)"
     ),
-    "signed_gap": _Column("over-confidence", "%", 100, "mean confidence minus accuracy; a negative value is under-confidence"),
-    "flip_rate": _Column("flipped", "%", 100, "predictions that differ from those without noise"),
-    "entropy": _Column("entropy", "nats", 1, "mean entropy of the predicted probabilities"),
-    "failure_auroc": _Column(
+    "signed_gap": Column("over-confidence", "%", 100, "mean confidence minus accuracy; a negative value is under-confidence"),
+    "flip_rate": Column("flipped", "%", 100, "predictions that differ from those without noise"),
+    "entropy": Column("entropy", "nats", 1, "mean entropy of the predicted probabilities"),
+    "failure_auroc": Column(
         "failure AUROC", note="the probability that a wrong prediction is less confident than a right one; 0.5 is chance"
     ),
-    "noise_detected": _Column("seen as noisy", "%", 100, "less confident than 95 % of the clean samples; not a goal in itself"),
+    "noise_detected": Column("seen as noisy", "%", 100, "less confident than 95 % of the clean samples; not a goal in itself"),
 }
 # only in the JSON file, or shown beside another metric
 _HIDDEN = ("ece_floor", "ece_z", "ece_p", "debiased_squared_error", "aurc", "noise_auroc")
 _WITH_INTERVAL = ("accuracy", "loss", "mse")
 _COSTS = {
-    "accuracy_drop": _Column("accuracy lost", "points", 100),
-    "accuracy_retention": _Column("skill retained", "%", 100, "the share of the accuracy above chance that is left"),
-    "r2_retention": _Column("skill retained", "%", 100, "the share of the R2 that is left"),
-    "accuracy_area": _Column("area under accuracy", "%", 100, "over the level, from clean to the largest"),
-    "loss_drop": _Column("loss gained", "", -1),
-    "mse_drop": _Column("MSE gained", "", -1),
-    "sensitivity": _Column("sensitivity", "", 1, "the loss gained by noise in the weights"),
+    "accuracy_drop": Column("accuracy lost", "points", 100),
+    "accuracy_retention": Column("skill retained", "%", 100, "the share of the accuracy above chance that is left"),
+    "r2_retention": Column("skill retained", "%", 100, "the share of the R2 that is left"),
+    "accuracy_area": Column("area under accuracy", "%", 100, "over the level, from clean to the largest"),
+    "loss_drop": Column("loss gained", "", -1),
+    "mse_drop": Column("MSE gained", "", -1),
+    "sensitivity": Column("sensitivity", "", 1, "the loss gained by noise in the weights"),
 }
-_MCE = _Column("mCE")
+_MCE = Column("mCE")
 _NOTHING = "-"
 # forms of an estimate
 _VALUE, _INTERVAL, _CHANGE = "{value}", "{value} ({low} to {high})", "{signed} ± {half}"
@@ -67,7 +69,7 @@ _OUTCOME = "**{value}{unit}** ({low} to {high})"
 
 def markdown(report: Report, baseline: Report | None = None) -> str:
     """Returns the report as Markdown: the outcome, the differences to a baseline, all estimates, and how to read them."""
-    columns = {metric: _column(metric) for metric in _metrics(report)}
+    columns = {metric: column_of(metric) for metric in _metrics(report)}
     sections = ["# Robustness report", _outcome(report, next(iter(columns)))]
     if baseline is not None:
         sections += ["## Against the baseline", *_comparison(report, baseline, columns)]
@@ -86,7 +88,7 @@ def _outcome(report: Report, metric: str) -> str:
     """Returns a sentence on the main metric without noise, under noise and at its worst."""
 
     def said(condition: Condition) -> str:
-        return _text(report.rows.get((condition, metric)), _column(metric), _OUTCOME)
+        return _text(report.rows.get((condition, metric)), column_of(metric), _OUTCOME)
 
     parts = [f"{said(CLEAN)} without noise", f"{said(NOISY)} on average under noise"]
     worst = report.rows.get((WORST, metric))
@@ -95,10 +97,10 @@ def _outcome(report: Report, metric: str) -> str:
         if worst is not None and condition.level is not None and found is not None and found.value == worst.value:
             parts.append(f"{said(condition)} at worst, under {' at '.join(place)}")
             break
-    return f"{_capitalize(_column(metric).name)} is {'; '.join(parts)}."
+    return f"{_capitalize(column_of(metric).name)} is {'; '.join(parts)}."
 
 
-def _comparison(report: Report, baseline: Report, columns: Mapping[str, _Column]) -> list[str]:
+def _comparison(report: Report, baseline: Report, columns: Mapping[str, Column]) -> list[str]:
     columns = {
         metric: column._replace(unit="points" if column.unit == "%" else column.unit) for metric, column in columns.items()
     }
@@ -117,7 +119,7 @@ def _comparison(report: Report, baseline: Report, columns: Mapping[str, _Column]
     return [outcome, _table(report, columns, changes, _show_change), legend]
 
 
-def _cost_table(report: Report, columns: Mapping[str, _Column]) -> str:
+def _cost_table(report: Report, columns: Mapping[str, Column]) -> str:
     rows = [
         [noise, *(_text(report.rows.get((Condition(noise), metric)), column, _INTERVAL) for metric, column in columns.items())]
         for noise in report.noises
@@ -125,7 +127,7 @@ def _cost_table(report: Report, columns: Mapping[str, _Column]) -> str:
     return _grid(["noise", *(column.heading for column in columns.values())], rows)
 
 
-def _notes(report: Report, columns: Iterable[_Column]) -> str:
+def _notes(report: Report, columns: Iterable[Column]) -> str:
     lines = [f"**{column.name}**: {column.note}." for column in columns if column.note]
     noises = "; ".join(f"{name} is `{noise}`" for name, noise in report.noises.items())
     draws = "one draw" if report.n_draws == 1 else f"{report.n_draws} draws"
@@ -148,8 +150,9 @@ def _metrics(report: Report) -> list[str]:
     return [metric for metric in dict.fromkeys([*_COLUMNS, *found]) if metric in found and metric not in hidden]
 
 
-def _column(metric: str) -> _Column:
-    return _COLUMNS.get(metric, _Column(metric))
+def column_of(metric: str) -> Column:
+    """Returns how a metric is shown."""
+    return _COLUMNS.get(metric, Column(metric))
 
 
 def _places(report: Report) -> dict[tuple[str, ...], Condition]:
@@ -158,7 +161,7 @@ def _places(report: Report) -> dict[tuple[str, ...], Condition]:
     return {("clean", ""): CLEAN, **noisy, ("mean", ""): NOISY}
 
 
-def _table(report: Report, columns: Mapping[str, _Column], rows: Rows, show: Callable[[Rows, Condition, str], str]) -> str:
+def _table(report: Report, columns: Mapping[str, Column], rows: Rows, show: Callable[[Rows, Condition, str], str]) -> str:
     places = _places(report)
     cells = {metric: [show(rows, condition, metric) for condition in places.values()] for metric in columns}
     shown = [metric for metric in columns if any(text != _NOTHING for text in cells[metric])]
@@ -167,21 +170,21 @@ def _table(report: Report, columns: Mapping[str, _Column], rows: Rows, show: Cal
 
 
 def _show_value(rows: Rows, condition: Condition, metric: str) -> str:
-    text = _text(rows.get((condition, metric)), _column(metric), _INTERVAL if metric in _WITH_INTERVAL else _VALUE)
+    text = _text(rows.get((condition, metric)), column_of(metric), _INTERVAL if metric in _WITH_INTERVAL else _VALUE)
     floor = rows.get((condition, "ece_floor"))
     if metric != "ece" or floor is None:
         return text
     p = rows.get((condition, "ece_p"))
-    return f"{f'**{text}**' if p is not None and p.value < 0.01 else text} / {_text(floor, _column(metric), _VALUE)}"
+    return f"{f'**{text}**' if p is not None and p.value < 0.01 else text} / {_text(floor, column_of(metric), _VALUE)}"
 
 
 def _show_change(rows: Rows, condition: Condition, metric: str) -> str:
     change = rows.get((condition, metric))
-    text = _text(change, _column(metric), _CHANGE)
+    text = _text(change, column_of(metric), _CHANGE)
     return f"**{text}**" if change is not None and (change.low > 0 or change.high < 0) else text
 
 
-def _text(estimate: Estimate | None, column: _Column, form: str) -> str:
+def _text(estimate: Estimate | None, column: Column, form: str) -> str:
     """Returns the estimate in the units of the column, to the second digit of its half-width."""
     if estimate is None or math.isnan(estimate.value):
         return _NOTHING

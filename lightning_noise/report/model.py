@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,8 @@ class Report:
         shared: The names of noises of which all samples share a draw.
         sizes: The number of samples in each group; empty if the metrics know no groups, and then no intervals are known.
         estimates: The estimates.
+        units: What the levels of each name are, such as ``"standard deviation"``.
+        chance: The accuracy, or the :math:`R^2`, of a guess. ``None`` if the task does not know it.
         version: The version of the package that made the report.
 
     Example:
@@ -57,6 +59,8 @@ class Report:
     sizes: tuple[int, ...]
     estimates: tuple[Estimate, ...]
     n_targets: int = 0
+    units: dict[str, str] = field(default_factory=dict)
+    chance: float | None = None
     version: str = __version__
 
     @cached_property
