@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 __all__ = ["Key"]
 
 Coordinate = int | str
-_BLOCK = 4096  # elements: to draw one takes as long
+# of a block at most: more would save little of the cost of calls, and waste more on positions that other ranks have
+_ROWS = 256
+_ELEMENTS = {"cpu": 2**17, "cuda": 2**23}
 
 
 @dataclass(frozen=True)
@@ -89,22 +91,17 @@ class Key:
             )
         if x.numel() == 0:
             return x
-        n = _rows_of_block(x[0].numel()) if getattr(noise, "independent_rows", False) else 1
-        blocks, source, places = _arrange(torch.tensor(self.positions), n)
-        if len(source) > len(x):  # some blocks lack rows
-            source, places = source.to(x.device), places.to(x.device)
-            x = x[source]
-            level = level[source] if isinstance(level, Tensor) else level
-            mask = None if mask is None else mask[source]
-        generator = torch.Generator(x.device)
-        levels = level.split(n) if isinstance(level, Tensor) else [level] * len(blocks)
-        masks = [None] * len(blocks) if mask is None else mask.split(n)
-        seeds = [_seed(*self.coordinates, "block", n, block) for block in blocks]
-        drawn = [
-            _call(noise, rows, amount, valid, generator.manual_seed(seed))
-            for rows, amount, valid, seed in zip(x.split(n), levels, masks, seeds, strict=True)
-        ]
-        return torch.cat(drawn) if len(places) == len(x) else torch.cat(drawn)[places]
+        n = _rows_of_block(x) if getattr(noise, "independent_rows", False) else 1
+        y, generator = None, torch.Generator(x.device)
+        for rows, block, places in _blocks(self.positions, n):
+            fill = None if rows.stop - rows.start == n else (n, places)
+            amount = _block(level[rows], fill) if isinstance(level, Tensor) else level
+            valid = None if mask is None else _block(mask[rows], fill)
+            seed = _seed(*self.coordinates, "block", n, block)
+            drawn = _call(noise, _block(x[rows], fill), amount, valid, generator.manual_seed(seed))
+            y = torch.empty_like(x, dtype=drawn.dtype) if y is None else y
+            y[rows] = drawn if fill is None else drawn[places]
+        return y  # type: ignore[return-value]
 
 
 def _call(
@@ -113,24 +110,33 @@ def _call(
     return noise(x, level, generator=generator) if mask is None else noise(x, level, generator=generator, mask=mask)
 
 
-def _rows_of_block(size: int) -> int:
-    """Returns how many rows of a size are drawn at once. It depends on nothing else, so a row always has the same noise."""
-    return 2 ** int(math.log2(max(1, _BLOCK // size)))
+def _rows_of_block(x: Tensor) -> int:
+    """Returns how many rows are drawn at once. It depends on their size alone, so a row always has the same noise."""
+    elements = _ELEMENTS.get(x.device.type, _ELEMENTS["cuda"])
+    return min(_ROWS, 2 ** int(math.log2(max(1, elements // x[0].numel()))))
 
 
-def _arrange(positions: Tensor, n: int) -> tuple[list[int], Tensor, Tensor]:
-    """Arranges rows in whole blocks, of which block ``b`` holds the positions from ``b * n`` to ``(b + 1) * n - 1``.
+def _blocks(positions: Sequence[int], n: int) -> Iterator[tuple[slice, int, slice]]:
+    """Yields rows of one block, in order: the rows, the block, and their places in the block.
 
-    Returns the blocks, the row that is put at each of their places, and the place of each row. Row 0 fills the places without
-    a row. A position that does not follow the one before begins another copy of its block.
+    Block ``b`` holds the positions from ``b * n`` to ``(b + 1) * n - 1``. Positions that are not a constant step apart begin
+    another copy of their block. Those of a rank are: the step is the number of ranks.
     """
-    block = positions // n
-    begins = (positions.diff() <= 0) | (block.diff() != 0)
-    copy = pad(begins.cumsum(0), (1, 0))
-    places = copy * n + positions % n
-    source = torch.zeros(n * (int(copy[-1]) + 1), dtype=torch.long)
-    source[places] = torch.arange(len(places))
-    return block[pad(begins, (1, 0), value=True)].tolist(), source, places
+    step = max(1, positions[1] - positions[0]) if len(positions) > 1 else 1
+    begins = [i for i, (p, q) in enumerate(pairwise(positions), 1) if q - p != step or p // n != q // n]
+    for begin, end in pairwise([0, *begins, len(positions)]):
+        block, place = divmod(positions[begin], n)
+        yield slice(begin, end), block, slice(place, place + step * (end - begin - 1) + 1, step)
+
+
+def _block(rows: Tensor, fill: tuple[int, slice] | None) -> Tensor:
+    """Returns rows as a whole block of ``n`` rows. The first one fills the places without a row."""
+    if fill is None:
+        return rows
+    n, places = fill
+    block = rows[:1].expand(n, *rows.shape[1:]).clone()
+    block[places] = rows
+    return block
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def held_out(member: noise.Noise, x: torch.Tensor, level: float | torch.Tensor, 
     return Key((0, "probe"), positions=positions).apply(member, x[rows], level, None if mask is None else mask[rows])
 
 
-@pytest.mark.parametrize("shape", [(300, 2, 3, 4), (20, 3, 10, 12), (5, 3, 64, 64)], ids=["256 rows", "8 rows", "a row"])
+@pytest.mark.parametrize("shape", [(300, 2, 3, 4), (20, 3, 64, 64), (5, 3, 150, 150)], ids=["256 rows", "8 rows", "a row"])
 @pytest.mark.parametrize("member", [each for each in NOISES if not each.mixes_samples], ids=repr)
 def test_a_row_depends_on_its_position_alone(member, shape):
     x, generator = torch.rand(shape, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
@@ -93,9 +93,16 @@ class Dependent(Count):
 
 
 def test_rows_of_a_table_are_drawn_many_at_a_time_if_they_are_independent():
-    for kind, calls in ((Count, 4), (Dependent, 500)):
+    for kind, calls in ((Count, 2), (Dependent, 500)):
         Key((0,), positions=range(500)).apply(kind(), torch.zeros(500, 20), 1.0)
-        assert kind.calls == calls  # of 128 rows, the largest power of two of which 20 numbers each are below 4096
+        assert kind.calls == calls  # of 256 rows, which are the most
+
+
+@pytest.mark.cpu
+def test_an_image_is_drawn_with_as_many_others_as_hold_131072_numbers():
+    Count.calls = 0
+    Key((0,), positions=range(40)).apply(Count(), torch.zeros(40, 3, 64, 64), 1.0)
+    assert Count.calls == 5  # of 8 images of 12288 numbers, the next power of two below 131072
 
 
 @pytest.mark.parametrize("member", [each for each in NOISES if not each.mixes_samples], ids=repr)
