@@ -276,7 +276,8 @@ class Adaptation:
         self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level))
         logged = {"level": self.level, self._rule.follows: self._rule.measure(observation)}
         # the values are those of all ranks already
-        pl_module.log_dict({self._key(name): x for name, x in logged.items()}, sync_dist=True, rank_zero_only=True)
+        for name, value in logged.items():
+            pl_module.log(self._key(name), value, prog_bar=name == "level", sync_dist=True, rank_zero_only=True)
         loggers.log_text(trainer, self._key("decision"), f"{reason}: {self._rule.describe(observation)}", step)
 
     def conclude(self, trainer: Trainer, step: int) -> None:

@@ -338,6 +338,8 @@ class RobustnessMonitor(Monitor, Returning):
             cells += [(place, metric) for place in places for metric in self._logged]
         # the values are those of all ranks; every rank logs them, for its callbacks
         found = {log_key(prefix, *cell): values[cell] for cell in cells}
+        score = found.pop(log_key(prefix, OVERALL, "score"))
+        pl_module.log(log_key(prefix, OVERALL, "score"), score, prog_bar=True, sync_dist=True, rank_zero_only=True)
         pl_module.log_dict(found, sync_dist=True, rank_zero_only=True)
         if loggers.takes_figures(trainer):
             self._figures.log_curve(trainer, prefix, values)

@@ -2,7 +2,7 @@
 
 from lightning_noise.report.compare import corruption, corruption_errors, differences
 from lightning_noise.report.files import read, write
-from lightning_noise.report.markdown import markdown
+from lightning_noise.report.markdown import headline, markdown
 from lightning_noise.report.model import Report
 
-__all__ = ["Report", "corruption", "corruption_errors", "differences", "markdown", "read", "write"]
+__all__ = ["Report", "corruption", "corruption_errors", "differences", "headline", "markdown", "read", "write"]

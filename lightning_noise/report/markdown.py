@@ -11,7 +11,7 @@ from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.compare import corruption, differences
 from lightning_noise.report.model import FILE, Report
 
-__all__ = ["Column", "column_of", "markdown"]
+__all__ = ["Column", "column_of", "headline", "markdown"]
 
 Rows = Mapping[tuple[Condition, str], Estimate]
 
@@ -82,6 +82,11 @@ def markdown(report: Report, baseline: Report | None = None) -> str:
     if costs:
         sections += ["## Averaged over the levels", _cost_table(report, costs)]
     return "\n\n".join([*sections, "## How to read it", _notes(report, [*columns.values(), *costs.values()])]) + "\n"
+
+
+def headline(report: Report) -> str:
+    """Returns the first sentence of the report as plain text, for a terminal."""
+    return _outcome(report, next(iter(_metrics(report)))).replace("**", "")
 
 
 def _outcome(report: Report, metric: str) -> str:
