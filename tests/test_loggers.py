@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import io
 import json
@@ -19,7 +20,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import pytorch_lightning as pl
-from helpers import Album, fit, layouts
+from helpers import Album, Classifier, fit, layouts
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from members import CALLBACKS
@@ -75,7 +76,7 @@ CALLS = {
 
 def test_every_logger_that_takes_figures_receives_the_figure(tmp_path):
     tensorboard, album = TensorBoardLogger(tmp_path / "one"), Album(tmp_path / "two")
-    loggers.log_figure(trainer_with([CSVLogger(tmp_path / "three"), tensorboard, album]), "a/b", red, step=7)
+    loggers.log_figure(trainer_with([tensorboard, album]), "a/b", red, step=7)
     tensorboard.finalize("success")
     event = EventAccumulator(tensorboard.log_dir).Reload().Images("a/b")[0]
     assert (event.step, event.width, event.height) == (7, 30, 20)
@@ -233,6 +234,46 @@ def test_a_fit_goes_on_if_its_logger_and_every_figure_fail(tmp_path, monkeypatch
     assert monitor.report is not None
 
 
+# --- metrics in a table
+
+
+def read_csv(logger: CSVLogger) -> list[dict[str, str]]:
+    """Returns the filled cells of each row."""
+    with Path(logger.log_dir, "metrics.csv").open(newline="") as file:
+        return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def test_a_table_has_a_column_for_each_number_of_the_summary_and_none_for_each_level(tmp_path):
+    logger = CSVLogger(tmp_path)
+    monitor = RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1, 0.2])
+    _, trainer = fit([InputNoise(noise.Gaussian(), 0.5), monitor], logger=logger, max_epochs=2, log_every_n_steps=2)
+    rows = read_csv(logger)
+    summary, levels = monitor.logged_keys().values()
+    filled = [row.keys() & {*summary} for row in rows]
+    assert [row["step"] for row, cells in zip(rows, filled, strict=True) if cells] == ["2", "5"]
+    assert all(cells in (set(), {*summary}) for cells in filled), "a validation fills the whole summary"
+    others = {key for row in rows for key in row} - {*summary}
+    assert others == {"noise/input/level", "noise/input/snr_db", "train_loss", "val_loss", "epoch", "step"}
+    assert [row["noise/input/level"] for row in rows if "noise/input/level" in row] == ["0.5"] * 3
+    assert len(levels) == 2 * 2 * 3
+    assert {*levels} <= trainer.callback_metrics.keys(), "ModelCheckpoint can follow each level"
+
+
+class Epochs(Classifier):
+    """Logs a step of its own, at which Lightning puts all metrics."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("step", float(self.current_epoch))
+
+
+def test_the_levels_stand_at_the_step_of_the_summary_also_if_the_module_logs_a_step(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    fit([RobustnessMonitor(noise.Gaussian(), [0.5])], module=Epochs, logger=logger, max_epochs=2)
+    events = EventAccumulator(logger.log_dir).Reload()
+    for key in ("robustness/accuracy_clean", "robustness_levels/gaussian/0.5/accuracy"):
+        assert [event.step for event in events.Scalars(key)] == [0, 1]
+
+
 # --- charts
 
 
@@ -295,7 +336,7 @@ class Showing(RobustnessMonitor):
         return {"accuracy": [f"{self.name}/accuracy_clean$", f"{self.name}_levels/gaussian/[^/]*/accuracy$"]}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loggers.log_layout(trainer, self)
+        super().on_validation_end(trainer, pl_module)
         loggers.log_figure(trainer, "figure", red, step=3)
         loggers.log_text(trainer, "configuration", loggers.describe_arguments(self))
 

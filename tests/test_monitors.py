@@ -484,7 +484,7 @@ def test_other_loggers_and_none_work(kind, tmp_path):
     assert "robustness/score" in trainer.callback_metrics
     assert_same(weights(with_), weights(without))
     if kind != "none":
-        assert "robustness_levels/gaussian/0.2/ece" in next(tmp_path.rglob("metrics.csv")).read_text()
+        assert "robustness/ece_noisy" in next(tmp_path.rglob("metrics.csv")).read_text()
 
 
 # --- errors

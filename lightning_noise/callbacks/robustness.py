@@ -71,9 +71,10 @@ class RobustnessMonitor(Monitor, Returning):
     TensorBoard also receives a curve over the level in each validation, a chart of clean and noisy values of each logged metric
     under *Custom scalars*, and clean next to noisy samples with their predicted classes, if the input is an image or a signal.
     Samples of fewer than 32 numbers, such as the rows of a table, are not drawn. At the end of a fit, a validation or a test it
-    receives reliability diagrams. Weights & Biases receives images of the figures; for other loggers they are PNG files. At the
-    end, ``report.json`` and ``report.md`` are written into the folder of the first logger, with a 95 % interval for each value
-    and for each difference to the baseline: in ``robustness`` after a fit, else in ``validate/robustness`` or
+    receives reliability diagrams. Weights & Biases, MLflow, Comet and Neptune receive the figures and texts, too. For other
+    loggers the figures are PNG files beside their logs. ``CSVLogger`` receives the summary, and not a column for each level.
+    At the end, ``report.json`` and ``report.md`` are written into the folder of the first logger, with a 95 % interval for each
+    value and for each difference to the baseline: in ``robustness`` after a fit, else in ``validate/robustness`` or
     ``test/robustness``. The attribute ``report`` holds the same :class:`~lightning_noise.report.Report`.
 
     Args:
@@ -215,6 +216,8 @@ class RobustnessMonitor(Monitor, Returning):
             self._log(trainer, pl_module, self.name, levels=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_due(trainer):
+            loggers.log_details(trainer, self.logged_keys()[f"{self.name}_levels/"])
         if trainer.state.fn == "validate":
             self._conclude(trainer, self.name, f"validate/{self.name}")
         else:
@@ -332,15 +335,15 @@ class RobustnessMonitor(Monitor, Returning):
         if self._baseline is not None:
             shared = shared_levels(self._descriptions, self.levels, self._baseline)
             values = {**values, **corruption_errors(values, self._baseline.values, shared)}
-        cells = [cell for cell in _summary(self.task) if cell in values]
+        # the values are those of all ranks; every rank logs them, for its callbacks
+        summary = {log_key(prefix, *cell): values[cell] for cell in _summary(self.task) if cell in values}
+        score = summary.pop(log_key(prefix, OVERALL, "score"))
+        pl_module.log(log_key(prefix, OVERALL, "score"), score, prog_bar=True, sync_dist=True, rank_zero_only=True)
+        pl_module.log_dict(summary, sync_dist=True, rank_zero_only=True)
         if levels:
             places = [Condition(noise, level) for noise, of_noise in self.levels.items() for level in of_noise]
-            cells += [(place, metric) for place in places for metric in self._logged]
-        # the values are those of all ranks; every rank logs them, for its callbacks
-        found = {log_key(prefix, *cell): values[cell] for cell in cells}
-        score = found.pop(log_key(prefix, OVERALL, "score"))
-        pl_module.log(log_key(prefix, OVERALL, "score"), score, prog_bar=True, sync_dist=True, rank_zero_only=True)
-        pl_module.log_dict(found, sync_dist=True, rank_zero_only=True)
+            at_levels = {log_key(prefix, place, metric): values[place, metric] for place in places for metric in self._logged}
+            pl_module.log_dict(at_levels, logger=False, sync_dist=True, rank_zero_only=True)
         if loggers.takes_figures(trainer):
             self._figures.log_curve(trainer, prefix, values)
             if not self._figures.has_logged_samples:  # the noise is the same in each epoch

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_noise.loop.dispatch import Perturbing
-from lightning_noise.loop.internals import class_of_callbacks, is_fast_dev_run
+from lightning_noise.loop.internals import LIGHTNING, class_of_callbacks, is_fast_dev_run
+from lightning_noise.loop.progress import logging_step
+from lightning_noise.loop.sinks import find_sink
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -31,6 +31,7 @@ __all__ = [
     "SilentLogger",
     "as_text",
     "describe_arguments",
+    "log_details",
     "log_dir",
     "log_figure",
     "log_layout",
@@ -39,6 +40,7 @@ __all__ = [
     "warn_on_failure",
 ]
 
+_CSV_LOGGERS = tuple(namespace.loggers.CSVLogger for namespace in LIGHTNING)
 _WARNED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
@@ -52,10 +54,10 @@ class Charting(Protocol):
 
 
 def log_figure(trainer: Trainer, key: str, draw: Callable[[], Figure | None], step: int) -> None:
-    """Logs the figure that ``draw`` returns, if any, or writes it as a PNG file.
+    """Logs the figure that ``draw`` returns, if any, to each logger in its own way, or writes it as a PNG file.
 
-    TensorBoard receives the figure, and Weights & Biases an image of it. If no logger accepts figures, the figure is written to
-    ``<key>-<step>.png`` in the folder of the first logger. Without a logger nothing is drawn.
+    The file of a logger that takes no figures is ``<key>-<step>.png`` in its folder. A logger without a folder has files only
+    if it is the first, beside the report. Without a logger nothing is drawn.
     """
     if not takes_figures(trainer):
         return
@@ -64,21 +66,15 @@ def log_figure(trainer: Trainer, key: str, draw: Callable[[], Figure | None], st
         figure = draw()
     if figure is None:
         return
-    is_taken = False
     logger: Any
     for logger in trainer.loggers:
         with warn_on_failure(trainer, f"the figure {key!r}"):
-            if hasattr(getattr(logger, "experiment", None), "add_figure"):
-                is_taken = True
-                logger.experiment.add_figure(key, figure, global_step=step)
-            elif hasattr(logger, "log_image"):
-                is_taken = True
-                logger.log_image(key, [_to_pixels(figure)], step=step)
-    if not is_taken:
-        with warn_on_failure(trainer, f"the figure {key!r}"):
-            path = log_dir(trainer) / f"{key}-{step}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
+            if sink := find_sink(logger):
+                sink.log_figure(logger, key, figure, step)
+            elif logger is trainer.loggers[0] or logger.log_dir or logger.save_dir:
+                path = log_dir(trainer, logger) / f"{key}-{step}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path)
 
 
 def takes_figures(trainer: Trainer) -> bool:
@@ -88,7 +84,24 @@ def takes_figures(trainer: Trainer) -> bool:
 
 def log_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
     """Logs a text in Markdown to the loggers that accept texts."""
-    _call_experiments(trainer, f"the text {key!r}", "add_text", key, text, step)
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        with warn_on_failure(trainer, f"the text {key!r}"):
+            if sink := find_sink(logger):
+                sink.log_text(logger, key, text, step)
+
+
+def log_details(trainer: Trainer, keys: Sequence[str]) -> None:
+    """Hands callback metrics of a validation to all loggers but CSVLogger, whose file would have a column for each.
+
+    Call this function in ``on_validation_end``, for metrics that were logged with ``logger=False``. Their step is that of the
+    other metrics, also if the module logs a ``step``.
+    """
+    takers = [logger for logger in trainer.loggers if trainer.is_global_zero and not isinstance(logger, _CSV_LOGGERS)]
+    if takers:
+        step = int(trainer.logged_metrics.get("step", logging_step(trainer)))
+        metrics = {key: trainer.callback_metrics[key].item() for key in keys}
+        for logger in takers:
+            logger.log_metrics(metrics, step=step)
 
 
 def log_layout(trainer: Trainer, callback: Charting) -> bool:
@@ -113,10 +126,10 @@ def log_layout(trainer: Trainer, callback: Charting) -> bool:
     return all(charts)
 
 
-def log_dir(trainer: Trainer) -> Path:
-    """Returns the folder of the first logger, even if that logger writes no files."""
+def log_dir(trainer: Trainer, logger: Any = None) -> Path:
+    """Returns the folder of a logger, by default the first, even if that logger writes no files."""
     # not `trainer.log_dir`, which waits for the other ranks
-    logger: Any = trainer.loggers[0]
+    logger = logger or trainer.loggers[0]
     if logger.log_dir is not None:
         return Path(logger.log_dir)
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
@@ -209,10 +222,3 @@ def _call_experiments(trainer: Trainer, what: str, method: str, *args: Any) -> N
             experiment: Any = getattr(logger, "experiment", None)
             if hasattr(experiment, method):
                 getattr(experiment, method)(*args)
-
-
-def _to_pixels(figure: Figure) -> np.ndarray:
-    """Returns the figure as RGB values of type uint8, of shape (H, W, 3)."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
