@@ -86,8 +86,16 @@ class OutputCallback(NoiseCallback):
 
     judged_by_epoch: ClassVar[bool] = True  # an auxiliary network, or one network of several, need not run in each step
 
-    def __init__(self, level: AnyLevel | None, *, noise: Noise | None = None, seed: int | None, name: str):
-        super().__init__(level, noise=noise, seed=seed, name=name)
+    def __init__(
+        self,
+        level: AnyLevel | None,
+        *,
+        noise: Noise | None = None,
+        relative: str | None = None,
+        seed: int | None,
+        name: str,
+    ):
+        super().__init__(level, noise=noise, relative=relative, seed=seed, name=name)
         self._handles: list[RemovableHandle] = []
         self._is_compiled_with_hooks = False
         self._active: _Active | None = None
