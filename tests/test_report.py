@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from lightning_noise import report
+from lightning_noise import __version__, report
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.results import Estimate, estimate, jackknife, shares_draws
 from lightning_noise.metrics import jackknife_error
@@ -320,12 +320,35 @@ def test_what_is_no_number_is_null(tmp_path):
     assert math.isnan(read[CLEAN, "failure_auroc"].without[0])
 
 
+def test_a_report_of_an_earlier_version_may_lack_what_has_a_default(tmp_path):
+    new, *_ = pair()
+    report.write(tmp_path, new)
+    held = json.loads((tmp_path / "report.json").read_text())
+    optional = ("n_targets", "units", "chance", "n_trainings")
+    (tmp_path / "report.json").write_text(json.dumps({name: held[name] for name in held if name not in optional}))
+    assert report.read(tmp_path) == new
+
+
+def test_a_report_of_another_version_that_cannot_be_read_names_both_versions(tmp_path):
+    new, *_ = pair()
+    report.write(tmp_path, replace(new, version="9.9.9"))
+    held = json.loads((tmp_path / "report.json").read_text())
+    del held["estimates"][0]["spread"]
+    (tmp_path / "report.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=rf"lacks \['spread'\].* by lightning_noise 9.9.9; this is {__version__}"):
+        report.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "no report at .*give a report.json"),
         ("{", "is not JSON"),
         ("[]", "it lacks"),
+        (
+            '{"task": "", "n": 1, "n_draws": 1, "seed": 0, "noises": {}, "levels": 3, "shared": 0, "sizes": 0, "estimates": 0}',
+            "'int' object has no attribute",
+        ),
         ('{"n": 3}', r"it lacks \['task'"),
     ],
 )

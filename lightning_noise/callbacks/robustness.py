@@ -23,7 +23,7 @@ from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.masks import Mask
 from lightning_noise.perturb.inputs import Clip
 from lightning_noise.perturb.normalization import Numbers
-from lightning_noise.report.compare import corruption_errors, shared_levels
+from lightning_noise.report.changes import corruption_errors, shared_levels
 from lightning_noise.tasks import Multiclass, Task
 
 if TYPE_CHECKING:

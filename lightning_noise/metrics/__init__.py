@@ -15,7 +15,7 @@ from lightning_noise.metrics.scores import (
     Perplexity,
     R2Score,
 )
-from lightning_noise.metrics.statistics import Interval, jackknife_error, t_interval, wilson_interval
+from lightning_noise.metrics.statistics import Interval, jackknife_error, t_interval, training_error, wilson_interval
 
 __all__ = [
     "BrierDecomposition",
@@ -39,5 +39,6 @@ __all__ = [
     "mean_corruption_error",
     "retention",
     "t_interval",
+    "training_error",
     "wilson_interval",
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import fmean
+from statistics import fmean, variance
 from typing import NamedTuple
 
 from scipy import stats
 
-__all__ = ["Interval", "jackknife_error", "t_interval", "wilson_interval"]
+__all__ = ["Interval", "jackknife_error", "t_interval", "training_error", "wilson_interval"]
 
 
 class Interval(NamedTuple):
@@ -50,6 +50,43 @@ def jackknife_error(total: float, without: Sequence[float], sizes: Sequence[int]
     pseudo = [(ratio, (ratio - 1) * (total - value)) for ratio, value in groups]  # minus the estimate, so that 0 is exact
     center = math.fsum(value / ratio for ratio, value in pseudo)
     return math.sqrt(fmean((value - center) ** 2 / (ratio - 1) for ratio, value in pseudo))
+
+
+def training_error(totals: Sequence[float], without: Sequence[Sequence[float]], sizes: Sequence[int]) -> float:
+    r"""Returns the standard error that the training adds to a mean over trainings, evaluated on the same samples.
+
+    .. math:: \text{SE}^2 = \max\left(0, \frac{s^2}{k} - \frac{1}{k (k - 1)} \sum_{i=1}^k \text{SE}_i^2 \right)
+
+    Here :math:`s^2` is the variance of the :math:`k` estimates, and :math:`\text{SE}_i` the jackknife error of the estimate of
+    training :math:`i` minus the mean estimate. Two trainings disagree on some samples by chance. That part of :math:`s^2` is
+    subtracted, because the jackknife error of the mean estimate holds it already. So the squares of both errors can be added;
+    their sum is unbiased but for the cut at 0. The error has :math:`k - 1` degrees of freedom.
+
+    Args:
+        totals: The estimate of each training from all samples.
+        without: For each training, its estimate without each group of samples. Empty if there are no groups.
+        sizes: The number of samples in each group.
+
+    References:
+        On the Variance of Neural Network Training with respect to Test Sets and Distributions (Jordan, 2023),
+        https://arxiv.org/abs/2304.01910
+
+    Example:
+        >>> training_error([1.0, 3.0], [[], []], [])
+        1.0
+        >>> training_error([1.0, 3.0], [[0.0, 2.0], [4.0, 2.0]], [5, 5])  # they disagree in the first half of the samples
+        0.0
+    """
+    if not all(map(math.isfinite, totals)):
+        return math.nan
+    k, center = len(totals), fmean(totals)
+    centers = [fmean(values) for values in zip(*without, strict=True)]
+    shared = [
+        jackknife_error(total - center, [value - mean for value, mean in zip(values, centers, strict=True)], sizes) ** 2
+        for total, values in zip(totals, without, strict=True)
+        if values
+    ]
+    return math.sqrt(max(0.0, variance(totals) / k - math.fsum(shared) / (k * (k - 1))))
 
 
 def t_interval(value: float, errors: Iterable[tuple[float, int]]) -> Interval:

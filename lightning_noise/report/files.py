@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from lightning_noise._version import __version__
 from lightning_noise.evaluation.conditions import Condition
 from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.markdown import markdown
@@ -15,7 +17,8 @@ from lightning_noise.report.model import FILE, NUMBERS, Report
 
 __all__ = ["read", "write"]
 
-_WAY_OUT = "give a report.json that a monitor has written"
+_REQUIRED = [field.name for field in fields(Report) if field.default is MISSING and field.default_factory is MISSING]
+_WAY_OUT = "give a report.json that a RobustnessMonitor has written"
 
 
 def write(folder: str | Path, report: Report, baseline: Report | None = None) -> None:
@@ -43,11 +46,21 @@ def read(path: str | Path) -> Report:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); {_WAY_OUT}") from error
-    missing = [name for name in Report.__dataclass_fields__ if not isinstance(found, dict) or name not in found]
-    if missing:
-        raise ValueError(f"{file} is not a report: it lacks {missing}; {_WAY_OUT}")
+    missing = [name for name in _REQUIRED if not isinstance(found, dict) or name not in found]
+    try:
+        if missing:
+            raise KeyError(*missing)
+        return _to_report(found)
+    except (AttributeError, KeyError, TypeError) as error:  # other fields, or fields of other types
+        lacks = f"it lacks {list(error.args)}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        by = f" It is by lightning_noise {found['version']}; this is {__version__}." if "version" in found else ""
+        raise ValueError(f"{file} is not a report that can be read: {lacks}.{by} {_WAY_OUT.capitalize()}") from error
+
+
+def _to_report(found: Mapping[str, Any]) -> Report:
+    known = {name: found[name] for name in Report.__dataclass_fields__ if name in found}  # a later version may have more
     return Report(
-        **{name: found[name] for name in Report.__dataclass_fields__}  # a later version may have more
+        **known
         | {
             "levels": {name: tuple(levels) for name, levels in found["levels"].items()},
             "shared": tuple(found["shared"]),

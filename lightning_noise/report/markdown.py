@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.results import Estimate
-from lightning_noise.report.compare import corruption, differences
+from lightning_noise.report.changes import corruption, differences
 from lightning_noise.report.model import FILE, Report
 
 __all__ = ["Column", "column_of", "headline", "markdown"]

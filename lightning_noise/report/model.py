@@ -38,6 +38,7 @@ class Report:
         sizes: The number of samples in each group; empty if the metrics know no groups, and then no intervals are known.
         estimates: The estimates.
         units: What the levels of each name are, such as ``"standard deviation"``.
+        n_trainings: The number of trainings that the values are the mean of; see :func:`~lightning_noise.report.pool`.
         chance: The accuracy, or the :math:`R^2`, of a guess. ``None`` if the task does not know it.
         version: The version of the package that made the report.
 
@@ -61,6 +62,7 @@ class Report:
     n_targets: int = 0
     units: dict[str, str] = field(default_factory=dict)
     chance: float | None = None
+    n_trainings: int = 1
     version: str = __version__
 
     @cached_property

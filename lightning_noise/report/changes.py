@@ -1,0 +1,168 @@
+"""Means over trainings, and differences and corruption errors between two reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from lightning_noise import tasks
+from lightning_noise.evaluation.conditions import CLEAN, OVERALL, Condition
+from lightning_noise.evaluation.results import Estimate, Values, estimate, jackknife
+from lightning_noise.metrics.robustness import corruption_error, mean_corruption_error
+from lightning_noise.metrics.statistics import training_error
+from lightning_noise.report.model import Report
+
+__all__ = ["corruption", "corruption_errors", "differences", "pool", "shared_levels"]
+
+Runs = Report | Sequence[Report]
+"""A report, or the reports of several trainings that differ in their seeds alone."""
+
+
+def pool(reports: Sequence[Report]) -> Report:
+    """Returns the mean over several trainings that differ in their seeds alone, with intervals that cover another training.
+
+    The intervals have two sources of error: the test samples, which all trainings share, and the training, whose error is
+    :func:`~lightning_noise.metrics.statistics.training_error`.
+
+    Example:
+        >>> about = {"noises": {}, "levels": {}, "shared": (), "sizes": (1, 1)}
+        >>> losses = [Estimate(CLEAN, "loss", value, without=(value, value)) for value in (0.5, 0.75)]
+        >>> runs = [Report("multiclass", 2, 1, 0, estimates=(loss,), **about) for loss in losses]
+        >>> pool(runs).rows[CLEAN, "loss"].value, pool(runs).n_trainings
+        (0.625, 2)
+    """
+    first = reports[0]
+    if len(reports) == 1:
+        return first
+    proportions = getattr(getattr(tasks, first.task.capitalize(), None), "proportions", ())
+    cells = [cell for cell in first.rows if all(cell in report.rows for report in reports)]
+    estimates = _estimate(lambda values: {cell: values[cell] for cell in cells}, [reports], proportions)
+    return replace(first, sizes=(), estimates=tuple(estimates), n_trainings=len(reports))
+
+
+def differences(report: Runs, baseline: Runs) -> list[Estimate]:
+    """Returns the values of a report minus those of a baseline, with their errors and intervals.
+
+    Values are compared if both reports have them for the same noises and levels. If the groups of both have equal sizes, the
+    differences are paired: a sample is in the same group of both reports, so its difficulty for both models cancels. The paired
+    error is right even if the samples differ. If the sizes differ, the errors are independent, and their squares are added. The
+    spread over draws always counts as independent.
+
+    Several reports of a side are averaged as by :func:`pool`, and the intervals then cover another training of that side.
+
+    Example:
+        >>> about = {"noises": {}, "levels": {}, "shared": (), "sizes": (1, 1)}
+        >>> losses = [Estimate(CLEAN, "loss", value, without=(value, value)) for value in (0.5, 0.75)]
+        >>> new, old = (Report("multiclass", 2, 1, 0, estimates=(loss,), **about) for loss in losses)
+        >>> differences(new, old)[0].value
+        -0.25
+    """
+    new, old = _as_runs(report), _as_runs(baseline)
+    both = [cell for cell in new[0].rows if all(cell in run.rows for run in (*new, *old))]
+    cells = [cell for cell in both if _noise_of(new[0], cell[0]) == _noise_of(old[0], cell[0])]
+    return _estimate(lambda new, old: {cell: new[cell] - old[cell] for cell in cells}, [new, old])
+
+
+def corruption(report: Runs, baseline: Runs) -> list[Estimate]:
+    """Returns the corruption errors for the noises that are in both reports, with their errors and intervals.
+
+    The errors are those of :func:`differences`, without the spread over draws.
+    """
+    new, old = _as_runs(report), _as_runs(baseline)
+    levels = shared_levels(new[0].noises, new[0].levels, old[0])
+    return _estimate(lambda new, old: corruption_errors(new, old, levels), [new, old])
+
+
+def corruption_errors(values: Values, baseline: Values, levels: Mapping[str, Sequence[float]]) -> Values:
+    """Returns how many errors a model makes under noise for each error of a baseline.
+
+    Returns:
+        ``corruption_error`` under each noise for which both have accuracies at all levels: the errors summed over the levels,
+        divided by those of the baseline. ``mce`` under ``OVERALL`` is their mean.
+
+    References:
+        Benchmarking Neural Network Robustness (Hendrycks and Dietterich, 2019), https://arxiv.org/abs/1903.12261, where the
+        baseline is AlexNet.
+
+    Example:
+        >>> place = Condition("gaussian", 0.1), "accuracy"
+        >>> corruption_errors({place: 0.75}, {place: 0.5}, {"gaussian": [0.1]})[OVERALL, "mce"]
+        0.5
+    """
+    new, old = {}, {}
+    for name, of_noise in levels.items():
+        cells = [(Condition(name, level), "accuracy") for level in of_noise]
+        if values.keys() & baseline.keys() >= set(cells):
+            new[name], old[name] = ([1 - found[cell] for cell in cells] for found in (values, baseline))
+    ratios = {(Condition(name), "corruption_error"): corruption_error(new[name], old[name]) for name in new}
+    return ratios | {(OVERALL, "mce"): mean_corruption_error(new, old)} if new else {}
+
+
+def shared_levels(
+    noises: Mapping[str, str], levels: Mapping[str, Sequence[float]], baseline: Report
+) -> dict[str, tuple[float, ...]]:
+    """Returns the levels of the noises that a baseline has with the same description and levels."""
+    return {
+        name: tuple(levels[name])
+        for name, noise in noises.items()
+        if (noise, tuple(levels[name])) == (baseline.noises.get(name), baseline.levels.get(name))
+    }
+
+
+def _as_runs(report: Runs) -> Sequence[Report]:
+    return [report] if isinstance(report, Report) else report
+
+
+def _estimate(
+    function: Callable[..., Values], sides: Sequence[Sequence[Report]], proportions: Sequence[str] = ()
+) -> list[Estimate]:
+    """Returns a function of the mean values of each side, with the error of each source that the reports know."""
+    means = [_mean([run.values for run in runs]) for runs in sides]
+    groups = [range(len(runs[0].sizes)) for runs in sides]
+    without = [[_mean([run.without(group) for run in runs]) for group in groups[i]] for i, runs in enumerate(sides)]
+
+    def of_side(i: int, values: Values) -> Values:
+        return function(*means[:i], values, *means[i + 1 :])
+
+    if all(runs[0].sizes == sides[0][0].sizes for runs in sides):
+        sampling = [(list(map(function, *without)), sides[0][0].sizes)]
+    else:
+        sampling = [([of_side(i, part) for part in without[i]], runs[0].sizes) for i, runs in enumerate(sides)]
+    trainings = [
+        [(of_side(i, run.values), [of_side(i, run.without(group)) for group in groups[i]]) for run in runs]
+        for i, runs in enumerate(sides)
+    ]
+
+    def errors(cell: Any, value: float) -> Iterator[tuple[float, int]]:
+        for parts, sizes in sampling:
+            if sizes or any(len(runs) == 1 for runs in sides):
+                yield jackknife(value, [part[cell] for part in parts], sizes)
+        for runs, each in zip(sides, trainings, strict=True):
+            if len(runs) == 1:
+                yield runs[0].draw_error(cell)
+            else:
+                totals, parts = zip(*((total[cell], [part[cell] for part in parts]) for total, parts in each), strict=True)
+                yield training_error(totals, parts, runs[0].sizes), len(runs) - 1
+
+    n = sides[0][0].n
+    return [
+        estimate(*cell, value, errors(cell, value), n if cell[1] in proportions else None)
+        for cell, value in function(*means).items()
+    ]
+
+
+def _mean(values: Sequence[Values]) -> Values:
+    if len(values) == 1:
+        return values[0]
+    return {cell: fmean(each[cell] for each in values) for cell in values[0] if all(cell in each for each in values)}
+
+
+def _noise_of(report: Report, condition: Condition) -> Any:
+    """Returns what two values under a condition must have in common to be compared."""
+    if condition == CLEAN:
+        return None
+    if condition.noise not in report.noises:
+        return report.noises, report.levels
+    return report.noises[condition.noise], None if condition.level is not None else report.levels[condition.noise]
