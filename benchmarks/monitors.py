@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, noise, rules
 
 ROUNDS, SAMPLES, BATCH = 3, 512, 64
-NOISES, LEVELS = [noise.Gaussian(), noise.Impulse()], [0.05, 0.1, 0.2, 0.4]
-N_PASSES = len(NOISES) * len(LEVELS)
+NOISES = [noise.Gaussian(), noise.Impulse()]
+LEVELS = {"gaussian": [0.05, 0.1, 0.2, 0.4], "impulse": [0.05, 0.1, 0.2, 0.4]}
+N_PASSES = sum(map(len, LEVELS.values()))
 FEW, MANY = 10_000, 1_000_000
 
 

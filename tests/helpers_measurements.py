@@ -17,6 +17,7 @@ from lightning_noise.report import Report
 from lightning_noise.tasks import Custom
 
 LEVELS = (0.3, 1.0)
+OF_BOTH = {"gaussian": LEVELS, "weight": LEVELS}
 # of sums in float32 over other batches, and of values that are logged in float32
 FLOAT32 = 2e-6
 

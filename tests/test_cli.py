@@ -616,7 +616,9 @@ def test_the_lines_of_the_guide_read(tmp_path: Path):
     config = tmp_path / "guide.yaml"
     config.write_text(lines)
     assert found(read(config, "--seed_everything=0")) == [
-        comparable(RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1, 0.2, 0.4])),
+        comparable(
+            RobustnessMonitor([noise.Gaussian(), noise.Impulse()], {"gaussian": [0.1, 0.2, 0.4], "impulse": [0.05, 0.1]})
+        ),
         comparable(InputNoise(noise.Gaussian(), schedules.Linear(0.0, 0.5, begin=0.1, until=0.6))),
     ]
 

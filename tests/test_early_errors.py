@@ -299,7 +299,7 @@ def test_the_level_of_a_schedule_cannot_be_followed(others):
 def test_the_keys_are_known_before_the_first_step(task):
     """The score among them, for every task."""
     task = tasks.Custom(MulticlassAccuracy(N_CLASSES)) if task is None else task
-    monitor = RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1, 0.2], task=task, predict=_predictions_of(task))
+    monitor = RobustnessMonitor([noise.Gaussian(), noise.Uniform()], [0.1, 0.2], task=task, predict=_predictions_of(task))
     data = loader(TensorDataset(torch.randn(24, 8), _target_of(task)))
     _, trainer = fit([monitor], validation=data, module=Quiet, max_epochs=1)
     known = monitor.logged_keys()

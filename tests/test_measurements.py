@@ -16,6 +16,7 @@ from helpers import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, l
 from helpers_measurements import (
     FLOAT32,
     LEVELS,
+    OF_BOTH,
     brighter,
     classifier,
     draws_of,
@@ -273,7 +274,7 @@ def test_values_are_means_over_the_draws_beside_their_standard_error():
 def test_noise_in_weights_is_drawn_once_for_all_samples_and_its_draws_widen_the_intervals():
     module, data = classifier(), Rows(60, seed=1)
     probe = WeightNoise(noise.Gaussian(), 0.0, relative="filter")
-    monitor = RobustnessMonitor([probe, noise.Gaussian()], LEVELS, n_draws=3)
+    monitor = RobustnessMonitor([probe, noise.Gaussian()], {"weight": LEVELS, "gaussian": LEVELS}, n_draws=3)
     trainer = make_trainer([monitor])
     trainer.validate(module, loader(data), verbose=False)
     found = logged(trainer)
@@ -452,7 +453,7 @@ def test_an_exception_in_a_fit_leaves_trainer_and_weights_as_they_are():
             self.kept = first(self)
 
     module, data = Failing(), Rows(13, seed=1)
-    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], LEVELS)
+    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], OF_BOTH)
     trainer = make_trainer([monitor])
     with pytest.raises(RuntimeError, match="stop"):
         trainer.fit(module, loader(), loader(data))
@@ -461,7 +462,7 @@ def test_an_exception_in_a_fit_leaves_trainer_and_weights_as_they_are():
     before = weights(module)
     trainer.validate(module, loader(data), verbose=False)
     found = logged(trainer)
-    fresh = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], LEVELS)
+    fresh = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], OF_BOTH)
     assert repr(found) == repr(validated(fresh, module, data))
     assert repr(monitor.report) == repr(fresh.report)
     assert_same(weights(module), before)

@@ -14,6 +14,7 @@ from helpers import Album, Classifier, Rows, fit, layouts, loader
 from helpers_measurements import (
     FLOAT32,
     LEVELS,
+    OF_BOTH,
     brighter,
     classifier,
     draws_of,
@@ -39,7 +40,9 @@ from lightning_noise.evaluation.positions import N_GROUPS, groups_of
 def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A fit and a test beside a logger of a table."""
     folder = tmp_path_factory.mktemp("run")
-    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], [0.5], n_draws=2)
+    monitor = RobustnessMonitor(
+        [noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], {"gaussian": [0.5], "weight": [0.5]}, n_draws=2
+    )
     data, held_out, logger = Rows(13, features=(1, 8, 8)), Rows(29, features=(1, 8, 8), seed=1), CSVLogger(folder)
     module, trainer = fit(
         [monitor],
@@ -277,7 +280,7 @@ def test_a_logger_of_images_gets_them_and_no_files(tmp_path):
 def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     """What TensorBoard reads of a fit."""
     logger = TensorBoardLogger(tmp_path_factory.mktemp("events"))
-    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], LEVELS, n_draws=2)
+    monitor = RobustnessMonitor([noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], OF_BOTH, n_draws=2)
     fit([InputNoise(noise.Gaussian(), 0.1), monitor], logger=logger, max_epochs=1, log_every_n_steps=1)
     logger.finalize("success")
     return EventAccumulator(logger.log_dir, size_guidance={"histograms": 0, "images": 0, "scalars": 0}).Reload()
@@ -291,7 +294,7 @@ def test_tensorboard_has_the_configuration(events):
 
 def test_by_default_the_first_page_is_short(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    noises = [noise.Gaussian(), noise.Uniform(), noise.Impulse()]
+    noises = [noise.Gaussian(), noise.Uniform(), noise.Drift()]
     fit([RobustnessMonitor(noises, [0.1, 0.2, 0.3, 0.4])], logger=logger, max_epochs=1)
     logger.finalize("success")
     tags = EventAccumulator(logger.log_dir).Reload().Tags()["scalars"]

@@ -421,7 +421,8 @@ def images(accumulator: EventAccumulator) -> set[str]:
 )
 def test_tensorboard_holds_the_tags_and_the_pictures(features, pictured, tmp_path):
     data = Rows(16, features=features)
-    callbacks = [InputNoise(noise.Gaussian(), 0.5), RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1, 0.2])]
+    levels = {"gaussian": [0.1, 0.2], "impulse": [0.1, 0.2]}
+    callbacks = [InputNoise(noise.Gaussian(), 0.5), RobustnessMonitor([noise.Gaussian(), noise.Impulse()], levels)]
     logger = TensorBoardLogger(tmp_path)
     size = math.prod(features)
     module, trainer = fit(
@@ -594,7 +595,7 @@ def test_callbacks_that_are_probes_change_nothing():
             sanity.append((weights(pl_module), global_streams(), not any(m._forward_hooks for m in pl_module.modules())))
 
     without, plain = fit([Watch()], module=module)
-    with_, watched = fit([RobustnessMonitor(probes, [0.5]), Watch()], module=module)
+    with_, watched = fit([RobustnessMonitor(probes, {probe.name: [0.5] for probe in probes}), Watch()], module=module)
     assert_same(weights(with_), weights(without))
     assert_same(sanity[0][0], sanity[1][0])
     assert sanity[0][1:] == sanity[1][1:]

@@ -83,17 +83,17 @@ def noisy() -> InputNoise:
 
 
 def watching() -> RobustnessMonitor:
-    return RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.2, 0.5])
+    return RobustnessMonitor([noise.Gaussian(), noise.Impulse()], {"gaussian": [0.2, 0.5], "impulse": [0.2, 0.5]})
 
 
 def reporting() -> list[Any]:
     """A monitor with all that it measures, one with metrics of the user, and a replay."""
-    probes = [noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)]
+    probes, levels = [noise.Gaussian(), WeightNoise(noise.Gaussian(), 0.0)], {"gaussian": [0.2], "weight": [0.2]}
     own = MetricCollection({"hits": MulticlassAccuracy(N_CLASSES, average="micro")})
     return [
-        RobustnessMonitor(probes, [0.2], n_draws=2),
-        RobustnessMonitor(probes, [0.2], task=tasks.Custom(own), n_draws=2, name="own"),
-        ReplayMonitor(probes, [0.2]),
+        RobustnessMonitor(probes, levels, n_draws=2),
+        RobustnessMonitor(probes, levels, task=tasks.Custom(own), n_draws=2, name="own"),
+        ReplayMonitor(probes, levels),
     ]
 
 

@@ -72,7 +72,7 @@ def run(monitors: Sequence[pl.Callback], folder: Path, **kwargs: Any) -> tuple[A
 
 def test_a_run_with_monitors_equals_the_run_without(tmp_path):
     monitors = [
-        ReplayMonitor([noise.Gaussian(), noise.Impulse()], LEVELS),
+        ReplayMonitor([noise.Gaussian(), noise.Impulse()], {"gaussian": LEVELS, "impulse": LEVELS}),
         ReplayMonitor(WeightNoise(noise.Gaussian(), 0.0), [0.5], name="replay/weights"),
     ]
     without, plain_, streams, written, _ = run([], tmp_path / "without")

@@ -84,6 +84,7 @@ class OutputCallback(NoiseCallback):
     ``torch.export.export`` and ``torch.jit.trace`` work outside a training step; ``torch.jit.script`` refuses hooks.
     """
 
+    place: ClassVar[str] = "outputs"
     judged_by_epoch: ClassVar[bool] = True  # an auxiliary network, or one network of several, need not run in each step
 
     def __init__(

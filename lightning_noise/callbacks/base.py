@@ -62,11 +62,13 @@ class NoiseCallback(Callback, Perturbing, Returning):
 
     Attributes:
         adaptive: The driver of an adaptive level, or ``None``.
+        place: What the noise is in.
         judged_by_epoch: Whether only an epoch in which nothing was changed is an error. Default: each step is judged, until the
             first step that changes something.
     """
 
     judged_by_epoch: ClassVar[bool] = False
+    place: ClassVar[str] = "inputs"
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
         if isinstance(noise, Noise):
             self.severities, self.mixes_samples = noise.severities, noise.mixes_samples
             self.unit = _UNITS.get(relative, noise.unit)
+            self.dimension = self._dimension(noise, relative)
         self.level: Any = level
         self.adaptive: Adaptation | None = None
         if isinstance(level, AdaptiveLevel):
@@ -276,6 +279,13 @@ class NoiseCallback(Callback, Perturbing, Returning):
     @property
     def _seed(self) -> int:
         return run_seed() if self.seed is None else self.seed
+
+    def _dimension(self, noise: Noise, relative: str | None) -> str:
+        if not noise.is_known:
+            return ""
+        if noise.max_level == 1:
+            return "shares of elements"
+        return f"{'units' if noise.additive and not relative else self.unit} of the {self.place}"
 
     def _check_effect(self, where: str) -> None:
         if self._effective is False:

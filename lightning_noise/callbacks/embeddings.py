@@ -64,6 +64,10 @@ class EmbeddingNoise(OutputCallback):
         'embedding'
     """
 
+    severities = (2.5, 5.0, 10.0, 15.0, 30.0)
+    unit = "alpha"
+    dimension = "alpha of NEFTune"
+
     def __init__(
         self,
         level: AnyLevel | None = None,

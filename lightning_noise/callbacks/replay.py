@@ -63,7 +63,7 @@ class ReplayMonitor(Monitor, Replaying):
 
     Args:
         noises: The noises. Default: Gaussian and impulse noise.
-        levels: The levels of all noises, or of each noise by its name.
+        levels: The levels of all noises if they have one unit, or a mapping from name to levels.
         inputs: Which leaf of the batch is the input.
         clip: Bounds of the noisy input.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.
@@ -82,9 +82,10 @@ class ReplayMonitor(Monitor, Replaying):
 
     Example:
         >>> from lightning_noise import noise
-        >>> monitor = ReplayMonitor([noise.Gaussian(), noise.Impulse()], levels=[0.1, 0.2])
+        >>> levels = {"gaussian": [0.1, 0.2], "impulse": [0.05, 0.1]}
+        >>> monitor = ReplayMonitor([noise.Gaussian(), noise.Impulse()], levels)
         >>> monitor.levels
-        {'gaussian': (0.1, 0.2), 'impulse': (0.1, 0.2)}
+        {'gaussian': (0.1, 0.2), 'impulse': (0.05, 0.1)}
     """
 
     def __init__(

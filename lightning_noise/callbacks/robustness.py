@@ -80,7 +80,8 @@ class RobustnessMonitor(Monitor, Returning):
     Args:
         noises: A noise, a list of noises, or a mapping from name to noise. In a list, the name of a noise is its class name in
             lower case. A noise callback is accepted, too. Default: Gaussian and impulse noise.
-        levels: The levels of all noises, or a mapping from name to levels. Default: the ``severities`` of each noise.
+        levels: The levels of all noises if they have one unit, or a mapping from name to levels. Default: the ``severities``
+            of each noise.
         inputs: Which leaf of the batch is the input, as in :class:`~lightning_noise.InputNoise`.
         target: Which leaf of the batch is the target. Default: the second element of a sequence.
         task: What the outputs of the module mean: a task of :mod:`lightning_noise.tasks`. ``tasks.Custom(metrics)`` evaluates
@@ -110,9 +111,10 @@ class RobustnessMonitor(Monitor, Returning):
 
     Example:
         >>> from lightning_noise import noise
-        >>> monitor = RobustnessMonitor([noise.Gaussian(), noise.Impulse()], levels=[0.1, 0.2])
+        >>> levels = {"gaussian": [0.1, 0.2], "impulse": [0.05, 0.1]}
+        >>> monitor = RobustnessMonitor([noise.Gaussian(), noise.Impulse()], levels)
         >>> monitor.levels
-        {'gaussian': (0.1, 0.2), 'impulse': (0.1, 0.2)}
+        {'gaussian': (0.1, 0.2), 'impulse': (0.05, 0.1)}
     """
 
     def __init__(

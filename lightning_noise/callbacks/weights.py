@@ -114,6 +114,7 @@ class WeightNoise(NoiseCallback):
         'weight'
     """
 
+    place: ClassVar[str] = "weights"
     one_draw_per_batch: ClassVar[bool] = True
 
     def __init__(

@@ -46,7 +46,8 @@ class Conditions:
 
     Args:
         probes: The noise callback of each name; see :func:`~lightning_noise.callbacks.inputs.as_probes`.
-        levels: The levels of all noises, or a mapping from name to levels. Default: the ``severities`` of each noise.
+        levels: The levels of all noises if they have one unit, or a mapping from name to levels. Default: the ``severities``
+            of each noise.
         n_draws: The number of draws at each level.
         seed: The seed of the draws.
     """
@@ -67,6 +68,11 @@ class Conditions:
         if isinstance(levels, Mapping) and (unknown := levels.keys() - probes.keys()):
             raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(probes)}")
         self.probes = dict(probes)
+        dimensions = {name: probe.dimension for name, probe in probes.items() if probe.dimension}
+        if isinstance(levels, Sequence) and len(set(dimensions.values())) > 1:
+            found = ", ".join(f"{name!r} ({dimension})" for name, dimension in dimensions.items())
+            each = {name: list(levels) for name in probes}
+            raise ValueError(f"a list of levels needs one unit, but the noises have several: {found}; type levels={each}")
         given = levels if isinstance(levels, Mapping) else dict.fromkeys(probes, levels)
         self.levels = {name: _check_levels(name, probe, given.get(name)) for name, probe in probes.items()}
         self.n_draws = n_draws

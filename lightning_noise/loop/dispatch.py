@@ -49,6 +49,7 @@ class Perturbing(ABC):
         severities: The levels at which a monitor evaluates the noise by default.
         max_level: The largest meaningful level.
         unit: What the level is, as the label of an axis.
+        dimension: What the levels of several noises must have in common, so that they can be shared; ``""`` if not known.
         mixes_samples: Whether the noise of a sample depends on the other samples of its batch.
         can_probe: Whether held-out data can be evaluated under the noise.
         one_draw_per_batch: Whether all samples of a batch share one draw, as in weights.
@@ -59,6 +60,7 @@ class Perturbing(ABC):
     severities: tuple[float, ...] = ()
     max_level: float = math.inf
     unit: str = "level"
+    dimension: str = ""
     mixes_samples: bool = False
     can_probe: ClassVar[bool] = True
     one_draw_per_batch: ClassVar[bool] = False

@@ -145,12 +145,12 @@ class Write(pl.Callback):
 def main(folder: Path, strategy: str, devices: int, level: float) -> None:
     distributed = {"devices": devices, "strategy": strategy}
     loaders = held_out()
-    noises = [noise.Gaussian(), noise.Impulse()]
+    noises, levels = [noise.Gaussian(), noise.Impulse()], {"gaussian": [0.5], "impulse": [0.5]}
     # few keys: the process that starts the others is given all through one pipe
     own = MetricCollection({"accuracy": MulticlassAccuracy(N_CLASSES, average="micro"), "flips": FlipRate()})
     chosen = {"pairs": tasks.Custom(own), "batches": tasks.Custom(own)}
     monitors = [
-        RobustnessMonitor(noises, [0.5], dataloader_idx=i, name=name, task=chosen.get(name, tasks.Multiclass()))
+        RobustnessMonitor(noises, levels, dataloader_idx=i, name=name, task=chosen.get(name, tasks.Multiclass()))
         for i, name in enumerate(loaders)
     ]
     # no score rises by two, so that the patience of one epoch ends the fit on all processes at once
