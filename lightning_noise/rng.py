@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -50,7 +50,7 @@ class Key:
 
     def __truediv__(self, coordinate: Coordinate) -> Key:
         """Returns a key with another coordinate: ``key / "image"`` and ``key / "mask"`` are independent."""
-        return replace(self, coordinates=(*self.coordinates, coordinate))
+        return Key((*self.coordinates, coordinate), self.rank, self.positions)
 
     @property
     def everywhere(self) -> Key:

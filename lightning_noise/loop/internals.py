@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -321,10 +321,10 @@ def register_gradient_hook(parameter: nn.Parameter, hook: Callable[[Tensor], Ten
 
 
 @torch.no_grad()
-def copy_all_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+def copy_all_(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     """Copies each source into its target, in few kernels. No public function does."""
-    if targets:
-        torch._foreach_copy_(list(targets), list(sources))  # type: ignore[attr-defined]
+    if targets := list(targets):
+        torch._foreach_copy_(targets, list(sources))  # type: ignore[attr-defined]
 
 
 def count_writes(tensor: Tensor) -> int:

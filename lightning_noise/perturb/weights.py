@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -65,7 +65,7 @@ def weight_noise(w: Tensor, noise: Noise, level: float | Tensor, key: Key, relat
         tensor([0.5000, 0.0000])
     """
     # half precision is perturbed in float32, to round once; a noise takes each row for a sample
-    x = torch.atleast_1d(_float(w))
+    x = _float(w if w.ndim else w[None])
     if relative == "filter":
         direction = key.apply(noise, torch.zeros_like(x), 1.0)
         y = x + level * direction * (_filter_norm(x) / _filter_norm(direction).clamp_min(torch.finfo(x.dtype).tiny))
@@ -192,12 +192,14 @@ class PerturbedParameters:
         copy_all_(copies, weights)
         self.clean.update(zip(found, copies, strict=True))
         self._data.update((parameter, parameter.data) for parameter in found)
-        for parameter, w, copy in zip(found, weights, copies, strict=True):
-            noisy, clean = self._paused.pop(parameter, (nullcontext(), -1))
-            is_same = count_writes(parameter) == clean  # the bits that graphs of before the pause have saved
-            with _own_writes([parameter]), noisy if is_same else nullcontext():
-                w.copy_(self._draw(parameter, copy))
-            self._versions[parameter] = _version(parameter)
+        with _own_writes(found), ExitStack() as paused:
+            for parameter in found:
+                count, writes = self._paused.pop(parameter, (nullcontext(), -1))
+                if count_writes(parameter) == writes:  # the bits that graphs of before the pause have saved
+                    paused.enter_context(count)
+            for group in _groups(found):
+                copy_all_(map(local, group), [self._draw(parameter, self.clean[parameter]) for parameter in group])
+        self._versions.update((parameter, _version(parameter)) for parameter in found)
         self._compute_weights()
 
     @torch.no_grad()
@@ -265,7 +267,8 @@ class PerturbedParameters:
 
     def _is_changed(self, parameter: nn.Parameter) -> bool:
         noisy = self._draw(parameter, self.clean[parameter])
-        largest, difference = (float(torch.linalg.vector_norm(x, math.inf)) for x in (noisy, noisy - parameter.detach()))
+        largest = float(torch.linalg.vector_norm(noisy, math.inf))
+        difference = float(torch.linalg.vector_norm(noisy.sub_(parameter.detach()), math.inf))
         # sharpness-aware minimization adds to the weights and subtracts again, which costs a few roundings
         return math.isfinite(largest) and not difference <= 8 * torch.finfo(noisy.dtype).eps * largest
 
@@ -341,15 +344,28 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
 @contextmanager
 def _own_writes(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Keeps the writes of a noise out of the count of :func:`_version`."""
-    before = [_version(parameter) for parameter in parameters]
+    before = [count_writes(parameter) for parameter in parameters]
     yield
-    for parameter, version in zip(parameters, before, strict=True):
-        _WRITES[parameter] = _WRITES.get(parameter, 0) + _version(parameter) - version
+    for parameter, count in zip(parameters, before, strict=True):
+        _WRITES[parameter] = _WRITES.get(parameter, 0) + count_writes(parameter) - count
 
 
 def _version(parameter: nn.Parameter) -> int:
     """Returns how often anything but a noise has written to the parameter."""
     return count_writes(parameter) - _WRITES.get(parameter, 0)
+
+
+def _groups(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yields parameters in groups, of which none but a single large tensor takes more than 4 MiB in float32."""
+    group, elements = [], 0
+    for parameter in parameters:
+        if group and elements + parameter.numel() > 2**20:
+            yield group
+            group, elements = [], 0
+        group.append(parameter)
+        elements += parameter.numel()
+    if group:
+        yield group
 
 
 def check_embeddings_are_dense(module: nn.Module) -> None:
