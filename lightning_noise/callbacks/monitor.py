@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from lightning_noise._checks import check_counts, plain
 from lightning_noise.batch import Selector
@@ -12,9 +12,11 @@ from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probes, name_noises
 from lightning_noise.evaluation.conditions import Conditions, Levels
 from lightning_noise.loop import loggers
-from lightning_noise.loop.internals import Callback, class_of_callbacks, launches_copies
+from lightning_noise.loop.dispatch import Replaying
+from lightning_noise.loop.internals import Callback, class_of_callbacks, is_fast_dev_run, launches_copies
 from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.progress import check_held_out_data, check_validation
+from lightning_noise.loop.terminal import follow_passes, say
 from lightning_noise.masks import Mask
 from lightning_noise.noise import Gaussian, Impulse, Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip, validate_clip
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Monitor", "Noises"]
 
 _KEYS_IN_PIPE = 170  # of up to 370 bytes in 64 KiB
+Item = TypeVar("Item")
 Noises = Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction
 
 
@@ -33,7 +36,12 @@ class Monitor(Callback, ABC):
     """Base of the callbacks that evaluate a module under noise in validations and tests.
 
     The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
+
+    Attributes:
+        pass_name: What a condition costs for each batch, in the plural.
     """
+
+    pass_name: ClassVar[str] = "forward passes"
 
     def __init__(
         self,
@@ -91,6 +99,8 @@ class Monitor(Callback, ABC):
             if isinstance(probe, InputNoise):
                 probe.expect(max(self.levels[name]), are_severities=name not in self._given)
         self._check_pipe(trainer)
+        if stage == "fit" and not is_fast_dev_run(trainer):
+            say(trainer, self._describe_cost())
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_pipe(trainer, n_others=len(trainer.callback_metrics))  # the sanity check logs no keys of monitors
@@ -113,6 +123,26 @@ class Monitor(Callback, ABC):
         """Returns whether to evaluate in this validation or test. The sanity check is neither."""
         is_skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
         return not trainer.sanity_checking and not is_skipped
+
+    def _describe_cost(self) -> str:
+        n = self._n_passes
+        cost = f"{type(self).__name__} {self.name!r}: {n - 1} condition{'s' * (n > 2)} = {n} {self.pass_name} of"
+        often = "" if self.every_n_epochs == 1 else f", every {self.every_n_epochs} epochs"
+        if self.max_batches is None:
+            return f"{cost} each validation batch{often}; bound the cost with max_batches=…"
+        return f"{cost} each of the first {self.max_batches} validation batches{often}"
+
+    @property
+    def _n_passes(self) -> int:
+        """The number of passes over a batch: one without noise, and one for each condition."""
+        return 1 + len(list(self.conditions))
+
+    def _follow(self, trainer: Trainer, batch_idx: int, passes: Iterable[Item]) -> Iterator[Item]:
+        """Yields the passes over a batch, and moves the trainer's bar, which all monitors share."""
+        monitors = sorted(class_of_callbacks(trainer, Monitor), key=lambda monitor: isinstance(monitor, Replaying))
+        step = 1 / (1 + sum(monitor._n_passes for monitor in monitors))  # the user's step is a pass, too
+        begin = batch_idx + step * sum(monitor._n_passes for monitor in monitors[: monitors.index(self)])
+        return follow_passes(trainer, passes, begin=begin, step=step)
 
     def _check_pipe(self, trainer: Trainer, n_others: int = 0) -> None:
         """Raises a ValueError if the run would hang because of its many keys.

@@ -88,6 +88,8 @@ class ReplayMonitor(Monitor, Replaying):
         {'gaussian': (0.1, 0.2), 'impulse': (0.05, 0.1)}
     """
 
+    pass_name = "more validation steps"
+
     def __init__(
         self,
         noises: Noises | None = None,
@@ -231,7 +233,8 @@ class ReplayMonitor(Monitor, Replaying):
         positions, _ = sample_positions.take(trainer, self._dataloader_idx, self._batch_idx, self._count_rows(batch))
         context = Context(trainer, trainer.lightning_module, is_probe=True, positions=sample_positions.of_input)
         noisy = self._current_conditions(trainer).perturb(context, batch, positions)
-        for condition, perturbation in chain([(CLEAN, nullcontext(batch))], noisy):
+        conditions = chain([(CLEAN, nullcontext(batch))], noisy)
+        for condition, perturbation in self._follow(trainer, self._batch_idx, conditions):
             replay = self._replays[condition]
             with restore_trainer(trainer), perturbation as perturbed:
                 own = copy_batch(perturbed)

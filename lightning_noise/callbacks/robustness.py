@@ -19,6 +19,7 @@ from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.returning import Returning
+from lightning_noise.loop.terminal import progress, say, shorten
 from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.masks import Mask
 from lightning_noise.perturb.inputs import Clip
@@ -170,6 +171,7 @@ class RobustnessMonitor(Monitor, Returning):
         self._predictor = Predictor(task, inputs, target, predict)
         self._shared = tuple(name for name, probe in self._probes.items() if probe.one_draw_per_batch)
         self._results = Results(task, self._shared)
+        self._outcome = ""  # to be printed at the end of the run
         is_known = predict is None or inputs is not None  # which leaf the module reads
         self._figures = Figures(task, self.levels, inputs=self.inputs, shows_samples=is_known)
         self._begin()
@@ -247,6 +249,9 @@ class RobustnessMonitor(Monitor, Returning):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._begin()  # lets go of the copies of what the module held
+        if self._outcome:
+            say(trainer, self._outcome)
+        self._outcome = ""
 
     def results(self) -> report.Report | None:
         return self.report
@@ -290,7 +295,7 @@ class RobustnessMonitor(Monitor, Returning):
         readings = self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)
         if batch_idx == 0 and loggers.takes_figures(context.trainer):
             readings = self._figures.keep_samples(context.trainer, readings)
-        self._results.update(readings)
+        self._results.update(self._follow(context.trainer, batch_idx, readings))
 
     def _try_metrics(self, trainer: Trainer) -> None:
         """Computes the metrics of a trial, because those of the user may refuse the outputs or not be one number."""
@@ -355,10 +360,23 @@ class RobustnessMonitor(Monitor, Returning):
         """Writes the report and logs the last figures."""
         if self._results.is_empty:  # the fit ended before an evaluation was due
             return
-        calibration = self._results.calibration()  # on every rank, because the sums are synchronized
+        with progress(trainer, "Report", total=4) as advance:
+            calibration = self._results.calibration()  # on every rank, because the sums are synchronized
+            self.report = self._make_report(trainer)
+            advance()
+            if loggers.takes_figures(trainer):
+                with loggers.warn_on_failure(trainer, "the report"):
+                    path = report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
+                    self._outcome = f"{self.name}: {report.headline(self.report)}\nReport: {shorten(path)}"
+                advance()
+                self._figures.log_reliability(trainer, prefix, calibration)
+                advance()
+                self._figures.log_samples(trainer, prefix)
+
+    def _make_report(self, trainer: Trainer) -> report.Report:
         sizes = self._results.sizes(trainer)
         estimates = self._results.estimates(sizes)
-        self.report = report.Report(
+        return report.Report(
             task=self.task.name,
             n=sum(sizes),
             n_targets=self._results.n_targets(trainer),
@@ -372,12 +390,6 @@ class RobustnessMonitor(Monitor, Returning):
             sizes=tuple(sizes) if estimates[0].without else (),
             estimates=tuple(estimates),
         )
-        if not loggers.takes_figures(trainer):
-            return
-        with loggers.warn_on_failure(trainer, "the report"):
-            report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
-        self._figures.log_reliability(trainer, prefix, calibration)
-        self._figures.log_samples(trainer, prefix)
 
 
 def log_key(prefix: str, condition: Condition, metric: str) -> str:

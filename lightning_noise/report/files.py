@@ -21,15 +21,20 @@ _REQUIRED = [field.name for field in fields(Report) if field.default is MISSING 
 _WAY_OUT = "give a report.json that a RobustnessMonitor has written"
 
 
-def write(folder: str | Path, report: Report, baseline: Report | None = None) -> None:
+def write(folder: str | Path, report: Report, baseline: Report | None = None) -> Path:
     """Writes ``report.json``, which can be a baseline later, and ``report.md`` for people.
 
     Numbers that are not finite become null in the JSON file.
+
+    Returns:
+        The path of ``report.md``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(json.dumps(_to_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(markdown(report, baseline), encoding="utf-8")
+    path = folder / "report.md"
+    path.write_text(markdown(report, baseline), encoding="utf-8")
+    return path
 
 
 def read(path: str | Path) -> Report:
