@@ -50,6 +50,13 @@ def test_the_callback_class_belongs_to_each_lightning_that_is_installed():
         assert issubclass(internals.Callback, namespace.Callback)
 
 
+def test_a_module_or_a_data_module_tells_its_namespace():
+    for namespace in internals.LIGHTNING:
+        assert internals.namespace_of(None, type("Data", (namespace.LightningDataModule,), {})) is namespace
+        assert internals.namespace_of(type("Module", (namespace.LightningModule,), {})) is namespace
+    assert internals.namespace_of(None, Rows) is internals.LIGHTNING[0]
+
+
 # --- the trainer
 
 

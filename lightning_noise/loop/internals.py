@@ -51,6 +51,15 @@ if not TYPE_CHECKING:
         """A callback for a trainer of ``pytorch_lightning`` and of ``lightning.pytorch``."""
 
 
+def namespace_of(*classes: Any) -> Any:
+    """Returns the Lightning that one of the classes belongs to. The default is the first that is installed."""
+    for namespace in LIGHTNING:
+        bases = namespace.LightningModule, namespace.LightningDataModule
+        if any(isinstance(each, type) and issubclass(each, bases) for each in classes):
+            return namespace
+    return LIGHTNING[0]
+
+
 # --- the trainer
 
 
