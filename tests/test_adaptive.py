@@ -245,8 +245,8 @@ def test_one_that_a_checkpoint_does_not_know_takes_turns_with_the_others(tmp_pat
 
 def test_checkpoints_and_early_stopping_follow_the_level(tmp_path):
     callback = InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((0.1, 0.5, 0.3))))
-    saver = ModelCheckpoint(tmp_path, monitor="adaptive/input/level", mode="max")
-    stopper = EarlyStopping("adaptive/input/level", mode="max", patience=2)
+    saver = ModelCheckpoint(tmp_path, monitor="train_noise/input/level", mode="max")
+    stopper = EarlyStopping("train_noise/input/level", mode="max", patience=2)
     _, trainer = fit([saver, stopper, callback], max_epochs=10, enable_checkpointing=True)
     assert saver.best_model_score == torch.tensor(0.5)
     assert trainer.current_epoch == 4
@@ -273,16 +273,19 @@ def test_tensorboard_holds_the_levels_the_reasons_and_the_figure(tmp_path, caplo
     with caplog.at_level(logging.INFO):
         fit([callback], logger=logger, max_epochs=3)
     events = EventAccumulator(logger.log_dir).Reload()
-    levels, followed = (events.Scalars(f"adaptive/input/{key}") for key in ("level", "clean"))
+    levels, followed = (events.Scalars(f"train_noise/input/{key}") for key in ("level", "clean"))
     assert [(event.step, event.value) for event in levels] == [(2, 0.25), (5, 0.25), (8, 0.5)]
     # TensorBoard holds float32
     assert [event.value for event in followed] == pytest.approx([decision.clean for decision in history(callback)])
-    texts = events.Tensors("adaptive/input/decision/text_summary")
-    words = [text.tensor_proto.string_val[0].decode() for text in texts]
-    assert words == [f"{decision.reason}: clean is {decision.clean:.3g}" for decision in history(callback)]
-    assert events.Tags()["images"] == ["adaptive/input/moves"]
-    (summary,) = events.Tensors("adaptive/input/summary/text_summary")
-    said = summary.tensor_proto.string_val[0].decode()
+    assert events.Tags()["images"] == ["train_noise/input/moves"]
+    (text,) = events.Tensors("train_noise/input/moves/text_summary")
+    said, _, table = text.tensor_proto.string_val[0].decode().partition("\n\n")
+    first, second, last = (f"{decision.clean:.3g}" for decision in history(callback))
+    assert table.splitlines()[2:] == [
+        f"| 2 | moved, 1 time | 0 to 0.25 | {first} | {first} |",
+        f"| 5 | held, 1 time | 0.25 | {second} | {history(callback)[1].boundary:.3g} |",
+        f"| 8 | moved, 1 time | 0.25 to 0.5 | {last} | {history(callback)[2].boundary:.3g} |",
+    ]
     last = history(callback)[-1]
     assert said == f"input: moved 2 times, held 1 time; level 0 to 0.5; clean is {last.clean:.3g} at level 0.25."
     assert callback.adaptive is not None
@@ -297,7 +300,7 @@ def test_what_the_rule_follows_is_logged(rule):
     assert callback.adaptive is not None
     assert callback.adaptive._last is not None
     # Lightning logs float32
-    assert trainer.callback_metrics[f"adaptive/weight/{rule.follows}"].item() == pytest.approx(
+    assert trainer.callback_metrics[f"train_noise/weight/{rule.follows}"].item() == pytest.approx(
         rule.measure(callback.adaptive._last), nan_ok=True
     )
 
@@ -317,7 +320,7 @@ def test_other_loggers_and_none_work(kind, tmp_path):
     fit([callback], logger=CSVLogger(tmp_path) if kind == "csv" else False)
     if kind == "csv":
         (written,) = tmp_path.rglob("metrics.csv")
-        assert "adaptive/input/level" in written.read_text()
+        assert "train_noise/input/level" in written.read_text()
         assert [path.name for path in tmp_path.rglob("*.png")] == ["moves-6.png"]
 
 
@@ -326,7 +329,7 @@ def test_the_configuration_says_the_rule(tmp_path):
     fit(
         [InputNoise(noise.Gaussian(), AdaptiveLevel(governor(), predict=lambda module, batch: module(batch[0])))], logger=logger
     )
-    (text,) = EventAccumulator(logger.log_dir).Reload().Tensors("noise/input/configuration/text_summary")
+    (text,) = EventAccumulator(logger.log_dir).Reload().Tensors("train_noise/input/configuration/text_summary")
     said = text.tensor_proto.string_val[0].decode()
     assert re.search(r"\| level \| `AdaptiveLevel\(rule=Governor\(chance=0\.33.*predict=<function", said)
     assert " at 0x" not in said

@@ -400,5 +400,5 @@ def test_a_batch_without_noise_logs_no_ratio(tmp_path):
     logger = CSVLogger(tmp_path)
     fit([InputNoise(noise.Gaussian(), 0.5, probability=0.0)], logger=logger, log_every_n_steps=1)
     written = (Path(logger.log_dir) / "metrics.csv").read_text()
-    assert "noise/input/level" in written
+    assert "train_noise/input/level" in written
     assert "snr_db" not in written

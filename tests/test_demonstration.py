@@ -107,12 +107,13 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
     for tags in (with_.Tags(), without.Tags()):
         keys = {"robustness/score", "robustness_levels/gaussian/0.4/accuracy", "test/robustness/score", "train_loss"}
         assert keys <= set(tags["scalars"])
-        assert {"robustness/curve", "robustness/impulse/samples"} <= set(tags["images"])
-    levels = [event.value for event in with_.Scalars(f"noise/{name}/level")]
+        assert {"robustness/curve", "robustness_figures/impulse/samples"} <= set(tags["images"])
+    levels = [event.value for event in with_.Scalars(f"train_noise/{name}/level")]
     n = 18 * EPOCHS[recipe]
-    assert levels == pytest.approx([level(batch / n) for batch in range(4, n, 5)])  # of every fifth batch
-    assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("noise/")]
-    assert not [tag for tag in with_.Tags()["scalars"] if tag.startswith("noise/") and f"/{name}/" not in tag]
+    # of every fifth batch, and of the last batch before each validation
+    assert levels == pytest.approx([level(batch / n) for batch in range(n) if batch % 5 == 4 for _ in range(1)])
+    assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("train_noise/")]
+    assert not [tag for tag in with_.Tags()["scalars"] if tag.startswith("train_noise/") and f"/{name}/" not in tag]
 
 
 @pytest.mark.slow
@@ -121,10 +122,10 @@ def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_
     summary = r"input: warmup 3 times, raised 1 time; level 0 to 0\.15; 100 % of the clean skill is retained at level 0\."
     assert re.search(rf"calibration error\.\n\nThe level tuned itself\. {summary}\n\nTraining with noise ", tuned.text)
     with_, without = (tuned.events(f"{which}_noise") for which in ("with", "without"))
-    levels = [event.value for event in with_.Scalars("adaptive/input/level")]
+    levels = [event.value for event in with_.Scalars("train_noise/input/level")]
     assert levels == pytest.approx([0, 0, 0, 0.15])
-    assert [event.value for event in with_.Scalars("adaptive/input/retention")] == [1, 1, 1, 1]
-    assert "adaptive/input/moves" in with_.Tags()["images"]
+    assert [event.value for event in with_.Scalars("train_noise/input/retention")] == [1, 1, 1, 1]
+    assert "train_noise/input/moves" in with_.Tags()["images"]
     assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("adaptive/")]
 
 
@@ -138,7 +139,7 @@ def test_a_level_that_has_not_yet_grown_gains_and_costs_nothing(tuned):
 def test_all_of_it_is_noise_in_every_place(demonstrate):
     scalars = demonstrate("all", EPOCHS["all"]).events("with_noise_everywhere").Tags()["scalars"]
     places = {"input", "smoothing", "weight", "activation", "gradient"}
-    assert {tag.split("/")[1] for tag in scalars if tag.startswith("noise/")} == places
+    assert {tag.split("/")[1] for tag in scalars if tag.startswith("train_noise/")} == places
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, IterableDataset, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, metrics, noise, tasks
+from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, metrics, noise, schedules, tasks
 from lightning_noise.testing import global_streams
 
 MONITORS: dict[str, Callable[..., pl.Callback]] = {
@@ -277,7 +277,7 @@ class Scheduled(Classifier):
         ([EarlyStopping("robustness_levels/gaussian/0.2/loss")], Classifier, "robustness_levels/gaussian/0.1/loss"),
         ([], Scheduled, "robustness/loss_clean"),
         ([checkpoint("replay/gausian/0.1/val_loss")], Classifier, "replay/gaussian/0.1/val_loss"),
-        ([checkpoint("adaptive/input/retenion")], Classifier, "adaptive/input/retention"),
+        ([checkpoint("train_noise/input/retenion")], Classifier, "train_noise/input/retention"),
     ],
 )
 def test_a_key_that_will_not_be_logged_is_refused_with_the_nearest(tmp_path, callbacks, module, nearest, sanity):
@@ -287,10 +287,12 @@ def test_a_key_that_will_not_be_logged_is_refused_with_the_nearest(tmp_path, cal
         fit([*ours, *callbacks, Never()], module=module, **settings)
 
 
-@pytest.mark.parametrize("others", [[], [ReplayMonitor(noise.Gaussian(), [0.1])]], ids=["alone", "beside a monitor"])
-def test_the_level_of_a_schedule_cannot_be_followed(others):
-    with pytest.raises(ValueError, match=r"follows 'noise/input/level', which only the loggers receive.* another name=…"):
-        fit([InputNoise(noise.Gaussian(), 0.1), *others, EarlyStopping("noise/input/level"), Never()])
+def test_the_level_of_a_schedule_can_be_followed_and_what_only_loggers_receive_cannot():
+    callback = InputNoise(noise.Gaussian(), schedules.Linear(0.0, 0.6))
+    _, trainer = fit([callback, EarlyStopping("train_noise/input/level", mode="max")])
+    assert trainer.callback_metrics["train_noise/input/level"] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match=r"follows 'train_noise/input/snr_db', .*type monitor='train_noise/input/level'"):
+        fit([callback, EarlyStopping("train_noise/input/snr_db"), Never()])
 
 
 @pytest.mark.parametrize(
@@ -339,9 +341,9 @@ def test_a_key_that_comes_later_is_not_refused(tmp_path):
 def test_keys_of_the_user_are_followed_whatever_their_names():
     class Own(Classifier):
         def validation_step(self, batch, batch_idx):
-            self.log("noise/own", 1.0)
+            self.log("train_noise/own", 1.0)
             self.log("val/score", 1.0)
 
-    callbacks = [InputNoise(noise.Gaussian(), 0.1), EarlyStopping("noise/own"), EarlyStopping("val/score")]
+    callbacks = [InputNoise(noise.Gaussian(), 0.1), EarlyStopping("train_noise/own"), EarlyStopping("val/score")]
     _, trainer = fit([*callbacks, RobustnessMonitor(noise.Gaussian(), [0.1])], module=Own)
     assert trainer.current_epoch == 2

@@ -385,7 +385,7 @@ def test_an_update_whose_gradients_are_infinite_is_skipped_with_noise_too(module
 def logged(folder: Path, callback: GradientNoise, **kwargs: Any) -> pd.DataFrame:
     logger = CSVLogger(folder)
     fit([callback], module=Plain, train=loader(), logger=logger, **kwargs)
-    return pd.read_csv(Path(logger.log_dir) / "metrics.csv").set_index("step").filter(like="noise/")
+    return pd.read_csv(Path(logger.log_dir) / "metrics.csv").set_index("step").filter(like="train_noise/")
 
 
 def test_level_and_ratio_of_the_norms_are_logged_on_the_steps_that_log(tmp_path):
@@ -395,14 +395,15 @@ def test_level_and_ratio_of_the_norms_are_logged_on_the_steps_that_log(tmp_path)
     assert list(written.index) == [1, 3, 5]
     for i in written.index:
         clean, noisy = (torch.cat([pair[j].flatten() for pair in steps[i].values()]) for j in (0, 1))
-        assert written["noise/gradient/level"][i] == pytest.approx(0.1 * i)
+        assert written["train_noise/gradient/level"][i] == pytest.approx(0.1 * i)
         expected = ((noisy - clean).norm() / clean.norm()).item()
-        assert written["noise/gradient/ratio"][i] == pytest.approx(expected, rel=1e-5)  # sums in another order, in float32
+        # sums in another order, in float32
+        assert written["train_noise/gradient/ratio"][i] == pytest.approx(expected, rel=1e-5)
 
 
 def test_no_ratio_is_logged_without_noise_and_none_where_the_gradient_is_zero(tmp_path):
     written = logged(tmp_path / "level 0", GradientNoise(noise.Gaussian(), 0.0), log_every_n_steps=1)
-    assert list(written.columns) == ["noise/gradient/level"]
+    assert list(written.columns) == ["train_noise/gradient/level"]
     logger = CSVLogger(tmp_path / "zero")
     fit([GradientNoise(noise.Gaussian(), 0.5)], module=Flat, logger=logger, log_every_n_steps=1)
     assert "ratio" not in (Path(logger.log_dir) / "metrics.csv").read_text()

@@ -227,8 +227,9 @@ def test_a_fit_goes_on_if_its_logger_and_every_figure_fail(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match="could not log") as caught:
         fit(callbacks, logger=Failing(tmp_path), max_epochs=1)
     failures = {str(each.message).partition(": ")[0] for each in caught}
-    texts = {f"the text {key!r}" for key in ("robustness/configuration", "noise/input/configuration")}
-    figures = {f"the figure {key!r}" for key in ("robustness/curve", "robustness/gaussian/reliability", "adaptive/input/moves")}
+    texts = {f"the text {key!r}" for key in ("robustness/configuration", "train_noise/input/configuration")}
+    keys = ("robustness/curve", "robustness_figures/gaussian/reliability", "train_noise/input/moves")
+    figures = {f"the figure {key!r}" for key in keys}
     assert failures >= {f"could not log {what}" for what in {*texts, *figures, "the layout of the charts"}}
     assert last.ended
     assert monitor.report is not None
@@ -283,7 +284,7 @@ def test_the_charts_of_all_callbacks_are_laid_out_once(late, tmp_path):
     one, two = Charted("one"), Charted("two", late=late)
     fit([one, InputNoise(noise.Gaussian(), 0.1), two], logger=logger, max_epochs=4, num_sanity_val_steps=0)
     assert one.answers[-1]
-    charts = {"noise": ["noise/.*/level$"], "val": ["one/.*", "two/.*"], "one alone": ["one/x$"], "two alone": ["two/x$"]}
+    charts = {"noise": ["train_noise/.*/level$"], "val": ["one/.*", "two/.*"], "one alone": ["one/x$"], "two alone": ["two/x$"]}
     assert layouts(logger.log_dir) == [{"lightning_noise": charts}]
 
 
@@ -406,7 +407,7 @@ def test_tensorboard_puts_the_tags_into_the_charts(served):
         for title, tags in charts.items()
     }
     accuracies = {"robustness/accuracy_clean", *(f"robustness_levels/gaussian/{level}/accuracy" for level in (0.1, 0.5))}
-    assert shown == {"noise": {"noise/input/level"}, "accuracy": accuracies}
+    assert shown == {"noise": {"train_noise/input/level"}, "accuracy": accuracies}
 
 
 def test_tensorboard_shows_the_figure_and_the_text(served):

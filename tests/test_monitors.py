@@ -34,7 +34,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_noise import ActivationNoise, InputNoise, Key, ReplayMonitor, RobustnessMonitor, WeightNoise, noise, plots
-from lightning_noise.evaluation.conditions import Condition
+from lightning_noise.evaluation.conditions import OVERALL, Condition
 from lightning_noise.metrics import ExpectedCalibrationError
 from lightning_noise.testing import global_streams
 
@@ -159,7 +159,7 @@ def test_means_are_over_noises_and_levels():
         assert found[f"robustness/{metric}_noisy"] == pytest.approx(sum(noisy) / 3, abs=1e-6)
         assert of_noises[Condition("uniform"), metric] == pytest.approx(sum(noisy[1:]) / 2, abs=1e-6)
         if metric != "ece":
-            assert found[f"robustness/{metric}_drop"] == pytest.approx(clean - sum(noisy) / 3, abs=1e-6)
+            assert of_noises[OVERALL, f"{metric}_drop"] == pytest.approx(clean - sum(noisy) / 3, abs=1e-6)
             drop = of_noises[Condition("uniform"), f"{metric}_drop"]
             assert drop == pytest.approx(clean - sum(noisy[1:]) / 2, abs=1e-6)
     worst = min(found[f"robustness_levels/{place}/accuracy"] for place in ("gaussian/0.5", "uniform/1", "uniform/2"))
@@ -438,19 +438,21 @@ def test_tensorboard_holds_the_tags_and_the_pictures(features, pictured, tmp_pat
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"noise/input/level", "noise/input/snr_db", "robustness/score", "robustness_levels/gaussian/0.1/ece"} <= tags
+    assert {"train_noise/input/level", "train_noise/input/snr_db"} <= tags
+    assert {"robustness/score", "robustness_levels/gaussian/0.1/ece"} <= tags
     assert {"test/robustness/accuracy_drop", "test/robustness/loss_clean"} <= tags
-    levels = events.Scalars("noise/input/level")
-    assert [(event.step, event.value) for event in levels] == [(1, 0.5), (3, 0.5), (5, 0.5)]
+    levels = events.Scalars("train_noise/input/level")
+    # each last batch is logged, and then the validation
+    assert [(event.step, event.value) for event in levels] == [(step, 0.5) for step in (1, 1, 3, 3, 5, 5)]
     assert [event.step for event in events.Scalars("robustness/score")] == [1, 3, 5]
     curves = {"robustness/curve", "test/robustness/curve"}
-    places = [f"{prefix}robustness/{tag}" for prefix in ("", "test/") for tag in ("gaussian", "impulse")]
+    places = [f"{prefix}robustness_figures/{tag}" for prefix in ("", "test/") for tag in ("gaussian", "impulse")]
     samples = {f"{place}/samples" for place in places if pictured}
     assert images(events) == curves | samples | {f"{place}/reliability" for place in places}
     assert len(events.Images("robustness/curve")) == 3
-    assert len(events.Images("robustness/gaussian/reliability")) == 1
+    assert len(events.Images("robustness_figures/gaussian/reliability")) == 1
     if pictured:
-        assert len(events.Images("robustness/gaussian/samples")) == 2, (
+        assert len(events.Images("robustness_figures/gaussian/samples")) == 2, (
             "the noise is the same in each epoch, the predictions not"
         )
 
@@ -459,7 +461,7 @@ def test_the_logged_signal_to_noise_ratio_is_that_of_the_batch(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     module, _ = fit([InputNoise(noise.Gaussian(), 0.5)], train=loader(), logger=logger, log_every_n_steps=1, max_epochs=1)
     events = EventAccumulator(logger.log_dir).Reload()
-    for i, event in enumerate(events.Scalars("noise/input/snr_db")):
+    for i, event in enumerate(events.Scalars("train_noise/input/snr_db")):
         clean, noisy = Rows().x[8 * i : 8 * i + 8], module.seen[i][0]
         # float32
         assert event.value == pytest.approx(10 * math.log10(clean.square().sum() / (noisy - clean).square().sum()), rel=1e-5)
@@ -471,7 +473,7 @@ def test_points_stand_where_lightning_puts_its_own(tmp_path):
     rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
     header = rows[0].split(",")
     columns = [dict(zip(header, row.split(","), strict=True)) for row in rows[1:]]
-    ours = {row["step"] for row in columns if row["noise/input/level"]}
+    ours = {row["step"] for row in columns if row["train_noise/input/level"]}
     theirs = {row["step"] for row in columns if row["train_loss"]}
     assert ours == theirs != set()
 

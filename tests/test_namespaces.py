@@ -113,7 +113,7 @@ def test_weights_levels_and_measurements_are_bitwise_those_of_the_other_namespac
         "replay/weight/0.2/val_loss",
         "robustness/score",
     )
-    for tag in ("noise/input/level", "noise/input/snr_db", *keys):
+    for tag in ("train_noise/input/level", "train_noise/input/snr_db", *keys):
         assert tag in logged[0][0]
     measured = {key: value.item() for key, value in one_trainer.callback_metrics.items()}
     assert measured == {key: value.item() for key, value in two_trainer.callback_metrics.items()}

@@ -193,7 +193,7 @@ def test_shards_of_gradients_get_draws_of_their_own_and_replicas_the_same(sharde
         shards = [name for name, (is_shard, _) in result["gradients"].items() if is_shard]
         assert shards == ([*result["gradients"]] if how == "data" else ["net.1.weight", "net.1.bias", "net.4.weight"])
     one, two = torch.cat(clean), torch.cat(noisy)
-    ratio = pd.read_csv(folder / "metrics.csv")["noise/gradient/ratio"].dropna().iloc[0]
+    ratio = pd.read_csv(folder / "metrics.csv")["train_noise/gradient/ratio"].dropna().iloc[0]
     assert ratio == pytest.approx(((two - one).norm() / one.norm()).item(), rel=1e-5)  # sums in another order, in float32
 
 

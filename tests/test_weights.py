@@ -370,7 +370,7 @@ def test_the_ratio_of_noise_to_weights_is_logged(tmp_path):
     module = still(Network)()
     fit([WeightNoise(noise.SNR(), 0.25)], module=module, train=loader(), logger=logger, log_every_n_steps=1)
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("noise/weight/ratio")
+    column = rows[0].split(",").index("train_noise/weight/ratio")
     ratios = [float(value) for row in rows[1:] if (value := row.split(",")[column])]
     assert len(ratios) == 6
     # the noise of each row has exactly a quarter of its norm, up to the rounding of single sums

@@ -192,7 +192,7 @@ class ActivationNoise(OutputCallback):
     module in a step have two draws. Activation checkpointing repeats the draw of the forward pass.
 
     The noise acts from the start of the training step to the end of the backward pass, never in validation, test and
-    prediction. Level 0 is a no-op. The draws differ between ranks. The log key is ``noise/<name>/level``. See
+    prediction. Level 0 is a no-op. The draws differ between ranks. The log key is ``train_noise/<name>/level``. See
     :class:`~lightning_noise.callbacks.activations.OutputCallback` about hooks and compiled models.
 
     As a probe of a :class:`~lightning_noise.RobustnessMonitor`, each sample has its own draw, so the first dimension of the

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -21,6 +22,7 @@ from lightning_noise.evaluation.results import Results
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, perturbing
 from lightning_noise.loop.internals import validate_within_fit, validates_after
+from lightning_noise.loop.monitored import noise_key
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.metrics.statistics import jackknife_error
@@ -53,17 +55,16 @@ class AdaptiveLevel:
     that validation runs at the start of the resumed training. Only a fit loads the state. In another fit, a callback continues
     from its current level, so give a new model a new callback.
 
-    =============================  ===================================================================
-    key                            value
-    =============================  ===================================================================
-    ``adaptive/<name>/level``      the level after each validation in which it could move
-    ``adaptive/<name>/retention``  what the rule follows; with :class:`~lightning_noise.rules.SignedGap`,
-                                   ``adaptive/<name>/signed_gap``
-    ``adaptive/<name>/decision``   what the rule did and why, as text
-    =============================  ===================================================================
+    ================================  ================================================================
+    key                               value
+    ================================  ================================================================
+    ``train_noise/<name>/level``      the level, also from each validation on
+    ``train_noise/<name>/retention``  what the rule follows; with :class:`~lightning_noise.rules.SignedGap`,
+                                      ``train_noise/<name>/signed_gap``
+    ``train_noise/<name>/moves``      at the end of a fit, a figure and a table of all decisions
+    ================================  ================================================================
 
-    The loggers also get a figure of the level and both metrics over time. At the end of a fit, a summary is printed and
-    logged; ``callback.adaptive.summary()`` returns it.
+    At the end of a fit, a summary is printed; ``callback.adaptive.summary()`` returns it.
 
     Args:
         rule: :class:`~lightning_noise.rules.Governor` for noise in inputs, weights and activations, or
@@ -159,10 +160,22 @@ class Adaptation:
         if not self.history or self._last is None:
             return f"{self.name}: no validation yet; level {level}."
         counts = Counter(decision.reason for decision in self.history)
-        done = ", ".join(f"{reason} {n} {'time' if n == 1 else 'times'}" for reason, n in counts.items())
+        done = ", ".join(f"{reason} {_times(n)}" for reason, n in counts.items())
         first, last = f"{self.history[0].level:.3g}", f"{self.history[-1].level:.3g}"
         where = "this level" if last == level else f"level {last}"
         return f"{self.name}: {done}; level {first} to {level}; {self._rule.describe(self._last)} at {where}."
+
+    def table(self) -> str:
+        """Returns the decisions as a Markdown table, in which equal decisions in a row are one row."""
+        rows = ["| steps | decision | level | without noise | under noise |", "|---|---|---|---|---|"]
+        for reason, group in groupby(self.history, key=lambda decision: decision.reason):
+            decisions = list(group)
+            first, last = decisions[0], decisions[-1]
+            steps = _span(first.step, last.step)
+            level = _span(f"{first.level:.3g}", f"{last.next_level:.3g}")
+            metrics = f"{last.clean:.3g} | {last.boundary:.3g}"
+            rows.append(f"| {steps} | {reason}, {_times(len(decisions))} | {level} | {metrics} |")
+        return "\n".join(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state in primitives."""
@@ -221,9 +234,10 @@ class Adaptation:
             predict=setting.predict,
         )
 
-    def keys(self) -> list[str]:
-        """Returns the keys of the values that are logged."""
-        return [self._key(name) for name in ("level", self._rule.follows)]
+    @property
+    def followed_key(self) -> str:
+        """The key of what the rule follows."""
+        return noise_key(self.name, self._rule.follows)
 
     def try_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tries the evaluation before the first training step, if no sanity check did."""
@@ -274,25 +288,20 @@ class Adaptation:
         self._state, reason = self._rule.update(self._state, observation)
         check_level(self.level, self.callback.max_level)  # a rule of the user may return any level
         self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level))
-        logged = {"level": self.level, self._rule.follows: self._rule.measure(observation)}
-        # the values are those of all ranks already
-        for name, value in logged.items():
-            pl_module.log(self._key(name), value, prog_bar=name == "level", sync_dist=True, rank_zero_only=True)
-        loggers.log_text(trainer, self._key("decision"), f"{reason}: {self._rule.describe(observation)}", step)
+        # the value is that of all ranks already
+        pl_module.log(self.followed_key, self._rule.measure(observation), sync_dist=True, rank_zero_only=True)
 
     def conclude(self, trainer: Trainer, step: int) -> None:
-        """Prints and logs the summary at the end of a fit."""
+        """Prints the summary at the end of a fit, and logs all decisions."""
         rank_zero_info(self.summary())
-        loggers.log_text(trainer, self._key("summary"), self.summary(), step)
         if self.history:
-            loggers.log_figure(trainer, self._key("moves"), lambda: plots.adaptation(self.history), step)
+            key = noise_key(self.name, "moves")
+            loggers.log_text(trainer, key, f"{self.summary()}\n\n{self.table()}", step)
+            loggers.log_figure(trainer, key, lambda: plots.adaptation(self.history), step)
 
     def release(self) -> None:
         """Lets go of the last validation, with its copies of what the module held."""
         self._pass = self._results = None
-
-    def _key(self, name: str) -> str:
-        return f"adaptive/{self.name}/{name}"
 
     def _is_its_turn(self, trainer: Trainer) -> bool:
         drivers: list[Any] = [getattr(callback, "adaptive", None) for callback in perturbing(trainer)]
@@ -337,6 +346,14 @@ def _standard_error(estimates: list[float], sizes: list[int]) -> float:
     """Returns the standard error of a value from its values without each group; infinity if it is not known."""
     error = jackknife_error(estimates[0], estimates[1:], sizes) if len(estimates) > 1 else math.nan
     return math.inf if math.isnan(error) else error
+
+
+def _times(n: int) -> str:
+    return "1 time" if n == 1 else f"{n} times"
+
+
+def _span(first: object, last: object) -> str:
+    return f"{first}" if first == last else f"{first} to {last}"
 
 
 def _counts(trainer: Trainer) -> bool:

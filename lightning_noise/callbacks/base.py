@@ -19,7 +19,7 @@ from lightning_noise.labels import LabelNoise
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.loop.internals import Callback, ends_batch, recomputes_statistics, should_log
-from lightning_noise.loop.monitored import check_followed_keys
+from lightning_noise.loop.monitored import check_followed_keys, noise_key
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import Clock, check_held_out_data, check_validation, is_stopped, logging_step, run_seed
 from lightning_noise.loop.returning import Returning
@@ -172,8 +172,8 @@ class NoiseCallback(Callback, Perturbing, Returning):
 
     def logged_keys(self) -> dict[str, list[str]]:
         """Returns the keys that callbacks can follow; see :class:`~lightning_noise.loop.monitored.LogsKeys`."""
-        adaptive = {} if self.adaptive is None else {"adaptive/": self.adaptive.keys()}
-        return {f"noise/{self.name}/": []} | adaptive  # the level itself goes to the loggers alone
+        followed = [] if self.adaptive is None else [self.adaptive.followed_key]
+        return {noise_key(self.name, ""): [noise_key(self.name, "level"), *followed]}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_followed_keys(trainer)
@@ -187,7 +187,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
         self._level_of(trainer, 0)
         self._checked, self._effective = False, None
         TrainingDispatcher.attach(trainer)
-        loggers.log_text(trainer, f"noise/{self.name}/configuration", loggers.describe_arguments(self))
+        loggers.log_text(trainer, f"train_noise/{self.name}/configuration", loggers.describe_arguments(self))
         if self.adaptive is not None:
             self.adaptive.resume(trainer)
 
@@ -248,8 +248,14 @@ class NoiseCallback(Callback, Perturbing, Returning):
             self.adaptive.observe(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
         if self.adaptive is not None:
             self.adaptive.decide(trainer, pl_module, logging_step(trainer))
+        level = self.current_level if self.adaptive is None else self.adaptive.level
+        is_shown = self.adaptive is not None
+        # the value is the same on all ranks
+        pl_module.log(noise_key(self.name, "level"), level, prog_bar=is_shown, sync_dist=True, rank_zero_only=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.adaptive is not None:
@@ -292,7 +298,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
             raise ValueError(self.describe_no_effect(where))
 
     def _log(self, trainer: Trainer, measured: dict[str, float | Tensor]) -> None:
-        metrics = {f"noise/{self.name}/{key}": float(value) for key, value in measured.items()}
+        metrics = {noise_key(self.name, key): float(value) for key, value in measured.items()}
         # the SNR of a batch without noise is infinite
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         for logger in trainer.loggers:

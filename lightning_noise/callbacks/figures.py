@@ -80,7 +80,7 @@ class Figures:
         for noise in self.levels if calibration else ():
             panels = {_title(place): bins for place, bins in calibration.items() if place.noise in (CLEAN.noise, noise)}
             draw = partial(plots.reliability_diagram, panels)
-            loggers.log_figure(trainer, f"{prefix}/{noise}/reliability", draw, logging_step(trainer))
+            loggers.log_figure(trainer, f"{prefix}_figures/{noise}/reliability", draw, logging_step(trainer))
 
     def log_samples(self, trainer: Trainer, prefix: str) -> None:
         """Logs the samples without noise next to the samples under each noise."""
@@ -90,7 +90,7 @@ class Figures:
             captions = {title: classes for title, (_, classes) in shown.items()}
             if shown:
                 draw = partial(plots.samples, inputs, captions=captions)
-                loggers.log_figure(trainer, f"{prefix}/{noise}/samples", draw, logging_step(trainer))
+                loggers.log_figure(trainer, f"{prefix}_figures/{noise}/samples", draw, logging_step(trainer))
         self.has_logged_samples = True
 
 

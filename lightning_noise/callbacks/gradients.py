@@ -49,8 +49,8 @@ class GradientNoise(NoiseCallback):
     evaluations of a closure in one update share a draw, as in LBFGS. In a manual step, each update has its own draw, at the
     level of the batch.
 
-    The log keys are ``noise/<name>/level`` and ``noise/<name>/ratio``, the norm of the noise over the norm of the gradient.
-    Both norms are over all parameters of the last update of the batch.
+    The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/ratio``, the norm of the noise over the norm of the
+    gradient. Both norms are over all parameters of the last update of the batch.
 
     Args:
         noise: The noise, such as :class:`~lightning_noise.noise.Gaussian`.

@@ -44,7 +44,7 @@ class InputNoise(NoiseCallback):
     equal mean dose this shape was the best, by half a percentage point of accuracy under noise. The dose matters more than the
     shape, and an :class:`~lightning_noise.AdaptiveLevel` finds the dose.
 
-    The log keys are ``noise/<name>/level`` and ``noise/<name>/snr_db``, the signal-to-noise ratio of the batch.
+    The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/snr_db``, the signal-to-noise ratio of the batch.
 
     Args:
         noise: The noise, such as :class:`~lightning_noise.noise.Gaussian`.

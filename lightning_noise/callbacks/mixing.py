@@ -284,8 +284,8 @@ class Mixup(_Mixing):
     :class:`~lightning_noise.RobustnessMonitor`.
 
     The samples are mixed from the start of the training step to the end of the backward pass, and never in validation, test
-    and prediction. The draws differ between ranks. The log keys are ``noise/<name>/level`` and ``noise/<name>/lam``, the mean
-    share in the batch.
+    and prediction. The draws differ between ranks. The log keys are ``train_noise/<name>/level`` and
+    ``train_noise/<name>/lam``, the mean share in the batch.
 
     Args:
         level: The parameter :math:`\alpha` of the Beta distribution: a number, a schedule, a callable, or an

@@ -54,7 +54,7 @@ class RobustnessMonitor(Monitor, Returning):
     ``robustness/<metric>_clean``                          a metric without noise
     ``robustness/<metric>_noisy``                          averaged over noises and levels
     ``robustness/accuracy_worst``                          at the worst noise and level
-    ``robustness/<metric>_drop``                           clean minus noisy; of accuracy and loss
+    ``robustness/<metric>_drop``                           clean minus noisy; of the main metric
     ``robustness/accuracy_retention``                      the share of the skill above chance that is left under noise
     ``robustness/mce``                                     the errors under noise relative to those of the baseline
     ``robustness_levels/<noise>/<level>/<metric>``         a metric under a noise at a level, averaged over the draws
@@ -409,10 +409,10 @@ def log_key(prefix: str, condition: Condition, metric: str) -> str:
 
 
 def _summary(task: Task) -> list[tuple[Condition, str]]:
-    """Returns what the summary logs, if there are values: at most twelve."""
+    """Returns what the summary logs, if there are values: at most eleven, which with the curve are twelve cards."""
     main, *others = dict.fromkeys([task.main, *task.logged])
     cells = [(OVERALL, "score"), (CLEAN, main), (NOISY, main), (WORST, main)]
     cells += [(OVERALL, f"{main}_drop"), (OVERALL, f"{task.governed}_retention")]
     for metric in others[:2]:
-        cells += [(CLEAN, metric), (NOISY, metric), (OVERALL, f"{metric}_drop")]
+        cells += [(CLEAN, metric), (NOISY, metric)]
     return [*cells, (OVERALL, "mce")]

@@ -48,7 +48,7 @@ class TargetNoise(TargetCallback):
     data. Noise in the target of a regression, such as :class:`~lightning_noise.noise.Gaussian`, does not regularize in
     expectation: it adds the constant :math:`\sigma^2` to the squared error.
 
-    The log key is ``noise/<name>/level``.
+    The log key is ``train_noise/<name>/level``.
 
     Args:
         noise: A label noise, such as :class:`~lightning_noise.labels.FlipLabels`. For a regression, a noise such as

@@ -71,9 +71,9 @@ class WeightNoise(NoiseCallback):
     Each micro-batch of an accumulation and each rank has its own draw. All evaluations of a closure in one update share a draw.
     The memory cost is one copy of the perturbed parameters, and a few copies of the largest parameter.
 
-    The log keys are ``noise/<name>/level`` and ``noise/<name>/ratio``, the norm of the noise over the norm of the weights. If
-    the level is in the units of the weights, the weights can outgrow the noise. There is a warning when the norm of a tensor
-    has doubled since the noise began in this fit.
+    The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/ratio``, the norm of the noise over the norm of the
+    weights. If the level is in the units of the weights, the weights can outgrow the noise. There is a warning when the norm of
+    a tensor has doubled since the noise began in this fit.
 
     Let the level rise, as in ``schedules.Linear(0.0, 0.5, until=0.5)``: at equal mean dose, the rising level was a point of
     accuracy under noise better than a constant or falling level. An :class:`~lightning_noise.AdaptiveLevel` should start at 0.

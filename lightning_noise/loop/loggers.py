@@ -118,7 +118,7 @@ def log_layout(trainer: Trainer, callback: Charting) -> bool:
     if all(charts) and charting[0] is callback:
         layout: dict[str, list[str]] = {}
         if class_of_callbacks(trainer, Perturbing):
-            layout["noise"] = ["noise/.*/level$"]  # TensorBoard matches only the beginning of a tag
+            layout["noise"] = ["train_noise/.*/level$"]  # TensorBoard matches only the beginning of a tag
         for title, tags in (item for each in charts for item in each.items()):
             layout.setdefault(title, []).extend(tags)
         category = {"lightning_noise": {title: ["Multiline", tags] for title, tags in layout.items()}}

@@ -11,7 +11,7 @@ from lightning_noise.loop.internals import class_of_callbacks
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["LogsKeys", "check_followed_keys"]
+__all__ = ["LogsKeys", "check_followed_keys", "noise_key"]
 
 
 @runtime_checkable
@@ -21,6 +21,18 @@ class LogsKeys(Protocol):
     def logged_keys(self) -> Mapping[str, Sequence[str]]:
         """Returns the keys that callbacks can follow, by their common beginning; a key that ends in a slash may go on."""
         ...
+
+
+def noise_key(name: str, what: str) -> str:
+    """Returns the key of a value of a noise callback.
+
+    The group comes after that of the results, because TensorBoard sorts the groups and opens the first two.
+
+    Example:
+        >>> noise_key("input", "level")
+        'train_noise/input/level'
+    """
+    return f"train_noise/{name}/{what}"
 
 
 def check_followed_keys(trainer: Trainer) -> None:
@@ -36,8 +48,6 @@ def check_followed_keys(trainer: Trainer) -> None:
         if beginnings and not is_logged and followed not in trainer.callback_metrics:
             own = "if the module logs this key itself, give our callback another name=…"
             keys = [key for beginning in beginnings for key in known[beginning]]
-            if not keys:
-                raise ValueError(f"{follower} follows {followed!r}, which only the loggers receive; type another key; {own}")
             last = followed.rpartition("/")[2]
             nearest, *others = (
                 f"{key}{last}" if key.endswith("/") else key
