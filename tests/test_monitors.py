@@ -271,8 +271,8 @@ def test_it_measures_in_fit_validate_and_test():
     in_test = keys_of(trainer)
     measured = {key: value for key, value in in_fit.items() if key.startswith("robustness")}
     summary = {key: value for key, value in measured.items() if key.startswith("robustness/")}
-    # accuracy, loss and ECE, clean and noisy; accuracy at its worst; two drops, retention and score; three levels
-    assert (len(summary), len(measured)) == (11, 11 + 3 * 3)
+    # accuracy, loss and ECE, clean and noisy; accuracy at its worst; its drop and retention; score; three levels
+    assert (len(summary), len(measured)) == (10, 10 + 3 * 3)
     assert {key: value for key, value in in_validate.items() if key.startswith("robustness")} == measured
     assert {key: value for key, value in in_test.items() if "robustness" in key} == {
         f"test/{key}": value for key, value in summary.items()

@@ -135,6 +135,7 @@ class OutputCallback(NoiseCallback):
         perturbation.effective = bool(calls)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         self._remove()
         self._register(pl_module)
 

@@ -16,7 +16,7 @@ from lightning_noise._checks import check_level
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLevel
 from lightning_noise.labels import LabelNoise
-from lightning_noise.loop import loggers
+from lightning_noise.loop import description
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
 from lightning_noise.loop.internals import Callback, ends_batch, recomputes_statistics, should_log
 from lightning_noise.loop.monitored import check_followed_keys, noise_key
@@ -175,6 +175,9 @@ class NoiseCallback(Callback, Perturbing, Returning):
         followed = [] if self.adaptive is None else [self.adaptive.followed_key]
         return {noise_key(self.name, ""): [noise_key(self.name, "level"), *followed]}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        description.log_hyperparameters(trainer, self)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_followed_keys(trainer)
         if self.adaptive is not None:
@@ -187,7 +190,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
         self._level_of(trainer, 0)
         self._checked, self._effective = False, None
         TrainingDispatcher.attach(trainer)
-        loggers.log_text(trainer, f"train_noise/{self.name}/configuration", loggers.describe_arguments(self))
+        description.log_configuration(trainer, self)
         if self.adaptive is not None:
             self.adaptive.resume(trainer)
 
@@ -199,6 +202,9 @@ class NoiseCallback(Callback, Perturbing, Returning):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._clock.load(checkpoint)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        description.show_hyperparameters(trainer, self)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._is_logged, self._perturbations = False, []

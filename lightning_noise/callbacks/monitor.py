@@ -11,7 +11,7 @@ from lightning_noise.batch import Selector
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probes, name_noises
 from lightning_noise.evaluation.conditions import Conditions, Levels
-from lightning_noise.loop import loggers
+from lightning_noise.loop import description, loggers
 from lightning_noise.loop.dispatch import Replaying
 from lightning_noise.loop.internals import Callback, class_of_callbacks, is_fast_dev_run, launches_copies
 from lightning_noise.loop.monitored import check_followed_keys
@@ -80,8 +80,8 @@ class Monitor(Callback, ABC):
         self.name = name
 
     @abstractmethod
-    def charts(self) -> dict[str, list[str]]:
-        """Returns the tags that TensorBoard draws into one chart, by the title of the chart."""
+    def charts(self) -> dict[str, loggers.Chart]:
+        """Returns the charts of TensorBoard by title."""
 
     @abstractmethod
     def count_keys(self) -> int:
@@ -107,11 +107,15 @@ class Monitor(Callback, ABC):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_validation(trainer, type(self).__name__, self.every_n_epochs)
+        description.log_hyperparameters(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_held_out_data(trainer, type(self).__name__)
         check_followed_keys(trainer)
-        loggers.log_text(trainer, f"{self.name}/configuration", loggers.describe_arguments(self))
+        description.log_configuration(trainer, self)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        description.show_hyperparameters(trainer, self)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:

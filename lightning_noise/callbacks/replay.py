@@ -16,6 +16,7 @@ from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, Condition, Conditions, Levels
 from lightning_noise.evaluation.positions import SamplePositions, check_ranks
+from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying
 from lightning_noise.loop.internals import (
     evaluation_loaders,
@@ -177,12 +178,15 @@ class ReplayMonitor(Monitor, Replaying):
         self._end_epoch()
         EvaluationDispatcher.detach(trainer)
 
-    def charts(self) -> dict[str, list[str]]:
-        return {
-            f"{key} under {name}": [f"{re.escape(self.name)}/({CLEAN.noise}|{re.escape(name)}/[^/]*)/{re.escape(key)}$"]
-            for key in self._keys
-            for name in self.levels
-        }
+    def charts(self) -> dict[str, loggers.Chart]:
+        charts: dict[str, loggers.Chart] = {}
+        strongest = [Condition(noise, max(levels)) for noise, levels in self.levels.items()]
+        for key in self._keys:
+            clean, *noisy = (f"{self.name}/{condition.place}/{key}" for condition in (CLEAN, *strongest))
+            charts[f"{self.name}: {key}"] = "Multiline", [f"{re.escape(tag)}$" for tag in (clean, *noisy)]
+            for condition, tag in zip(strongest, noisy, strict=True):
+                charts[f"{self.name}: {key}, clean to {condition.noise} {condition.level:g}"] = loggers.band(tag, clean)
+        return charts
 
     def logged_keys(self) -> dict[str, list[str]]:
         # what the module will log is not known, not even after a sanity check

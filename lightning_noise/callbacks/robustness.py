@@ -259,16 +259,21 @@ class RobustnessMonitor(Monitor, Returning):
     def take_results(self, results: report.Report | None) -> None:
         self.report = results
 
-    def charts(self) -> dict[str, list[str]]:
-        name = re.escape(self.name)
-        return {
-            f"{metric} under {noise}": [
-                f"{name}/{re.escape(metric)}_clean$",
-                f"{name}_levels/{re.escape(noise)}/[^/]*/{re.escape(metric)}$",
-            ]
-            for metric in self._logged
-            for noise in self.levels
+    @property
+    def score_key(self) -> str:
+        """The key of the score, a metric on the page of hyperparameters in TensorBoard."""
+        return log_key(self.name, OVERALL, "score")
+
+    def charts(self) -> dict[str, loggers.Chart]:
+        main = self.task.main
+        clean, noisy, worst = (log_key(self.name, condition, main) for condition in (CLEAN, NOISY, WORST))
+        charts: dict[str, loggers.Chart] = {
+            f"{self.name}: {main}": ("Multiline", [f"{re.escape(key)}$" for key in (clean, noisy, worst)])
         }
+        for noise, levels in self.levels.items() if main in self._logged else ():
+            strongest = log_key(self.name, Condition(noise, max(levels)), main)
+            charts[f"{self.name}: {main}, clean to {noise} {max(levels):g}"] = loggers.band(strongest, clean)
+        return charts
 
     def logged_keys(self) -> dict[str, list[str]]:
         metrics = dict.fromkeys(self.task.names, 1.0)

@@ -43,6 +43,7 @@ def _import_installed(*names: str) -> list[ModuleType]:
 
 
 LIGHTNING = _import_installed("pytorch_lightning", "lightning.pytorch")
+_LOGGER: Any = _import_installed("lightning_fabric.utilities.logger", "lightning.fabric.utilities.logger")[0]
 _SEED: Any = _import_installed("lightning_fabric.utilities.seed", "lightning.fabric.utilities.seed")[0]
 
 if not TYPE_CHECKING:
@@ -125,6 +126,42 @@ def validate_within_fit(trainer: Trainer, epoch: int) -> None:
     finally:
         trainer.training = True
         vars(progress).update(before)
+
+
+def automatic_hyperparameters(trainer: Trainer) -> dict[str, Any]:
+    """Returns the hyperparameters that Lightning logs by itself, after ``on_fit_start``.
+
+    Private attributes say whether the module and the data module log theirs, and ``_class_path`` is of LightningCLI.
+    """
+    if not trainer.enable_autolog_hparams:
+        return {}
+    owners: list[Any] = [trainer.lightning_module, trainer.datamodule]  # type: ignore[attr-defined]
+    saved = [owner.hparams_initial for owner in owners if getattr(owner, "_log_hyperparams", False)]
+    return {key: value for each in saved for key, value in each.items() if key != "_class_path"}
+
+
+def tensorboard_loggers(trainer: Trainer) -> list[Any]:
+    """Returns the loggers of TensorBoard, of both namespaces."""
+    kinds = tuple(namespace.loggers.TensorBoardLogger for namespace in LIGHTNING)
+    return [logger for logger in trainer.loggers if isinstance(logger, kinds)]
+
+
+def writes_default_metric(logger: Any) -> bool:
+    """Returns whether a TensorBoardLogger logs ``hp_metric`` with hyperparameters: its ``default_hp_metric``."""
+    return logger._default_hp_metric
+
+
+def write_hyperparameters(logger: Any, values: Mapping[str, Any], metrics: Sequence[str] | None) -> None:
+    """Writes the hyperparameters of a run for TensorBoard, and the columns of its table unless ``metrics`` is ``None``.
+
+    ``TensorBoardLogger.log_hyperparams`` would log a value of each metric, and none is known at the start of a run.
+    """
+    writer = logger.experiment
+    summary = importlib.import_module(f"{type(writer).__module__.rpartition('.')[0]}.summary")  # of torch or tensorboardX
+    flat = logger._sanitize_params(_LOGGER._flatten_dict(_LOGGER._convert_params(values)))
+    columns, start, end = summary.hparams(flat, dict.fromkeys(metrics or [], 0.0))
+    for each in (start, end) if metrics is None else (columns, start, end):
+        writer._get_file_writer().add_summary(each)
 
 
 def launches_copies(trainer: Trainer) -> bool:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from matplotlib.figure import Figure
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
 __all__ = [
+    "Chart",
     "Charting",
     "SilentLogger",
     "as_text",
-    "describe_arguments",
+    "band",
     "log_details",
     "log_dir",
     "log_figure",
@@ -44,12 +45,16 @@ _CSV_LOGGERS = tuple(namespace.loggers.CSVLogger for namespace in LIGHTNING)
 _WARNED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
+Chart = tuple[Literal["Multiline", "Margin"], Sequence[str]]
+"""Regular expressions of tags, or the tags of a value and of the lower and upper edge of a band."""
+
+
 @runtime_checkable
 class Charting(Protocol):
     """A callback that groups its tags into charts."""
 
-    def charts(self) -> Mapping[str, Sequence[str]]:
-        """Returns the regular expressions of the tags by chart title; empty until the tags are known."""
+    def charts(self) -> Mapping[str, Chart]:
+        """Returns the charts by title; empty until the tags are known."""
         ...
 
 
@@ -116,14 +121,17 @@ def log_layout(trainer: Trainer, callback: Charting) -> bool:
     charting = class_of_callbacks(trainer, Charting)
     charts = [each.charts() for each in charting]
     if all(charts) and charting[0] is callback:
-        layout: dict[str, list[str]] = {}
+        layout = {title: chart for each in charts for title, chart in each.items()}
         if class_of_callbacks(trainer, Perturbing):
-            layout["noise"] = ["train_noise/.*/level$"]  # TensorBoard matches only the beginning of a tag
-        for title, tags in (item for each in charts for item in each.items()):
-            layout.setdefault(title, []).extend(tags)
-        category = {"lightning_noise": {title: ["Multiline", tags] for title, tags in layout.items()}}
+            layout["level in training"] = "Multiline", ["train_noise/.*/level$"]
+        category = {"lightning_noise": layout}
         _call_experiments(trainer, "the layout of the charts", "add_custom_scalars", category)
     return all(charts)
+
+
+def band(noisy: str, clean: str) -> Chart:
+    """Returns a chart of a noisy value, and a band from there to the clean value."""
+    return "Margin", [noisy, noisy, clean]
 
 
 def log_dir(trainer: Trainer, logger: Any = None) -> Path:
@@ -184,12 +192,6 @@ def warn_on_failure(trainer: Trainer, what: str) -> Iterator[None]:
         if what not in warned:
             warned.add(what)
             warnings.warn(f"could not log {what}: {type(error).__name__}: {error}", stacklevel=3)
-
-
-def describe_arguments(callback: Any) -> str:
-    """Returns the constructor arguments of a callback, from its attributes of the same names, as a Markdown table."""
-    rows = [f"| {name} | `{as_text(value)}` |" for name, value in _arguments(callback).items()]
-    return "\n".join([f"**{type(callback).__name__}**", "", "| argument | value |", "|---|---|", *rows])
 
 
 def as_text(value: Any, without: Collection[str] = ()) -> str:
