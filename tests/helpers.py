@@ -243,9 +243,15 @@ def layouts(folder: str) -> list[dict[str, dict[str, list[str]]]]:
         return []
     parsed = [messages.Layout.FromString(each.tensor_proto.string_val[0]) for each in found.Tensors("custom_scalars__config__")]
     return [
-        {category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart} for category in layout.category}
+        {category.title: {chart.title: _tags(chart) for chart in category.chart} for category in layout.category}
         for layout in parsed
     ]
+
+
+def _tags(chart: Any) -> list[str]:
+    """Returns the tags of the lines, or those of the value and the edges of a band."""
+    bands = [tag for series in chart.margin.series for tag in (series.value, series.lower, series.upper)]
+    return [*chart.multiline.tag, *bands]
 
 
 # a server that has imported what takes long forks each process, so that a test does not wait for the imports

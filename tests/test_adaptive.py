@@ -46,7 +46,7 @@ def test_a_level_that_stays_is_bitwise_the_constant(make, level):
     runs = []
     for callbacks in [[make(level)], [adaptive := make(AdaptiveLevel(Plan(), level))], *([[]] if level == 0 else [])]:
         module, trainer = fit(callbacks, module=Stochastic, val_check_interval=2)
-        own = {key: value.item() for key, value in trainer.callback_metrics.items() if not key.startswith("adaptive")}
+        own = {key: value.item() for key, value in trainer.callback_metrics.items() if not key.startswith("train_noise/")}
         runs.append((module, global_streams(), own))
     (first, streams, metrics), *others = runs
     for module, other_streams, other_metrics in others:
@@ -329,7 +329,7 @@ def test_the_configuration_says_the_rule(tmp_path):
     fit(
         [InputNoise(noise.Gaussian(), AdaptiveLevel(governor(), predict=lambda module, batch: module(batch[0])))], logger=logger
     )
-    (text,) = EventAccumulator(logger.log_dir).Reload().Tensors("train_noise/input/configuration/text_summary")
+    (text,) = EventAccumulator(logger.log_dir).Reload().Tensors("lightning_noise/configuration/text_summary")
     said = text.tensor_proto.string_val[0].decode()
     assert re.search(r"\| level \| `AdaptiveLevel\(rule=Governor\(chance=0\.33.*predict=<function", said)
     assert " at 0x" not in said

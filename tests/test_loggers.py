@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import json
 import socket
@@ -23,14 +22,12 @@ import pytorch_lightning as pl
 from helpers import Album, Classifier, fit, layouts
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from members import CALLBACKS
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_noise import AdaptiveLevel, InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise
+from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, noise
 from lightning_noise.loop import loggers
-from lightning_noise.schedules import Linear
 
 
 class Charted(pl.Callback):
@@ -41,9 +38,9 @@ class Charted(pl.Callback):
         self.validations_to_wait = 2 if late else 1
         self.answers: list[bool] = []
 
-    def charts(self) -> dict[str, list[str]]:
+    def charts(self) -> dict[str, loggers.Chart]:
         known = len(self.answers) + 1 >= self.validations_to_wait
-        return {"val": [f"{self.name}/.*"], f"{self.name} alone": [f"{self.name}/x$"]} if known else {}
+        return {self.name: ("Multiline", [f"{self.name}/.*"]), f"{self.name} band": loggers.band("x", "y")} if known else {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if True not in self.answers:
@@ -227,7 +224,7 @@ def test_a_fit_goes_on_if_its_logger_and_every_figure_fail(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match="could not log") as caught:
         fit(callbacks, logger=Failing(tmp_path), max_epochs=1)
     failures = {str(each.message).partition(": ")[0] for each in caught}
-    texts = {f"the text {key!r}" for key in ("robustness/configuration", "train_noise/input/configuration")}
+    texts = {f"the text {key!r}" for key in ("lightning_noise/configuration", "train_noise/input/moves")}
     keys = ("robustness/curve", "robustness_figures/gaussian/reliability", "train_noise/input/moves")
     figures = {f"the figure {key!r}" for key in keys}
     assert failures >= {f"could not log {what}" for what in {*texts, *figures, "the layout of the charts"}}
@@ -254,8 +251,8 @@ def test_a_table_has_a_column_for_each_number_of_the_summary_and_none_for_each_l
     assert [row["step"] for row, cells in zip(rows, filled, strict=True) if cells] == ["2", "5"]
     assert all(cells in (set(), {*summary}) for cells in filled), "a validation fills the whole summary"
     others = {key for row in rows for key in row} - {*summary}
-    assert others == {"noise/input/level", "noise/input/snr_db", "train_loss", "val_loss", "epoch", "step"}
-    assert [row["noise/input/level"] for row in rows if "noise/input/level" in row] == ["0.5"] * 3
+    assert others == {"train_noise/input/level", "train_noise/input/snr_db", "train_loss", "val_loss", "epoch", "step"}
+    assert [row[level] for row in rows if (level := "train_noise/input/level") in row] == ["0.5"] * (3 + 2)
     assert len(levels) == 2 * 2 * 3
     assert {*levels} <= trainer.callback_metrics.keys(), "ModelCheckpoint can follow each level"
 
@@ -284,7 +281,8 @@ def test_the_charts_of_all_callbacks_are_laid_out_once(late, tmp_path):
     one, two = Charted("one"), Charted("two", late=late)
     fit([one, InputNoise(noise.Gaussian(), 0.1), two], logger=logger, max_epochs=4, num_sanity_val_steps=0)
     assert one.answers[-1]
-    charts = {"noise": ["train_noise/.*/level$"], "val": ["one/.*", "two/.*"], "one alone": ["one/x$"], "two alone": ["two/x$"]}
+    charts = {"one": ["one/.*"], "two": ["two/.*"], "level in training": ["train_noise/.*/level$"]}
+    charts |= {"one band": ["x", "x", "y"], "two band": ["x", "x", "y"]}
     assert layouts(logger.log_dir) == [{"lightning_noise": charts}]
 
 
@@ -292,39 +290,7 @@ def test_a_training_without_noise_has_no_chart_of_levels(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     fit([Charted("one")], logger=logger, max_epochs=1)
     (layout,) = layouts(logger.log_dir)
-    assert list(layout["lightning_noise"]) == ["val", "one alone"]
-
-
-# --- arguments
-
-
-class Other:
-    """An object with an address in its repr."""
-
-
-def test_a_table_of_arguments_has_each_argument_in_a_row():
-    callback = Mixup(Linear(0.0, 0.2), seed=3)
-    head, *rows = loggers.describe_arguments(callback).splitlines()
-    assert head == "**Mixup**"
-    assert rows[1:3] == ["| argument | value |", "|---|---|"]
-    assert f"| level | `{callback.level!r}` |" in rows
-    assert "| seed | `3` |" in rows
-
-
-@pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
-def test_a_table_of_arguments_leaves_no_argument_out(make):
-    callback = make(0.3)
-    rows = loggers.describe_arguments(callback).splitlines()[4:]
-    assert [row.split(" ")[1] for row in rows] == list(inspect.signature(type(callback)).parameters)
-
-
-def test_a_table_of_arguments_is_the_same_in_each_run():
-    probe = WeightNoise(noise.Gaussian(), 0.1)
-    text = loggers.describe_arguments(RobustnessMonitor({"w": probe, "x": noise.Impulse()}, [0.1], predict=Other()))  # type: ignore[arg-type]
-    assert "{'w': WeightNoise(noise=Gaussian(), level=0.1," in text
-    assert "'x': Impulse(low=None, high=None)}" in text
-    assert " at 0x" not in text
-    assert len(text.splitlines()) == 4 + text.count("\n| ") - 1, "each value is in one line"
+    assert list(layout["lightning_noise"]) == ["one", "one band"]
 
 
 # --- TensorBoard itself
@@ -333,13 +299,9 @@ def test_a_table_of_arguments_is_the_same_in_each_run():
 class Showing(RobustnessMonitor):
     """Logs everything that can be logged."""
 
-    def charts(self) -> dict[str, list[str]]:
-        return {"accuracy": [f"{self.name}/accuracy_clean$", f"{self.name}_levels/gaussian/[^/]*/accuracy$"]}
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         loggers.log_figure(trainer, "figure", red, step=3)
-        loggers.log_text(trainer, "configuration", loggers.describe_arguments(self))
 
 
 @pytest.fixture(scope="module")
@@ -399,15 +361,20 @@ def ask(address: str, path: str, **parameters: str) -> Any:
 
 def test_tensorboard_puts_the_tags_into_the_charts(served):
     (category,) = ask(served, "plugin/custom_scalars/layout")["category"]
-    charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+    lines = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"] if "multiline" in chart}
+    bands = {chart["title"]: chart["margin"]["series"] for chart in category["chart"] if "margin" in chart}
     shown = {
         title: {
             tag for each in tags for tag in ask(served, "plugin/custom_scalars/scalars", run="run", tag=each)["tag_to_events"]
         }
-        for title, tags in charts.items()
+        for title, tags in lines.items()
     }
-    accuracies = {"robustness/accuracy_clean", *(f"robustness_levels/gaussian/{level}/accuracy" for level in (0.1, 0.5))}
-    assert shown == {"noise": {"train_noise/input/level"}, "accuracy": accuracies}
+    assert shown == {
+        "robustness: accuracy": {f"robustness/accuracy_{what}" for what in ("clean", "noisy", "worst")},
+        "level in training": {"train_noise/input/level"},
+    }
+    strongest, clean = "robustness_levels/gaussian/0.5/accuracy", "robustness/accuracy_clean"
+    assert bands == {"robustness: accuracy, clean to gaussian 0.5": [{"value": strongest, "lower": strongest, "upper": clean}]}
 
 
 def test_tensorboard_shows_the_figure_and_the_text(served):
@@ -415,5 +382,5 @@ def test_tensorboard_shows_the_figure_and_the_text(served):
     assert image["step"] == 3
     with urlopen(f"{served}/plugin/images/individualImage?{image['query']}", timeout=30) as answer:
         assert imread(io.BytesIO(answer.read()), format="png").shape[:2] == (20, 30)
-    (text,) = ask(served, "plugin/text/text", run="run", tag="configuration/text_summary")
+    (text,) = ask(served, "plugin/text/text", run="run", tag="lightning_noise/configuration/text_summary")
     assert "<td>levels</td>\n<td><code>{'gaussian': (0.1, 0.5)}</code></td>" in text["text"]

@@ -118,7 +118,8 @@ def _scores(trainer: Trainer) -> list[str]:
 
 def _arguments(callback: Any) -> dict[str, Any]:
     """Returns noise and level, and what else differs from its default."""
-    return {name: getattr(callback, name) for name in _ALWAYS if hasattr(callback, name)} | _changed(callback)
+    always = [name for name in _ALWAYS if name in inspect.signature(type(callback)).parameters]
+    return {name: getattr(callback, name) for name in always} | _changed(callback)
 
 
 def _changed(value: Any) -> dict[str, Any]:
