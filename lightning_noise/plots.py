@@ -62,12 +62,12 @@ def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int 
     figure = Figure(figsize=(3.4 * columns, min(1.7 * rows, 14.5) + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, (label, schedule) in zip(grid, schedules.items(), strict=False):
-        levels = [level_at(schedule, progress) for progress in moments(steps, epochs)]
+        levels = [level_at(schedule, progress) for progress in moments(steps, epochs, most=20_000)]
         drawn = _extremes(torch.tensor([levels], dtype=torch.float64), n_stretches=1000)[0]
         times = np.arange(len(drawn)) * (steps / len(drawn))
         axes.step(times, drawn.numpy(), where="post")
         axes.fill_between(times, drawn.numpy(), step="post", alpha=0.2)
-        axes.set_title(f"{label}\nmean {sum(levels) / steps:.3g}", loc="left", fontsize=9)
+        axes.set_title(f"{label}\nmean {sum(levels) / len(levels):.3g}", loc="left", fontsize=9)
         axes.tick_params(labelbottom=True, labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(schedules) :]:

@@ -77,6 +77,8 @@ class Schedule(ABC):
         return math.fsum(map(self, moments(steps, epochs))) / steps
 
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
 Level = float | Schedule | Callable[[Progress], float]
 
 
@@ -85,11 +87,18 @@ def level_at(level: Level, progress: Progress) -> float:
     return level(progress) if callable(level) else level
 
 
-def moments(steps: int, epochs: int | None = None) -> Iterator[Progress]:
-    """Returns the progress before each step of a run. The epoch is ``None`` if the number of epochs is."""
-    check_counts(steps=steps, epochs=epochs)
+def moments(steps: int, epochs: int | None = None, most: int | None = None) -> Iterator[Progress]:
+    """Returns the progress before each step of a run. The epoch is ``None`` if the number of epochs is.
+
+    Of more than ``most`` steps, one step of each of so many equal stretches is taken, each at another place of its stretch, so
+    that the mean level of a periodic schedule stays.
+    """
+    check_counts(steps=steps, epochs=epochs, most=most)
     epoch: Any = (lambda step: None) if epochs is None else (lambda step: step * epochs // steps)
-    return (Progress(step, epoch(step), step / steps) for step in range(steps))
+    taken = range(steps)
+    if most is not None and steps > most:
+        taken = [int(steps / most * (i + i * _GOLDEN % 1)) for i in range(most)]
+    return (Progress(step, epoch(step), step / steps) for step in taken)
 
 
 def _check_unit(unit: str, *units: str) -> None:

@@ -6,19 +6,21 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_noise import plots
 from lightning_noise._checks import check_level
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLevel
 from lightning_noise.labels import LabelNoise
-from lightning_noise.loop import description
+from lightning_noise.loop import description, loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
-from lightning_noise.loop.internals import Callback, ends_batch, recomputes_statistics, should_log
+from lightning_noise.loop.internals import Callback, class_of_callbacks, ends_batch, recomputes_statistics, should_log
 from lightning_noise.loop.monitored import check_followed_keys, noise_key
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import Clock, check_held_out_data, check_validation, is_stopped, logging_step, run_seed
@@ -102,6 +104,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
             self.level = check_level(level, self.max_level)
         self.current_level = 0.0
         self._largest_level: float | None = None  # of the schedule in this run
+        self._is_scheduled = False  # whether the schedule changes the level in this run
         self._clock = Clock()
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was checked
@@ -186,11 +189,15 @@ class NoiseCallback(Callback, Perturbing, Returning):
             self.adaptive.try_out(trainer, pl_module)
         # a callable may read the state of the run, which is not known in advance
         outline = self._clock.outline(trainer) if isinstance(self.level, Schedule) else ()
-        self._largest_level = max((self._level_at(progress) for progress in outline), default=None)
+        levels = {self._level_at(progress) for progress in outline}
+        self._largest_level = max(levels, default=None)
+        self._is_scheduled = len(levels) > 1
         self._level_of(trainer, 0)
         self._checked, self._effective = False, None
         TrainingDispatcher.attach(trainer)
         description.log_configuration(trainer, self)
+        if perturbing(trainer)[-1] is self:
+            self._log_schedules(trainer)
         if self.adaptive is not None:
             self.adaptive.resume(trainer)
 
@@ -315,6 +322,16 @@ class NoiseCallback(Callback, Perturbing, Returning):
         if self.adaptive is not None:
             return self.adaptive.level
         return self._level_at(self._clock.progress(trainer, batch_idx)) if callable(self.level) else self.level
+
+    def _log_schedules(self, trainer: Trainer) -> None:
+        """Draws the schedules of all callbacks over the run, if its length is known."""
+        callbacks = class_of_callbacks(trainer, NoiseCallback)
+        levels = {callback.name: callback.level for callback in callbacks if callback._is_scheduled}
+        steps = self._clock.total_steps(trainer)
+        if levels and steps is not None:
+            epochs = math.ceil(steps * trainer.accumulate_grad_batches / trainer.num_training_batches)
+            draw = partial(plots.schedule_preview, levels, steps=steps, epochs=epochs)
+            loggers.log_figure(trainer, "train_noise/schedules", draw, step=0)
 
     def _level_at(self, progress: Progress) -> float:
         return check_level(level_at(self.level, progress), self.max_level)

@@ -124,7 +124,9 @@ def log_layout(trainer: Trainer, callback: Charting) -> bool:
         layout = {title: chart for each in charts for title, chart in each.items()}
         if class_of_callbacks(trainer, Perturbing):
             layout["level in training"] = "Multiline", ["train_noise/.*/level$"]
-        category = {"lightning_noise": layout}
+        lines = {title: chart for title, chart in layout.items() if chart[0] == "Multiline"}
+        bands = {title: layout[title] for title in reversed(layout) if title not in lines}
+        category = {"lightning_noise": lines | bands}  # TensorBoard shows the lines, and then the bands in reverse order
         _call_experiments(trainer, "the layout of the charts", "add_custom_scalars", category)
     return all(charts)
 

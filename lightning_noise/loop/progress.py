@@ -58,17 +58,24 @@ class Clock:
     def outline(self, trainer: Trainer) -> list[Progress]:
         """Returns the start of the run, and a hundred later moments if the end is known."""
         now = self.progress(trainer, 0)
-        steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
         shares = [i / 100 for i in range(101)]
         if now.fraction is None:
             return [now]
-        if not (0 < steps < math.inf and batches < math.inf):  # the epochs of these moments are not known
+        if (steps := self.total_steps(trainer)) is None:  # the epochs of these moments are not known
             steps = max(trainer.max_steps, 0)
             return [now, *(now._replace(fraction=share, step=max(now.step, int(share * steps))) for share in shares)]
+        taken = [int((steps - 1) * share) for share in shares]
+        batches, per_step = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        return [Progress(step, step * per_step // batches, step / steps) for step in taken]
+
+    def total_steps(self, trainer: Trainer) -> int | None:
+        """Returns the steps of the whole run, or ``None`` if they, or the length of an epoch, are not known."""
+        steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if not (0 < steps < math.inf and batches < math.inf):
+            return None
         if (epochs := last_epoch_that_trains(trainer)) > 0:
             steps = min(steps, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-        taken = [int((steps - 1) * share) for share in shares]
-        return [Progress(step, int(step * trainer.accumulate_grad_batches // batches), step / steps) for step in taken]
+        return int(steps)
 
     def end_epoch(self, trainer: Trainer, batch_idx: int) -> tuple[Progress, Progress]:
         """Notes the length of an epoch, and returns the progress without and with this knowledge."""
