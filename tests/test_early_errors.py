@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -295,9 +296,17 @@ def test_the_level_of_a_schedule_can_be_followed_and_what_only_loggers_receive_c
         fit([callback, EarlyStopping("train_noise/input/snr_db"), Never()])
 
 
-@pytest.mark.parametrize(
-    "task", [tasks.Multiclass(), tasks.Multiclass(probabilities=True), tasks.Regression(), tasks.Binary(), None], ids=repr
-)
+EVERY_TASK = [
+    tasks.Multiclass(),
+    tasks.Multiclass(probabilities=True),
+    tasks.Binary(),
+    tasks.Multilabel(),
+    tasks.Regression(),
+    None,
+]
+
+
+@pytest.mark.parametrize("task", EVERY_TASK, ids=repr)
 def test_the_keys_are_known_before_the_first_step(task):
     """The score among them, for every task."""
     task = tasks.Custom(MulticlassAccuracy(N_CLASSES)) if task is None else task
@@ -310,6 +319,27 @@ def test_the_keys_are_known_before_the_first_step(task):
     assert "robustness/score" in logged
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("task", EVERY_TASK, ids=repr)
+def test_the_checkpoint_of_the_best_score_is_kept_for_every_task(task, every, tmp_path):
+    task = tasks.Custom(MulticlassAccuracy(N_CLASSES)) if task is None else task
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5], task=task, predict=_predictions_of(task), every_n_epochs=every)
+    keep = ModelCheckpoint(tmp_path, monitor="robustness/score", mode="max", every_n_epochs=every)
+    scores: list[float] = []
+
+    class Watch(Quiet):
+        def on_train_epoch_end(self):
+            if (self.current_epoch + 1) % every == 0:
+                scores.append(self.trainer.callback_metrics["robustness/score"].item())
+
+    data = loader(TensorDataset(torch.randn(24, 8), _target_of(task)))
+    fit([monitor, keep], validation=data, module=Watch, max_epochs=4, enable_checkpointing=True)
+    assert len(scores) == 4 // every
+    assert keep.best_model_score is not None
+    assert keep.best_model_score.item() == max(scores)
+    assert Path(keep.best_model_path).exists()
+
+
 class Quiet(Classifier):
     def validation_step(self, batch, batch_idx):
         pass
@@ -319,6 +349,8 @@ def _target_of(task: tasks.Task) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     if isinstance(task, tasks.Regression):
         return torch.randn(24, generator=generator)
+    if isinstance(task, tasks.Multilabel):
+        return torch.randint(0, 2, (24, N_CLASSES), generator=generator)
     return torch.randint(0, 2 if isinstance(task, tasks.Binary) else N_CLASSES, (24,), generator=generator)
 
 
@@ -326,7 +358,7 @@ def _predictions_of(task: tasks.Task) -> Any:
     if isinstance(task, tasks.Multiclass) and task.probabilities:
         return lambda module, batch: module(batch[0]).softmax(1)
     return lambda module, batch: (
-        module(batch[0]) if isinstance(task, tasks.Multiclass | tasks.Custom) else module(batch[0])[:, 0]
+        module(batch[0]) if isinstance(task, tasks.Multiclass | tasks.Multilabel | tasks.Custom) else module(batch[0])[:, 0]
     )
 
 

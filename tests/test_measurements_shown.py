@@ -28,7 +28,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Subset
 
-from lightning_noise import InputNoise, RobustnessMonitor, WeightNoise, noise, report, tasks
+from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, WeightNoise, noise, report, tasks
 from lightning_noise.callbacks.robustness import log_key
 from lightning_noise.evaluation.conditions import CLEAN, OVERALL, Condition
 from lightning_noise.evaluation.positions import N_GROUPS, groups_of
@@ -291,20 +291,42 @@ def test_tensorboard_has_the_configuration(events):
     assert "| n_draws | `2` |" in text.tensor_proto.string_val[0].decode()
 
 
-def test_by_default_the_first_page_is_short(tmp_path):
-    logger = TensorBoardLogger(tmp_path)
+def test_by_default_an_event_file_is_calm(tmp_path):
+    """At most twelve cards in the group that tells the result, and at most 60 scalars, for three noises at four levels."""
+    logger, data = TensorBoardLogger(tmp_path), Rows(13, features=(1, 8, 8))
     noises = [noise.Gaussian(), noise.Uniform(), noise.Drift()]
-    fit([RobustnessMonitor(noises, [0.1, 0.2, 0.3, 0.4])], logger=logger, max_epochs=1)
+    fit(
+        [InputNoise(noise.Gaussian(), AdaptiveLevel()), RobustnessMonitor(noises, [0.1, 0.2, 0.3, 0.4])],
+        module=lambda: Classifier(features=64),
+        train=loader(data),
+        validation=loader(data),
+        logger=logger,
+        log_every_n_steps=1,
+    )
     logger.finalize("success")
-    tags = EventAccumulator(logger.log_dir).Reload().Tags()["scalars"]
-    summary = {tag for tag in tags if tag.split("/")[0] == "robustness"}
-    ours = {tag for tag in tags if tag.startswith("robustness")}
-    assert summary == {
+    tags = EventAccumulator(logger.log_dir).Reload().Tags()
+    by_group: dict[str, set[str]] = {}
+    for tag in (*tags["scalars"], *tags["images"]):
+        by_group.setdefault(tag.split("/")[0], set()).add(tag)
+    groups = ["epoch", "robustness", "robustness_figures", "robustness_levels", "train_loss", "train_noise", "val_loss"]
+    assert sorted(by_group) == groups, "TensorBoard opens the first two"
+    assert by_group["robustness"] == {
         "robustness/score",
         *(f"robustness/accuracy_{what}" for what in ("clean", "noisy", "worst", "drop", "retention")),
         *(f"robustness/{metric}_{what}" for metric in ("loss", "ece") for what in ("clean", "noisy")),
+        "robustness/curve",
     }
-    assert len(ours) == len(summary) + 12 * 3 <= 60
+    assert len(by_group["robustness"]) <= 12
+    assert len(by_group["robustness_levels"]) == 12 * 3
+    assert by_group["train_noise"] == {f"train_noise/input/{what}" for what in ("level", "retention", "moves")}
+    assert len(tags["scalars"]) == 51 <= 60
+    assert len(tags["images"]) == 8
+    assert tags["histograms"] == []
+    assert {tag.removesuffix("/text_summary") for tag in tags["tensors"]} == {
+        "lightning_noise/configuration",
+        "train_noise/input/moves",
+        "custom_scalars__config__",
+    }
 
 
 @pytest.mark.parametrize("task", [tasks.Multiclass(), own_task()], ids=["multiclass", "own"])

@@ -358,7 +358,7 @@ class RobustnessMonitor(Monitor, Returning):
             pl_module.log_dict(at_levels, logger=False, sync_dist=True, rank_zero_only=True)
         if loggers.takes_figures(trainer):
             self._figures.log_curve(trainer, prefix, values)
-            if not self._figures.has_logged_samples:  # the noise is the same in each epoch
+            if trainer.state.fn == "fit" and not self._figures.has_logged_samples:  # the noise is the same in each epoch
                 self._figures.log_samples(trainer, prefix)
 
     def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
