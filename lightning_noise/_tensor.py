@@ -92,10 +92,13 @@ def zero_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def add_scaled(x: Tensor, noise: Tensor, scale: float | Tensor, mask: Tensor | None) -> Tensor:
     """Returns ``x + scale * noise``, and ``x`` to the last bit at invalid elements, in the memory of the noise."""
-    if mask is None:
-        return noise.mul_(scale).add_(x)
-    negative = zero_invalid_(noise.mul_(-scale), mask)  # -0.0 - 0.0 is -0.0, but -0.0 + 0.0 is 0.0
-    return x - negative if x.requires_grad else torch.sub(x, negative, out=negative)
+    # a number, too, as a tensor: the same operation rounds a scale for each sample in the same way
+    scale = scale if isinstance(scale, Tensor) else torch.full((), scale, dtype=noise.dtype.to_real(), device=noise.device)
+    if mask is not None:  # zero times a negative scale is -0.0, which changes no bit of x
+        noise, scale = zero_invalid_(noise.neg_(), mask), -scale
+    if x.requires_grad or x.is_complex():
+        return torch.addcmul(x, noise, scale.to(noise.dtype))
+    return torch.addcmul(x, noise, scale, out=noise)
 
 
 def like(leaf: Tensor, y: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ class Noise(ABC):
         keeps_invalid = self.keeps_invalid and not x.is_complex()  # 0 times infinity is NaN + NaN i
         mask = mask if keeps_invalid else _valid(source, mask)
         y = self.perturb(source.to(dtype) if self.requires_float else source, level, generator, mask).to(x.dtype)
-        if mask is not None and not (keeps_invalid and x.dtype == dtype):  # a conversion changes the bits of NaN
+        keeps_bits = keeps_invalid and x.dtype == dtype and x.device.type == "cpu"  # a GPU and a conversion know one NaN
+        if mask is not None and not keeps_bits:
             y = torch.where(mask, y, source)
         return y if x.is_contiguous() else torch.empty_like(x).copy_(y)
 
@@ -329,7 +330,9 @@ class Impulse(Noise):
             candidates = _fill_invalid(x, mask)
             low = column(candidates.amin(1), x) if low is None else low
             high = column(candidates.amax(1), x) if high is None else high
-        return torch.where(u < level / 2, low, x).where(u < 1 - level / 2, high)
+        low, high = (bound if isinstance(bound, Tensor) else _number(bound, x) for bound in (low, high))
+        is_low, is_high = u < level / 2, u >= 1 - level / 2
+        return _where(is_high, high, _where(is_low, low, x, memory=u), memory=u)
 
 
 @dataclass(frozen=True)
@@ -378,7 +381,7 @@ class Shot(Noise):
                 f"Shot needs data that are not negative, got a minimum of {x.min().item():g}; normalize the data in the "
                 "forward of the module instead"
             )
-        gain = torch.as_tensor(level / self.scale, dtype=x.dtype, device=x.device)
+        gain = level / self.scale if isinstance(level, Tensor) else _number(level / self.scale, x)
         mean = x / gain
         # beyond 2^30, the noise is below 1/32768 of x and counts do not fit everywhere; a level of 0 has an infinite mean
         countable = mean < 2.0**30
@@ -701,7 +704,8 @@ class Masking(Noise):
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, -min(self.dim))
         real = x.dtype.to_real()
-        share = torch.as_tensor(level, dtype=real, device=x.device).flatten() ** (1 / len(self.dim))
+        level = level if isinstance(level, Tensor) else torch.full((), level, dtype=real, device=x.device)
+        share = level.flatten() ** (1 / len(self.dim))
         u = torch.empty(len(self.dim), 2, len(x), dtype=real, device=x.device).uniform_(generator=generator)
         box = torch.ones((), dtype=torch.bool, device=x.device)
         for dim, (rounding, place) in zip(self.dim, u, strict=True):
@@ -750,11 +754,13 @@ class FeatureDropout(Noise):
         check_flags(rescale=self.rescale)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        kept = x.masked_fill(_uniform_like(x, generator) < level, 0.0)
+        u = _uniform_like(x, generator)
+        kept = _where(u < level, _number(0.0, x), x, memory=u)
         if not self.rescale:
             return kept
-        # at p = 1, an infinite factor would make the gradient NaN
-        return kept / ((1 - level).clamp_min(2**-24) if isinstance(level, Tensor) else max(1 - level, 2**-24))
+        # a factor for each sample must round as that of all; at p = 1, an infinite factor would make the gradient NaN
+        level = level if isinstance(level, Tensor) else _number(level, u)
+        return kept.mul_((1 - level).clamp_min_(2**-24).reciprocal_())
 
 
 @dataclass(frozen=True)
@@ -845,6 +851,17 @@ def _uniform_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """Returns uniform numbers in [0, 1) of the shape of ``x``, in at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32).to_real()
     return torch.empty_like(x, dtype=dtype).uniform_(generator=generator)
+
+
+def _number(value: float, x: Tensor) -> Tensor:
+    """Returns a number as a tensor of the dtype and device of ``x``, without waiting for the device."""
+    return torch.full((), value, dtype=x.dtype, device=x.device)
+
+
+def _where(condition: Tensor, y: Tensor, x: Tensor, memory: Tensor) -> Tensor:
+    """Returns ``y`` where the condition holds, else ``x``, in the memory of a tensor of the noise unless autograd follows."""
+    in_memory = memory.dtype == x.dtype and not (x.requires_grad or y.requires_grad)
+    return torch.where(condition, y, x, out=memory) if in_memory else torch.where(condition, y, x)
 
 
 def _valid_rows(rows: Tensor, fraction: Tensor, mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ __all__ = ["Key"]
 Coordinate = int | str
 # of a block at most: more would save little of the cost of calls, and waste more on positions that other ranks have
 _ROWS = 256
-_ELEMENTS = {"cpu": 2**17, "cuda": 2**23}
+_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
 
 
 @dataclass(frozen=True)

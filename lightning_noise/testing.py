@@ -56,7 +56,8 @@ def check_rule(rule: Rule) -> None:
 def global_streams() -> tuple[object, ...]:
     """Returns the states of the global random streams of torch, NumPy and Python, to be compared with ``==``."""
     kind, keys, *rest = np.random.get_state(legacy=True)
-    return torch.get_rng_state().numpy().tobytes(), kind, np.asarray(keys).tobytes(), *rest, random.getstate()
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+    return [state.numpy().tobytes() for state in states], kind, np.asarray(keys).tobytes(), *rest, random.getstate()
 
 
 def _input(shape: tuple[int, ...] = (6, 3, 8, 8), dtype: torch.dtype = torch.float32) -> Tensor:

@@ -44,7 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    on_cpu = collection_path.name.startswith("test_") and collection_path.stem not in LAWS_OF_VALUES + LAWS_OF_FITS
+    on_cpu = (
+        collection_path.name.startswith(("test_", "helpers_")) and collection_path.stem not in LAWS_OF_VALUES + LAWS_OF_FITS
+    )
     return True if on_cpu and config.option.device != "cpu" else None
 
 

@@ -203,7 +203,7 @@ def test_numbers_that_are_no_class_are_left_alone():
     for member in LABELS:
         assert member.sample(target, 1.0, change=ones, partner=ones)[:3].tolist() == [-100, -1, 255]
         assert (member.probabilities(target, 0.5)[:3] == 0).all()
-        assert member.probabilities(target, 0.5)[3].sum() == pytest.approx(1.0)  # float32
+        assert member.probabilities(target, 0.5)[3].sum().item() == pytest.approx(1.0)  # float32
     binary = torch.tensor([torch.nan, -1.0, 0.0, 1.0])
     flips = labels.FlipLabels(2)
     flips.check(binary[[0, 2, 3]])

@@ -50,6 +50,10 @@ def test_a_known_key_has_a_known_seed():
     assert (KEY.everywhere / "x").generator("cpu").initial_seed() == 3451421124859160946
 
 
+def rand(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(torch.get_default_device())
+
+
 def held_out(member: noise.Noise, x: torch.Tensor, level: float | torch.Tensor, positions, mask=None) -> torch.Tensor:
     rows = torch.tensor(list(positions))
     level = level[rows] if isinstance(level, torch.Tensor) else level
@@ -59,7 +63,7 @@ def held_out(member: noise.Noise, x: torch.Tensor, level: float | torch.Tensor, 
 @pytest.mark.parametrize("shape", [(300, 2, 3, 4), (20, 3, 64, 64), (5, 3, 150, 150)], ids=["256 rows", "8 rows", "a row"])
 @pytest.mark.parametrize("member", [each for each in NOISES if not each.mixes_samples], ids=repr)
 def test_a_row_depends_on_its_position_alone(member, shape):
-    x, generator = torch.rand(shape, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    x, generator = rand(*shape), torch.Generator("cpu").manual_seed(1)
     n, level = len(x), torch.linspace(0.1, 0.5, len(x))
     whole = held_out(member, x, level, range(n))
     for size in (1, 7) if n < 50 else (64, n - 1):  # batches
@@ -67,8 +71,8 @@ def test_a_row_depends_on_its_position_alone(member, shape):
         assert torch.equal(torch.cat(parts), whole)
     for rank in range(2):  # processes take turns
         assert torch.equal(held_out(member, x, level, range(rank, n, 2)), whole[rank::2])
-    for order in (torch.randperm(n, generator=generator), torch.tensor([3, 3, 4, 1, 2, 2])):
-        assert torch.equal(held_out(member, x, level, order.tolist()), whole[order])
+    for order in (torch.randperm(n, generator=generator, device="cpu"), torch.tensor([3, 3, 4, 1, 2, 2])):
+        assert torch.equal(held_out(member, x, level, order.tolist()), whole[order.to(whole.device)])
     assert torch.equal(held_out(member, x, 0.25, range(2, 5)), held_out(member, x, torch.full((n,), 0.25), range(2, 5)))
 
 
@@ -107,8 +111,8 @@ def test_an_image_is_drawn_with_as_many_others_as_hold_131072_numbers():
 
 @pytest.mark.parametrize("member", [each for each in NOISES if not each.mixes_samples], ids=repr)
 def test_a_row_does_not_depend_on_what_is_valid_in_other_rows(member):
-    generator = torch.Generator().manual_seed(0)
-    x, mask = torch.rand(40, 2, 6, 6, generator=generator), torch.rand(40, 2, 6, 6, generator=generator) < 0.7
+    x, mask = rand(2, 40, 2, 6, 6).unbind()
+    mask = mask < 0.7
     x[:, 0, 1], mask[3], mask[5] = math.nan, False, True
     whole = held_out(member, x, 0.5, range(40), mask)
     torch.testing.assert_close(whole[~mask], x[~mask], rtol=0, atol=0, equal_nan=True)
@@ -118,7 +122,7 @@ def test_a_row_does_not_depend_on_what_is_valid_in_other_rows(member):
 
 
 def test_a_key_without_positions_passes_the_mask_on():
-    x, mask = torch.rand(5, 20), torch.rand(5, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    x, mask = torch.rand(5, 20), rand(5, 20) < 0.5
     assert torch.equal(KEY.apply(noise.Gaussian(), x, 0.5, mask) == x, ~mask)
 
 

@@ -223,7 +223,7 @@ class _Mixing(TargetCallback):
         # numpy, because the distributions of torch take no generator
         random = np.random.default_rng((key / "lam").generator("cpu").initial_seed())
         lam = torch.from_numpy(random.beta(level, level, len(x) if self.per_sample else 1))
-        return partners.to(x.device), lam.float().to(x.device)
+        return partners.to(x.device, non_blocking=True), lam.float().to(x.device, non_blocking=True)
 
     def _mix_target(self, target: Tensor, mix: _Mix, key: Key) -> Tensor:
         """Returns the mixed target for the batch."""
@@ -403,7 +403,7 @@ class CutMix(_Mixing):
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
         partners, lam = self._draw(x, level, key)
-        u = torch.rand(len(self.dim), 2, len(lam), generator=(key / "box").generator("cpu")).to(x.device)
+        u = torch.rand(len(self.dim), 2, len(lam), generator=(key / "box").generator("cpu")).to(x.device, non_blocking=True)
         side = (1 - lam) ** (1 / len(self.dim))
         box = torch.ones((), dtype=torch.bool, device=x.device)
         for dim, (center, rounding) in zip(self.dim, u, strict=True):

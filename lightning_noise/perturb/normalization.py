@@ -70,4 +70,4 @@ def per_channel(name: str, value: Numbers, x: Tensor) -> float | Tensor:
             f"{name} is given for {len(value)} channels, but the input is of shape {tuple(x.shape)}; give a number for each "
             "channel of dimension 1"
         )
-    return x.new_tensor(value).view(-1, *[1] * (x.ndim - 2))
+    return torch.tensor(value, dtype=x.dtype).to(x.device, non_blocking=True).view(-1, *[1] * (x.ndim - 2))
