@@ -85,15 +85,17 @@ def shorten(value: Any) -> str:
     Example:
         >>> from lightning_noise import noise, schedules
         >>> shorten([noise.Gaussian(), schedules.Linear(0.0, 0.5, until=0.6)])
-        '[Gaussian(), Linear(start=0.0, end=0.5, until=0.6)]'
+        '[Gaussian(), Linear(0.0, 0.5, until=0.6)]'
     """
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {shorten(item)}" for key, item in value.items()) + "}"
     if type(value) is list:
         return "[" + ", ".join(map(shorten, value)) + "]"
     if isinstance(value, Perturbing) or (is_dataclass(value) and not isinstance(value, type)):
-        arguments = ", ".join(f"{name}={shorten(argument)}" for name, argument in _changed(value).items())
-        return f"{type(value).__name__}({arguments})"
+        parameters = inspect.signature(type(value)).parameters
+        required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+        arguments = [("" if name in required else f"{name}=") + shorten(each) for name, each in _changed(value).items()]
+        return f"{type(value).__name__}({', '.join(arguments)})"
     return as_text(value)
 
 
