@@ -110,8 +110,8 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
         assert {"robustness/curve", "robustness_figures/impulse/samples"} <= set(tags["images"])
     levels = [event.value for event in with_.Scalars(f"train_noise/{name}/level")]
     n = 18 * EPOCHS[recipe]
-    # of every fifth batch, and of the last batch before each validation
-    assert levels == pytest.approx([level(batch / n) for batch in range(n) if batch % 5 == 4 for _ in range(1)])
+    logged = [*range(4, n, 5), *range(17, n, 18)]  # each fifth batch, and the last of the 18 batches of each epoch
+    assert levels == pytest.approx([level(batch / n) for batch in sorted(logged)])
     assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("train_noise/")]
     assert not [tag for tag in with_.Tags()["scalars"] if tag.startswith("train_noise/") and f"/{name}/" not in tag]
 
@@ -123,7 +123,8 @@ def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_
     assert re.search(rf"calibration error\.\n\nThe level tuned itself\. {summary}\n\nTraining with noise ", tuned.text)
     with_, without = (tuned.events(f"{which}_noise") for which in ("with", "without"))
     levels = [event.value for event in with_.Scalars("train_noise/input/level")]
-    assert levels == pytest.approx([0, 0, 0, 0.15])
+    assert levels[-1] == pytest.approx(0.15)
+    assert not any(levels[:-1])
     assert [event.value for event in with_.Scalars("train_noise/input/retention")] == [1, 1, 1, 1]
     assert "train_noise/input/moves" in with_.Tags()["images"]
     assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("adaptive/")]

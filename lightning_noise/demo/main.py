@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores = [run(f"without {recipe.title}", []), run(f"with {recipe.title}", callbacks)]
     _print_comparison(Comparison(recipe, *scores), callbacks)
     rich.print(f"\nIt took {time.perf_counter() - started:.0f} s. Look at both runs:\n")
-    print(f"  tensorboard --logdir {shlex.quote(root_dir)}\n")  # plain text, which can be copied
+    print(f"  tensorboard --logdir {shlex.quote(root_dir)}")  # plain text, which can be copied
+    print("  http://localhost:6006/?tagFilter=robustness/\n")  # the result first, of all that is logged
 
 
 def _print_comparison(comparison: Comparison, callbacks: Sequence[Callback]) -> None:
