@@ -11,7 +11,7 @@ from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.changes import corruption, differences
 from lightning_noise.report.model import FILE, Report
 
-__all__ = ["Column", "column_of", "headline", "markdown"]
+__all__ = ["Column", "column_of", "headline", "markdown", "shown_metrics"]
 
 Rows = Mapping[tuple[Condition, str], Estimate]
 
@@ -69,7 +69,7 @@ _OUTCOME = "**{value}{unit}** ({low} to {high})"
 
 def markdown(report: Report, baseline: Report | None = None) -> str:
     """Returns the report as Markdown: the outcome, the differences to a baseline, all estimates, and how to read them."""
-    columns = {metric: column_of(metric) for metric in _metrics(report)}
+    columns = {metric: column_of(metric) for metric in shown_metrics(report)}
     sections = ["# Robustness report", _outcome(report, next(iter(columns)))]
     if baseline is not None:
         sections += ["## Against the baseline", *_comparison(report, baseline, columns)]
@@ -86,7 +86,7 @@ def markdown(report: Report, baseline: Report | None = None) -> str:
 
 def headline(report: Report) -> str:
     """Returns the first sentence of the report as plain text, for a terminal."""
-    return _outcome(report, next(iter(_metrics(report)))).replace("**", "")
+    return _outcome(report, next(iter(shown_metrics(report)))).replace("**", "")
 
 
 def _outcome(report: Report, metric: str) -> str:
@@ -148,7 +148,7 @@ def _notes(report: Report, columns: Iterable[Column]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _metrics(report: Report) -> list[str]:
+def shown_metrics(report: Report) -> list[str]:
     """Returns the metrics that have a column, the main metric first."""
     found = dict.fromkeys(metric for condition, metric in report.rows if condition == CLEAN or condition.level is not None)
     hidden = _HIDDEN if report.n_targets > report.n else (*_HIDDEN, "perplexity")  # of sequences
