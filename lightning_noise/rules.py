@@ -68,6 +68,7 @@ class Decision(NamedTuple):
         boundary: The metric under the noise at the level.
         reason: What the rule did, one of ``Rule.reasons``.
         next_level: The level after the validation.
+        followed: The number that the rule follows, or ``None`` if it is not finite.
     """
 
     step: int
@@ -76,6 +77,7 @@ class Decision(NamedTuple):
     boundary: float
     reason: str
     next_level: float
+    followed: float | None = None
 
 
 class Rule(ABC):
@@ -101,6 +103,11 @@ class Rule(ABC):
 
     def check(self, task: TaskFacts) -> None:  # noqa: B027  # most rules suit every task
         """Raises a ValueError if the rule cannot follow the metric of the task."""
+
+    @property
+    def band(self) -> tuple[float, float] | None:
+        """The values of the followed number between which the level stays, for figures. Default: not known."""
+        return None
 
     def limit(self, max_level: float) -> Rule:
         """Returns the rule with no level above ``max_level``. Default: the rule itself."""
@@ -269,6 +276,10 @@ class Governor(Rule):
                 "tasks.Custom(MeanSquaredError()), the variance of the target as chance, and best=0"
             )
 
+    @property
+    def band(self) -> tuple[float, float]:
+        return self.shrink_below, self.grow_above
+
     def limit(self, max_level: float) -> Governor:
         return replace(self, hi=min(self.hi, max_level))
 
@@ -391,6 +402,10 @@ class SignedGap(Rule):
                 "SignedGap follows the confidence of a classifier: give task=tasks.Multiclass(), tasks.Binary() or "
                 "tasks.Multilabel()"
             )
+
+    @property
+    def band(self) -> tuple[float, float]:
+        return 0.0, 0.0
 
     def limit(self, max_level: float) -> SignedGap:
         return replace(self, hi=min(self.hi, max_level))

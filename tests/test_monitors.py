@@ -98,12 +98,12 @@ class Centering(Classifier):
 
 def test_a_picture_shows_the_batch_before_the_step_writes_to_it(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(plots, "samples", lambda inputs, captions: shown.append(inputs["clean"]))
+    monkeypatch.setattr(plots, "samples", lambda inputs, **kwargs: shown.append(torch.stack(inputs["clean"])))
     monkeypatch.setattr("lightning_noise.callbacks.figures._SMALLEST_PICTURE", 1)
     monitor = RobustnessMonitor(noise.Gaussian(), [0.5])
     trainer = make_trainer([monitor], logger=CSVLogger(tmp_path))
     trainer.validate(Centering(), loader(HELD_OUT), verbose=False)
-    assert torch.equal(shown[-1], HELD_OUT.x[:4])
+    assert torch.equal(shown[-1], HELD_OUT.x[[i * len(HELD_OUT) // 4 for i in range(4)]])
 
 
 def test_no_predictions_are_kept_after_a_validation():
@@ -449,7 +449,7 @@ def test_tensorboard_holds_the_tags_and_the_pictures(features, pictured, tmp_pat
     places = [f"{prefix}robustness_figures/{tag}" for prefix in ("", "test/") for tag in ("gaussian", "impulse")]
     samples = {f"{place}/samples" for place in places if pictured}
     assert images(events) == curves | samples | {f"{place}/reliability" for place in places}
-    assert len(events.Images("robustness/curve")) == 3
+    assert len(events.Images("robustness/curve")) == 4, "one for each validation, and one with intervals"
     assert len(events.Images("robustness_figures/gaussian/reliability")) == 1
     if pictured:
         assert len(events.Images("robustness_figures/gaussian/samples")) == 2, (

@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 from torch import Tensor
 
-from lightning_noise import plots, schedules
+from lightning_noise import plots, report, schedules
+from lightning_noise.evaluation.conditions import CLEAN, Condition
+from lightning_noise.evaluation.results import Estimate
 from lightning_noise.metrics.base import bin_indices
-from lightning_noise.rules import Decision
+from lightning_noise.report import Report
+from lightning_noise.rules import Decision, Governor, SignedGap
 
 
 def points(line: Line2D) -> list[list[float]]:
@@ -36,13 +40,90 @@ def test_a_preview_draws_each_schedule_with_its_mean():
     assert len({axes.get_ylim() for axes in figure.axes}) == 1, "heights are compared"
 
 
-def test_a_robustness_curve_is_sorted_by_level():
-    figure = plots.robustness_curve({"gaussian": {0.2: 0.8, 0.0: 0.95, 0.1: 0.9}, "impulse": {0.05: 0.7}}, ylabel="skill")
-    axes = figure.axes[0]
-    assert points(axes.lines[0]) == [[0, 0.95], [0.1, 0.9], [0.2, 0.8]]
-    assert points(axes.lines[1]) == [[0.05, 0.7]]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gaussian", "impulse"]
-    assert axes.get_ylabel() == "skill"
+def report_of(
+    curves: dict[str, dict[float, float]], metric: str = "accuracy", *, clean: float = 0.95, half: float = 0.02, **about: Any
+) -> Report:
+    """Returns a report of the value at each level of each noise."""
+    values = {CLEAN: clean} | {Condition(noise, x): y for noise, curve in curves.items() for x, y in curve.items()}
+    estimates = tuple(Estimate(place, metric, y, half / 2, y - half, y + half) for place, y in values.items())
+    facts: dict[str, Any] = {
+        "noises": {noise: f"{noise}()" for noise in curves},
+        "levels": {noise: tuple(curve) for noise, curve in curves.items()},
+        "units": {noise: f"unit of {noise}" for noise in curves},
+        "chance": 0.1,
+        "sizes": (200, 200),
+    }
+    return Report("multiclass", 400, 1, 0, shared=(), estimates=estimates, **(facts | about))
+
+
+CURVES = {"gaussian": {0.2: 0.8, 0.1: 0.9}, "impulse": {0.05: 0.7}}
+
+
+def test_a_robustness_curve_has_a_panel_in_the_unit_of_each_noise():
+    figure = plots.robustness_curve(report_of(CURVES), baseline=report_of(CURVES, clean=0.5))
+    gaussian, impulse = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["gaussian", "impulse"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["unit of gaussian", "unit of impulse"]
+    assert figure.get_supylabel() == "accuracy (%)"
+    curve, baseline, chance = gaussian.lines
+    assert points(curve) == [[0, 95], [0.1, 90], [0.2, 80]]
+    assert points(impulse.lines[0]) == [[0, 95], [0.05, 70]]
+    assert points(baseline)[0] == [0, 50]
+    assert (baseline.get_linestyle(), chance.get_linestyle()) == ("--", ":")
+    assert np.asarray(chance.get_ydata()).tolist() == [10, 10]
+    band = np.asarray(gaussian.collections[0].get_paths()[0].vertices)
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((78, 97))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["95 % interval", "baseline", "chance"]
+    assert gaussian.get_ylim() == impulse.get_ylim()
+
+
+def test_reports_are_lines_with_the_parts_of_their_paths_that_differ(tmp_path):
+    for name, clean in {"plain": 0.9, "noisy": 0.8}.items():
+        report.write(tmp_path / name / "version_0" / "robustness", report_of(CURVES, clean=clean))
+    folders = [tmp_path / name / "version_0" / "robustness" for name in ("plain", "noisy")]
+    figure = plots.robustness_curve(*folders)
+    assert [points(line)[0][1] for line in figure.axes[0].lines[:2]] == pytest.approx([90, 80])
+    assert [line.get_label() for line in figure.axes[0].lines[:2]] == ["plain", "noisy"]
+    named = plots.robustness_curve(str(folders[0] / "report.json"), report_of(CURVES), names=["a", "b"])
+    assert [line.get_label() for line in named.axes[0].lines[:2]] == ["a", "b"]
+    same = plots.robustness_curve(folders[0], folders[0])
+    assert [line.get_label() for line in same.axes[0].lines[:2]] == ["report 1", "report 2"]
+
+
+def test_a_noise_that_is_in_another_report_only_or_has_another_unit_gets_its_own_panel():
+    other = report_of({"gaussian": {1.0: 0.5}, "shot": {0.1: 0.6}}, units={"gaussian": "in standard deviations"})
+    figure = plots.robustness_curve(report_of(CURVES), other)
+    titles = [(axes.get_title(loc="left"), axes.get_xlabel()) for axes in figure.axes]
+    assert titles == [
+        ("gaussian", "unit of gaussian"),
+        ("impulse", "unit of impulse"),
+        ("gaussian", "in standard deviations"),
+        ("shot", "level"),
+    ]
+    assert points(figure.axes[2].lines[0]) == []
+    assert points(figure.axes[2].lines[1]) == [[0, 95], [1, 50]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: plots.robustness_curve(), "expected at least one report"),
+        (lambda: plots.robustness_curve(report_of(CURVES), metric="f1"), "no report has the metric 'f1'"),
+        (lambda: plots.robustness_curve(report_of(CURVES), names=["a", "b"]), "a different name for each of 1 reports"),
+        (lambda: plots.robustness_curve("nowhere"), "no report at nowhere"),
+    ],
+    ids=["none", "metric", "names", "path"],
+)
+def test_a_robustness_curve_says_what_it_expects(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def test_a_curve_of_r2_is_cut_where_the_model_is_worse_than_any_guess():
+    curve = report_of({"gaussian": {0.1: 0.2, 0.2: -40.0}}, "r2", chance=0.0)
+    axes = plots.robustness_curve(curve).axes[0]
+    assert axes.get_ylim() == pytest.approx((-1, 1.03))
+    assert points(axes.lines[0])[-1] == [0.2, -40]
 
 
 def calibrated(n: int, n_bins: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -55,8 +136,8 @@ def calibrated(n: int, n_bins: int, generator: torch.Generator) -> tuple[Tensor,
 
 
 def points_within_and_outside(axes: Axes) -> tuple[list[list[float]], list[list[float]]]:
-    by_color = {line.get_color(): points(line) for line in axes.lines if line.get_marker() == "o"}
-    return by_color["tab:blue"], by_color["tab:red"]
+    by_marker = {line.get_marker(): points(line) for line in axes.lines}
+    return by_marker["o"], by_marker["s"]
 
 
 def test_a_reliability_diagram_separates_chance_from_miscalibration():
@@ -69,7 +150,7 @@ def test_a_reliability_diagram_separates_chance_from_miscalibration():
     assert within == [pytest.approx([0.3, 0.31])]
     assert outside == [pytest.approx([0.6, 0.45]), pytest.approx([0.9, 0.99])]
     # (1 + 15 + 9) / 300, and sqrt(2 / pi) (sqrt(21) + sqrt(24) + 3) / 300
-    assert axes.get_title(loc="left") == "clean\nECE 0.083, by chance 0.033"
+    assert axes.get_title(loc="left") == "clean\naccuracy 58.3 %, n = 300\nECE 8.3 %, by chance 3.3 %"
     drawn: list[Any] = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
     band, shares = drawn
     low, high = (
@@ -96,7 +177,7 @@ def test_about_one_bin_in_twenty_of_a_calibrated_model_is_outside_the_band(gener
     assert outside / (within + outside) == pytest.approx(share, abs=5 * (share * (1 - share) / 300) ** 0.5 + 0.01)
 
 
-@pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 2), (4, 4), (5, 3), (6, 3), (11, 4)])
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 2), (4, 2), (5, 3), (6, 3), (11, 4)])
 def test_reliability_diagrams_have_at_most_four_columns(n, columns, generator):
     titles = [f"gaussian {i}" for i in range(n)]
     figure = plots.reliability_diagram({title: calibrated(50, 15, generator) for title in titles})
@@ -117,15 +198,26 @@ def test_images_are_shown_side_by_side_in_the_range_of_the_first(shape):
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["clean", "noisy", "noisier"]
     board = np.asarray(axes.images[0].get_array())
-    rows, columns = shape[-2] + 2 * max(1, shape[-1] // 16), shape[-1] + 2 * max(1, shape[-1] // 16)
+    factor = max(1, 150 // max(shape[-2:]))
+    margin = factor * shape[-1] // 16
+    rows, columns = (factor * side + 2 * margin for side in shape[-2:])
     assert board.shape[:2] == (2 * rows, 3 * columns)
     tile = board[:rows, :columns]
-    margin = max(1, shape[-1] // 16)
     inner = tile[margin:-margin, margin:-margin]
     assert inner.min() == 0
     assert inner.max() == 1
     assert board[:, columns : 2 * columns].min() == 1, "too bright is white"
     assert board[margin : rows - margin, 2 * columns + margin : 3 * columns - margin].max() == 0, "too dark is black"
+
+
+def test_a_channel_of_unequal_sides_is_a_heat_map():
+    spectrogram = torch.rand(2, 1, 64, 300, generator=torch.Generator().manual_seed(0))
+    for samples in (spectrogram, spectrogram[:, 0]):
+        figure = plots.samples({"clean": samples})
+        assert figure is not None
+        board = np.asarray(figure.axes[0].images[0].get_array())
+        assert (np.ptp(board, axis=-1) > 0.1).mean() > 0.5, "colors"
+        assert board.shape[0] > board.shape[1] / 2, "two rows, each at least half as high as wide"
 
 
 @pytest.mark.parametrize(("shape", "lines"), [((5, 2, 100), 2), ((5, 64), 1), ((5, 7), 1), ((5, 48, 7), 7)], ids=str)
@@ -231,45 +323,46 @@ def test_missing_pixels_are_red_and_a_constant_is_gray():
     figure = plots.samples({"clean": x})
     assert figure is not None
     board = np.asarray(figure.axes[0].images[0].get_array())
-    assert board[1 + 2, 1 + 3].tolist() == [0.9, 0.3, 0.3]
-    assert (np.ptp(board, axis=-1) > 0).sum() == 1
-    assert (board[11:19, 1:9] == 0.5).all()
+    size, margin = 150 // 8, 9  # of a pixel and around an image
+    assert board[margin + 2 * size, margin + 3 * size].tolist() == pytest.approx([0.9, 0.3, 0.3])
+    assert (np.ptp(board, axis=-1) > 0).sum() == size**2
+    below = 8 * size + 3 * margin
+    assert (board[below : below + 8 * size, margin:-margin] == 0.5).all()
 
 
 MOVES = [
-    Decision(10, 0.0, 0.9, 0.9, "waited", 0.0),
-    Decision(20, 0.0, 0.9, 0.9, "grew", 0.15),
-    Decision(30, 0.15, 0.9, 0.8, "shrank", 0.12),
-    Decision(40, 0.12, 0.9, 0.86, "held", 0.12),
-    Decision(50, 0.12, 0.8, 0.78, "guarded", 0.096),
+    Decision(10, 0.0, 0.9, 0.9, "warmup", 0.0, 1.0),
+    Decision(20, 0.0, 0.9, 0.9, "raised", 0.15, 1.0),
+    Decision(30, 0.15, 0.9, 0.8, "clean_skill_dropped", 0.12, 0.88),
+    Decision(40, 0.12, 0.9, 0.86, "held", 0.12, 0.95),
+    Decision(50, 0.12, 0.8, 0.78, "lowered", 0.096, 0.97),
 ]
 
 
 def test_the_markers_of_an_adaptation_show_where_the_level_went():
-    above, below = plots.adaptation(MOVES).axes
+    above = plots.adaptation(MOVES, Governor()).axes[0]
     levels, *reasons = above.lines
     assert points(levels) == [[move.step, move.level] for move in MOVES]
-    assert {line.get_label(): line.get_marker() for line in reasons} == {
-        "waited": "o",
-        "grew": "^",
-        "shrank": "v",
-        "held": "o",
-        "guarded": "v",
+    assert {str(line.get_label()): (line.get_marker(), points(line)) for line in reasons} == {
+        "raised": ("^", [[20, 0.0]]),
+        "lowered": ("v", [[50, 0.12]]),
+        "clean skill dropped": ("X", [[30, 0.15]]),
+        "no change": (".", [[10, 0.0], [40, 0.12]]),
     }
-    assert len({line.get_color() for line in reasons}) == 5
-    assert [line.get_label() for line in below.lines] == ["without noise", "at the level"]
-    targets = [move._replace(boundary=math.nan) for move in MOVES]  # a rule that follows a target has no boundary
-    assert [line.get_label() for line in plots.adaptation(targets).axes[1].lines] == ["without noise"]
+    assert len({line.get_color() for line in reasons}) == 4
 
 
-def test_the_legends_of_an_adaptation_cover_no_axes():
-    reasons = ["waited", "rested", "held", "grew", "shrank", "guarded", "retreated", "panicked"]
-    figure = plots.adaptation([Decision(10 * i, 0.1 * i, 0.9, 0.8, reason, 0.0) for i, reason in enumerate(reasons)])
-    figure.draw_without_rendering()
-    legends = [legend.get_window_extent() for axes in figure.axes if (legend := axes.get_legend())]
-    assert len(legends) == 2
-    assert not any(legend.overlaps(axes.get_window_extent()) for legend in legends for axes in figure.axes)
-    assert all(legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1 for legend in legends)
+def test_an_adaptation_shows_the_retention_in_percent_and_the_band_of_its_rule():
+    below = plots.adaptation(MOVES, Governor(shrink_below=0.8, grow_above=0.9)).axes[1]
+    assert np.asarray(below.lines[0].get_ydata()).tolist() == pytest.approx([100, 100, 88, 95, 97])
+    assert below.get_ylabel() == "skill retained (%)"
+    (band,) = below.patches
+    box = band.get_extents().transformed(below.transData.inverted())
+    assert (box.y0, box.y1) == pytest.approx((80, 90))
+    gap = plots.adaptation(MOVES, SignedGap()).axes[1]
+    assert gap.get_ylabel() == "over-confidence (%)"
+    assert np.asarray(gap.lines[1].get_ydata()).tolist() == [0, 0]
+    assert not plots.adaptation(MOVES).axes[1].patches
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1, 1), (4, 3, 8, 8, 8), (0, 3, 8, 8)], ids=str)
@@ -279,10 +372,12 @@ def test_numbers_and_volumes_give_no_figure(shape):
 
 def test_plots_of_values_that_are_not_finite_are_drawn():
     broken = {0.1: math.nan, 1.0: -math.inf}
+    nothing = report_of({"a": broken}, "loss", clean=math.nan)
     for figure in (
-        plots.robustness_curve({"a": broken, "b": {0.1: math.inf, 1.0: 0.5}}),
+        plots.robustness_curve(nothing),
+        plots.robustness_curve(report_of({"a": broken, "b": {0.1: math.inf, 1.0: 0.5}}), nothing),
         plots.range_test(broken, math.nan, 0.9),
-        plots.adaptation([Decision(10, 0.1, math.nan, math.inf, "non_finite", math.nan)]),
+        plots.adaptation([Decision(10, 0.1, math.nan, math.inf, "non_finite", math.nan)], Governor()),
         plots.reliability_diagram({str(i): [torch.zeros(15)] * 4 for i in range(40)}),
     ):
         figure.savefig(io.BytesIO())
@@ -290,16 +385,23 @@ def test_plots_of_values_that_are_not_finite_are_drawn():
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 1, 100)], ids=["images", "signals"])
-def test_captions_that_differ_from_the_first_column_are_red(shape):
+def test_captions_that_are_wrong_are_red(shape):
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     captions = {"clean": list("012345"), "noisy": list("092945")}
-    figure = plots.samples({"clean": x, "noisy": x}, n_samples=2, captions=captions)
+    without = plots.samples({"clean": x, "noisy": x}, n_samples=2, captions=captions)
+    assert look_of_captions(without) == [("0", "normal"), ("0", "normal"), ("1", "normal"), ("9", "bold")]
+    labelled = plots.samples({"clean": x, "noisy": x}, n_samples=2, captions=captions, labels=list("092345"))
+    assert look_of_captions(labelled) == [("0 → 0", "normal"), ("0 → 0", "normal"), ("9 → 1", "bold"), ("9 → 9", "normal")]
+
+
+def look_of_captions(figure: Figure | None) -> list[tuple[str, str]]:
+    """Returns text and weight of the captions, row by row."""
     assert figure is not None
     figure.draw_without_rendering()
-    found = [(text.get_text(), text.get_color(), text.get_window_extent()) for axes in figure.axes for text in axes.texts]
-    by_row = sorted(found, key=lambda each: (-round(each[2].y0), each[2].x0))
-    expected = [("0", "black"), ("0", "black"), ("1", "black"), ("9", "tab:red")]
-    assert [(text, color) for text, color, _ in by_row] == expected
+    found: list[Any] = [text for axes in figure.axes for text in axes.texts]
+    assert all((text.get_weight() == "bold") == (text.get_color() != "black") for text in found)
+    found.sort(key=lambda text: (-round(text.get_window_extent().y0, -1), text.get_window_extent().x0))
+    return [(text.get_text(), str(text.get_weight())) for text in found]
 
 
 def test_a_constant_image_and_half_precision_are_drawn():
@@ -307,5 +409,5 @@ def test_a_constant_image_and_half_precision_are_drawn():
 
 
 def test_pyplot_keeps_no_figure():
-    plots.robustness_curve({"a": {0.1: 0.5}})
+    plots.robustness_curve(report_of(CURVES))
     assert plt.get_fignums() == []

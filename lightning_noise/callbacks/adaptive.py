@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from matplotlib.figure import Figure
 
 from lightning_noise import plots
 from lightning_noise._checks import check_counts, check_level
@@ -284,12 +285,14 @@ class Adaptation:
         if self._results is None:
             return
         observation = trainer.strategy.broadcast(self._summarize(trainer, self._results))
-        level, self._last, self._results = self.level, observation, None
+        level, followed = self.level, self._rule.measure(observation)
+        self._last, self._results = observation, None
         self._state, reason = self._rule.update(self._state, observation)
         check_level(self.level, self.callback.max_level)  # a rule of the user may return any level
-        self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level))
+        known = followed if math.isfinite(followed) else None
+        self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level, known))
         # the value is that of all ranks already
-        pl_module.log(self.followed_key, self._rule.measure(observation), sync_dist=True, rank_zero_only=True)
+        pl_module.log(self.followed_key, followed, sync_dist=True, rank_zero_only=True)
 
     def conclude(self, trainer: Trainer, step: int) -> None:
         """Prints the summary at the end of a fit, and logs all decisions."""
@@ -297,7 +300,11 @@ class Adaptation:
         if self.history:
             key = noise_key(self.name, "moves")
             loggers.log_text(trainer, key, f"{self.summary()}\n\n{self.table()}", step)
-            loggers.log_figure(trainer, key, lambda: plots.adaptation(self.history), step)
+            loggers.log_figure(trainer, key, self.figure, step)
+
+    def figure(self) -> Figure:
+        """Returns a figure of the level and what the rule followed; see :func:`~lightning_noise.plots.adaptation`."""
+        return plots.adaptation(self.history, self._rule)
 
     def release(self) -> None:
         """Lets go of the last validation, with its copies of what the module held."""

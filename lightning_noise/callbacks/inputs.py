@@ -17,7 +17,7 @@ from lightning_noise.masks import Mask, check_documents, find_documents
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.doubts import find_doubts
 from lightning_noise.perturb.inputs import Clip, check_leaf, check_relative, perturb_batch, snr_db, validate_clip
-from lightning_noise.perturb.normalization import Normalization, Numbers
+from lightning_noise.perturb.normalization import Numbers, normalization_of
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ class InputNoise(NoiseCallback):
         self.documents = documents
         self.mean = plain(mean)
         self.std = plain(std)
-        self._normalization = (
-            None if mean is None and std is None else Normalization(0.0 if mean is None else mean, 1.0 if std is None else std)
-        )
+        self._normalization = normalization_of(mean, std)
         self._has_looked = False  # at the values of a batch
         self._probed: tuple[float | None, bool] = None, False
 

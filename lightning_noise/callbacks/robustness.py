@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_noise import report
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.figures import Figures
+from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition, Levels
 from lightning_noise.evaluation.engine import Pass
 from lightning_noise.evaluation.predictor import Predictor
-from lightning_noise.evaluation.results import Results, summarize
+from lightning_noise.evaluation.results import Estimate, Results, summarize
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context
@@ -23,7 +24,7 @@ from lightning_noise.loop.terminal import progress, say, shorten
 from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.masks import Mask
 from lightning_noise.perturb.inputs import Clip
-from lightning_noise.perturb.normalization import Numbers
+from lightning_noise.perturb.normalization import Numbers, normalization_of
 from lightning_noise.report.changes import corruption_errors, shared_levels
 from lightning_noise.tasks import Multiclass, Task
 
@@ -101,6 +102,7 @@ class RobustnessMonitor(Monitor, Returning):
         dataloader_idx: Which of several loaders to evaluate.
         baseline: The ``report.json`` of an earlier run, or its folder, to compare with. Differences are paired if both runs
             evaluated the same samples.
+        class_names: The names of the classes in the figures of samples. Default: the class indices.
         seed: The seed of the draws. It does not depend on the seed of the run, so runs are compared on the same noise.
         name: The first part of the keys. No other monitor of the trainer may have the same name.
 
@@ -138,11 +140,14 @@ class RobustnessMonitor(Monitor, Returning):
         max_batches: int | None = None,
         dataloader_idx: int = 0,
         baseline: str | os.PathLike[str] | None = None,
+        class_names: Sequence[str] | None = None,
         seed: int = 0,
         name: str = "robustness",
     ):
         if not isinstance(task, Task):
             raise TypeError(f"task must be a task such as tasks.Multiclass() or tasks.Custom(metrics), got {task!r}")
+        if isinstance(class_names, str):
+            raise TypeError(f"class_names must be a list of names, got {class_names!r}")
         if logged is not None and (unknown := set(logged) - set(task.names)):
             raise ValueError(f"no metrics {sorted(unknown)}; {type(task).__name__}() has {list(task.names)}")
         super().__init__(
@@ -167,13 +172,21 @@ class RobustnessMonitor(Monitor, Returning):
         self.logged = logged
         self.dataloader_idx = dataloader_idx
         self.baseline = baseline
+        self.class_names = class_names
         self.report: report.Report | None = None
         self._predictor = Predictor(task, inputs, target, predict)
         self._shared = tuple(name for name, probe in self._probes.items() if probe.one_draw_per_batch)
         self._results = Results(task, self._shared)
         self._outcome = ""  # to be printed at the end of the run
         is_known = predict is None or inputs is not None  # which leaf the module reads
-        self._figures = Figures(task, self.levels, inputs=self.inputs, shows_samples=is_known)
+        self._figures = Figures(
+            task,
+            self.levels,
+            visible=[name for name, probe in self._probes.items() if is_known and isinstance(probe, InputNoise)],
+            inputs=self.inputs,
+            class_names=class_names,
+            normalization=normalization_of(mean, std),
+        )
         self._begin()
         Returning.enable()
 
@@ -298,8 +311,9 @@ class RobustnessMonitor(Monitor, Returning):
 
     def _evaluate(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         readings = self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)
-        if batch_idx == 0 and loggers.takes_figures(context.trainer):
-            readings = self._figures.keep_samples(context.trainer, readings)
+        if loggers.takes_figures(context.trainer):
+            limits = {"dataloader_idx": self.dataloader_idx, "max_batches": self.max_batches}
+            readings = self._figures.keep_samples(context.trainer, readings, **limits)
         self._results.update(self._follow(context.trainer, batch_idx, readings))
 
     def _try_metrics(self, trainer: Trainer) -> None:
@@ -356,10 +370,29 @@ class RobustnessMonitor(Monitor, Returning):
             places = [Condition(noise, level) for noise, of_noise in self.levels.items() for level in of_noise]
             at_levels = {log_key(prefix, place, metric): values[place, metric] for place in places for metric in self._logged}
             pl_module.log_dict(at_levels, logger=False, sync_dist=True, rank_zero_only=True)
-        if loggers.takes_figures(trainer):
-            self._figures.log_curve(trainer, prefix, values)
-            if trainer.state.fn == "fit" and not self._figures.has_logged_samples:  # the noise is the same in each epoch
+        if trainer.state.fn == "fit" and loggers.takes_figures(trainer):
+            estimates = [Estimate(*cell, value) for cell, value in values.items()]
+            self._figures.log_curve(trainer, prefix, self._report(estimates), self._baseline)
+            if not self._figures.has_logged_samples:  # the noise is the same in each epoch
                 self._figures.log_samples(trainer, prefix)
+
+    def _report(
+        self, estimates: Sequence[Estimate], *, n: int = 0, n_targets: int = 0, sizes: Sequence[int] = ()
+    ) -> report.Report:
+        return report.Report(
+            task=self.task.name,
+            n=n,
+            n_targets=n_targets,
+            n_draws=self.n_draws,
+            seed=self.seed,
+            noises=self._descriptions,
+            levels=dict(self.levels),
+            units={name: probe.unit for name, probe in self._probes.items()},
+            chance=self._results.chance,
+            shared=self._shared,
+            sizes=tuple(sizes),
+            estimates=tuple(estimates),
+        )
 
     def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
         """Writes the report and logs the last figures."""
@@ -374,6 +407,7 @@ class RobustnessMonitor(Monitor, Returning):
                     path = report.write(loggers.log_dir(trainer) / folder, self.report, self._baseline)
                     self._outcome = f"{self.name}: {report.headline(self.report)}\nReport: {shorten(path)}"
                 advance()
+                self._figures.log_curve(trainer, prefix, self.report, self._baseline)  # this time with intervals
                 self._figures.log_reliability(trainer, prefix, calibration)
                 advance()
                 self._figures.log_samples(trainer, prefix)
@@ -381,19 +415,8 @@ class RobustnessMonitor(Monitor, Returning):
     def _make_report(self, trainer: Trainer) -> report.Report:
         sizes = self._results.sizes(trainer)
         estimates = self._results.estimates(sizes)
-        return report.Report(
-            task=self.task.name,
-            n=sum(sizes),
-            n_targets=self._results.n_targets(trainer),
-            n_draws=self.n_draws,
-            seed=self.seed,
-            noises=self._descriptions,
-            levels=dict(self.levels),
-            units={name: probe.unit for name, probe in self._probes.items()},
-            chance=self._results.chance,
-            shared=self._shared,
-            sizes=tuple(sizes) if estimates[0].without else (),
-            estimates=tuple(estimates),
+        return self._report(
+            estimates, n=sum(sizes), n_targets=self._results.n_targets(trainer), sizes=sizes if estimates[0].without else ()
         )
 
 

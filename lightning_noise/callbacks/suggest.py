@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -175,7 +176,7 @@ def suggest_level(
             f"no batch of dataloader_idx={dataloader_idx} was seen: the data are empty, no target counts, or "
             "limit_val_batches is 0"
         )
-    found = criterion.evaluate(tried, wrong, n, chance=n / n_times_classes)
+    found = replace(criterion.evaluate(tried, wrong, n, chance=n / n_times_classes), unit=probe.unit)
     if math.isnan(found.level) and trainer.is_global_zero:
         warnings.warn(found.explain(), stacklevel=2)
     return found

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from lightning_noise import plots
 from lightning_noise.metrics.robustness import retention as retention_of
+from lightning_noise.report.markdown import column_of
 
 __all__ = ["Criterion", "RangeTest", "default_levels", "find_crossing"]
 
@@ -29,11 +30,14 @@ class RangeTest:
         measured: ``"retention"`` or ``"flip_rate"``.
         accuracies: The accuracy at each level, where level 0 is without noise. Empty without labels.
         n: The number of predictions that were compared at each level.
+        unit: What the level is, such as ``"standard deviation"``.
+
+    A notebook shows the result as a table.
 
     Example:
-        >>> result = RangeTest(0.1, {0.01: 1.0, 0.1: 0.9, 1.0: 0.2}, 0.9, "retention", {}, 1000)
-        >>> result.figure().axes[0].get_ylabel()
-        'retention'
+        >>> result = RangeTest(0.1, {0.01: 1.0, 0.1: 0.9, 1.0: 0.2}, 0.9, "retention", {}, 1000, "standard deviation")
+        >>> result.figure().axes[0].get_xlabel()
+        'standard deviation'
     """
 
     level: float
@@ -42,10 +46,11 @@ class RangeTest:
     measured: Literal["retention", "flip_rate"]
     accuracies: dict[float, float]
     n: int
+    unit: str = "level"
 
     def figure(self) -> Figure:
         """Returns a plot of the curve that marks the suggested level; see :func:`~lightning_noise.plots.range_test`."""
-        return plots.range_test(self.curve, self.level, self.wanted, ylabel=self.measured.replace("_", " "))
+        return plots.range_test(self.curve, self.level, self.wanted, metric=self.measured, unit=self.unit)
 
     def explain(self) -> str:
         """Returns why no level is suggested, and which levels to try."""
@@ -56,6 +61,17 @@ class RangeTest:
             f"no level is suggested: the {self.measured.replace('_', ' ')} goes from {first:.3g} at {lowest:g} to {last:.3g} "
             f"at {highest:g} and does not reach {self.wanted:g}; give levels {levels}"
         )
+
+    def _repr_markdown_(self) -> str:
+        columns = [column_of(self.measured), *([column_of("accuracy")] if self.accuracies else [])]
+        found = f"**Level {self.level:.2g}** ({self.unit}): {columns[0].name} {columns[0].factor * self.wanted:g} %"
+        lines = [[self.unit, *(column.heading for column in columns)], ["---"] * (len(columns) + 1)]
+        for level, value in sorted(self.curve.items()):
+            values = [value, *([self.accuracies[level]] if self.accuracies else [])]
+            lines.append([f"{level:g}", *(f"{column.factor * x:.1f}" for column, x in zip(columns, values, strict=True))])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        outcome = f"{found}." if math.isfinite(self.level) else f"{self.explain()}."
+        return f"{outcome} {self.n:,} predictions at each level.\n\n{table}\n"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_noise._checks import plain
 
-__all__ = ["Normalization", "per_channel"]
+__all__ = ["Normalization", "normalization_of", "per_channel"]
 
 Numbers = float | Sequence[float]
 
@@ -59,6 +59,13 @@ class Normalization:
         """Returns raw values as normalized data; those that are equal to the values before are exactly those of ``x``."""
         y = (raw - per_channel("mean", self.mean, raw)).div_(per_channel("std", self.std, raw)).to(x.dtype)
         return torch.where(raw == before, x, y)
+
+
+def normalization_of(mean: Numbers | None, std: Numbers | None) -> Normalization | None:
+    """Returns the normalization of optional arguments, or ``None`` if the data are not normalized."""
+    if mean is None and std is None:
+        return None
+    return Normalization(0.0 if mean is None else mean, 1.0 if std is None else std)
 
 
 def per_channel(name: str, value: Numbers, x: Tensor) -> float | Tensor:

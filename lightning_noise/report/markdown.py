@@ -46,6 +46,7 @@ _COLUMNS = {
     "failure_auroc": Column(
         "failure AUROC", note="the probability that a wrong prediction is less confident than a right one; 0.5 is chance"
     ),
+    "retention": Column("skill retained", "%", 100),
     "noise_detected": Column("seen as noisy", "%", 100, "less confident than 95 % of the clean samples; not a goal in itself"),
 }
 # only in the JSON file, or shown beside another metric
@@ -214,3 +215,7 @@ def _capitalize(text: str) -> str:
 def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# a notebook shows a report as Markdown; set here, because this module imports that of the class
+Report._repr_markdown_ = markdown  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
