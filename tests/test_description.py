@@ -128,13 +128,6 @@ def test_the_file_of_hyperparameters_holds_those_of_noise_and_module(kind, tmp_p
     assert yaml.safe_load(Path(logger.log_dir, "hparams.yaml").read_text()) == OURS | {"lr": 0.1, "options": None}
 
 
-def test_without_automatic_logging_of_hyperparameters_the_module_keeps_its_own_to_itself(tmp_path):
-    logger = TensorBoardLogger(tmp_path)
-    settings: Any = {"enable_autolog_hparams": False}
-    fit([InputNoise(noise.Gaussian(), 0.5)], module=Saves, logger=logger, max_epochs=1, **settings)
-    assert shown(logger.log_dir) == (OURS, [])
-
-
 # --- the table of arguments
 
 

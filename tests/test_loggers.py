@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, noise
+from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, noise
 from lightning_noise.loop import loggers
 
 
@@ -291,6 +292,24 @@ def test_a_training_without_noise_has_no_chart_of_levels(tmp_path):
     fit([Charted("one")], logger=logger, max_epochs=1)
     (layout,) = layouts(logger.log_dir)
     assert list(layout["lightning_noise"]) == ["one", "one band"]
+
+
+def test_the_charts_of_a_replay_and_of_a_monitor_are_in_one_layout(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    monitors = [ReplayMonitor(noise.Gaussian(), [0.1, 0.5]), RobustnessMonitor(noise.Gaussian(), [0.1, 0.5])]
+    fit(monitors, logger=logger, max_epochs=2)
+    tags = EventAccumulator(logger.log_dir).Reload().Tags()["scalars"]
+    (layout,) = layouts(logger.log_dir)
+    shown = {
+        title: {tag for each in chart for tag in tags if re.match(each, tag)} for title, chart in layout.popitem()[1].items()
+    }
+    replayed, accuracy = {f"replay/{place}/val_loss" for place in ("clean", "gaussian/0.5")}, "robustness/accuracy"
+    assert shown == {
+        "replay: val_loss": replayed,
+        "replay: val_loss, clean to gaussian 0.5": replayed,
+        "robustness: accuracy": {f"{accuracy}_{what}" for what in ("clean", "noisy", "worst")},
+        "robustness: accuracy, clean to gaussian 0.5": {f"{accuracy}_clean", "robustness_levels/gaussian/0.5/accuracy"},
+    }
 
 
 # --- TensorBoard itself

@@ -327,8 +327,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
         """Draws the schedules of all callbacks over the run, if its length is known."""
         callbacks = class_of_callbacks(trainer, NoiseCallback)
         levels = {callback.name: callback.level for callback in callbacks if callback._is_scheduled}
-        steps = self._clock.total_steps(trainer)
-        if levels and steps is not None:
+        if levels and (steps := self._clock.total_steps(trainer)) is not None:
             epochs = math.ceil(steps * trainer.accumulate_grad_batches / trainer.num_training_batches)
             draw = partial(plots.schedule_preview, levels, steps=steps, epochs=epochs)
             loggers.log_figure(trainer, "train_noise/schedules", draw, step=0)

@@ -133,7 +133,7 @@ def automatic_hyperparameters(trainer: Trainer) -> dict[str, Any]:
 
     Private attributes say whether the module and the data module log theirs, and ``_class_path`` is of LightningCLI.
     """
-    if not trainer.enable_autolog_hparams:
+    if not getattr(trainer, "enable_autolog_hparams", True):  # since Lightning 2.6
         return {}
     owners: list[Any] = [trainer.lightning_module, trainer.datamodule]  # type: ignore[attr-defined]
     saved = [owner.hparams_initial for owner in owners if getattr(owner, "_log_hyperparams", False)]
