@@ -346,14 +346,15 @@ def test_prediction_and_test_are_clean_and_deterministic():
     module.predict_step = lambda batch, batch_idx: module(batch[0])
     one, two = trainer.predict(module, data), trainer.predict(module, data)
     trainer.test(module, data, verbose=False)
-    module.eval()
+    device = one[0].device  # type: ignore[index, union-attr]
+    module.eval().to(device)
     with torch.no_grad():
-        expected = [module(x) for x, _ in data]
-        loss = sum(len(y) * F.cross_entropy(module(x), y) for x, y in data) / 24
+        expected = [module(x.to(device)) for x, _ in data]
+        loss = sum(len(y) * F.cross_entropy(z, y.to(device)) for z, (_, y) in zip(expected, data, strict=True)) / 24
     assert_same(one, expected)  # type: ignore[arg-type]
     assert_same(two, expected)  # type: ignore[arg-type]
     # a mean of means in float32
-    torch.testing.assert_close(trainer.callback_metrics["test_loss"], loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(trainer.callback_metrics["test_loss"].to(device), loss, rtol=1e-6, atol=0)
 
 
 def test_a_wrong_path_is_found_on_the_first_batch_though_the_noise_begins_later():

@@ -32,6 +32,8 @@ def by_hand(x, a, b, lam, weight=None, ignore_index=-100):
     return total
 
 
+# a GPU adds the classes up in another order
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", DERIVED)
 def test_what_is_made_of_the_target_is_smoothed(name):
     derive, arrange = DERIVED[name]
@@ -51,6 +53,7 @@ def derived_pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return derive(TARGET), derive(partner)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("name", DERIVED)
 def test_what_is_made_of_the_target_is_mixed(name, reduction):
@@ -64,6 +67,7 @@ def test_what_is_made_of_the_target_is_mixed(name, reduction):
     assert torch.equal(target, TARGET)
 
 
+@pytest.mark.cpu  # one of the members takes the target to the CPU
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", DERIVED)
 def test_the_share_of_each_sample_goes_where_its_elements_go(name, weighted):
