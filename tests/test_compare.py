@@ -322,6 +322,8 @@ def test_it_writes_the_tables_all_values_and_a_figure(logs, capsys):
     (row,) = (row for row in rows if row["run"] == "noise" and row["noise"] == "overall" and row["metric"] == "score")
     change = found.changes["noise"][OVERALL, "score"]
     assert float(row["difference_low"]) == change.low
+    assert (folder / "compare.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "compare.pdf").read_bytes()[:4] == b"%PDF"
 
 
 @pytest.mark.slow
@@ -336,4 +338,4 @@ def test_two_recipes_with_two_seeds_are_compared_by_the_command(tmp_path):
     rows = cells(result.stdout, "accuracy, %")
     assert rows.keys() >= {"plain", "noise"}
     assert "Each row is the mean of 2 trainings." in result.stdout
-    assert {path.name for path in (tmp_path / "both").iterdir()} == {f"compare.{end}" for end in ("md", "csv")}
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {f"compare.{end}" for end in ("md", "csv", "png", "pdf")}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning_noise import report
+from lightning_noise import plots, report
 from lightning_noise.report.comparison import WIDTH, Comparison, Table
 
 __all__ = ["main"]
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         print("\nFor these tables and a figure as files, add --output FOLDER.")
     else:
         _write(comparison, options.output)
-        print(f"\nWritten to {options.output}: compare.md and compare.csv.")
+        print(f"\nWritten to {options.output}: compare.md, compare.csv, compare.png and compare.pdf.")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +96,9 @@ def _write(comparison: Comparison, folder: Path) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    figure = plots.robustness_curve(*comparison.pooled.values(), names=list(comparison.pooled))
+    for suffix in ("png", "pdf"):
+        figure.savefig(folder / f"compare.{suffix}")
 
 
 def _to_rich(table: Table) -> Any:
