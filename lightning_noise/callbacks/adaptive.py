@@ -25,6 +25,7 @@ from lightning_noise.loop.dispatch import Perturbing, perturbing
 from lightning_noise.loop.internals import validate_within_fit, validates_after
 from lightning_noise.loop.monitored import noise_key
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.loop.terminal import say
 from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.metrics.statistics import jackknife_error
 from lightning_noise.rng import Key
@@ -149,6 +150,7 @@ class Adaptation:
         self._due: int | None = None  # the epoch of the validation that is due after the last batch
         self._pass: Any = None  # over the data of this validation, if the level moves in it
         self._results: Results | None = None
+        self._outcome = ""  # to be printed at the end of the run
 
     @property
     def level(self) -> float:
@@ -235,6 +237,14 @@ class Adaptation:
             predict=setting.predict,
         )
 
+    def describe_cost(self) -> str:
+        """Returns what the level costs in each validation in which it may move."""
+        n, max_batches = 1 + self._rule.needs_boundary, self.setting.max_batches
+        cost = f"AdaptiveLevel of {self.name!r}: {n} forward pass{'es' * (n > 1)} of"
+        if max_batches is None:
+            return f"{cost} each validation batch; bound the cost with AdaptiveLevel(max_batches=…)"
+        return f"{cost} each of the first {max_batches} validation batches"
+
     @property
     def followed_key(self) -> str:
         """The key of what the rule follows."""
@@ -295,8 +305,8 @@ class Adaptation:
         pl_module.log(self.followed_key, followed, sync_dist=True, rank_zero_only=True)
 
     def conclude(self, trainer: Trainer, step: int) -> None:
-        """Prints the summary at the end of a fit, and logs all decisions."""
-        rank_zero_info(self.summary())
+        """Logs all decisions at the end of a fit."""
+        self._outcome = self.summary()
         if self.history:
             key = noise_key(self.name, "moves")
             loggers.log_text(trainer, key, f"{self.summary()}\n\n{self.table()}", step)
@@ -306,9 +316,11 @@ class Adaptation:
         """Returns a figure of the level and what the rule followed; see :func:`~lightning_noise.plots.adaptation`."""
         return plots.adaptation(self.history, self._rule)
 
-    def release(self) -> None:
-        """Lets go of the last validation, with its copies of what the module held."""
-        self._pass = self._results = None
+    def release(self, trainer: Trainer) -> None:
+        """Prints the summary, and lets go of the last validation with its copies of what the module held."""
+        if self._outcome:
+            say(trainer, self._outcome)
+        self._outcome, self._pass, self._results = "", None, None
 
     def _is_its_turn(self, trainer: Trainer) -> bool:
         drivers: list[Any] = [getattr(callback, "adaptive", None) for callback in perturbing(trainer)]

@@ -25,6 +25,7 @@ from lightning_noise.loop.monitored import check_followed_keys, noise_key
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import Clock, check_held_out_data, check_validation, is_stopped, logging_step, run_seed
 from lightning_noise.loop.returning import Returning
+from lightning_noise.loop.terminal import say
 from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
@@ -172,6 +173,8 @@ class NoiseCallback(Callback, Perturbing, Returning):
         if self.adaptive is not None:
             inputs, target = getattr(self, "inputs", None), getattr(self, "target", None)
             self.adaptive.prepare(stage, seed=self._seed, inputs=inputs, target=target)
+            if stage == "fit":
+                say(trainer, self.adaptive.describe_cost())
 
     def logged_keys(self) -> dict[str, list[str]]:
         """Returns the keys that callbacks can follow; see :class:`~lightning_noise.loop.monitored.LogsKeys`."""
@@ -293,7 +296,7 @@ class NoiseCallback(Callback, Perturbing, Returning):
         TrainingDispatcher.detach(trainer)
         self._perturbations = []  # which cannot be pickled
         if self.adaptive is not None:
-            self.adaptive.release()
+            self.adaptive.release(trainer)
 
     @property
     def _seed(self) -> int:

@@ -13,7 +13,7 @@ from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probes, na
 from lightning_noise.evaluation.conditions import Conditions, Levels
 from lightning_noise.loop import description, loggers
 from lightning_noise.loop.dispatch import Replaying
-from lightning_noise.loop.internals import Callback, class_of_callbacks, is_fast_dev_run, launches_copies
+from lightning_noise.loop.internals import Callback, class_of_callbacks, launches_copies
 from lightning_noise.loop.monitored import check_followed_keys
 from lightning_noise.loop.progress import check_held_out_data, check_validation
 from lightning_noise.loop.terminal import follow_passes, say
@@ -99,7 +99,7 @@ class Monitor(Callback, ABC):
             if isinstance(probe, InputNoise):
                 probe.expect(max(self.levels[name]), are_severities=name not in self._given)
         self._check_pipe(trainer)
-        if stage == "fit" and not is_fast_dev_run(trainer):
+        if stage == "fit":
             say(trainer, self._describe_cost())
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,12 +9,13 @@ from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_noise.batch import Selector, find_inputs, get, leaves
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.monitor import Monitor, Noises
-from lightning_noise.evaluation.conditions import CLEAN, Condition, Conditions, Levels
+from lightning_noise.evaluation.conditions import CLEAN, NOISY, Condition, Conditions, Levels
 from lightning_noise.evaluation.positions import SamplePositions, check_ranks
 from lightning_noise.loop import loggers
 from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying
@@ -24,6 +25,7 @@ from lightning_noise.loop.internals import (
     launches_copies,
     n_evaluation_loaders,
     rng_states,
+    show_to_callbacks,
 )
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.replay import Replay, stage_of
@@ -122,6 +124,7 @@ class ReplayMonitor(Monitor, Replaying):
             name=name,
         )
         self._keys: list[str] = []  # that the module logs
+        self._at_levels: list[str] = []  # the keys of the last validation or test
         self._end_epoch()
 
     # --- hooks
@@ -161,11 +164,13 @@ class ReplayMonitor(Monitor, Replaying):
         EvaluationDispatcher.detach(trainer)
         values = self._finish_replays(trainer) if trainer.sanity_checking or self._is_due(trainer) else {}
         self._end_epoch()
-        prefix = f"test/{self.name}" if trainer.testing else self.name
-        for condition, logged in values.items() if not trainer.sanity_checking else ():
-            for key, value in logged.items():
-                # not `self.log`, which refuses the suffixes of loaders; every rank logs the reduced value, for its callbacks
-                evaluation_results(trainer).log(prefix, f"{prefix}/{condition.place}/{key}", value, sync_dist=True)
+        if values and not trainer.sanity_checking:
+            self._log(trainer, values)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "validate":
+            loggers.log_details(trainer, self._at_levels)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
@@ -194,6 +199,21 @@ class ReplayMonitor(Monitor, Replaying):
 
     def count_keys(self) -> int:
         return (1 + len(list(self.conditions))) * max(1, len(self._keys))
+
+    def _log(self, trainer: Trainer, values: dict[Condition, dict[str, Tensor]]) -> None:
+        prefix = f"test/{self.name}" if trainer.testing else self.name
+        clean = {f"{prefix}/{CLEAN.place}/{key}": value for key, value in values.pop(CLEAN).items()}
+        noisy = {(place.place, key): value for place, logged in values.items() for key, value in logged.items()}
+        at_levels = {f"{prefix}/{place}/{key}": value for (place, key), value in noisy.items()}
+        if trainer.state.fn != "fit":  # and prints a table of what is logged
+            self._at_levels = list(at_levels)
+            show_to_callbacks(trainer, at_levels)
+            keys = dict.fromkeys(key for _, key in noisy)
+            means = {name: torch.stack([value for (_, key), value in noisy.items() if key == name]).mean() for name in keys}
+            at_levels = {f"{prefix}/{NOISY.place}/{key}": value for key, value in means.items()}
+        for key, value in (clean | at_levels).items():
+            # not `self.log`, which refuses the suffixes of loaders; every rank logs the reduced value, for its callbacks
+            evaluation_results(trainer).log(prefix, key, value, sync_dist=True)
 
     # --- replaying
 

@@ -17,7 +17,7 @@ from lightning_noise.evaluation.engine import Pass
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import Estimate, Results, summarize
 from lightning_noise.loop import loggers
-from lightning_noise.loop.internals import n_evaluation_loaders
+from lightning_noise.loop.internals import n_evaluation_loaders, show_to_callbacks
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.returning import Returning
 from lightning_noise.loop.terminal import progress, say, shorten
@@ -369,7 +369,7 @@ class RobustnessMonitor(Monitor, Returning):
         if levels:
             places = [Condition(noise, level) for noise, of_noise in self.levels.items() for level in of_noise]
             at_levels = {log_key(prefix, place, metric): values[place, metric] for place in places for metric in self._logged}
-            pl_module.log_dict(at_levels, logger=False, sync_dist=True, rank_zero_only=True)
+            show_to_callbacks(trainer, at_levels)
         if trainer.state.fn == "fit" and loggers.takes_figures(trainer):
             estimates = [Estimate(*cell, value) for cell, value in values.items()]
             self._figures.log_curve(trainer, prefix, self._report(estimates), self._baseline)

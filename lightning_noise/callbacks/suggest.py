@@ -23,6 +23,7 @@ from lightning_noise.evaluation.range_test import Criterion, RangeTest, default_
 from lightning_noise.loop.internals import data_source, original_module, trainer_of
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.snapshot import restore_after
+from lightning_noise.loop.terminal import follow_passes
 from lightning_noise.masks import Mask
 from lightning_noise.noise import Noise, NoiseFunction
 from lightning_noise.perturb.inputs import Clip
@@ -87,9 +88,9 @@ def suggest_level(
     :class:`~lightning_noise.RobustnessMonitor` with this ``seed``. So the result is the same for any batch size and number of
     ranks. Weight noise is one draw for all samples.
 
-    The pass is a ``trainer.validate`` without callbacks, loggers, the module's ``validation_step`` and its validation hooks.
-    Afterwards, the module, the trainer and the global random streams are as before: a ``trainer.fit`` that follows is bitwise
-    the same. Only a generator of the data loader's own has advanced.
+    The pass is a ``trainer.validate`` without loggers, the module's ``validation_step`` and its validation hooks. The progress
+    bar is the only callback. Afterwards, the module, the trainer and the global random streams are as before: a
+    ``trainer.fit`` that follows is bitwise the same. Only a generator of the data loader's own has advanced.
 
     Args:
         trainer: A trainer that is not running.
@@ -166,8 +167,9 @@ def suggest_level(
     # labels that do not count matter for both criteria
     has_labels = against_target or target is not None or getattr(task, "ignore_index", None) is not None
     predictor = Predictor(task, inputs, target, predict, labelled=has_labels)
+    bars = [] if trainer.progress_bar_callback is None else [trainer.progress_bar_callback]
     with _silenced(trainer, module, datamodule, max_batches):
-        trainer.callbacks = [_Count(conditions, predictor, dataloader_idx, against_target)]  # type: ignore[attr-defined]
+        trainer.callbacks = [*bars, _Count(conditions, predictor, dataloader_idx, against_target)]  # type: ignore[attr-defined]
         # the metrics carry the counts, also back from processes that were spawned
         metrics = trainer.validate(module, dataloaders, datamodule=datamodule, verbose=False)
     *wrong, n_times_classes, n = (round(metrics[0].get(f"{_KEY}{i}", 0)) for i in range(len(tried) + 3)) if metrics else [0, 0]
@@ -199,7 +201,9 @@ class _Count(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         context = Context(trainer, pl_module, is_probe=True)
-        counts = list(self._count(self.held_out.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)))
+        readings = self.held_out.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)
+        readings = follow_passes(trainer, readings, begin=batch_idx, step=1 / (1 + len(list(self.conditions))))
+        counts = list(self._count(readings))
         if counts:
             self.counts = self.counts.to(counts[0].device) + torch.stack(counts)
 

@@ -266,6 +266,13 @@ def add_callback_metrics(logged: dict[str, dict[str, Any]], metrics: Mapping[str
     logged["_callback_metrics"].update(metrics)
 
 
+def show_to_callbacks(trainer: Trainer, metrics: Mapping[str, float | Tensor]) -> None:
+    """Adds metrics to ``trainer.callback_metrics`` that no table shows: an evaluation prints whatever is logged."""
+    device = trainer.strategy.root_device
+    tensors = {key: torch.as_tensor(value, dtype=torch.get_default_dtype(), device=device) for key, value in metrics.items()}
+    trainer._logger_connector._callback_metrics.update(tensors)
+
+
 def logged_name(results: Results, metric: Any) -> str:
     """Returns the key of a logged value in ``trainer.callback_metrics``, with Lightning's suffix for the loader."""
     return results._forked_name(metric, on_step=False)[0]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_noise.loop.internals import LIGHTNING
+from lightning_noise.loop.internals import LIGHTNING, is_fast_dev_run
 from lightning_noise.loop.loggers import warn_on_failure
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def say(trainer: Trainer, text: str) -> None:
     bar: Any = trainer.progress_bar_callback
     if isinstance(bar, _RICH) and bar.progress is not None and bar.progress.console.is_interactive:
         bar.progress.stop()  # the bar has nothing more to show, but it ends in its own teardown
-    rank_zero_info(text)
+    if not is_fast_dev_run(trainer):
+        rank_zero_info(text)
 
 
 def shorten(path: Path) -> str:
