@@ -92,7 +92,8 @@ def test_a_monitor_replays_in_fit_validate_and_test():
     monitor = ReplayMonitor(noise.Gaussian(), LEVELS)
     module, trainer = fit([monitor])
     in_fit = split(keys_of(trainer))[1]
-    assert in_fit.keys() == {"clean/val_loss", "gaussian/0/val_loss", "gaussian/0.6/val_loss"}
+    assert in_fit.keys() == {f"{place}/val_loss" for place in ("clean", "noisy", "gaussian/0", "gaussian/0.6")}
+    assert in_fit["noisy/val_loss"] == pytest.approx((in_fit["gaussian/0/val_loss"] + in_fit["gaussian/0.6/val_loss"]) / 2)
     trainer.validate(module, loader(HELD_OUT), verbose=False)
     assert split(keys_of(trainer))[1] == in_fit
     trainer.test(module, loader(HELD_OUT), verbose=False)

@@ -53,6 +53,16 @@ class ReplayMonitor(Monitor, Replaying):
     each state; these hooks see the batch without noise, but a tensor of the batch that they keep is noisy in the step.
 
     ===========================================  ==============================================================
+    key                                          value
+    ===========================================  ==============================================================
+    ``replay/clean/<key>``                       each key that the module logs for the epoch, from a replay without noise
+    ``replay/<noise>/<level>/<key>``             the same key under noise
+    ``replay/noisy/<key>``                       the mean over all noises and levels
+    ===========================================  ==============================================================
+
+    In ``trainer.test``, the keys begin with ``test/``. The tables of ``trainer.validate`` and ``trainer.test`` show the clean
+    metric and the mean under noise. ``trainer.callback_metrics`` holds all of them.
+
     Two noises with five levels each cost eleven validations, eleven copies of the buffers and metric states, and one copy of
     the weights at the end of the epoch. ``max_batches`` and ``every_n_epochs`` bound the time.
 
@@ -124,7 +134,7 @@ class ReplayMonitor(Monitor, Replaying):
             name=name,
         )
         self._keys: list[str] = []  # that the module logs
-        self._at_levels: list[str] = []  # the keys of the last validation or test
+        self._hidden: list[str] = []  # keys of the last validation or test that no table shows
         self._end_epoch()
 
     # --- hooks
@@ -170,7 +180,7 @@ class ReplayMonitor(Monitor, Replaying):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "validate":
-            loggers.log_details(trainer, self._at_levels)
+            loggers.log_details(trainer, self._hidden)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
@@ -195,23 +205,26 @@ class ReplayMonitor(Monitor, Replaying):
 
     def logged_keys(self) -> dict[str, list[str]]:
         # what the module will log is not known, not even after a sanity check
-        return {f"{self.name}/": [f"{self.name}/{condition.place}/" for condition in (CLEAN, *self.conditions)]}
+        return {f"{self.name}/": [f"{self.name}/{condition.place}/" for condition in (CLEAN, NOISY, *self.conditions)]}
 
     def count_keys(self) -> int:
-        return (1 + len(list(self.conditions))) * max(1, len(self._keys))
+        return (1 + self._n_passes) * max(1, len(self._keys))  # the mean is a key, too
 
     def _log(self, trainer: Trainer, values: dict[Condition, dict[str, Tensor]]) -> None:
         prefix = f"test/{self.name}" if trainer.testing else self.name
-        clean = {f"{prefix}/{CLEAN.place}/{key}": value for key, value in values.pop(CLEAN).items()}
-        noisy = {(place.place, key): value for place, logged in values.items() for key, value in logged.items()}
-        at_levels = {f"{prefix}/{place}/{key}": value for (place, key), value in noisy.items()}
+        clean, *noisy = values.values()
+        keys = dict.fromkeys(key for logged in noisy for key in logged)
+        means = {key: torch.stack([logged[key] for logged in noisy if key in logged]).mean() for key in keys}
+        found = {
+            f"{prefix}/{condition.place}/{key}": value
+            for condition, logged in {**values, NOISY: means}.items()
+            for key, value in logged.items()
+        }
+        summary = [f"{prefix}/{CLEAN.place}/{key}" for key in clean] + [f"{prefix}/{NOISY.place}/{key}" for key in keys]
         if trainer.state.fn != "fit":  # and prints a table of what is logged
-            self._at_levels = list(at_levels)
-            show_to_callbacks(trainer, at_levels)
-            keys = dict.fromkeys(key for _, key in noisy)
-            means = {name: torch.stack([value for (_, key), value in noisy.items() if key == name]).mean() for name in keys}
-            at_levels = {f"{prefix}/{NOISY.place}/{key}": value for key, value in means.items()}
-        for key, value in (clean | at_levels).items():
+            self._hidden = [key for key in found if key not in summary]
+            show_to_callbacks(trainer, {key: found.pop(key) for key in self._hidden})
+        for key, value in found.items():
             # not `self.log`, which refuses the suffixes of loaders; every rank logs the reduced value, for its callbacks
             evaluation_results(trainer).log(prefix, key, value, sync_dist=True)
 
