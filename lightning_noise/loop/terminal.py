@@ -79,10 +79,10 @@ def _find_bar(trainer: Trainer) -> Callable[[float], None]:
     elif isinstance(bar, _RICH) and not bar.is_disabled:
 
         def move_rich(n: float) -> None:
-            bar.progress.update(
-                bar.test_progress_bar_id if trainer.testing else bar.val_progress_bar_id, completed=n, visible=True
-            )
-            bar.refresh()
+            running = bar.test_progress_bar_id if trainer.testing else bar.val_progress_bar_id
+            if running is not None:  # the bar begins after the monitor, in the first batch
+                bar.progress.update(running, completed=n, visible=True)
+                bar.refresh()
 
         return move_rich
     return lambda n: None
