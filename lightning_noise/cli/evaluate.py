@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import os
 import sys
 import traceback
@@ -25,6 +26,7 @@ from lightning_noise.loop.internals import namespace_of
 __all__ = ["main"]
 
 _CLASSES = ("model", "data")
+_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 # of the trainer, what says how to compute and how much data to take; of the monitor, what matters in a fit alone
 _OF_TRAINER = {
     *("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "deterministic", "benchmark"),
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m lightning_noise evaluate",
         description="Evaluates a checkpoint under noise: on the test data, or on the validation data if there is no test data.",
     )
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)  # the command has an outcome of its own
     try:
         _evaluate(_parse(parser, sys.argv[1:] if arguments is None else arguments))
     except (ValueError, TypeError, RuntimeError) as error:
@@ -69,7 +73,8 @@ def _parse(parser: _Parser, arguments: Sequence[str]) -> Namespace:
         early.add_argument(f"--{name}")
     given, rest = early.parse_known_args(arguments)
     config = {} if given.config is None else _read(given.config)
-    classes = _find_classes(config, {name: getattr(given, name) for name in _CLASSES})
+    asks_for_help = not {"-h", "--help"}.isdisjoint(rest)
+    classes = {} if asks_for_help else _find_classes(config, {name: getattr(given, name) for name in _CLASSES})
     lightning = namespace_of(*(_import(spec["class_path"]) for spec in classes.values()))
     known = _arguments_of_monitor(config, has_noises=any(each.startswith("--noises") for each in rest)) | classes
     known["trainer"] = {key: value for key, value in (config.get("trainer") or {}).items() if key in _OF_TRAINER}
@@ -111,12 +116,12 @@ def _find_classes(config: Mapping[str, Any], given: Mapping[str, str | None]) ->
     specs = {name: config.get(name) or {} for name in _CLASSES}
     specs = {name: {"class_path": spec} if isinstance(spec, str) else spec for name, spec in specs.items()}
     known = {name: spec.get("class_path", "__main__.") for name, spec in specs.items()}
-    missing = [name for name in _CLASSES if config.get(name) and known[name].startswith("__main__.") and not given[name]]
+    if not config and not given["model"]:
+        raise ValueError("no configuration; type --config lightning_logs/version_0/config.yaml, which the run has saved")
+    missing = [name for name in _CLASSES if specs[name] and known[name].startswith("__main__.") and not given[name]]
     if missing or not (given["model"] or specs["model"]):
-        options = " ".join(f"--{name} my_project.{name}.My{name.title()}" for name in missing or ["model"])
-        raise ValueError(
-            f"the configuration does not say which class to import for {' and '.join(missing or ['model'])}; type {options}"
-        )
+        options = " ".join(f"--{name} my_project.my_module.My{name.title()}" for name in missing or ["model"])
+        raise ValueError(f"the configuration names no class to import for {' and '.join(missing or ['model'])}; type {options}")
     found = {}
     for name, spec in specs.items():
         path = given[name] or known[name]
@@ -141,7 +146,7 @@ def _arguments_of_monitor(config: Mapping[str, Any], *, has_noises: bool) -> dic
     """Returns the arguments of the first RobustnessMonitor of the configuration. Levels belong to their noises."""
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
     for each in callbacks if isinstance(callbacks, list) else [callbacks]:
-        if isinstance(each, dict) and each["class_path"].split(".")[-1] == RobustnessMonitor.__name__:
+        if isinstance(each, dict) and each.get("class_path", "").split(".")[-1] == RobustnessMonitor.__name__:
             dropped = _OF_FIT | ({"levels"} if has_noises else set())
             return {name: value for name, value in (each.get("init_args") or {}).items() if name not in dropped}
     return {}
