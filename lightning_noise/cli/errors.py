@@ -24,13 +24,14 @@ __all__ = ["ShortErrors", "shorten"]
 
 _KEY = re.compile(r'Parser key "(.+?)":')
 _CLASS = re.compile(r"Problem with given class_path '(.+?)':")
-_FILE = re.compile(r"- Expected a path .*\n- ")  # a value may also be the path of a file
+_FILE = re.compile(r"- Expected a (?:config )?path .*\n- ")  # a value may also be the path of a file
 _CALLABLE = re.compile(r"(?s)Type .+? expects a function or a callable class: (.+?)(?:\.? Got value: .*)?$")
 _UNION = re.compile(
     r"Does not validate against any of the Union subtypes\nSubtypes: \[(?P<types>.*)\]\n"
     r"(?s:Errors:\n(?P<errors>.*)\nGiven value type: .*?\nGiven value: (?P<value>.*))"
 )
 _MISMATCH = re.compile(r"Expected |Not a valid subclass of |Import path |Subclasses are disabled|Dict must")
+_UNKNOWN = re.compile(r"(?:Option|Validation failed: Key) '(\w+)' is not (?:accepted|expected)")
 _LONGEST = 100  # characters of a value
 
 
@@ -149,7 +150,7 @@ def _explain(cause: _Cause, options: Collection[str] = ()) -> str:
 
 def _advise(cause: _Cause, options: Collection[str]) -> str:
     """Returns what to type instead, as the end of the sentence."""
-    if (match := re.match(r"Option '(\w+)' is not accepted", cause.text)) and cause.classes:
+    if (match := _UNKNOWN.match(cause.text)) and cause.classes:
         if match[1] == "class_path":
             return "; write the arguments of a class under init_args"
         names = list(inspect.signature(_object(cause.classes[-1])).parameters)
