@@ -51,7 +51,7 @@ def of_noises() -> dict[str, float]:
         noise.Uniform(): uniforms(*x.shape),
         noise.Speckle(): normals(*x.shape),
         noise.Impulse(): uniforms(*x.shape),
-        noise.Impulse(0.0, 1.0): uniforms(*x.shape),
+        noise.Impulse(low=0.0, high=1.0): uniforms(*x.shape),
         noise.Shot(): lambda: torch.poisson(x / LEVEL, generator=generator),
         noise.SNR(): normals(*x.shape),
         noise.SNR(center=True): normals(*x.shape),

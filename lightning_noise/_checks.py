@@ -44,12 +44,29 @@ def check_finite(**values: float | None) -> None:
 def check_level(level: float, max_level: float = math.inf) -> float:
     """Returns a level as a float, or raises an error if the level is not a number in [0, max_level]."""
     if not is_number(level):
-        raise TypeError(f"a level must be a number, got {level!r}")
+        raise TypeError(f"a level must be a number, got {level!r}; type {_advise_level(level)}")
     level = float(level)
     if not (0 <= level <= max_level and math.isfinite(level)):
         wanted = "finite and not negative" if max_level == math.inf else f"in [0, {max_level:g}]"
-        raise ValueError(f"a level must be {wanted}, got {level}")
+        percent = f"; for {level:g} % type {level / 100:g}" if 2 <= level <= 100 and max_level == 1 else ""
+        raise ValueError(f"a level must be {wanted}, got {level}{percent}")
     return level
+
+
+def _advise_level(value: Any) -> str:
+    """Returns what to type for a value that stands where a level is expected."""
+    numbers = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+    try:
+        numbers = [float(number) for number in numbers]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) == 1:
+        return f"{numbers[0]:g}"
+    if len(numbers) == 2:
+        return f"schedules.Linear({numbers[0]}, {numbers[1]})"
+    if isinstance(value, type) and value.__name__ == "AdaptiveLevel":
+        return "AdaptiveLevel()"
+    return "a number, a schedule such as schedules.Linear(0.0, 0.5), or AdaptiveLevel()"
 
 
 def check_counts(**counts: int | None) -> None:

@@ -135,11 +135,11 @@ def validate_axis(dim: int) -> int:
     return int(dim)
 
 
-def validate_dim(dim: Sequence[int]) -> tuple[int, ...]:
+def validate_dim(dim: int | Sequence[int]) -> tuple[int, ...]:
     """Returns the axes as a tuple, or raises an error if they repeat or do not count from the end."""
-    if isinstance(dim, str) or not isinstance(dim, Iterable):
-        raise TypeError(f"dim must be a tuple of axes such as (-1,), got {dim!r}")
-    dim = tuple(map(validate_axis, dim))
+    if isinstance(dim, str) or not isinstance(dim, Iterable | Integral):
+        raise TypeError(f"dim must be an axis or a tuple of axes such as (-1,), got {dim!r}")
+    dim = tuple(map(validate_axis, dim if isinstance(dim, Iterable) else (dim,)))
     if not dim or len(set(dim)) < len(dim):
         raise ValueError(f"dim must be different axes counted from the end, such as (-2, -1), got {dim}")
     return dim

@@ -10,18 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_noise._checks import plain
+from lightning_noise._usage import Value, name_of
 from lightning_noise.batch import describe
 
 __all__ = ["ConfusionFlips", "FlipLabels", "LabelNoise", "SmoothLabels"]
 
 
-class LabelNoise(ABC):
+class LabelNoise(Value, ABC):
     r"""Base of the label noises: random maps from a class to a class.
 
     At the level :math:`\lambda` a label of class :math:`y` changes with the probability :math:`r_y(\lambda)`. A label that
@@ -35,6 +37,7 @@ class LabelNoise(ABC):
 
     n_classes: Any  # int | None
     max_level: ClassVar[float] = 1.0
+    usage: ClassVar[str] = "TargetNoise({}, 0.1)"
 
     def probabilities(self, target: Tensor, level: float, *, ignore_index: int = -100) -> Tensor:
         """Returns the probabilities of the noisy labels.
@@ -114,8 +117,12 @@ class _UniformLabelNoise(LabelNoise):
     """Base of the label noises for which all other classes are equally likely."""
 
     def __post_init__(self):
-        if self.n_classes is not None and self.n_classes < 2:
-            raise ValueError(f"n_classes must be at least 2, got {self.n_classes}")
+        n = self.n_classes
+        if n is not None and (not isinstance(n, Integral) or n < 2):
+            raise ValueError(
+                f"n_classes must be a whole number of at least 2, got {n!r}; if this is the level, type "
+                f"TargetNoise({name_of(type(self))}(n_classes=10), {n!r})"
+            )
 
     def partners(self, target: Tensor) -> float:
         return 1 / (self._k - 1)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightning_noise._checks import check_counts, check_finite, check_flags, check_level
+from lightning_noise._checks import check_counts, check_finite, check_flags, check_level, is_number
 from lightning_noise._tensor import (
     add_scaled,
     center_span,
@@ -29,6 +30,7 @@ from lightning_noise._tensor import (
     validate_dim,
     zero_invalid_,
 )
+from lightning_noise._usage import Value, name_of, nearest, typed
 from lightning_noise.batch import describe
 from lightning_noise.masks import valid_positions
 from lightning_noise.schedules import Schedule
@@ -56,7 +58,7 @@ __all__ = [
 NoiseFunction = Callable[..., Any]
 
 
-class Noise(ABC):
+class Noise(Value, ABC):
     r"""A random map of a tensor to a tensor of the same kind.
 
     The result has the shape, dtype, device and memory format of ``x``. A noise never writes to ``x``; at level 0 it returns
@@ -83,6 +85,7 @@ class Noise(ABC):
         elementwise: Whether each element is perturbed alone, so that the shape of ``x`` has no meaning.
         takes_complex: Whether the noise also takes complex values.
         keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that nobody has to put them back.
+        level: What to type for a level that one expects the noise to take.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
 
     Example:
@@ -102,6 +105,17 @@ class Noise(ABC):
     takes_complex: ClassVar[bool] = False
     keeps_invalid: ClassVar[bool] = False
     is_known: ClassVar[bool] = True
+    usage: ClassVar[str] = "InputNoise({}, 0.1)"
+    level: ClassVar[str] = "{}"
+
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        parameters = signature(cls).parameters
+        n = sum(parameter.kind is Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters.values())
+        own = {name: value for name, value in kwargs.items() if nearest(name, parameters)}
+        levels = [*args[n:], *(value for name, value in kwargs.items() if name not in own)]  # a noise has none
+        call = super()._advise(args[:n], own)
+        return f"InputNoise({call}, {cls.level.format(typed(levels[0]))})" if levels else call
 
     @property
     def title(self) -> str:
@@ -182,8 +196,12 @@ class _FunctionNoise(Noise):
         return repr(self.function)
 
 
-def as_noise(noise: Noise | NoiseFunction) -> Noise:
+def as_noise(noise: Noise | NoiseFunction, user: str = "InputNoise({}, {})") -> Noise:
     """Returns a noise itself, or a function ``noise(x, level, *, generator)`` wrapped into a noise.
+
+    Args:
+        noise: A noise or a function.
+        user: What to type if the argument is neither, with places for a noise and a level.
 
     Example:
         >>> def shift(x, level, *, generator):
@@ -194,8 +212,24 @@ def as_noise(noise: Noise | NoiseFunction) -> Noise:
     if isinstance(noise, Noise):
         return noise
     if isinstance(noise, type | Schedule) or not callable(noise):
-        raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}")
+        raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}; type {_advise(noise, user)}")
     return _FunctionNoise(noise)
+
+
+def _advise(value: Any, user: str) -> str:
+    """Returns what to type if a value stands where a noise is expected."""
+    if isinstance(value, list | tuple) and value:
+        names = ["", *(f", name={str(i)!r}" for i in range(2, len(value) + 1))]
+        return ", ".join(f"{_advise(each, user)[:-1]}{name})" for each, name in zip(value, names, strict=True))
+    if isinstance(value, Noise):
+        return user.format(typed(value), 0.1)
+    if isinstance(value, type) and issubclass(value, Noise):
+        return user.format(f"{name_of(value)}()", 0.1)
+    if isinstance(value, str):
+        classes = {name.lower(): name for name in __all__}
+        return user.format(f"noise.{classes.get(nearest(value, classes) or '', 'Gaussian')}()", 0.1)
+    is_level = is_number(value) or isinstance(value, Value)
+    return user.format("noise.Gaussian()", typed(value) if is_level else 0.1)
 
 
 @dataclass(frozen=True)
@@ -287,7 +321,7 @@ class Speckle(Noise):
         return zero_invalid_(torch.empty_like(x).normal_(generator=generator), mask).mul_(level).add_(1).mul_(x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Impulse(Noise):
     r"""Sets elements to the lowest or highest value: salt-and-pepper noise.
 
@@ -335,7 +369,7 @@ class Impulse(Noise):
         return _where(is_high, high, _where(is_low, low, x, memory=u), memory=u)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shot(Noise):
     r"""Replaces an intensity by a count of events: Poisson noise, as of photons.
 
@@ -389,7 +423,7 @@ class Shot(Noise):
         return torch.where(countable, counts.mul_(gain), x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SNR(Noise):
     r"""Adds Gaussian noise to each sample at an exact signal-to-noise ratio.
 
@@ -418,6 +452,7 @@ class SNR(Noise):
 
     severities: ClassVar[tuple[float, ...]] = tuple(10 ** (-snr_db / 20) for snr_db in (20, 15, 10, 5, 0))
     unit: ClassVar[str] = "noise-to-signal amplitude"
+    level: ClassVar[str] = "schedules.from_snr_db({})"
     independent_rows: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
@@ -440,7 +475,7 @@ class SNR(Noise):
         return add_scaled(x, noise, gain * level, mask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ColoredNoise(Noise):
     r"""Adds noise with a power-law spectrum along an axis.
 
@@ -517,7 +552,7 @@ class ColoredNoise(Noise):
         return noise.movedim(-1, self.dim).contiguous()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drift(Noise):
     r"""Adds a random walk along an axis, as of a drifting sensor.
 
@@ -561,7 +596,7 @@ class Drift(Noise):
         return add_scaled(x, steps.cumsum_(self.dim), level * count_valid(mask, x, self.dim).rsqrt_(), mask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scaling(Noise):
     r"""Scales each series by a Gaussian factor, as sensors of different gain do.
 
@@ -656,7 +691,7 @@ class PatchGaussian(Noise):
         return torch.addcmul(x, z, square.to(x.dtype))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Masking(Noise):
     r"""Masks a random box of each sample: cutout, random erasing, SpecAugment.
 
@@ -689,7 +724,7 @@ class Masking(Noise):
         tensor([[0.5000, 0.5000]])
     """
 
-    dim: Sequence[int] = (-2, -1)
+    dim: Any = (-2, -1)  # int | Sequence[int]
     value: float = 0.0
 
     severities: ClassVar[tuple[float, ...]] = (0.02, 0.05, 0.1, 0.2, 0.33)
@@ -715,7 +750,7 @@ class Masking(Noise):
         return torch.where(box, self.value, x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureDropout(Noise):
     r"""Sets elements to zero and scales up the others: dropout of inputs.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
+from lightning_noise._usage import nearest
+
 __all__ = ["as_list", "match"]
 
 T = TypeVar("T")
@@ -13,7 +15,10 @@ T = TypeVar("T")
 
 def as_list(patterns: str | Sequence[str]) -> list[str]:
     """Returns a pattern or several patterns as a list."""
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    names = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Sequence) else list(patterns)
+    if others := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"expected names or patterns such as 'net.*', got {others[0]!r}; print(module) shows the names")
+    return names
 
 
 def match(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> dict[str, T]:
@@ -29,5 +34,7 @@ def match(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> d
     unmatched = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in named)]
     if unmatched or not patterns:
         wanted = repr(unmatched[0]) if unmatched else "an empty list"
-        raise ValueError(f"no {kind} matches {wanted}; {kind}s are: {', '.join(map(repr, named)) or 'none'}")
+        close = nearest(unmatched[0], named) if unmatched else None
+        advice = f"type {close!r}; " if close else ""
+        raise ValueError(f"no {kind} matches {wanted}; {advice}{kind}s are: {', '.join(map(repr, named)) or 'none'}")
     return {name: value for name, value in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}

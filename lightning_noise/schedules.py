@@ -14,9 +14,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 from lightning_noise._checks import check_counts, check_numbers, is_number, plain
+from lightning_noise._usage import Value, nearest, typed
 
 __all__ = [
     "Amplitude",
@@ -58,8 +59,10 @@ class Progress(NamedTuple):
     fraction: float | None
 
 
-class Schedule(ABC):
+class Schedule(Value, ABC):
     """A level for each moment of a run. A subclass is a frozen dataclass that implements ``__call__``."""
+
+    usage: ClassVar[str] = "InputNoise(noise.Gaussian(), {})"
 
     @abstractmethod
     def __call__(self, progress: Progress) -> float:
@@ -103,14 +106,21 @@ def moments(steps: int, epochs: int | None = None, most: int | None = None) -> I
 
 def _check_unit(unit: str, *units: str) -> None:
     if unit not in units:
-        raise ValueError(f"unit must be one of {', '.join(map(repr, units))}, got {unit!r}")
+        raise ValueError(
+            f"unit must be one of {', '.join(map(repr, units))}, got {unit!r}; type unit={nearest(unit, units) or units[0]!r}"
+        )
 
 
-def _check_window(begin: float, until: float, unit: Unit) -> None:
+def _check_window(schedule: Any, begin: float, until: float, *others: float) -> None:
+    unit = schedule.unit
     _check_unit(unit, "fraction", "epoch", "step")
-    if not 0 <= begin < until or (unit == "fraction" and until > 1):
-        limits = "0 <= begin < until" + (" <= 1" if unit == "fraction" else "")
-        raise ValueError(f"times must satisfy {limits} for unit={unit!r}, got begin={begin} and until={until}")
+    if unit == "fraction" and max(begin, until, *others) > 1:
+        raise ValueError(
+            f"times in fractions of the run must be at most 1, got {typed(schedule)}; type {typed(schedule, unit='epoch')} for "
+            "epochs, or unit='step' for optimizer steps"
+        )
+    if not 0 <= begin < until:
+        raise ValueError(f"times must satisfy 0 <= begin < until, got begin={begin} and until={until}")
 
 
 def _latest(unit: Unit) -> float:
@@ -177,11 +187,15 @@ class _Transition(Schedule):
     until: float | None = None
     unit: Unit = "fraction"
 
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        return super()._advise(args if len(args) != 1 or "end" in kwargs else (0.0, *args), kwargs)  # a rise from 0
+
     def __post_init__(self):
         check_numbers(start=self.start, end=self.end, begin=self.begin, until=self.until)
         if self.until is None and self.unit in ("epoch", "step"):
-            raise ValueError(f"until must be given for unit={self.unit!r}, got None; give until=, the end of the transition")
-        _check_window(self.begin, 1.0 if self.until is None else self.until, self.unit)
+            raise ValueError(f"until must be given for unit={self.unit!r}, got None; type {typed(self, until=10)}")
+        _check_window(self, self.begin, 1.0 if self.until is None else self.until)
 
     def __call__(self, progress: Progress) -> float:
         until = 1.0 if self.until is None else self.until
@@ -257,7 +271,10 @@ class Exponential(_Transition):
     def __post_init__(self):
         super().__post_init__()
         if not (self.start > 0 and self.end > 0):
-            raise ValueError(f"start and end must be positive, got {self.start} and {self.end}; for 0 give Linear")
+            raise ValueError(
+                f"start and end must be positive, got {self.start} and {self.end}; for 0 type "
+                f"schedules.Linear({self.start}, {self.end})"
+            )
 
     def _value(self, u: float) -> float:
         return self.start ** (1 - u) * self.end**u  # their ratio may be too large for a float
@@ -299,7 +316,7 @@ class InverseTime(Schedule):
 
     def __post_init__(self):
         check_numbers(start=self.start, exponent=self.exponent, timescale=self.timescale, begin=self.begin)
-        _check_window(self.begin, _latest(self.unit), self.unit)
+        _check_window(self, self.begin, _latest(self.unit))
         if not (self.timescale > 0 and self.exponent > 0):
             raise ValueError(f"timescale and exponent must be positive, got {self.timescale} and {self.exponent}")
 
@@ -341,7 +358,7 @@ class Cyclic(Schedule):
 
     def __post_init__(self):
         check_numbers(start=self.start, end=self.end, every=self.every, begin=self.begin)
-        _check_window(self.begin, _latest(self.unit), self.unit)
+        _check_window(self, self.begin, _latest(self.unit), self.every)
         if not self.every > 0:
             raise ValueError(f"every must be positive, got {self.every}")
 
@@ -381,7 +398,7 @@ class Window(Schedule):
     def __post_init__(self):
         _check_levels(self.level)
         check_numbers(begin=self.begin, until=self.until)
-        _check_window(self.begin, _latest(self.unit) if self.until is None else self.until, self.unit)
+        _check_window(self, self.begin, _latest(self.unit) if self.until is None else self.until)
 
     def __call__(self, progress: Progress) -> float:
         # called while off, too, so that a schedule that cannot work in this run fails at its start
@@ -428,7 +445,7 @@ class Piecewise(Schedule):
                 f"{len(self.levels)} levels"
             )
         for begin, until in pairwise(self._edges):
-            _check_window(begin, until, self.unit)
+            _check_window(self, begin, until)
         if self.unit != "fraction" and any(milestone % 1 for milestone in self.milestones):
             raise ValueError(f"milestones must be whole numbers for unit={self.unit!r}, got {self.milestones}")
 
@@ -483,9 +500,12 @@ class Every(Schedule):
         _check_unit(self.unit, "epoch", "step")
         _check_levels(self.level)
         check_numbers(every=self.every, length=self.length, begin=self.begin)
-        _check_window(self.begin, math.inf, self.unit)
+        _check_window(self, self.begin, math.inf)
         if not 1 <= self.length <= self.every:
-            raise ValueError(f"length must be in [1, every], got length={self.length} and every={self.every}")
+            raise ValueError(
+                f"length must be in [1, every], got length={self.length} and every={self.every}; type "
+                f"{typed(self, every=max(2, math.ceil(self.length)))}"
+            )
 
     def __call__(self, progress: Progress) -> float:
         # called while off, too, so that a schedule that cannot work in this run fails at its start

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_noise._usage import Guided, nearest
 from lightning_noise.batch import describe, get, leaves
 from lightning_noise.metrics.base import Predictions, Sums, are_distributions
 from lightning_noise.metrics.calibration import CalibrationBins
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 
-class Task(ABC):
+class Task(Guided, ABC):
     """What the outputs of a module mean. A subclass is a frozen dataclass.
 
     Attributes:
@@ -62,6 +63,10 @@ class Task(ABC):
     expects: ClassVar[str]
     has_classes: ClassVar[bool] = False
     knows_chance: ClassVar[bool] = False
+
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        return super()._advise(args if cls is Custom else (), kwargs)  # a number of classes is not needed
 
     @property
     def governed(self) -> str:
@@ -101,10 +106,10 @@ class Task(ABC):
     def governed_metrics(self, n_groups: int = 1) -> TaskMetrics:
         """Returns the governed metric alone, and the confidence if there is one."""
 
-    def check(self, target: Tensor, preds: Any) -> None:  # noqa: B027  # most values suit most tasks
+    def check(self, target: Tensor, preds: Any) -> None:  # most values suit most tasks
         """Raises a ValueError if the values of the target contradict the task; positions that do not count were dropped."""
 
-    def check_outputs(self, preds: Any, are_squashed: Callable[[], bool]) -> None:  # noqa: B027
+    def check_outputs(self, preds: Any, are_squashed: Callable[[], bool]) -> None:
         """Raises a ValueError if the values of the predictions contradict the task.
 
         Args:
@@ -139,6 +144,19 @@ class Task(ABC):
             f"the module returned {describe(output)} for a target of {describe(target)}, but {type(self).__name__}() expects "
             f"{self.expects}; {_advise(self, output, target)}"
         )
+
+
+def check_task(task: Any) -> None:
+    """Raises a TypeError if a value is not a task."""
+    if isinstance(task, Task):
+        return
+    names = {kind.__name__.lower(): kind.__name__ for kind in _KINDS}
+    if isinstance(task, Metric | MetricCollection):
+        advice = f"tasks.Custom({type(task).__name__}(…))"
+    else:
+        asked = task.__name__ if isinstance(task, type) else task
+        advice = f"tasks.{names.get(nearest(asked, names) or '', 'Multiclass')}()"
+    raise TypeError(f"task must be a task such as tasks.Multiclass(), got {task!r}; type task={advice}")
 
 
 class GroupedMetrics(MetricCollection):
@@ -295,7 +313,7 @@ class _Classification(_Labels):
         return values.clamp_min(torch.finfo(torch.float32).tiny).log() if self.probabilities else values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Multiclass(_Classification):
     r"""One class out of :math:`K` for each sample, or for each position of it.
 
@@ -440,7 +458,7 @@ class _YesOrNo(_Classification):
         return bool(fill) or are_squashed()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Binary(_YesOrNo):
     r"""Yes or no for each sample, or for each position of it.
 
@@ -474,7 +492,7 @@ class Binary(_YesOrNo):
         return output.squeeze(1) if has_axis else output
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Multilabel(_YesOrNo):
     r"""Yes or no for each of :math:`L` labels of a sample.
 

@@ -132,12 +132,12 @@ def test_a_rule_that_asks_what_noise_does_is_refused_where_held_out_data_have_no
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: AdaptiveLevel(0.3), TypeError, r"rule must be a Rule, such as Governor\(\) or SignedGap\(\), got 0\.3"),  # type: ignore[arg-type]
-        (lambda: AdaptiveLevel(Governor), TypeError, "rule must be a Rule"),  # type: ignore[arg-type]
+        (lambda: AdaptiveLevel(0.3), TypeError, r"rule must be a rule such as rules.Governor\(\), got 0\.3; type AdaptiveLevel\(start=0\.3\)"),  # type: ignore[arg-type]
+        (lambda: AdaptiveLevel(Governor), TypeError, "rule must be a rule"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(governor(), -0.1), ValueError, "finite and not negative, got -0.1"),
         (lambda: AdaptiveLevel(governor(hi=0.5), 0.6), ValueError, r"the level must start in \[0, 0\.5\], got start=0\.6"),
         (lambda: AdaptiveLevel(governor(lo=0.1)), ValueError, r"the level must start in \[0\.1, inf\], got start=0"),
-        (lambda: AdaptiveLevel(governor(), task="accuracy"), TypeError, "task must be a task, such as"),  # type: ignore[arg-type]
+        (lambda: AdaptiveLevel(governor(), task="accuracy"), TypeError, "task must be a task such as"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(SignedGap(), task=tasks.Regression()), ValueError, "SignedGap follows the confidence"),
         (lambda: AdaptiveLevel(SignedGap(), task=tasks.Custom(BrierScore())), ValueError, "SignedGap follows the confidence"),
         (lambda: AdaptiveLevel(governor(), max_batches=0), ValueError, "max_batches must be at least 1, got 0"),

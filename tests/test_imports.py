@@ -13,7 +13,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 # lowest first; a module may import from its own layer and from lower layers
 LAYERS = [
-    ("loop.internals", "_version", "_checks", "_tensor"),
+    ("loop.internals", "_version", "_checks", "_tensor", "_usage"),
     ("noise", "masks", "labels", "schedules", "rules", "rng", "batch", "patterns"),
     ("perturb", "losses", "metrics", "tasks"),
     ("loop",),

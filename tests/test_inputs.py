@@ -132,7 +132,9 @@ def normalized(n: int = 8) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "member", [noise.Gaussian(), noise.Impulse(0.0, 1.0), noise.Shot(), noise.Masking(value=0.5), noise.Speckle()], ids=repr
+    "member",
+    [noise.Gaussian(), noise.Impulse(low=0.0, high=1.0), noise.Shot(), noise.Masking(value=0.5), noise.Speckle()],
+    ids=repr,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_levels_and_bounds_are_in_raw_units(member, dtype):

@@ -169,7 +169,7 @@ def test_the_level_scales_one_draw(member):
 def test_the_impulses_of_a_lower_level_are_among_those_of_a_higher_one():
     x = torch.full((1000,), 0.5)
     few, many = (
-        noise.Impulse(0.0, 1.0)(x, level, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) != x
+        noise.Impulse(low=0.0, high=1.0)(x, level, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) != x
         for level in (0.1, 0.3)
     )
     assert bool((many | ~few).all())
@@ -203,7 +203,7 @@ DRAWS: dict[type[noise.Noise], list[Draw]] = {
 
 
 @pytest.mark.parametrize(
-    "member", [member for member in NOISES if member not in (noise.Shot(), noise.Shot(4.0), MASKING[1])], ids=repr
+    "member", [member for member in NOISES if member not in (noise.Shot(), noise.Shot(scale=4.0), MASKING[1])], ids=repr
 )
 def test_no_more_is_drawn_than_the_noise_needs(member, generator):
     reference = torch.Generator(torch.get_default_device()).manual_seed(0)
@@ -283,7 +283,7 @@ def test_a_silent_sample_stays_silent(member, generator):
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, -1.0, -2.0])
 def test_the_power_spectrum_has_its_slope(exponent, n, generator):
     x = torch.zeros(4000, n, dtype=torch.float64)
-    y = noise.ColoredNoise(exponent)(x, 0.3, generator=generator)
+    y = noise.ColoredNoise(exponent=exponent)(x, 0.3, generator=generator)
     # without the highest frequency, which may stand for one number and not for two; the logarithm turns the root mean square
     # that each series is divided by into a shift, which no slope sees
     log_power = torch.fft.rfft(y).abs().square().log().mean(0)[1 : n // 2]
@@ -298,7 +298,7 @@ def test_the_power_spectrum_has_its_slope(exponent, n, generator):
 
 def test_white_noise_has_the_same_power_at_all_frequencies(generator):
     n = 40_000
-    y = noise.ColoredNoise(0.0)(torch.zeros(n, 8, dtype=torch.float64), 1.0, generator=generator)
+    y = noise.ColoredNoise(exponent=0.0)(torch.zeros(n, 8, dtype=torch.float64), 1.0, generator=generator)
     power = torch.fft.rfft(y).abs().square()
     # five standard errors around 64 / 7, a seventh of the sum of squares for each of the seven numbers
     error = 5 * power.std(0) / math.sqrt(n)
@@ -307,7 +307,7 @@ def test_white_noise_has_the_same_power_at_all_frequencies(generator):
 
 @pytest.mark.parametrize("exponent", [-30.0, -100.0, 100.0])
 def test_a_steep_spectrum_is_finite(exponent, generator):
-    y = noise.ColoredNoise(exponent)(torch.zeros(3, 2000), 0.3, generator=generator)
+    y = noise.ColoredNoise(exponent=exponent)(torch.zeros(3, 2000), 0.3, generator=generator)
     torch.testing.assert_close(y.square().mean(1).sqrt(), torch.full((3,), 0.3), rtol=1e-5, atol=0)  # float32
 
 
@@ -388,7 +388,7 @@ def test_everything_is_masked_at_level_1(generator):
 def test_dropped_features_are_zero_and_the_others_scaled(generator):
     x = 1 + torch.rand(50, 40, dtype=torch.float64, generator=generator)
     for rescale, factor in ((True, 1 / 0.7), (False, 1.0)):
-        y = noise.FeatureDropout(rescale)(x, 0.3, generator=generator)
+        y = noise.FeatureDropout(rescale=rescale)(x, 0.3, generator=generator)
         torch.testing.assert_close(y[y != 0], (x * factor)[y != 0], rtol=1e-15, atol=0)
     assert (noise.FeatureDropout()(x, 1.0, generator=generator) == 0).all()
 
@@ -469,7 +469,7 @@ def test_a_batch_with_too_few_axes_is_refused(member, generator):
         lambda: noise.Impulse(low=math.nan),
         lambda: noise.Impulse(low=1.0, high=0.0),
         lambda: noise.PatchGaussian(size=0),
-        lambda: noise.ColoredNoise(math.nan),
+        lambda: noise.ColoredNoise(exponent=math.nan),
         lambda: noise.ColoredNoise(dim=1),
         lambda: noise.Drift(dim=0),
         lambda: noise.Scaling(dim=1),
@@ -486,8 +486,8 @@ def test_arguments_that_make_no_sense_are_refused(build):
 @pytest.mark.parametrize(
     ("member", "arguments", "message"),
     [
-        (noise.Masking, dict(dim=-1), r"dim must be a tuple of axes such as \(-1,\), got -1"),
-        (noise.Masking, dict(dim=0.3), r"dim must be a tuple of axes such as \(-1,\), got 0.3"),
+        (noise.Masking, dict(dim="x"), r"dim must be an axis or a tuple of axes such as \(-1,\), got 'x'"),
+        (noise.Masking, dict(dim=0.3), r"dim must be an axis or a tuple of axes such as \(-1,\), got 0.3"),
         (noise.Masking, dict(dim=[-1.0]), "dim must be an axis counted from the end, such as -1, got -1.0"),
         (noise.Drift, dict(dim=(-1,)), r"dim must be an axis counted from the end, such as -1, got \(-1,\)"),
         (noise.ColoredNoise, dict(dim=True), "dim must be an axis counted from the end, such as -1, got True"),
@@ -527,7 +527,7 @@ def test_a_level_that_is_no_amount_is_refused(member, level, generator):
         member(torch.zeros(2, 2, 2), level, generator=generator)
 
 
-@pytest.mark.parametrize("member", [noise.Impulse(0.0, 1.0), *MASKING, *DROPOUTS, noise.SwapNoise()], ids=repr)
+@pytest.mark.parametrize("member", [noise.Impulse(low=0.0, high=1.0), *MASKING, *DROPOUTS, noise.SwapNoise()], ids=repr)
 def test_a_share_above_one_is_refused(member, generator):
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
         member(torch.zeros(2, 2, 2), 1.5, generator=generator)

@@ -53,7 +53,7 @@ def test_colored_noise_has_its_power_and_mean_in_the_valid_part(exponent, change
     x, mask = padded()
     mask = change(mask)
     for dim, view in ((-1, lambda z: z[:, None]), (-2, lambda z: z[:, :, None])):
-        y = noise.ColoredNoise(exponent, dim=dim)(view(x), 0.3, generator=generator, mask=view(mask))
+        y = noise.ColoredNoise(exponent=exponent, dim=dim)(view(x), 0.3, generator=generator, mask=view(mask))
         error = (y - view(x)).flatten(1)
         several = mask.sum(1) > 1
         torch.testing.assert_close(power(error, mask)[several].sqrt(), torch.full_like(x[several, 0], 0.3), rtol=1e-9, atol=0)
@@ -64,7 +64,9 @@ def test_colored_noise_has_its_power_and_mean_in_the_valid_part(exponent, change
 def test_a_stretch_of_brown_noise_keeps_the_spectrum_of_the_whole(generator):
     n, length = 4000, 64
     mask = (torch.arange(256) < length).expand(n, 256).contiguous()
-    y = noise.ColoredNoise(2.0)(torch.zeros(n, 256, dtype=torch.float64), 0.3, generator=generator, mask=mask)[:, :length]
+    y = noise.ColoredNoise(exponent=2.0)(torch.zeros(n, 256, dtype=torch.float64), 0.3, generator=generator, mask=mask)[
+        :, :length
+    ]
     steps = y.diff(dim=1)  # a trend is a constant here
     spectrum = (torch.fft.rfft(steps).abs().square() / steps.square().sum(1, keepdim=True)).mean(0)[1:]
     expected = torch.sinc(torch.fft.rfftfreq(length - 1, dtype=torch.float64))[1:].square()  # of differences of 1 / f^2
@@ -251,7 +253,7 @@ def test_complex_noise_is_circular_and_has_the_power_of_the_level(member, power,
 
 
 def test_complex_colored_noise_has_exactly_its_power(generator):
-    y = noise.ColoredNoise(1.0)(torch.zeros(50, 64, dtype=torch.complex128), 0.3, generator=generator)
+    y = noise.ColoredNoise(exponent=1.0)(torch.zeros(50, 64, dtype=torch.complex128), 0.3, generator=generator)
     power = y.abs().square().mean(1)
     torch.testing.assert_close(power, torch.full_like(power, 0.09), rtol=1e-12, atol=0)
     assert y.mean(1).abs().max() < 1e-12

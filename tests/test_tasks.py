@@ -132,7 +132,12 @@ _NUMBERS = torch.tensor([0.5, -2.0, 1.0, 3.0])
         ),
         (Multiclass(), (None, torch.zeros(4, 3)), torch.zeros(4).long(), f"type {_CALL}[1]"),
         (Multiclass(class_dim=1), torch.zeros(4, 5, 3), torch.zeros(4, 5).long(), "type "),
-        (Multiclass(255), torch.zeros(4, 3, 6, 7), torch.full((4, 1, 6, 7), 255), "type target.squeeze(1) in the data"),
+        (
+            Multiclass(ignore_index=255),
+            torch.zeros(4, 3, 6, 7),
+            torch.full((4, 1, 6, 7), 255),
+            "type target.squeeze(1) in the data",
+        ),
         (Binary(), torch.zeros(4, 2), torch.zeros(4).long(), "type task=tasks.Multiclass()"),
         (Binary(), torch.zeros(4), torch.zeros(4, 1), f"type {_CALL}.unsqueeze(1)"),
         (Binary(), torch.zeros(4, 5, 1), torch.zeros(4, 5), f"type {_CALL}.squeeze(-1)"),

@@ -244,9 +244,9 @@ class ActivationNoise(OutputCallback):
         seed: int | None = None,
         name: str = "activation",
     ):
+        self.noise = as_noise(noise, f"ActivationNoise({{}}, {{}}, {modules or '*'!r})")
         if modules is None:
             raise TypeError("ActivationNoise needs the names of modules; type modules='*' for all modules")
-        self.noise = as_noise(noise)
         check_relative(self.noise, relative)
         if isinstance(noise, Shot):
             raise ValueError("the counts of Shot have no gradient, so earlier layers would not learn; type noise.Speckle()")

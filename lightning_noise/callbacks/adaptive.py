@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 
 from lightning_noise import plots
-from lightning_noise._checks import check_counts, check_level
+from lightning_noise._checks import check_counts, check_level, is_number
+from lightning_noise._usage import Value
 from lightning_noise.batch import Selector
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.engine import Pass
@@ -31,7 +32,7 @@ from lightning_noise.metrics.statistics import jackknife_error
 from lightning_noise.rng import Key
 from lightning_noise.rules import Decision, Governor, Observation, Rule
 from lightning_noise.schedules import Level
-from lightning_noise.tasks import Multiclass, Task
+from lightning_noise.tasks import Multiclass, Task, check_task
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -40,7 +41,7 @@ __all__ = ["Adaptation", "AdaptiveLevel", "AnyLevel"]
 
 
 @dataclass(frozen=True)
-class AdaptiveLevel:
+class AdaptiveLevel(Value):
     r"""A level that a rule moves after each validation. It is accepted wherever a callback takes a level.
 
     In each validation of a fit, before the validation step, the callback evaluates the model without noise and, if the rule
@@ -91,6 +92,8 @@ class AdaptiveLevel:
         'input: no validation yet; level 0.'
     """
 
+    usage: ClassVar[str] = "InputNoise(noise.Gaussian(), {})"
+
     rule: Rule = Governor()
     start: float = 0.0
     _: KW_ONLY
@@ -102,11 +105,9 @@ class AdaptiveLevel:
 
     def __post_init__(self):
         if not isinstance(self.rule, Rule):
-            raise TypeError(f"rule must be a Rule, such as Governor() or SignedGap(), got {self.rule!r}")
-        if not isinstance(self.task, Task):
-            raise TypeError(
-                f"task must be a task, such as tasks.Multiclass(), or tasks.Custom(metric) for a metric, got {self.task!r}"
-            )
+            start = f"start={self.rule}" if is_number(self.rule) else ""
+            raise TypeError(f"rule must be a rule such as rules.Governor(), got {self.rule!r}; type AdaptiveLevel({start})")
+        check_task(self.task)
         check_level(self.start)
         check_counts(max_batches=self.max_batches)
         self.rule.check(self.task)

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_noise import plots
 from lightning_noise._checks import check_level
+from lightning_noise._usage import Guided
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLevel
 from lightning_noise.labels import LabelNoise
@@ -46,7 +48,7 @@ _UNITS: dict[str | None, str] = {  # of levels that are relative to the data
 }
 
 
-class NoiseCallback(Callback, Perturbing, Returning):
+class NoiseCallback(Guided, Callback, Perturbing, Returning):
     """Base of the callbacks that add noise in training.
 
     The level is set before each batch. The noise acts from the start of the training step to the end of the backward pass.
@@ -101,8 +103,8 @@ class NoiseCallback(Callback, Perturbing, Returning):
             # on the instance: for equal names, Lightning would refuse a class with these methods before our clearer error
             self.state_dict = self.adaptive.state_dict
             self.load_state_dict = self.adaptive.load_state_dict
-        elif level is not None and not callable(level):
-            self.level = check_level(level, self.max_level)
+        elif level is not None and (isinstance(level, type) or not callable(level)):
+            self.level = check_level(level, self.max_level)  # type: ignore[arg-type]
         self.current_level = 0.0
         self._largest_level: float | None = None  # of the schedule in this run
         self._is_scheduled = False  # whether the schedule changes the level in this run
@@ -113,6 +115,12 @@ class NoiseCallback(Callback, Perturbing, Returning):
         self._perturbations: list[Perturbation] = []  # of this step, which may fetch several batches
         self._effective: bool | None = None  # None until a step with noise
         Returning.enable()
+
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        if "noise" not in signature(cls.__init__).parameters:
+            args = tuple(each for each in args if not isinstance(each, Noise))
+        return super()._advise(args, kwargs)
 
     def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
         def body(perturbation: Perturbation) -> Iterator[Any]:
@@ -368,7 +376,7 @@ class TargetCallback(NoiseCallback):
 
     def __init__(
         self,
-        level: AnyLevel,
+        level: AnyLevel | None,
         *,
         noise: Noise | LabelNoise | None = None,
         target: Selector | None,

@@ -82,7 +82,7 @@ class GradientNoise(NoiseCallback):
     def __init__(
         self, noise: Noise | NoiseFunction, level: AnyLevel | None = None, *, seed: int | None = None, name: str = "gradient"
     ):
-        self.noise = as_noise(noise)
+        self.noise = as_noise(noise, "GradientNoise({}, {})")
         super().__init__(InverseTime(0.1) if level is None else level, noise=self.noise, seed=seed, name=name)
         self._trainer: Trainer | None = None  # from the start of the training to the end of the fit
         self._handles: list[RemovableHandle] = []

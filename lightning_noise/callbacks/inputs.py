@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_noise._checks import plain
+from lightning_noise._checks import check_numbers, plain
 from lightning_noise.batch import Path, Selector, find_inputs, format_path, get
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
@@ -108,8 +108,10 @@ class InputNoise(NoiseCallback):
     ):
         self.noise = as_noise(noise)
         super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
+        check_numbers(probability=probability)
         if not 0 <= probability <= 1:
-            raise ValueError(f"probability must be in [0, 1], got {probability}")
+            percent = f"; for {probability:g} % type probability={probability / 100:g}" if probability > 1 else ""
+            raise ValueError(f"probability must be in [0, 1], got {probability}{percent}")
         check_relative(self.noise, relative)
         self.inputs = plain(inputs)
         self.probability = probability
@@ -189,8 +191,10 @@ def _check_documents(batch: Any, leaf: Any, path: Path, documents: Mask) -> None
         check_documents(found, leaf)
 
 
-def name_noises(noises: AnyProbe | Sequence[AnyProbe] | Mapping[str, AnyProbe]) -> dict[str, AnyProbe]:
-    """Returns noises by name.
+def name_noises(
+    noises: AnyProbe | Sequence[AnyProbe] | Mapping[str, AnyProbe], user: str = "RobustnessMonitor"
+) -> dict[str, AnyProbe]:
+    """Returns noises by name; ``user`` is the function or class to type them in.
 
     The name of a noise is its class name in lower case. Callbacks and functions have names of their own.
 
@@ -201,8 +205,9 @@ def name_noises(noises: AnyProbe | Sequence[AnyProbe] | Mapping[str, AnyProbe]) 
     """
     if isinstance(noises, Mapping):
         return dict(noises)
-    probes = [noises] if callable(noises) or isinstance(noises, NoiseCallback) else list(noises)
-    names = [_name(probe) for probe in probes]
+    is_list = isinstance(noises, Sequence) and not isinstance(noises, str)
+    probes: list[AnyProbe] = list(noises) if is_list else [noises]  # type: ignore[arg-type,list-item]
+    names = [_name(probe, f"{user}({{}}, [{{}}])") for probe in probes]
     if len(set(names)) < len(names):
         raise ValueError(f"noises must have different names, got {names}; give a mapping from name to noise")
     return dict(zip(names, probes, strict=True))
@@ -259,10 +264,10 @@ def as_probe(
     return probe
 
 
-def _name(probe: AnyProbe) -> str:
+def _name(probe: AnyProbe, user: str = "RobustnessMonitor({}, [{}])") -> str:
     if isinstance(probe, NoiseCallback):
         return probe.name
-    name = as_noise(probe).title
+    name = as_noise(probe, user).title
     if not name.isidentifier():
         raise ValueError(f"a noise needs a name, got {name}; give a mapping from name to noise")
     return name.lower()

@@ -366,7 +366,7 @@ class CutMix(_Mixing):
         self,
         level: AnyLevel = 1.0,
         *,
-        dim: Sequence[int] = (-2, -1),
+        dim: int | Sequence[int] = (-2, -1),
         inputs: Selector | None = None,
         target: Selector | None = None,
         mask: int | str | None = None,

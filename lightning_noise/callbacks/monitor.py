@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from lightning_noise._checks import check_counts, plain
+from lightning_noise._usage import Guided
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probes, name_noises
@@ -32,7 +33,7 @@ Item = TypeVar("Item")
 Noises = Noise | NoiseCallback | Sequence[AnyProbe] | Mapping[str, AnyProbe] | NoiseFunction
 
 
-class Monitor(Callback, ABC):
+class Monitor(Guided, Callback, ABC):
     """Base of the callbacks that evaluate a module under noise in validations and tests.
 
     The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
@@ -61,7 +62,7 @@ class Monitor(Callback, ABC):
         std: Numbers | None = None,
     ):
         check_counts(n_draws=n_draws, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        self.noises = name_noises([Gaussian(), Impulse()] if noises is None else noises)
+        self.noises = name_noises([Gaussian(), Impulse()] if noises is None else noises, type(self).__name__)
         options = {"relative": relative, "clip": clip, "mask": mask, "mean": mean, "std": std}
         self._probes = as_probes(self.noises, inputs=inputs, **options)
         levels = plain(levels)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_noise import report
+from lightning_noise._usage import nearest
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.figures import Figures
 from lightning_noise.callbacks.inputs import InputNoise
@@ -26,7 +27,7 @@ from lightning_noise.masks import Mask
 from lightning_noise.perturb.inputs import Clip
 from lightning_noise.perturb.normalization import Numbers, normalization_of
 from lightning_noise.report.changes import corruption_errors, shared_levels
-from lightning_noise.tasks import Multiclass, Task
+from lightning_noise.tasks import Multiclass, Task, check_task
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -144,12 +145,16 @@ class RobustnessMonitor(Monitor, Returning):
         seed: int = 0,
         name: str = "robustness",
     ):
-        if not isinstance(task, Task):
-            raise TypeError(f"task must be a task such as tasks.Multiclass() or tasks.Custom(metrics), got {task!r}")
+        check_task(task)
         if isinstance(class_names, str):
             raise TypeError(f"class_names must be a list of names, got {class_names!r}")
-        if logged is not None and (unknown := set(logged) - set(task.names)):
-            raise ValueError(f"no metrics {sorted(unknown)}; {type(task).__name__}() has {list(task.names)}")
+        logged = [logged] if isinstance(logged, str) else logged
+        if logged is not None and (unknown := sorted(set(logged) - set(task.names))):
+            close = [nearest(name, task.names) for name in logged]
+            raise ValueError(
+                f"no metrics {unknown}; type logged={[name for name in close if name] or [task.main]}; "
+                f"{type(task).__name__}() has {list(task.names)}"
+            )
         super().__init__(
             noises,
             levels,

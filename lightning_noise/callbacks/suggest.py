@@ -25,7 +25,7 @@ from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.snapshot import restore_after
 from lightning_noise.loop.terminal import follow_passes
 from lightning_noise.masks import Mask
-from lightning_noise.noise import Noise, NoiseFunction
+from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import Clip
 from lightning_noise.perturb.normalization import Numbers
 from lightning_noise.tasks import Multiclass, Task
@@ -139,8 +139,13 @@ def suggest_level(
         >>> round(found.level, 1)  # where 2 Phi(1 / level) - 1 = 0.9
         0.6
     """
-    if not (callable(noise) or isinstance(noise, NoiseCallback)):
-        raise TypeError(f"noise must be one noise or noise callback, got {noise!r}")
+    usage = "suggest_level(trainer, module, {}, dataloaders=val_loader)"
+    if isinstance(trainer, nn.Module) or not isinstance(module, nn.Module):
+        raise TypeError(
+            f"expected a trainer and then a module, got {type(trainer).__name__} and {type(module).__name__}; type "
+            f"{usage.format('noise.Gaussian()')}"
+        )
+    probe = noise if isinstance(noise, NoiseCallback) else as_noise(noise, usage)
     if not (isinstance(task, Task) and task.has_classes):
         raise ValueError(
             "suggest_level compares predicted classes: give task=tasks.Multiclass(), tasks.Binary() or tasks.Multilabel(), got "
@@ -154,7 +159,7 @@ def suggest_level(
     else:
         criterion = Criterion("retention", 0.9 if retention is None else retention)
     options = {"relative": relative, "clip": clip, "mask": mask, "mean": mean, "std": std}
-    ((name, probe),) = as_probes(name_noises(noise), inputs=inputs, **options).items()
+    ((name, probe),) = as_probes(name_noises(probe), inputs=inputs, **options).items()
     conditions = Conditions({name: probe}, default_levels(probe.max_level) if levels is None else levels, seed=seed)
     tried = conditions.levels[name]
     if len(tried) < 2 or min(tried) == 0:

@@ -80,7 +80,7 @@ class TargetNoise(TargetCallback):
     def __init__(
         self,
         noise: LabelNoise | Noise | NoiseFunction,
-        level: AnyLevel,
+        level: AnyLevel | None = None,
         *,
         target: int | str | None = None,
         via: Via | None = None,
@@ -89,7 +89,9 @@ class TargetNoise(TargetCallback):
         seed: int | None = None,
         name: str = "target",
     ):
-        self.noise = noise if isinstance(noise, LabelNoise) else as_noise(noise)
+        self.noise = (
+            noise if isinstance(noise, LabelNoise) else as_noise(noise, "TargetNoise(labels.FlipLabels(n_classes=10), {1})")
+        )
         if isinstance(self.noise, Noise):
             if via is not None or index is not None:
                 raise ValueError(f"via and index are for label noise, got {self.noise.title}; remove via and index")
@@ -168,7 +170,7 @@ class LabelSmoothing(TargetNoise):
 
     Args:
         level: The amount :math:`\epsilon \in [0, 1]`: a number, a schedule, a callable or an
-            :class:`~lightning_noise.AdaptiveLevel`.
+            :class:`~lightning_noise.AdaptiveLevel`. Default: 0.1, as in the first paper.
         target: Which leaf of the batch is the target, as in :class:`TargetNoise`.
         name: The name in log keys and messages, unique in the trainer.
 
@@ -186,7 +188,7 @@ class LabelSmoothing(TargetNoise):
         'loss'
     """
 
-    def __init__(self, level: AnyLevel, *, target: int | str | None = None, name: str = "smoothing"):
+    def __init__(self, level: AnyLevel = 0.1, *, target: int | str | None = None, name: str = "smoothing"):
         super().__init__(SmoothLabels(), level, target=target, name=name)
 
     @property

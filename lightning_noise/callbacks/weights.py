@@ -128,7 +128,7 @@ class WeightNoise(NoiseCallback):
         seed: int | None = None,
         name: str = "weight",
     ):
-        self.noise = as_noise(noise)
+        self.noise = as_noise(noise, "WeightNoise({}, {})")
         super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
         if relative not in (None, "std", "max", "filter"):
             raise ValueError(f"relative must be 'std', 'max', 'filter' or None, got {relative!r}")

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from lightning_noise._checks import check_level
+from lightning_noise._usage import nearest
 from lightning_noise.loop.dispatch import Perturbing
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.rng import Key
@@ -66,7 +67,8 @@ class Conditions:
                 f"noises must be at least one, and no name may have a slash or be one of {reserved}, got {list(probes)}"
             )
         if isinstance(levels, Mapping) and (unknown := levels.keys() - probes.keys()):
-            raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(probes)}")
+            close = {nearest(name, probes) or next(iter(probes)): levels[name] for name in sorted(unknown)}
+            raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(probes)}; type levels={close}")
         self.probes = dict(probes)
         dimensions = {name: probe.dimension for name, probe in probes.items() if probe.dimension}
         if isinstance(levels, Sequence) and len(set(dimensions.values())) > 1:
@@ -101,8 +103,8 @@ class Conditions:
 def _check_levels(name: str, probe: Perturbing, levels: Sequence[float] | None) -> tuple[float, ...]:
     if levels is None:
         levels = probe.severities
-    if not hasattr(levels, "__iter__"):
-        raise TypeError(f"levels must be a list, or a mapping from name to lists, got {levels!r}")
+    if isinstance(levels, str) or not hasattr(levels, "__iter__"):
+        raise TypeError(f"levels must be a list, or a mapping from name to lists, got {levels!r}; type levels=[{levels}]")
     checked = tuple(check_level(level, probe.max_level) for level in levels)
     if not checked:
         raise ValueError(f"{name!r} needs levels: give levels=…, a list or a mapping from name")

@@ -215,7 +215,7 @@ def as_text(value: Any, without: Collection[str] = ()) -> str:
 
 
 def _arguments(callback: Any) -> dict[str, Any]:
-    names = inspect.signature(type(callback)).parameters
+    names = inspect.signature(type(callback).__init__).parameters
     return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_noise._checks import plain
+from lightning_noise._checks import is_flag, plain
 from lightning_noise._tensor import column, detached, like
 from lightning_noise.batch import Path, describe, format_path, get, modify
 from lightning_noise.masks import Mask, align_mask, find_documents, find_masks, in_documents, number_documents, valid_positions
@@ -177,7 +177,9 @@ _WAYS_OUT = {
 
 
 def check_relative(noise: Noise, relative: str | None) -> None:
-    """Raises a ValueError if ``relative`` is set for a noise that is not additive."""
+    """Raises a ValueError if ``relative`` is no unit, or is set for a noise that is not additive."""
+    if is_flag(relative):
+        raise ValueError(f"relative must name a unit, got {relative!r}; type relative='std'")
     if relative and noise.is_known and not noise.additive:
         raise ValueError(
             f"relative={relative!r} needs an additive noise; the level of {noise.title} has no unit, so remove relative"

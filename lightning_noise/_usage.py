@@ -1,0 +1,108 @@
+"""What to type in place of a call that cannot be made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from inspect import Parameter, signature
+from typing import Any, ClassVar
+
+__all__ = ["Guided", "Value", "name_of", "nearest", "typed"]
+
+_MODULES = ("noise", "schedules", "labels", "tasks", "rules")
+# what arguments are called elsewhere
+_HABITS = {
+    "probability": "p prob",
+    "level": "sigma stddev std scale alpha amount strength magnitude rate eps smoothing label_smoothing snr",
+    "until": "end stop",
+    "n_classes": "num_classes",
+    "modules": "layer layers module",
+    "params": "layer layers parameters weights",
+    "inputs": "input key keys",
+    "target": "label labels y",
+    "every_n_epochs": "every",
+}
+
+
+class Guided:
+    """Base of the values and callbacks, which say what to type if they are called with other arguments."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:  # a copy is made without arguments
+            try:
+                signature(cls.__init__).bind(None, *args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{name_of(cls)}: {error}; type {cls._advise(args, kwargs)}") from None
+        return super().__new__(cls)
+
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Returns the call that the arguments seem to mean."""
+        return _write_call(cls, _match(cls, args, kwargs))
+
+
+class Value(Guided):
+    """A value that is used within a callback.
+
+    Attributes:
+        usage: The callback to type, with a place for the value.
+    """
+
+    usage: ClassVar[str]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "setup" or name.startswith("on_"):  # Lightning calls the hooks of all callbacks
+            raise AttributeError(f"{typed(self)} is not a callback; type callbacks=[{self.usage.format(typed(self))}]")
+        return object.__getattribute__(self, name)
+
+
+def typed(value: Any, **changes: Any) -> str:
+    """Returns a value as one types it, without the fields that have their default.
+
+    Example:
+        >>> from lightning_noise.schedules import Linear
+        >>> typed(Linear(0.0, 0.5, until=0.6), unit="epoch")
+        "schedules.Linear(0.0, 0.5, until=0.6, unit='epoch')"
+    """
+    if type(value) is list:
+        return f"[{', '.join(map(typed, value))}]"
+    if not is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    shown: dict[str, Any] = {field.name: getattr(value, field.name) for field in fields(value)} | changes
+    defaults = {field.name: field.default for field in fields(value)}
+    given = {name: each for name, each in shown.items() if defaults[name] is MISSING or each != defaults[name]}
+    return _write_call(type(value), given)
+
+
+def name_of(cls: type) -> str:
+    """Returns the name by which a class is typed, such as ``"noise.Gaussian"``."""
+    package, _, module = cls.__module__.rpartition(".")
+    return f"{module}.{cls.__name__}" if package == "lightning_noise" and module in _MODULES else cls.__name__
+
+
+def nearest(name: Any, names: Any, cutoff: float = 0.6) -> str | None:
+    """Returns the most similar of the names, or ``None`` if none is similar."""
+    return next(iter(get_close_matches(str(name).lower(), list(names), 1, cutoff)), None)
+
+
+def _match(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments by the names that they should have, without those that the class does not know."""
+    names = list(signature(cls.__init__).parameters)[1:]
+    found = dict(zip(names, args, strict=False))
+    for key, value in kwargs.items():
+        habits = [name for name in names if key in _HABITS.get(name, "").split()]
+        if name := key if key in names else next(iter(habits), nearest(key, names, 0.8)):
+            found.setdefault(name, value)
+    return found
+
+
+def _write_call(cls: type, given: Mapping[str, Any]) -> str:
+    """Returns a call, in which an argument that is missing is an ellipsis."""
+    texts = []
+    for name, parameter in list(signature(cls.__init__).parameters.items())[1:]:
+        is_required = parameter.default is Parameter.empty
+        if name in given or is_required:
+            text = typed(given[name]) if name in given else "…"
+            texts.append(text if is_required and parameter.kind is Parameter.POSITIONAL_OR_KEYWORD else f"{name}={text}")
+    return f"{name_of(cls)}({', '.join(texts)})"
