@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_noise._usage import nearest
+
 __all__ = [
     "Path",
     "Selector",
@@ -34,6 +36,7 @@ __all__ = [
     "resolve",
     "select",
     "select_one",
+    "write_access",
 ]
 
 Path = tuple[Any, ...]
@@ -71,7 +74,7 @@ def select(batch: Any, selector: Selector, *, absent: bool = False) -> dict[Path
         >>> list(select({"x": [torch.zeros(2), torch.ones(2)], "y": torch.ones(1)}, ["x.*", "y"]))
         [('x', 0), ('x', 1), ('y',)]
     """
-    selectors = [selector] if isinstance(selector, int | str) else selector
+    selectors = _as_list(selector)
     return {path: leaf for part in selectors for path, leaf in _select(batch, part, absent)}
 
 
@@ -175,7 +178,7 @@ def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = Fa
     if inputs is None:
         paths = _default_inputs(batch)
     else:
-        selectors = [inputs] if isinstance(inputs, int | str) else inputs
+        selectors = _as_list(inputs)
         paths = list(dict.fromkeys(path for selector in selectors for path in _select_inputs(batch, selector, absent)))
         if not paths and not absent:
             raise ValueError(f"inputs={inputs!r} selects nothing; {_list_leaves(batch)}")
@@ -243,6 +246,18 @@ def find_target(batch: Any, target: int | str | None = None) -> Path:
     return candidates[0]
 
 
+def write_access(value: Any, path: Path) -> str:
+    """Returns a path as Python that picks the leaf of a value.
+
+    Example:
+        >>> write_access({"x": [1, 2]}, ("x", 0))
+        "['x'][0]"
+    """
+    path = path[: path.index(_EACH)] if _EACH in path else path  # a list of samples
+    is_item = [isinstance(get(value, path[:i]), Mapping | list | tuple) for i in range(len(path))]
+    return "".join(f"[{key!r}]" if item else f".{key}" for key, item in zip(path, is_item, strict=True))
+
+
 def format_path(path: Path) -> str:
     """Returns a path as a user writes it; the path of the batch itself is an empty string."""
     return ".".join(map(str, path))
@@ -274,9 +289,23 @@ def _default_inputs(batch: Any) -> list[Path]:
     # what is in a list of containers, such as boxes, is no candidate beside what is not
     outside = [path for path in floating if all(i == len(path) - 1 for i in _lists_of(batch, path))] or floating
     candidates = list(dict.fromkeys(_list_of_samples(batch, path) or path for path in outside))
+    if not floating and any(_is_integer(leaf) for _, leaf in leaves(batch)):
+        masks = [f"mask={path[-1]!r}" for path, _ in leaves(batch) if path and str(path[-1]).lower().endswith("mask")]
+        raise ValueError(
+            f"no leaf is floating-point. Noise for token ids is in their embeddings: type EmbeddingNoise({', '.join(masks)}) "
+            f"in place of a noise, or inputs=… for another input; {_list_leaves(batch)}"
+        )
     if len(candidates) != 1:
         raise ValueError(f"which leaf is the input? {_suggest(batch, 'inputs', candidates)}")
     return candidates
+
+
+def _as_list(selector: Any) -> list[int | str]:
+    if isinstance(selector, int | str):
+        return [selector]
+    if not isinstance(selector, Sequence) or not all(isinstance(part, int | str) for part in selector):
+        raise TypeError(f"expected the name of a leaf, such as 'image' or 0, or a list of names, got {describe(selector)}")
+    return list(selector)
 
 
 def _list_of_samples(batch: Any, path: Path) -> Path | None:
@@ -449,7 +478,9 @@ def _select(batch: Any, selector: int | str, absent: bool) -> list[tuple[Path, T
         # a key may have dots in it
         found = [(path, leaf) for path, leaf in leaves(batch) if format_path(path) == str(selector)]
     if not found:
-        raise ValueError(f"no leaf {selector!r} in the batch; {_list_leaves(batch)}")
+        close = nearest(selector, [format_path(path) for path, _ in leaves(batch)])
+        advice = f"type {close!r}; " if close else ""
+        raise ValueError(f"no leaf {selector!r} in the batch; {advice}{_list_leaves(batch)}")
     return found
 
 

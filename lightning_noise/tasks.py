@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_noise._usage import Guided, nearest
-from lightning_noise.batch import describe, get, leaves
+from lightning_noise.batch import describe, leaves, write_access
 from lightning_noise.metrics.base import Predictions, Sums, are_distributions
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
@@ -482,14 +482,10 @@ class Binary(_YesOrNo):
     probabilities: bool = False
 
     def fits(self, output: Any, target: Tensor) -> bool:
-        return super().fits(self._squeeze(output, target), target)
+        return super().fits(_squeeze(output, target), target)
 
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        return super().read(self._squeeze(output, target), target)
-
-    def _squeeze(self, output: Any, target: Tensor) -> Any:
-        has_axis = isinstance(output, Tensor) and output.ndim == target.ndim + 1 and output.shape[1] == 1
-        return output.squeeze(1) if has_axis else output
+        return super().read(_squeeze(output, target), target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -515,8 +511,8 @@ class Multilabel(_YesOrNo):
 class Regression(_Labels):
     r"""Numbers.
 
-    Outputs and targets are floating-point tensors of one shape :math:`(B, *)`; a target of shape :math:`(B,)` does not fit an
-    output of shape :math:`(B, 1)`. A NaN in the target does not count.
+    Outputs and targets are floating-point tensors of one shape :math:`(B, *)`, or outputs have the shape :math:`(B, 1)` for
+    targets of shape :math:`(B,)`. A NaN in the target does not count.
 
     Example:
         >>> preds, target = Regression().read(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
@@ -529,7 +525,7 @@ class Regression(_Labels):
     main: ClassVar[str] = "mse"
     logged: ClassVar[tuple[str, ...]] = ("mse", "mae")
     compared: ClassVar[tuple[str, ...]] = ("mse", "mae", "r2")
-    expects: ClassVar[str] = "floating-point outputs and targets of one shape (B, *), where (B, 1) is not (B,)"
+    expects: ClassVar[str] = "floating-point outputs and targets of one shape (B, *)"
 
     knows_chance: ClassVar[bool] = True
 
@@ -538,12 +534,12 @@ class Regression(_Labels):
         return "r2"
 
     def fits(self, output: Any, target: Tensor) -> bool:
-        return _is_floating(output) and output.shape == target.shape and target.is_floating_point()
+        return _is_floating(output) and _squeeze(output, target).shape == target.shape and target.is_floating_point()
 
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         if not self.fits(output, target):
             raise self._refuse(output, target)
-        return _at_least_float32(output), _at_least_float32(target)
+        return _at_least_float32(_squeeze(output, target)), _at_least_float32(target)
 
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics({"mse": MeanSquaredError(n_groups), "mae": MeanAbsoluteError(n_groups), "r2": R2Score(n_groups)})
@@ -624,6 +620,7 @@ class Custom(Task):
         return MetricCollection(self.collection.clone())
 
 
+MODULE_CALL = "module(batch[0])"  # in messages, in which a caller who knows the batch replaces the call
 _HALF = 4 * torch.finfo(torch.bfloat16).eps  # of a sum of probabilities
 _USUAL_IGNORED = (-100, 255)  # of torch's losses, and of masks of images
 _ENOUGH = 20  # values
@@ -635,7 +632,7 @@ def _advise(task: Task, output: Any, target: Tensor) -> str:
         floating = [(path, leaf) for path, leaf in leaves(output) if _is_floating(leaf)]
         fitting = [path for path, leaf in floating if any(kind().fits(leaf, target) for kind in _KINDS)]
         path = next(iter(fitting or [path for path, _ in floating]), ())
-        return f"type {_predict(_access(output, path) or '…')}, or another task of lightning_noise.tasks"
+        return f"type {_predict(write_access(output, path) or '…')}, or another task of lightning_noise.tasks"
     if output.shape == target.shape and isinstance(task, Multiclass) and are_distributions(target.float()):
         return "the target is one-hot or soft; let the data return target.argmax(1)"
     changes = {
@@ -661,13 +658,7 @@ def _advise(task: Task, output: Any, target: Tensor) -> str:
 
 
 def _predict(change: str) -> str:
-    return f"predict=lambda module, batch: module(batch[0]){change}"
-
-
-def _access(output: Any, path: tuple[Any, ...]) -> str:
-    """Returns a path as Python that picks the leaf."""
-    is_item = [isinstance(get(output, path[:i]), Mapping | list | tuple) for i in range(len(path))]
-    return "".join(f"[{key!r}]" if item else f".{key}" for key, item in zip(path, is_item, strict=True))
+    return f"predict=lambda module, batch: {MODULE_CALL}{change}"
 
 
 def _suits(task: Task, output: Tensor, target: Tensor) -> bool:
@@ -683,6 +674,11 @@ def _suits(task: Task, output: Tensor, target: Tensor) -> bool:
 
 
 _KINDS: tuple[type[Task], ...] = (Multiclass, Binary, Multilabel, Regression)
+
+
+def _squeeze(output: Any, target: Tensor) -> Any:
+    has_axis = isinstance(output, Tensor) and output.ndim == target.ndim + 1 and output.shape[1] == 1
+    return output.squeeze(1) if has_axis else output
 
 
 def _has_classes(output: Any, dim: int) -> bool:

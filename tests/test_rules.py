@@ -341,11 +341,11 @@ def test_a_signed_gap_out_of_range_is_refused(arguments):
     [
         (lambda: Governor(step=True), TypeError, "step must be a number, got True"),
         (lambda: SignedGap(hi="0.3"), TypeError, "hi must be a number, got '0.3'"),  # type: ignore[arg-type]
-        (lambda: AdaptiveLevel(0.3), TypeError, "rule must be a Rule"),  # type: ignore[arg-type]
+        (lambda: AdaptiveLevel(0.3), TypeError, "rule must be a rule"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(PROMPT, -0.1), ValueError, "finite and not negative"),
         (lambda: AdaptiveLevel(Governor(chance=0.1, hi=0.5), 0.6), ValueError, r"must start in \[0, 0.5\]"),
         (lambda: AdaptiveLevel(SignedGap(), 0.6), ValueError, r"must start in \[0, 0.3\]"),
-        (lambda: AdaptiveLevel(PROMPT, task="accuracy"), TypeError, "task must be a task, such as"),  # type: ignore[arg-type]
+        (lambda: AdaptiveLevel(PROMPT, task="accuracy"), TypeError, "task must be a task such as"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(SignedGap(), task=tasks.Regression()), ValueError, "follows the confidence"),
         (lambda: AdaptiveLevel(Governor(chance=3)), ValueError, "an accuracy needs 0 <= chance < best <= 1"),
         (

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_noise._tensor import column
-from lightning_noise.batch import Path
+from lightning_noise.evaluation.arguments import Arguments
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.positions import SamplePositions, groups_of
 from lightning_noise.evaluation.predictor import Predictor
@@ -71,7 +71,7 @@ class Pass:
         """Yields a reading of the batch without noise, then one under each condition. Other loaders yield nothing."""
         if dataloader_idx != self.dataloader_idx or batch_idx >= self.max_batches:
             return
-        paths, target = self.predictor.locate(batch)
+        arguments, target = self.predictor.locate(context.module, batch)
         positions, n = self._positions.take(context.trainer, dataloader_idx, batch_idx, rows=len(target))
         counts = self.predictor.task.counts(target[:n]) if self.predictor.labelled else None
         groups = samples = groups_of(positions, target.device)[:n]
@@ -80,20 +80,20 @@ class Pass:
         self._side_effects.begin(context.module)
         probing = replace(context, positions=self._positions.of_input)
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(probing, batch, positions)):
-            seen, outputs, labels = self.predictor(context, perturbation, paths, target, self._side_effects)
+            seen, outputs, labels = self.predictor(context, perturbation, arguments, target, self._side_effects)
             outputs, labels = outputs[:n], labels[:n]
             preds = outputs if counts is None else _counted(outputs, counts, has_classes=self.predictor.task.has_classes)
             if condition == CLEAN:
-                self._check(context, batch, paths, preds, target[:n] if counts is None else target[:n][counts])
+                self._check(context, batch, arguments, preds, target[:n] if counts is None else target[:n][counts])
             yield Reading(condition, seen, outputs, preds, labels if counts is None else labels[counts], groups, samples)
 
-    def _check(self, context: Context, batch: Any, paths: list[Path], preds: Any, target: Tensor) -> None:
+    def _check(self, context: Context, batch: Any, arguments: Arguments, preds: Any, target: Tensor) -> None:
         """Raises a ValueError if the values of a batch contradict the task; those of the outputs are checked once."""
         task = self.predictor.task
         if self.predictor.labelled:
             task.check(target, preds)
         if not self._has_checked_outputs and len(preds):
-            task.check_outputs(preds, lambda: self.predictor.ends_in_squashing(context, batch, paths, self._side_effects))
+            task.check_outputs(preds, lambda: self.predictor.ends_in_squashing(context, batch, arguments, self._side_effects))
             self._has_checked_outputs = True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, leaves
+from lightning_noise.batch import Path, Selector, describe, find_target, format_path, get, leaves
+from lightning_noise.evaluation.arguments import Arguments, find_arguments, takes_all_but_last, write_arguments
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.side_effects import SideEffects
 from lightning_noise.loop.snapshot import copy_batch, restore_rng
 from lightning_noise.perturb.sharding import is_sharded
-from lightning_noise.tasks import Task
+from lightning_noise.tasks import MODULE_CALL, Task
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -32,7 +33,8 @@ class Predictor:
         task: What the outputs mean.
         inputs: Which leaf of the batch is the input.
         target: Which leaf is the target.
-        predict: A callable from module and batch to the output. Default: ``module(*inputs)``.
+        predict: A callable from module and batch to the output. Default: the module, called with the arguments that
+            :func:`~lightning_noise.evaluation.arguments.find_arguments` finds, and the ``logits`` of an output that has them.
         labelled: Whether the batch has a target. If not, the input stands in for the target.
     """
 
@@ -42,64 +44,99 @@ class Predictor:
     predict: Callable[[Any, Any], Any] | None = None
     labelled: bool = True
 
-    def locate(self, batch: Any) -> tuple[list[Path], Tensor]:
-        """Returns the paths of the inputs, which ``predict`` may not need, and the target."""
+    def __post_init__(self):
+        if self.predict is not None and not callable(self.predict):
+            raise TypeError(
+                f"predict must be a function of module and batch, got {self.predict!r}; type "
+                f"predict=lambda module, batch: {MODULE_CALL}[{self.predict!r}]"
+            )
+
+    def locate(self, module: Any, batch: Any) -> tuple[Arguments, Tensor]:
+        """Returns the arguments of the module, which ``predict`` may not need, and the target."""
         is_read = self.predict is None or self.inputs is not None or not self.labelled
-        paths = find_inputs(batch, self.inputs) if is_read else []
-        target = get(batch, find_target(batch, self.target) if self.labelled else paths[0])
+        try:
+            arguments = find_arguments(module, batch, self.inputs) if is_read else Arguments([], {})
+            path = self._find_target(module, batch) if self.labelled else [*arguments.paths, *arguments.named.values()][0]
+        except ValueError as error:
+            raise ValueError(f"{error} {_WITHOUT}") from None
+        target = get(batch, path)
         if isinstance(target, list):  # a list of samples stands in for the target
             target = target[0].new_zeros(len(target))
         if target.ndim == 0:
             raise ValueError("the target is one number, but must have a row for each sample; give the loader a batch size")
-        return paths, target
+        return arguments, target
+
+    def _find_target(self, module: Any, batch: Any) -> Path:
+        is_last = self.target is None and self.inputs is None and self.predict is None and takes_all_but_last(module, batch)
+        return (len(batch) - 1,) if is_last else find_target(batch, self.target)
 
     def __call__(
         self,
         context: Context,
         perturbation: AbstractContextManager[Any],
-        paths: list[Path],
+        arguments: Arguments,
         target: Tensor,
         side_effects: SideEffects,
     ) -> tuple[Any, Any, Tensor]:
         """Returns the perturbed batch, and its predictions and target as the task reads them."""
         with perturbation as batch:
-            output = self._output(context, batch, paths, side_effects)
+            output = self._output(context, batch, arguments, side_effects)
         labels = target if self.labelled else self.task.placeholder(output, target)
         try:
             return batch, *self.task.read(output, labels)
         except ValueError as error:
             found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
-            raise ValueError(f"{error}; the leaves of the batch are {found}") from None
+            text = str(error).replace(MODULE_CALL, f"module({arguments.write(batch) or '…'})")
+            raise ValueError(f"{text}; the leaves of the batch are {found}. {_WITHOUT}") from None
 
-    def ends_in_squashing(self, context: Context, batch: Any, paths: list[Path], side_effects: SideEffects) -> bool:
+    def ends_in_squashing(self, context: Context, batch: Any, arguments: Arguments, side_effects: SideEffects) -> bool:
         """Returns whether the module returns what a sigmoid or softmax has made, by one more prediction of the batch."""
         if any(map(is_sharded, context.module.parameters())):
             return False  # ranks that are in no doubt would not take part in the forward pass
         with torch.compiler.set_stance("force_eager"), _LastSquashing() as last:  # a mode would become part of compiled code
-            output = self._output(context, batch, paths, side_effects)
+            output = self._output(context, batch, arguments, side_effects)
         return last.made(output)
 
-    def _output(self, context: Context, batch: Any, paths: list[Path], side_effects: SideEffects) -> Any:
+    def _output(self, context: Context, batch: Any, arguments: Arguments, side_effects: SideEffects) -> Any:
         """Returns the output of the module, which may write to its inputs and to the module."""
         with restore_rng(), side_effects.undone(context.trainer), context.trainer.precision_plugin.forward_context():
-            return self._call(context.module, batch, paths)
+            return self._call(context.module, batch, arguments)
 
-    def _call(self, module: LightningModule, batch: Any, paths: list[Path]) -> Any:
+    def _call(self, module: LightningModule, batch: Any, arguments: Arguments) -> Any:
         if self.predict is not None:
             return self.predict(module, copy_batch(batch))
         if getattr(module.forward, "__qualname__", "") == "LightningModule.forward":
-            raise ValueError("the module has no forward; give predict=… to return its predictions; ReplayMonitor needs neither")
-        inputs = [copy_batch(get(batch, path)) for path in paths]
+            layers = next((f".{name}" for name, _ in module.named_children()), "")
+            raise ValueError(
+                f"the module has no forward; type predict=lambda module, batch: module{layers}({arguments.write(batch)}) "
+                f"to return its predictions. {_WITHOUT}"
+            )
         try:
-            return module(*inputs)
-        except (TypeError, LookupError, AttributeError, ValueError) as error:
+            return _logits(arguments.call(module, batch))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (TypeError, LookupError, AttributeError, ValueError, RuntimeError) as error:
             if isinstance(error, ValueError) and "unpack" not in str(error):
                 raise  # what the module itself refuses
-            raise TypeError(
-                f"module({', '.join(map(describe, inputs))}) raised {type(error).__name__}: {error}. If forward takes other "
-                "arguments, type predict=lambda module, batch: module(…), or inputs=… for other leaves of the batch. A "
-                "ReplayMonitor needs neither: it calls the validation step"
+            target = self._find_target(module, batch) if self.labelled else None
+            kind = RuntimeError if isinstance(error, RuntimeError) else TypeError
+            values = [get(batch, path) for path in [*arguments.paths, *arguments.named.values()]]
+            raise kind(
+                f"module({arguments.write(batch)}) of {', '.join(map(describe, values))} raised {type(error).__name__}: "
+                f"{error}. If forward takes other arguments, type predict=lambda module, batch: "
+                f"module({write_arguments(module, batch, target)}), or inputs=… for other leaves of the batch. {_WITHOUT}"
             ) from error
+
+
+_WITHOUT = "A ReplayMonitor needs none of this: it calls the validation step"
+
+
+def _logits(output: Any) -> Any:
+    """Returns the logits of an output that names them, and any other output as it is."""
+    if isinstance(output, Mapping):
+        return output.get("logits", output)
+    logits = None if isinstance(output, Tensor) else getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else output
 
 
 class _LastSquashing(TorchFunctionMode):

@@ -170,8 +170,8 @@ def check_dense(leaf: Tensor, name: str, argument: str) -> None:
 
 _ARGUMENTS = {"input": "inputs", "target": "target"}
 _WAYS_OUT = {
-    "input": "Convert images to floats in the transform of the data set, use EmbeddingNoise for token ids, "
-    "or type inputs=… for another leaf",
+    "input": "Convert images to floats in the transform of the data set, type EmbeddingNoise() in place of a noise for token "
+    "ids, or type inputs=… for another leaf",
     "target": "Type TargetNoise(labels.FlipLabels(), …) for class indices, or target=… for another leaf",
 }
 
