@@ -120,7 +120,8 @@ def _check_window(schedule: Any, begin: float, until: float, *others: float) -> 
             "epochs, or unit='step' for optimizer steps"
         )
     if not 0 <= begin < until:
-        raise ValueError(f"times must satisfy 0 <= begin < until, got begin={begin} and until={until}")
+        limits = "0 <= begin < until" + (" <= 1" if unit == "fraction" else "")
+        raise ValueError(f"times must satisfy {limits} for unit={unit!r}, got begin={begin} and until={until}")
 
 
 def _latest(unit: Unit) -> float:

@@ -283,7 +283,7 @@ def test_patterns_select_by_the_name_that_a_module_has_without_a_compiler(patter
     ("patterns", "message"),
     [
         ("encoder.*", r"no module matches 'encoder\.\*'; modules are: 'net', 'net\.0', 'net\.1'"),
-        (["net.1", "net.9"], r"no module matches 'net\.9'; modules are: 'net'"),
+        (["net.1", "net.9"], r"no module matches 'net\.9'; type 'net\.\d'; modules are: 'net'"),
         ([], "no module matches an empty list; modules are: 'net'"),
         ("", "no module matches ''; modules are: 'net'"),
     ],

@@ -154,7 +154,11 @@ def test_a_compiled_embedding_knows_its_padding():
             ValueError,
             r"the mask 'labels' is int64 \(8,\), but 'words' embeds tokens of shape \(8, 7\); type modules=…",
         ),
-        (EmbeddingNoise(5.0, modules="word"), ValueError, "no module matches 'word'; modules are: 'words', 'head'"),
+        (
+            EmbeddingNoise(5.0, modules="word"),
+            ValueError,
+            "no module matches 'word'; type 'words'; modules are: 'words', 'head'",
+        ),
         (
             EmbeddingNoise(5.0, modules=["words", "inner"]),
             TypeError,

@@ -145,7 +145,9 @@ def suggest_level(
             f"expected a trainer and then a module, got {type(trainer).__name__} and {type(module).__name__}; type "
             f"{usage.format('noise.Gaussian()')}"
         )
-    probe = noise if isinstance(noise, NoiseCallback) else as_noise(noise, usage)
+    if not (callable(noise) or isinstance(noise, NoiseCallback)):
+        raise TypeError(f"noise must be one noise or noise callback, got {noise!r}; type {usage.format('noise.Gaussian()')}")
+    noise = noise if isinstance(noise, NoiseCallback) else as_noise(noise, usage)
     if not (isinstance(task, Task) and task.has_classes):
         raise ValueError(
             "suggest_level compares predicted classes: give task=tasks.Multiclass(), tasks.Binary() or tasks.Multilabel(), got "
@@ -159,7 +161,7 @@ def suggest_level(
     else:
         criterion = Criterion("retention", 0.9 if retention is None else retention)
     options = {"relative": relative, "clip": clip, "mask": mask, "mean": mean, "std": std}
-    ((name, probe),) = as_probes(name_noises(probe), inputs=inputs, **options).items()
+    ((name, probe),) = as_probes(name_noises(noise), inputs=inputs, **options).items()
     conditions = Conditions({name: probe}, default_levels(probe.max_level) if levels is None else levels, seed=seed)
     tried = conditions.levels[name]
     if len(tried) < 2 or min(tried) == 0:
