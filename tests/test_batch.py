@@ -285,7 +285,8 @@ def test_a_wrong_path_lists_the_leaves(wrong):
     with pytest.raises(ValueError, match="no leaf") as error:
         find_inputs(batch, wrong)
     listing = "leaves are: 'image' float32 (4, 3), 'label' int64 (4,), 'meta.weights.0' float32 (3,)."
-    assert str(error.value) == f"no leaf {wrong!r} in the batch; {listing}"
+    assert str(error.value).startswith(f"no leaf {wrong!r} in the batch; ")
+    assert str(error.value).endswith(listing)
 
 
 def test_a_container_whose_copies_share_their_content_is_refused_and_stays_as_it_was():
@@ -373,7 +374,7 @@ def test_a_mask_is_an_input_only_if_said():
     batch = {"x": X, "attention_mask": Y.float(), "masked": torch.tensor(0)}
     assert find_inputs(batch) == [("x",)]
     assert find_inputs(batch, "attention_mask") == [("attention_mask",)]
-    with pytest.raises(ValueError, match=r"which leaf is the input\? Type inputs=…, such as inputs='ids'"):
+    with pytest.raises(ValueError, match=r"type EmbeddingNoise\(mask='attention_mask'\) in place of a noise"):
         find_inputs({"ids": torch.zeros(4, 3, dtype=torch.long), "attention_mask": Y.float()})
 
 

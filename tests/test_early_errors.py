@@ -68,7 +68,7 @@ class Never(pl.Callback):
         (Classifier, {"inputs": 1}, "int64"),
         (Squashed, {}, r"returned probabilities.*type task=tasks\.Multiclass\(probabilities=True\)"),
         (WithoutForward, {}, "the module has no forward"),
-        (TakesAll, {}, r"module\(float32 \(8, 8\)\) raised .*type predict=lambda module, batch: .*ReplayMonitor"),
+        (TakesAll, {}, r"module\(batch\[0\]\) of float32 \(8, 8\) raised .*type predict=lambda module, batch: .*ReplayMonitor"),
     ],
 )
 def test_what_the_module_or_the_batch_refute_is_said_before_the_first_step(make, sanity, module, arguments, message):

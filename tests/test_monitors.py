@@ -610,7 +610,7 @@ def test_a_module_without_forward_is_told_of_predict():
         def validation_step(self, batch, batch_idx):
             pass
 
-    with pytest.raises(ValueError, match="no forward; give predict="):
+    with pytest.raises(ValueError, match="no forward; type predict="):
         validated(RobustnessMonitor(noise.Gaussian()), Headless)
 
 
