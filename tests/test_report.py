@@ -389,7 +389,7 @@ def test_a_row_for_each_noise_and_level_with_as_many_digits_as_are_known():
     made = with_rows(replace(full(NOISES, LEVELS), estimates=()), rows)
     assert cells(report.markdown(made), "Estimates") == [
         ["noise", "level", "accuracy, %", "ECE, %", "own"],
-        ["clean", "", "98.8 (97.5 to 100.0)", "**3.10** / 1", "-"],
+        ["clean", "", "98.8 (97.5 to 100.0)", "**3.10** / 1.00", "-"],
         ["gaussian", "0.1", "90.00 (89.88 to 90.12)", "-", "12.35"],
         ["gaussian", "0.2", "-", "-", "-"],
         ["mean", "", "50 (40 to 60)", "-", "-"],

@@ -38,7 +38,11 @@ _COLUMNS = {
     "r2": Column("R²", note="1 is perfect, 0 is the mean of the targets"),
     "brier": Column("Brier score"),
     "ece": Column(
-        "ECE", "%", 100, "calibration error / that of a calibrated model with these confidences; bold if they differ (p < 0.01)"
+        "ECE",
+        "%",
+        100,
+        "the expected calibration error / what a calibrated model with these confidences has by chance; bold if they differ "
+        "(p < 0.01)",
     ),
     "signed_gap": Column("over-confidence", "%", 100, "mean confidence minus accuracy; a negative value is under-confidence"),
     "flip_rate": Column("flipped", "%", 100, "predictions that differ from those without noise"),
@@ -135,13 +139,19 @@ def _cost_table(report: Report, columns: Mapping[str, Column]) -> str:
 
 def _notes(report: Report, columns: Iterable[Column]) -> str:
     lines = [f"**{column.name}**: {column.note}." for column in columns if column.note]
-    noises = "; ".join(f"{name} is `{noise}`" for name, noise in report.noises.items())
+    units = {name: f" (level: {unit})" for name, unit in report.units.items() if unit != "level"}
+    noises = "; ".join(f"{name} is `{noise}`{units.get(name, '')}" for name, noise in report.noises.items())
+    trainings = (
+        "The values are means over trainings, and the interval also covers another training."
+        if report.n_trainings > 1
+        else "It does not cover another training of the model."
+    )
     draws = "one draw" if report.n_draws == 1 else f"{report.n_draws} draws"
     targets = f" with {report.n_targets:,} targets" if report.n_targets > report.n else ""
     lines += [
         f"Evaluated on {report.n:,} samples{targets} with {draws} of the noise (seed {report.seed}): {noises}.",
-        "The 95 % interval, in brackets or after ±, is for the mean over other samples of the same kind. It does not cover "
-        "another training of the model.",
+        "The row **mean** is the mean over all noises and levels.",
+        f"The 95 % interval, in brackets or after ±, is for the mean over other samples of the same kind. {trainings}",
     ]
     if report.shared and report.n_draws == 1:
         lines.append(f"All samples share the draw of {', '.join(report.shared)}; the intervals do not cover other draws.")
@@ -181,7 +191,8 @@ def _show_value(rows: Rows, condition: Condition, metric: str) -> str:
     if metric != "ece" or floor is None:
         return text
     p = rows.get((condition, "ece_p"))
-    return f"{f'**{text}**' if p is not None and p.value < 0.01 else text} / {_text(floor, column_of(metric), _VALUE)}"
+    expected = f"{column_of(metric).factor * floor.value:.{len(text.partition('.')[2])}f}"  # as many decimals
+    return f"{f'**{text}**' if p is not None and p.value < 0.01 else text} / {expected}"
 
 
 def _show_change(rows: Rows, condition: Condition, metric: str) -> str:
