@@ -8,10 +8,10 @@ OLDEST := $(shell sed -n 's/.*"pytorch-lightning>=\(.*\)".*/\1/p' pyproject.toml
 # whatever depends on the loop of Lightning; globs, so that a module of tests can be split
 OLDEST_TESTS := $(patsubst %,tests/test_%*.py,adaptive callbacks measurements monitors namespaces processes replay together weights)
 
-.PHONY: help check test slow docs both oldest wheel
+.PHONY: help check test slow docs screenshots both oldest wheel
 
 help: ## List the commands.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 check: ## Lint, check the format, and check the types.
 	ruff check .
@@ -26,6 +26,9 @@ slow: ## Run the slow tests.
 
 docs: ## Run the examples of the docstrings, the README and the docs.
 	pytest lightning_noise tests/test_readme*.py
+
+screenshots: ## Take the pictures in docs/images; needs the extra docs, and Chromium.
+	$(PYTHON) docs/screenshots.py
 
 both: VENV ?= build/both
 both: ## Run the tests of the two Lightnings, installed together in VENV (default: build/both).

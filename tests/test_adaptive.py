@@ -331,5 +331,5 @@ def test_the_configuration_says_the_rule(tmp_path):
     )
     (text,) = EventAccumulator(logger.log_dir).Reload().Tensors("lightning_noise/configuration/text_summary")
     said = text.tensor_proto.string_val[0].decode()
-    assert re.search(r"\| level \| `AdaptiveLevel\(rule=Governor\(chance=0\.33.*predict=<function", said)
+    assert re.search(r"\| `level=AdaptiveLevel\(rule=Governor\(chance=0\.33.*predict=<function", said)
     assert " at 0x" not in said

@@ -288,7 +288,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
 
 def test_tensorboard_has_the_configuration(events):
     (text,) = events.Tensors("lightning_noise/configuration/text_summary")
-    assert "| n_draws | `2` |" in text.tensor_proto.string_val[0].decode()
+    assert "| `n_draws=2` |" in text.tensor_proto.string_val[0].decode()
 
 
 def test_by_default_an_event_file_is_calm(tmp_path):

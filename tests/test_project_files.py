@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.image import imread
 
 import lightning_noise
 
@@ -38,3 +41,23 @@ def test_the_tests_for_the_oldest_lightning_exist():
     assert names is not None
     for name in names[1].split():
         assert list((ROOT / "tests").glob(f"test_{name}*.py")), name
+
+
+PICTURES = sorted((ROOT / "docs" / "images").glob("*.png"))
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+def test_a_picture_of_tensorboard_has_the_size_of_the_window_and_few_bytes(path):
+    height, width, _ = imread(path).shape
+    assert (width, height) == (1280, 800)
+    assert path.stat().st_size < 150_000
+
+
+def test_the_page_of_tensorboard_shows_each_picture_once():
+    shown = re.findall(r"\(images/(.*?)\)", (ROOT / "docs" / "tensorboard.md").read_text())
+    assert sorted(shown) == [path.name for path in PICTURES] != []
+
+
+@pytest.mark.slow
+def test_each_page_of_tensorboard_has_something_to_show():
+    subprocess.run([sys.executable, "docs/screenshots.py", "--check"], cwd=ROOT, check=True, timeout=600)

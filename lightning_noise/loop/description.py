@@ -69,12 +69,15 @@ def log_configuration(trainer: Trainer, callback: Any) -> None:
 
 
 def describe_arguments(callbacks: list[Any]) -> str:
-    """Returns the arguments that differ from their defaults as a Markdown table."""
-    rows = ["| callback | argument | value |", "|---|---|---|"]
+    """Returns the arguments that differ from their defaults as a Markdown table of two columns.
+
+    TensorBoard breaks the words of a third column.
+    """
+    rows = ["| callback | argument |", "|---|---|"]
     for callback in callbacks:
         title = f"{type(callback).__name__} `{callback.name}`"
         for argument, value in _arguments(callback).items():
-            rows.append(f"| {title} | {argument} | `{shorten(value)}` |")
+            rows.append(f"| {title} | `{argument}={shorten(value)}` |")
             title = ""
     return "\n".join(rows)
 
