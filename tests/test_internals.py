@@ -339,6 +339,18 @@ def test_logged_values_have_the_names_that_lightning_gives_them(n_loaders):
     assert set(names) == {name for name in trainer.callback_metrics if not name.startswith("both_epoch")}
 
 
+def test_metrics_that_only_callbacks_see_are_in_no_table(capsys):
+    def show(trainer: pl.Trainer, *_: Any) -> None:
+        internals.show_to_callbacks(trainer, {"hidden": 2.0})
+
+    trainer = make_trainer([LambdaCallback(on_validation_epoch_end=show)])
+    trainer.validate(Classifier(), loader())
+    assert trainer.callback_metrics["hidden"].dtype == torch.get_default_dtype()
+    assert trainer.callback_metrics["hidden"] == 2.0
+    assert "val_loss" in (table := capsys.readouterr().out)
+    assert "hidden" not in table
+
+
 def test_a_value_goes_to_the_results_that_were_put_in_place():
     def log(trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         own, results = internals.evaluation_results(trainer), internals.empty_results(trainer)

@@ -67,7 +67,7 @@ def _print_comparison(comparison: Comparison, callbacks: Sequence[Callback]) -> 
 
 def _silence_lightning() -> None:
     """Keeps Lightning's advice on loaders and hardware out of the comparison."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", ".*(does not have many workers|GPU available but not used)")
