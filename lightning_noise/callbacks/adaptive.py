@@ -78,7 +78,8 @@ class AdaptiveLevel(Value):
         inputs: Which leaf of the batch is the input. Default: as the callback says, or else as in
             :class:`~lightning_noise.InputNoise`.
         target: Which leaf is the target. Default: as the callback says, or else as in :class:`~lightning_noise.LabelSmoothing`.
-        predict: A callable from module and batch to the output. Default: ``module(*inputs)``.
+        predict: A callable from module and batch to the output. Default: as in
+            :class:`~lightning_noise.RobustnessMonitor`.
         max_batches: How many batches each rank evaluates per validation. Default: all batches of the first loader.
 
     Raises:

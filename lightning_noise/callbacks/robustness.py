@@ -89,7 +89,10 @@ class RobustnessMonitor(Monitor, Returning):
         target: Which leaf of the batch is the target. Default: the second element of a sequence.
         task: What the outputs of the module mean: a task of :mod:`lightning_noise.tasks`. ``tasks.Custom(metrics)`` evaluates
             your own metrics, without intervals.
-        predict: A callable from module and batch to the output. Default: ``module(*inputs)``.
+        predict: A callable from module and batch to the output. Default: ``module(*inputs)``. If the batch is a mapping whose
+            keys are the names of the parameters of ``forward``, the module is called by these names, with every parameter that
+            is a key. If the batch is a sequence with one tensor more than ``forward`` needs, and at least three, the module is
+            called with all but the last, which is the target. Of an output with ``logits``, these are taken.
         n_draws: The number of draws of each noise, over which values are averaged.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.

@@ -1,0 +1,150 @@
+"""The mistakes of the first ten minutes: each error shows a line to type, and the line works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import Classifier, Rows, fit, loader, make_trainer
+from torch import nn
+
+import lightning_noise
+from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, labels, noise, rules, schedules, tasks
+
+NAMES = {name: getattr(lightning_noise, name) for name in lightning_noise.__all__}
+GAUSSIAN = noise.Gaussian()
+
+# what is typed, and what is to be typed
+CALLS: dict[str, str] = {
+    "noise.Gaussian(0.1)": "InputNoise(noise.Gaussian(), 0.1)",
+    "noise.Gaussian(std=0.1)": "InputNoise(noise.Gaussian(), 0.1)",
+    "noise.Impulse(0.1)": "InputNoise(noise.Impulse(), 0.1)",
+    "noise.SNR(20)": "InputNoise(noise.SNR(), schedules.from_snr_db(20))",
+    "noise.PatchGaussian(3, 0.1)": "InputNoise(noise.PatchGaussian(3), 0.1)",
+    "noise.Masking(dims=(-1,))": "noise.Masking(dim=(-1,))",
+    "InputNoise(noise.Gaussian, 0.1)": "InputNoise(noise.Gaussian(), 0.1)",
+    "InputNoise('gausian', 0.1)": "InputNoise(noise.Gaussian(), 0.1)",
+    "InputNoise(0.1)": "InputNoise(noise.Gaussian(), 0.1)",
+    "InputNoise(schedules.Linear(0.0, 0.5), noise.Gaussian())": "InputNoise(noise.Gaussian(), schedules.Linear(0.0, 0.5))",
+    "InputNoise([noise.Impulse()], 0.1)": "InputNoise(noise.Impulse(), 0.1)",
+    "InputNoise(noise.Gaussian(), (0.0, 0.5))": "schedules.Linear(0.0, 0.5)",
+    "InputNoise(noise.Gaussian(), [0.1])": "0.1",
+    "InputNoise(noise.Gaussian(), '0.1')": "0.1",
+    "InputNoise(noise.Gaussian(), AdaptiveLevel)": "AdaptiveLevel()",
+    "InputNoise(noise.Impulse(), 10)": "0.1",
+    "InputNoise(noise.Gaussian(), 0.1, p=0.5)": "InputNoise(noise.Gaussian(), level=0.1, probability=0.5)",
+    "InputNoise(noise.Gaussian(), sigma=0.1)": "InputNoise(noise.Gaussian(), level=0.1)",
+    "Mixup(0.2, num_classes=10)": "Mixup(level=0.2, n_classes=10)",
+    "LabelSmoothing(smoothing=0.2)": "LabelSmoothing(level=0.2)",
+    "TargetNoise(0.1)": "TargetNoise(labels.FlipLabels(n_classes=10), 0.1)",
+    "labels.FlipLabels(0.1)": "TargetNoise(labels.FlipLabels(n_classes=10), 0.1)",
+    "WeightNoise(0.1)": "WeightNoise(noise.Gaussian(), 0.1)",
+    "ActivationNoise(0.1, 'net.1')": "ActivationNoise(noise.Gaussian(), 0.1, '*')",
+    "schedules.Linear(0.5)": "schedules.Linear(0.0, 0.5)",
+    "schedules.Cosine(0.0, 0.5, 0.1, 0.6)": "schedules.Cosine(0.0, 0.5, begin=0.1, until=0.6)",
+    "schedules.Linear(0.0, 0.5, until=10)": "schedules.Linear(0.0, 0.5, until=10, unit='epoch')",
+    "schedules.Linear(0.0, 0.5, unit='epoch')": "schedules.Linear(0.0, 0.5, until=10, unit='epoch')",
+    "schedules.Window(0.3, begin=2)": "schedules.Window(0.3, begin=2, unit='epoch')",
+    "schedules.Cyclic(0.0, 0.5, every=2)": "schedules.Cyclic(0.0, 0.5, every=2, unit='epoch')",
+    "schedules.Exponential(0, 0.5)": "schedules.Linear(0, 0.5)",
+    "AdaptiveLevel(0.5)": "AdaptiveLevel(start=0.5)",
+    "AdaptiveLevel(rules.Governor)": "AdaptiveLevel()",
+    "RobustnessMonitor(0.1)": "RobustnessMonitor(noise.Gaussian(), [0.1])",
+    "RobustnessMonitor('impulse')": "RobustnessMonitor(noise.Impulse(), [0.1])",
+    "tasks.Multiclass(10)": "tasks.Multiclass()",
+    "tasks.Multiclass(num_classes=10)": "tasks.Multiclass()",
+}
+# arguments to type
+ARGUMENTS: dict[str, str] = {
+    "RobustnessMonitor(noise.Gaussian(), 0.1)": "levels=[0.1]",
+    "RobustnessMonitor([noise.Gaussian(), noise.Impulse()], [0.1])": "levels={'gaussian': [0.1], 'impulse': [0.1]}",
+    "RobustnessMonitor(noise.Gaussian(), {'gausian': [0.1]})": "levels={'gaussian': [0.1]}",
+    "RobustnessMonitor(task='multiclass')": "task=tasks.Multiclass()",
+    "RobustnessMonitor(task=tasks.Binary)": "task=tasks.Binary()",
+    "RobustnessMonitor(logged=['acuracy'])": "logged=['accuracy']",
+    "RobustnessMonitor(predict='logits')": "predict=lambda module, batch: module(batch[0])['logits']",
+    "InputNoise(noise.Gaussian(), 0.1, relative=True)": "relative='std'",
+    "InputNoise(noise.Gaussian(), 0.1, probability=50)": "probability=0.5",
+}
+
+
+def error_of(line: str) -> str:
+    with pytest.raises((TypeError, ValueError)) as error:
+        eval(line, dict(NAMES))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("line", "to_type"), CALLS.items(), ids=CALLS)
+def test_a_call_that_cannot_be_made_shows_the_call_to_type(line, to_type):
+    assert re.search(rf"type {re.escape(to_type)}(?![\w.])", error_of(line))
+    eval(to_type, dict(NAMES))
+
+
+@pytest.mark.parametrize(("line", "to_type"), ARGUMENTS.items(), ids=ARGUMENTS)
+def test_a_wrong_argument_shows_the_argument_to_type(line, to_type):
+    assert f"type {to_type}" in error_of(line)
+    call = line.partition("(")[0]
+    noises = line.partition("(")[2].split(", ")[0] if call == "InputNoise" else ""
+    noises = "[noise.Gaussian(), noise.Impulse()]" if "Impulse" in line else noises
+    noises = "noise.Gaussian()" if "levels" in to_type and not noises else noises
+    eval(f"{call}({', '.join(filter(None, [noises, to_type]))})", dict(NAMES))
+
+
+@pytest.mark.parametrize("value", [GAUSSIAN, schedules.Linear(0.0, 0.5), AdaptiveLevel(), labels.FlipLabels(3)], ids=repr)
+def test_a_value_among_the_callbacks_shows_its_callback(value):
+    with pytest.raises(AttributeError, match=r"is not a callback; type callbacks=\[") as error:
+        fit([value])
+    eval(re.findall(r"type callbacks=(\[.*\])", str(error.value))[0], dict(NAMES))
+
+
+class TakesBatch(Classifier):
+    def forward(self, x):
+        images, _ = x
+        return super().forward(images)
+
+
+class Pair(Classifier):
+    def forward(self, x):
+        return super().forward(x), x
+
+    training_step: Any = lambda self, batch, i: nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+    validation_step: Any = lambda self, batch, i: None
+
+
+@pytest.mark.parametrize("module", [TakesBatch, Pair], ids=lambda module: module.__name__)
+def test_a_module_that_cannot_be_read_shows_what_predicts_its_batch(module):
+    data = loader(Rows(16))
+    with pytest.raises((TypeError, ValueError), match=r"A ReplayMonitor needs none of this") as error:
+        make_trainer([RobustnessMonitor()]).validate(quiet(module), data, verbose=False)
+    (line,) = re.findall(r"type predict=(.*?), or", str(error.value))
+    predict: Callable[..., Any] = eval(line)
+    trainer = make_trainer([RobustnessMonitor(predict=predict)])
+    trainer.validate(quiet(module), data, verbose=False)
+    assert "robustness/score" in trainer.callback_metrics
+
+
+def quiet(module: type[Classifier]) -> Classifier:
+    """Returns a module that only validates."""
+    return type(module.__name__, (module,), {"validation_step": lambda self, batch, batch_idx: None})()
+
+
+def test_the_arguments_of_forward_are_those_of_its_names():
+    class Named(Classifier):
+        def forward(self, x, scale=None):
+            return super().forward(x if scale is None else x * scale)
+
+    rows = Rows(16)
+    samples: Any = [{"x": x, "scale": torch.zeros(1), "label": y} for x, y in map(rows.__getitem__, range(16))]
+    trainer = make_trainer([RobustnessMonitor(noise.Gaussian(), [0.1], inputs="x")])
+    trainer.validate(module := quiet(Named), loader(samples), verbose=False)
+    right = module.eval()(rows.x, torch.zeros(16, 1)).argmax(1) == rows.y
+    assert trainer.callback_metrics["robustness/accuracy_clean"] == pytest.approx(right.float().mean().item())
+
+
+def test_options_of_a_noise_are_typed_by_name():
+    assert InputNoise(noise.Masking(dim=-1), 0.1).noise == noise.Masking(dim=(-1,))
+    assert AdaptiveLevel().rule == rules.Governor()
+    assert tasks.Multiclass(ignore_index=10).ignore_index == 10
