@@ -169,4 +169,5 @@ def test_the_table_is_the_same_in_each_run():
 def test_a_value_is_what_one_would_type():
     assert shorten({"a": [noise.Gaussian(), 1.0]}) == "{'a': [Gaussian(), 1.0]}"
     assert shorten(schedules.Linear(0.0, 1.0)) == "Linear(0.0, 1.0)"
-    assert eval(shorten(schedules.Linear(0.0, 1.0, until=0.5)), vars(schedules)) == schedules.Linear(0.0, 1.0, until=0.5)
+    ramp = schedules.Linear(0.0, 1.0, until=0.5)
+    assert eval(shorten(ramp), {"Linear": schedules.Linear}) == ramp

@@ -37,7 +37,7 @@ class Recorder(CSVLogger):
 
     logged: dict[str, Any] | None = None
 
-    def log_hyperparams(self, params: Any) -> None:
+    def log_hyperparams(self, params: Any = None) -> None:
         self.logged = dict(params)
 
 
