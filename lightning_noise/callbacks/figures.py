@@ -125,10 +125,11 @@ class Figures:
 
     def log_reliability(self, trainer: Trainer, prefix: str, calibration: Mapping[Condition, Sequence[Tensor]]) -> None:
         """Logs reliability diagrams without noise and at the strongest level of each noise, if the task has confidences."""
-        for noise, levels in self.levels.items() if calibration else ():
-            panels = {_title(place): calibration[place] for place in (CLEAN, Condition(noise, max(levels)))}
+        if calibration:
+            strongest = [Condition(noise, max(levels)) for noise, levels in self.levels.items()]
+            panels = {_title(place): calibration[place] for place in (CLEAN, *strongest)}
             draw = partial(plots.reliability_diagram, panels)
-            loggers.log_figure(trainer, f"{prefix}_figures/{noise}/reliability", draw, logging_step(trainer))
+            loggers.log_figure(trainer, f"{prefix}_figures/reliability", draw, logging_step(trainer))
 
     def log_samples(self, trainer: Trainer, prefix: str) -> None:
         """Logs the samples without noise next to the samples under each noise that they show."""
