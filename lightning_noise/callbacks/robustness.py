@@ -71,14 +71,15 @@ class RobustnessMonitor(Monitor, Returning):
     old value in between. Then give ModelCheckpoint the same interval, and EarlyStopping ``strict=False``, because no value
     exists before the first evaluation.
 
-    TensorBoard also receives a curve over the level in each validation, a chart of clean and noisy values of each logged metric
-    under *Custom scalars*, and clean next to noisy samples with their predicted classes, if the input is an image or a signal.
-    Samples of fewer than 32 numbers, such as the rows of a table, are not drawn. At the end of a fit, a validation or a test it
-    receives reliability diagrams. Weights & Biases, MLflow, Comet and Neptune receive the figures and texts, too. For other
-    loggers the figures are PNG files beside their logs. ``CSVLogger`` receives the summary, and not a column for each level.
-    At the end, ``report.json`` and ``report.md`` are written into the folder of the first logger, with a 95 % interval for each
-    value and for each difference to the baseline: in ``robustness`` after a fit, else in ``validate/robustness`` or
-    ``test/robustness``. The attribute ``report`` holds the same :class:`~lightning_noise.report.Report`.
+    TensorBoard also receives a curve over the level in each validation, and clean next to noisy samples with their predicted
+    classes, if the input is an image or a signal. Samples of fewer than 32 numbers, such as the rows of a table, are not drawn.
+    *Custom scalars* show the main metric clean, noisy and at its worst, and for each noise a band from clean to its strongest
+    level. At the end of a fit, a validation or a test it receives reliability diagrams. The score is a metric of *HParams*.
+    Weights & Biases, MLflow, Comet and Neptune receive the figures and texts, too. For other loggers the figures are PNG files
+    beside their logs. ``CSVLogger`` receives the summary, and not a column for each level. At the end, ``report.json`` and
+    ``report.md`` are written into the folder of the first logger, with a 95 % interval for each value and for each difference
+    to the baseline: in ``robustness`` after a fit, else in ``validate/robustness`` or ``test/robustness``. The attribute
+    ``report`` holds the same :class:`~lightning_noise.report.Report`.
 
     Args:
         noises: A noise, a list of noises, or a mapping from name to noise. In a list, the name of a noise is its class name in
