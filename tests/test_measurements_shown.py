@@ -229,7 +229,7 @@ def test_a_baseline_of_another_task_or_of_other_noises_is_refused(baseline):
 
 def test_a_baseline_that_cannot_be_read_is_found_before_the_training(tmp_path):
     (tmp_path / "report.json").write_text("{}")
-    for path, message in ((tmp_path / "nothing", "no report at"), (tmp_path, "is not a report: it lacks")):
+    for path, message in ((tmp_path / "nothing", "no report at"), (tmp_path, "is not a report that can be read: it lacks")):
         module = Classifier()
         with pytest.raises(ValueError, match=message):
             fit([RobustnessMonitor(noise.Gaussian(), baseline=path)], module=module)
@@ -266,7 +266,7 @@ def test_a_logger_of_images_gets_them_and_no_files(tmp_path):
     keys = [key for key, _, _ in album.pages]
     # once of the model in the making, and once of what it is in the end
     assert sorted(keys) == sorted(
-        ["robustness/curve", "robustness_figures/reliability", *["robustness_figures/gaussian/samples"] * 2],
+        [*["robustness/curve", "robustness_figures/gaussian/samples"] * 2, "robustness_figures/reliability"],
     )
     for _, images, _ in album.pages:
         (image,) = images
