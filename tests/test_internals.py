@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from helpers import Classifier, Rows, Stochastic, TwoOptimizers, fit, loader, make_trainer
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import LambdaCallback, StochasticWeightAveraging, Timer
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import CombinedLoader
@@ -677,6 +678,12 @@ class Total(Metric):
 
 def test_the_states_of_a_metric_are_known_by_name():
     assert internals.state_names(Total()) == ["total", "count"]
+
+
+def test_values_of_a_metric_are_plotted_on_axes():
+    axes = Figure().subplots()
+    internals.plot_values(Total(), torch.tensor(3.0), axes)
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [3.0]
 
 
 def test_a_state_keeps_the_dtype_that_it_was_given_after_a_reset():

@@ -7,6 +7,7 @@ import math
 from functools import partial
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from helpers_metrics import assert_same_values, plain_ece, predictions
@@ -257,3 +258,24 @@ def test_bins_are_at_least_one():
     for metric in (ExpectedCalibrationError, CalibrationBins, TemperatureScaling, partial(BrierDecomposition, 5)):
         with pytest.raises(ValueError, match="at least 1, got 0"):
             metric(0)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_plots_its_values_within_its_bounds(metric):
+    metric = metric(n_groups=4)
+    metric.update(**batch_of(metric))
+    value = metric.compute()
+    numbers = list(value.values()) if isinstance(value, dict) else [value]
+    figure, axes = metric.plot()
+    try:
+        assert axes.get_ylabel() == type(metric).__name__
+        drawn = [float(line.get_ydata()[0]) for line in axes.lines]
+        assert drawn == pytest.approx([number.item() for number in numbers])
+        low, high = (-math.inf if metric.plot_lower_bound is None else metric.plot_lower_bound), metric.plot_upper_bound
+        assert all(low <= number <= (math.inf if high is None else high) for number in drawn)
+        assert metric.higher_is_better is None or (high if metric.higher_is_better else metric.plot_lower_bound) is not None
+        nothing, again = metric.plot([value, value], ax=axes)
+        assert (nothing, again) == (None, axes)
+        assert [len(line.get_ydata()) for line in axes.lines[len(numbers) :]] == [2] * len(numbers)
+    finally:
+        plt.close(figure)

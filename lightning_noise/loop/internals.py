@@ -418,6 +418,11 @@ def state_names(metric: Metric) -> list[str]:
     return list(metric._defaults)
 
 
+def plot_values(metric: Metric, values: Any, axes: Any) -> Any:
+    """Plots values of a metric by its bounds, as each metric of torchmetrics does. No public function knows the convention."""
+    return metric._plot(values, axes)
+
+
 def cast_states(metric: Metric, states: Iterable[str], dtype: torch.dtype) -> None:
     """Gives some states a dtype that ``reset`` keeps. ``Metric.set_dtype`` would change all floating-point states."""
     for state in states:

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_noise._checks import check_counts
 from lightning_noise._tensor import column
 from lightning_noise.batch import describe
-from lightning_noise.loop.internals import state_names, sync_states
+from lightning_noise.loop.internals import plot_values, state_names, sync_states
 
 __all__ = ["RESOLUTION", "Predictions", "Sums", "are_distributions", "bin_indices", "quantize"]
 
@@ -80,6 +80,18 @@ class Sums(Metric):
             )
         values = {key: value.float().to(self.device) for key, value in self._values(_double(sums)).items()}
         return values[self.key] if self.key else values
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plots values on the axes of pyplot, or on given axes, as each metric of torchmetrics does.
+
+        Args:
+            val: A value, or a list of the values of several steps. Default: the value of :meth:`compute`.
+            ax: The axes. Default: those of a new figure.
+
+        Returns:
+            The figure, or ``None`` with given axes, and the axes.
+        """
+        return plot_values(self, val, ax)
 
     def totals(self) -> dict[str, float]:
         """Returns the values of all samples of all ranks, in float64; NaN if a prediction was not finite."""

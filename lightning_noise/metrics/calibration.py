@@ -83,6 +83,8 @@ class ExpectedCalibrationError(_ConfidenceSums):
     """
 
     higher_is_better = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     key = "ece"
 
     def compute(self) -> Tensor:

@@ -39,6 +39,9 @@ class SelectiveClassification(Sums):
         tensor(1.)
     """
 
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
     correct: Tensor
 
     def __init__(self, n_groups: int = 1):
@@ -79,6 +82,9 @@ class NoiseDetection(Sums):
         tensor(0.7500)
     """
 
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
     noisy: Tensor
     clean: Tensor
 
@@ -111,6 +117,7 @@ class PredictiveEntropy(Sums):
     """
 
     key = "entropy"
+    plot_lower_bound = 0.0
 
     entropy_sum: Tensor
 
@@ -146,6 +153,8 @@ class FlipRate(Sums):
     """
 
     higher_is_better = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     key = "flip_rate"
 
     flips: Tensor

@@ -40,6 +40,7 @@ class CrossEntropy(Sums):
     """
 
     higher_is_better = False
+    plot_lower_bound = 0.0
     key = "loss"
     limit = 2.0**40  # the sum of 2^23 such losses fits an int64
 
@@ -102,6 +103,8 @@ class BrierScore(Sums):
     """
 
     higher_is_better = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 2.0
     key = "brier"
 
     score_sum: Tensor
@@ -238,6 +241,7 @@ class MeanSquaredError(_RegressionSums):
     """
 
     higher_is_better = False
+    plot_lower_bound = 0.0
     key = "mse"
 
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -259,6 +263,7 @@ class MeanAbsoluteError(_RegressionSums):
     """
 
     higher_is_better = False
+    plot_lower_bound = 0.0
     key = "mae"
 
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -287,6 +292,7 @@ class R2Score(_RegressionSums):
     """
 
     higher_is_better = True
+    plot_upper_bound = 1.0
     key = "r2"
     states = ("error_sum", "target_sum", "square_sum")
 

@@ -126,7 +126,7 @@ def arrange(
         legend: What the legend above the panels explains, by name.
     """
     rows, columns = figure.axes[0].get_gridspec().get_geometry()  # type: ignore[union-attr]
-    width, left, right, between = _WIDTHS[columns], 0.55, 0.12, 0.22
+    width, left, right, between = _WIDTHS[columns], 0.6, 0.12, 0.22
     names = list(legend or ())
     widths = [0.45 + 0.052 * len(name) for name in names]  # of the entries of the legend
     n_across = len(names) if sum(widths) < width - 0.1 else int((width - 0.1) / max(widths))
