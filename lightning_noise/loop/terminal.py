@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_noise.loop.internals import LIGHTNING, is_fast_dev_run
+from lightning_noise.loop.internals import LIGHTNING, evaluation_results, is_fast_dev_run
 from lightning_noise.loop.loggers import warn_on_failure
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ def follow_passes(trainer: Trainer, passes: Iterable[Item], *, begin: float, ste
 def _find_bar(trainer: Trainer) -> Callable[[float], None]:
     """Returns a function that moves the bar of the running validation or test to a number of batches."""
     bar: Any = trainer.progress_bar_callback
+    if isinstance(bar, (*_TQDM, *_RICH)) and not bar.is_disabled:
+        # here the bar learns how many batches there are; its hook may come after ours, and then does nothing
+        begin = bar.on_test_batch_start if trainer.testing else bar.on_validation_batch_start
+        begin(trainer, trainer.lightning_module, None, 0, evaluation_results(trainer).dataloader_idx or 0)
     if isinstance(bar, _TQDM) and not bar.is_disabled:
         running = _tqdm_of(trainer, bar)
 
