@@ -413,6 +413,7 @@ CALLBACKS = [
         every_n_epochs=2,
         max_batches=1,
         dataloader_idx=1,
+        class_names=["no", "yes"],
         seed=4,
         name="second",
     ),
@@ -458,6 +459,7 @@ FLAGS = """
     --trainer.callbacks.every_n_epochs=2
     --trainer.callbacks.max_batches=1
     --trainer.callbacks.dataloader_idx=1
+    --trainer.callbacks.class_names=[no, yes]
     --trainer.callbacks.seed=4
     --trainer.callbacks.name=second
 """

@@ -99,7 +99,7 @@ def test_the_probe_is_bitwise_that_of_one_process(noisy, alone):
 def test_the_measurements_are_those_of_one_process(loader, noisy, alone):
     measured = {key for key in alone["validated"] if key.startswith((f"{loader}/", f"{loader}_levels/"))}
     # the summary, of which the user's metrics have no retention, and the metrics under two noises
-    assert len(measured) == (8 + 2 * 2 if loader in ("pairs", "batches") else 11 + 2 * 3)
+    assert len(measured) == (7 + 2 * 2 if loader in ("pairs", "batches") else 10 + 2 * 3)
     for result in noisy:
         for key in measured:
             # counts are exact; confidences and losses come from batches of another size, in float32

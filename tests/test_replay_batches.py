@@ -89,7 +89,7 @@ def test_more_keys_than_the_pipe_of_a_spawned_process_holds_are_refused_before_t
     monkeypatch.setattr("lightning_noise.callbacks.monitor.launches_copies", lambda trainer: True)
     monkeypatch.setattr("lightning_noise.callbacks.replay.launches_copies", lambda trainer: True)
     monitor = ReplayMonitor([noise.Gaussian(), noise.Uniform()], [0.1, 0.2, 0.3])
-    with pytest.raises(ValueError, match=r"logs 240 keys.* strategy='ddp'"):
+    with pytest.raises(ValueError, match=r"logs 270 keys.* strategy='ddp'"):
         fit([monitor], module=ManyKeys, num_sanity_val_steps=n)
 
 

@@ -50,7 +50,7 @@ def monitors() -> list[pl.Callback]:
                 "weights": WeightNoise(noise.Speckle(), 0.0, name="probe"),
                 "hidden": ActivationNoise(noise.Gaussian(), 0.0, "net.1", name="hidden probe"),
             },
-            [0.1],
+            {"image": [0.1], "weights": [0.1], "hidden": [0.1]},
         )
     ]
 
