@@ -346,7 +346,9 @@ def test_other_metrics_are_logged_at_each_level_on_request():
     for level in LEVELS:
         value = monitor.report.values[Condition("gaussian", level), "brier"]
         assert found[f"gaussian/{level:g}/brier"] == pytest.approx(value, abs=FLOAT32)
-    with pytest.raises(ValueError, match=r"no metrics \['acuracy'\]; Multiclass\(\) has .*'accuracy'"):
+    with pytest.raises(
+        ValueError, match=r"no metrics \['acuracy'\]; type logged=\['accuracy'\]; Multiclass\(\) has .*'accuracy'"
+    ):
         RobustnessMonitor(noise.Gaussian(), logged=["acuracy"])
 
 

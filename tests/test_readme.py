@@ -54,7 +54,7 @@ def test_the_names_that_a_page_mentions_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_files_that_a_page_mentions_exist(page):
     text = page.read_text()
-    linked = [page.parent / link for link in re.findall(r"\]\(([^)]+)\)", text)]
+    linked = [page.parent / link for link in re.findall(r"\]\(([^)#]+)", text)]
     quoted = re.findall(r"`([\w.]+/[\w/.]+\.(?:ipynb|toml|txt|md|yaml|py))`", text)
     for path in linked + [_in_repository(name) for name in quoted]:
         assert path.is_file(), path

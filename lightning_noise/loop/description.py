@@ -112,7 +112,8 @@ def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
     found: dict[str, Any] = {"train_noise/names": ", ".join(callback.name for callback in callbacks) or "none"}
     for callback in callbacks:
         for name, value in _arguments(callback).items():
-            found[noise_key(callback.name, name)] = value if isinstance(value, int | float | str) else shorten(value)
+            is_kept = isinstance(value, int | float | str) and not isinstance(value, bool)  # TensorBoard shows True as 1.0000
+            found[noise_key(callback.name, name)] = value if is_kept else shorten(value)
     return found
 
 
