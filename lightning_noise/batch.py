@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_noise._usage import nearest
 
 __all__ = [
+    "TARGETS",
     "Path",
     "Selector",
     "describe",
@@ -45,7 +46,7 @@ Selector = int | str | Sequence[int | str]
 _EACH = "*"
 _CHANNELS = (1, 3, 4)  # of images
 _LISTED = 12  # leaves in a message
-_TARGETS = ("label", "labels", "target", "targets", "y")
+TARGETS = ("label", "labels", "target", "targets", "y")
 
 
 def leaves(batch: Any) -> Iterator[tuple[Path, Tensor]]:
@@ -239,7 +240,7 @@ def find_target(batch: Any, target: int | str | None = None) -> Path:
     if is_sequence(batch):
         candidates = [_children(batch)[1][:1]] if len(batch) > 1 and isinstance(batch[1], Tensor) else []
     else:
-        named = [path for path, _ in leaves(batch) if path and path[-1] in _TARGETS]
+        named = [path for path, _ in leaves(batch) if path and path[-1] in TARGETS]
         candidates = named or [path for path, leaf in leaves(batch) if path and _is_integer(leaf)]
     if len(candidates) != 1:
         raise ValueError(f"which leaf is the target? {_suggest(batch, 'target', candidates)}")
@@ -478,7 +479,9 @@ def _select(batch: Any, selector: int | str, absent: bool) -> list[tuple[Path, T
         # a key may have dots in it
         found = [(path, leaf) for path, leaf in leaves(batch) if format_path(path) == str(selector)]
     if not found:
-        close = nearest(selector, [format_path(path) for path, _ in leaves(batch)])
+        names = [format_path(path) for path, _ in leaves(batch)]
+        is_place = isinstance(selector, int) and 0 <= selector < len(names)
+        close = names[selector] if is_place else nearest(selector, names, 0.7)
         advice = f"type {close!r}; " if close else ""
         raise ValueError(f"no leaf {selector!r} in the batch; {advice}{_list_leaves(batch)}")
     return found

@@ -63,7 +63,7 @@ def test_a_mask_is_a_leaf_or_a_function_of_the_batch():
     found = masks.find_mask(batch, lambda batch: torch.arange(3) < batch["lengths"][:, None])
     assert found is not None
     assert torch.equal(found, spans(1, 3, of=3))
-    with pytest.raises(ValueError, match="no leaf 'masks' in the batch; leaves are: 'x'"):
+    with pytest.raises(ValueError, match="no leaf 'masks' in the batch; type 'mask'; leaves are: 'x'"):
         masks.find_mask(batch, "masks")
     with pytest.raises(TypeError, match=r"mask=… must be a function that returns a tensor, got .* returns list"):
         masks.find_mask(batch, lambda batch: [1, 1])  # type: ignore[arg-type, return-value]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import Classifier, Rows, fit, loader, make_trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 import lightning_noise
 from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, labels, noise, rules, schedules, tasks
@@ -107,7 +108,7 @@ class TakesBatch(Classifier):
 
 
 class Pair(Classifier):
-    def forward(self, x):
+    def forward(self, x) -> Any:
         return super().forward(x), x
 
     training_step: Any = lambda self, batch, i: nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -142,6 +143,75 @@ def test_the_arguments_of_forward_are_those_of_its_names():
     trainer.validate(module := quiet(Named), loader(samples), verbose=False)
     right = module.eval()(rows.x, torch.zeros(16, 1)).argmax(1) == rows.y
     assert trainer.callback_metrics["robustness/accuracy_clean"] == pytest.approx(right.float().mean().item())
+
+
+def knows_named(self, x, label):
+    return self.net(x) + 9 * nn.functional.one_hot(label, 3)
+
+
+def knows_optional(self, x, label=None):
+    return self.net(x) if label is None else knows_named(self, x, label)
+
+
+def knows_all(self, **batch):
+    return knows_optional(self, **batch)
+
+
+def needs_all(self, **batch):
+    return knows_named(self, **batch)
+
+
+def validate(forward: Callable[..., Any], batch: Any, **options: Any) -> dict[str, float]:
+    """Returns what a monitor logs of a module with such a ``forward`` for one batch."""
+    module = type("Module", (Classifier,), {"forward": forward, "validation_step": lambda self, batch, i: None})()
+    trainer = make_trainer([RobustnessMonitor(**{"noises": noise.Gaussian(), "levels": [0.1]} | options)])
+    trainer.validate(module, DataLoader([batch], batch_size=None), verbose=False)  # type: ignore[arg-type]
+    return {key: value.item() for key, value in trainer.callback_metrics.items()}
+
+
+ROWS = Rows(64)
+RIGHT = {"x": ROWS.x, "label": ROWS.y}
+
+
+@pytest.mark.parametrize("forward", [knows_optional, knows_all], ids=lambda forward: forward.__name__)
+def test_a_prediction_does_not_know_the_target(forward):
+    assert validate(forward, RIGHT)["robustness/accuracy_clean"] < 1
+    known = validate(forward, RIGHT, predict=lambda module, batch: module(**batch))
+    assert known["robustness/accuracy_clean"] == 1
+
+
+@pytest.mark.parametrize(
+    ("forward", "batch"),
+    [(knows_named, RIGHT), (needs_all, RIGHT), (knows_named, (ROWS.x, ROWS.y, ROWS.y.flip(0)))],
+    ids=["by name", "all", "with a third tensor"],
+)
+def test_a_forward_that_needs_the_target_shows_the_call(forward, batch):
+    with pytest.raises((ValueError, TypeError)) as error:
+        validate(forward, batch)
+    line = re.findall(r"type predict=(lambda module, batch: module\(.*?\))(?:;|, or)", str(error.value))[0]
+    assert validate(forward, batch, predict=eval(line))["robustness/accuracy_clean"] == 1
+
+
+def test_noise_that_does_not_reach_the_module_is_an_error():
+    batch = {"ids": ROWS.y, "weight": torch.rand(64), "label": ROWS.y}
+    forward = lambda self, ids: self.net(nn.functional.one_hot(ids, 8).float())  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"the noise is in 'weight', but the module is called with module\(ids=batch\['ids'\]\)"
+    ):
+        validate(forward, batch)
+
+
+def test_logits_beside_numbers_are_not_taken_for_the_numbers():
+    forward = lambda self, x: {"logits": x[:, 0], "value": x[:, 1]}  # noqa: E731
+    with pytest.raises(ValueError, match="the module returned dict"):
+        validate(forward, (ROWS.x, ROWS.x[:, 1]), task=tasks.Regression())
+
+
+def test_an_input_may_be_the_target():
+    forward = lambda self, x, mask=None: x  # noqa: E731
+    assert validate(forward, {"x": ROWS.x}, target="x", task=tasks.Regression())["robustness/mse_clean"] == 0
+    batch = {"x": ROWS.x, "mask": ROWS.y}
+    assert validate(forward, batch, inputs="x", target="x", task=tasks.Regression())["robustness/mse_clean"] == 0
 
 
 def test_options_of_a_noise_are_typed_by_name():

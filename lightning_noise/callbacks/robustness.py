@@ -92,8 +92,9 @@ class RobustnessMonitor(Monitor, Returning):
             your own metrics, without intervals.
         predict: A callable from module and batch to the output. Default: ``module(*inputs)``. If the batch is a mapping whose
             keys are the names of the parameters of ``forward``, the module is called by these names, with every parameter that
-            is a key. If the batch is a sequence with one tensor more than ``forward`` needs, and at least three, the module is
-            called with all but the last, which is the target. Of an output with ``logits``, these are taken.
+            is a key except the target. If the batch is a sequence with one tensor more than ``forward`` needs, and at least
+            three, the module is called with all but the last, which is the target. Of an output with ``logits``, these are
+            taken.
         n_draws: The number of draws of each noise, over which values are averaged.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.

@@ -81,6 +81,7 @@ class Pass:
         probing = replace(context, positions=self._positions.of_input)
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(probing, batch, positions)):
             seen, outputs, labels = self.predictor(context, perturbation, arguments, target, self._side_effects)
+            self.predictor.check_reach(arguments, batch, seen)
             outputs, labels = outputs[:n], labels[:n]
             preds = outputs if counts is None else _counted(outputs, counts, has_classes=self.predictor.task.has_classes)
             if condition == CLEAN:

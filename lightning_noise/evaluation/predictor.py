@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_noise.batch import Path, Selector, describe, find_target, format_path, get, leaves
+from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, leaves
 from lightning_noise.evaluation.arguments import Arguments, find_arguments, takes_all_but_last, write_arguments
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.side_effects import SideEffects
@@ -53,13 +53,16 @@ class Predictor:
 
     def locate(self, module: Any, batch: Any) -> tuple[Arguments, Tensor]:
         """Returns the arguments of the module, which ``predict`` may not need, and the target."""
-        is_read = self.predict is None or self.inputs is not None or not self.labelled
         try:
-            arguments = find_arguments(module, batch, self.inputs) if is_read else Arguments([], {})
-            path = self._find_target(module, batch) if self.labelled else [*arguments.paths, *arguments.named.values()][0]
+            path = self._find_target(module, batch) if self.labelled else None
+            if self.predict is None:
+                arguments = find_arguments(module, batch, self.inputs, path)
+            else:
+                is_read = self.inputs is not None or not self.labelled
+                arguments = Arguments(find_inputs(batch, self.inputs) if is_read else [], {})
         except ValueError as error:
             raise ValueError(f"{error} {_WITHOUT}") from None
-        target = get(batch, path)
+        target = get(batch, [*arguments.paths, *arguments.named.values()][0] if path is None else path)
         if isinstance(target, list):  # a list of samples stands in for the target
             target = target[0].new_zeros(len(target))
         if target.ndim == 0:
@@ -89,6 +92,15 @@ class Predictor:
             text = str(error).replace(MODULE_CALL, f"module({arguments.write(batch) or '…'})")
             raise ValueError(f"{text}; the leaves of the batch are {found}. {_WITHOUT}") from None
 
+    def check_reach(self, arguments: Arguments, batch: Any, seen: Any) -> None:
+        """Raises a ValueError if the noise in a batch is in no argument of the module."""
+        if self.predict is None and seen is not batch and arguments.are_same(batch, seen):
+            noisy = [path for path, leaf in leaves(batch) if get(seen, path) is not leaf]
+            raise ValueError(
+                f"the noise is in {', '.join(repr(format_path(path)) for path in noisy)}, but the module is called with "
+                f"module({arguments.write(batch)}); type inputs=… for an argument of the module, or predict=…. {_WITHOUT}"
+            )
+
     def ends_in_squashing(self, context: Context, batch: Any, arguments: Arguments, side_effects: SideEffects) -> bool:
         """Returns whether the module returns what a sigmoid or softmax has made, by one more prediction of the batch."""
         if any(map(is_sharded, context.module.parameters())):
@@ -104,7 +116,7 @@ class Predictor:
 
     def _call(self, module: LightningModule, batch: Any, arguments: Arguments) -> Any:
         if self.predict is not None:
-            return self.predict(module, copy_batch(batch))
+            return self._read_logits(self.predict(module, copy_batch(batch)))
         if getattr(module.forward, "__qualname__", "") == "LightningModule.forward":
             layers = next((f".{name}" for name, _ in module.named_children()), "")
             raise ValueError(
@@ -112,7 +124,7 @@ class Predictor:
                 f"to return its predictions. {_WITHOUT}"
             )
         try:
-            return _logits(arguments.call(module, batch))
+            return self._read_logits(arguments.call(module, batch))
         except torch.cuda.OutOfMemoryError:
             raise
         except (TypeError, LookupError, AttributeError, ValueError, RuntimeError) as error:
@@ -127,16 +139,15 @@ class Predictor:
                 f"module({write_arguments(module, batch, target)}), or inputs=… for other leaves of the batch. {_WITHOUT}"
             ) from error
 
+    def _read_logits(self, output: Any) -> Any:
+        """Returns the logits of an output that names them, and any other output as it is."""
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        others = [leaf for _, leaf in leaves(output) if leaf is not logits and leaf.is_floating_point() and leaf.ndim]
+        is_clear = self.task.has_classes or not others  # numbers may also be in another leaf
+        return logits if isinstance(logits, Tensor) and is_clear else output
+
 
 _WITHOUT = "A ReplayMonitor needs none of this: it calls the validation step"
-
-
-def _logits(output: Any) -> Any:
-    """Returns the logits of an output that names them, and any other output as it is."""
-    if isinstance(output, Mapping):
-        return output.get("logits", output)
-    logits = None if isinstance(output, Tensor) else getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else output
 
 
 class _LastSquashing(TorchFunctionMode):
