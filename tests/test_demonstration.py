@@ -107,7 +107,7 @@ def test_only_the_second_training_has_what_the_recipe_says(recipe, title, name, 
     for tags in (with_.Tags(), without.Tags()):
         keys = {"robustness/score", "robustness_levels/gaussian/0.4/accuracy", "test/robustness/score", "train_loss"}
         assert keys <= set(tags["scalars"])
-        assert {"robustness/curve", "robustness_figures/impulse/samples"} <= set(tags["images"])
+        assert {"robustness_figures/curve", "robustness_figures/impulse/samples"} <= set(tags["images"])
     levels = [event.value for event in with_.Scalars(f"train_noise/{name}/level")]
     n = 18 * EPOCHS[recipe]
     logged = [*range(4, n, 5), *range(17, n, 18)]  # each fifth batch, and the last of the 18 batches of each epoch

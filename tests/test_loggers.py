@@ -88,8 +88,8 @@ def test_every_logger_that_takes_figures_receives_the_figure(tmp_path):
 
 def test_a_figure_that_no_logger_takes_is_written_to_a_file(tmp_path):
     logger = CSVLogger(tmp_path)
-    loggers.log_figure(trainer_with(logger), "robustness/curve", red, step=7)
-    image = imread(Path(logger.log_dir) / "robustness" / "curve-7.png")
+    loggers.log_figure(trainer_with(logger), "robustness_figures/curve", red, step=7)
+    image = imread(Path(logger.log_dir) / "robustness_figures" / "curve-7.png")
     assert image.shape[:2] == (20, 30)
     assert (image[..., :3] == [1, 0, 0]).all()
 
@@ -226,7 +226,7 @@ def test_a_fit_goes_on_if_its_logger_and_every_figure_fail(tmp_path, monkeypatch
         fit(callbacks, logger=Failing(tmp_path), max_epochs=1)
     failures = {str(each.message).partition(": ")[0] for each in caught}
     texts = {f"the text {key!r}" for key in ("lightning_noise/configuration", "train_noise/input/moves")}
-    keys = ("robustness/curve", "robustness_figures/reliability", "train_noise/input/moves")
+    keys = ("robustness_figures/curve", "robustness_figures/reliability", "train_noise/input/moves")
     figures = {f"the figure {key!r}" for key in keys}
     assert failures >= {f"could not log {what}" for what in {*texts, *figures, "the layout of the charts"}}
     assert last.ended

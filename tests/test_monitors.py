@@ -445,11 +445,11 @@ def test_tensorboard_holds_the_tags_and_the_pictures(features, pictured, tmp_pat
     # each last batch is logged, and then the validation
     assert [(event.step, event.value) for event in levels] == [(step, 0.5) for step in (1, 1, 3, 3, 5, 5)]
     assert [event.step for event in events.Scalars("robustness/score")] == [1, 3, 5]
-    curves = {"robustness/curve", "test/robustness/curve"}
+    curves = {"robustness_figures/curve", "test/robustness_figures/curve"}
     places = [f"{prefix}robustness_figures/{tag}" for prefix in ("", "test/") for tag in ("gaussian", "impulse")]
     samples = {f"{place}/samples" for place in places if pictured}
     assert images(events) == curves | samples | {f"{prefix}robustness_figures/reliability" for prefix in ("", "test/")}
-    assert len(events.Images("robustness/curve")) == 4, "one for each validation, and one with intervals"
+    assert len(events.Images("robustness_figures/curve")) == 3, "one for each validation, the last with intervals"
     assert len(events.Images("robustness_figures/reliability")) == 1
     if pictured:
         assert len(events.Images("robustness_figures/gaussian/samples")) == 2, (

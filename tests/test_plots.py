@@ -91,13 +91,13 @@ def test_reports_are_lines_with_the_parts_of_their_paths_that_differ(tmp_path):
 
 
 def test_a_noise_that_is_in_another_report_only_or_has_another_unit_gets_its_own_panel():
-    other = report_of({"gaussian": {1.0: 0.5}, "shot": {0.1: 0.6}}, units={"gaussian": "in standard deviations"})
+    other = report_of({"gaussian": {1.0: 0.5}, "shot": {0.1: 0.6}}, units={"gaussian": "deviations"})
     figure = plots.robustness_curve(report_of(CURVES), other)
     titles = [(axes.get_title(loc="left"), axes.get_xlabel()) for axes in figure.axes]
     assert titles == [
         ("gaussian", "unit of gaussian"),
         ("impulse", "unit of impulse"),
-        ("gaussian", "in standard deviations"),
+        ("gaussian", "deviations"),
         ("shot", "level"),
     ]
     assert points(figure.axes[2].lines[0]) == []

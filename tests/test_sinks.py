@@ -272,7 +272,7 @@ def test_a_run_logs_all_its_figures_and_texts_and_levels_to_each_logger(tmp_path
     fit(callbacks, logger=[files, *fakes.values()], max_epochs=2, log_every_n_steps=1)
     pictures = {path.relative_to(files.log_dir).with_suffix("").as_posix() for path in Path(files.log_dir).rglob("*.png")}
     assert {picture.rpartition("-")[0] for picture in pictures} >= {
-        "robustness/curve",
+        "robustness_figures/curve",
         "robustness_figures/reliability",
     }
     mlflow = fakes[MLFlow]

@@ -121,7 +121,7 @@ class Figures:
     def log_curve(self, trainer: Trainer, prefix: str, report: Report, baseline: Report | None) -> None:
         """Logs the main metric against the level."""
         draw = partial(plots.robustness_curve, report, baseline=baseline)
-        loggers.log_figure(trainer, f"{prefix}/curve", draw, logging_step(trainer))
+        loggers.log_figure(trainer, f"{prefix}_figures/curve", draw, logging_step(trainer))
 
     def log_reliability(self, trainer: Trainer, prefix: str, calibration: Mapping[Condition, Sequence[Tensor]]) -> None:
         """Logs reliability diagrams without noise and at the strongest level of each noise, if the task has confidences."""

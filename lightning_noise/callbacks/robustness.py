@@ -20,6 +20,7 @@ from lightning_noise.evaluation.results import Estimate, Results, summarize
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import n_evaluation_loaders, show_to_callbacks
 from lightning_noise.loop.perturbation import Context
+from lightning_noise.loop.progress import ends_run
 from lightning_noise.loop.returning import Returning
 from lightning_noise.loop.terminal import progress, say, shorten
 from lightning_noise.loop.trial import held_out_batches
@@ -380,7 +381,7 @@ class RobustnessMonitor(Monitor, Returning):
             places = [Condition(noise, level) for noise, of_noise in self.levels.items() for level in of_noise]
             at_levels = {log_key(prefix, place, metric): values[place, metric] for place in places for metric in self._logged}
             show_to_callbacks(trainer, at_levels)
-        if trainer.state.fn == "fit" and loggers.takes_figures(trainer):
+        if trainer.state.fn == "fit" and loggers.takes_figures(trainer) and not ends_run(trainer):
             estimates = [Estimate(*cell, value) for cell, value in values.items()]
             self._figures.log_curve(trainer, prefix, self._report(estimates), self._baseline)
             if not self._figures.has_logged_samples:  # the noise is the same in each epoch
@@ -447,7 +448,7 @@ def log_key(prefix: str, condition: Condition, metric: str) -> str:
 
 
 def _summary(task: Task) -> list[tuple[Condition, str]]:
-    """Returns what the summary logs, if there are values: at most eleven, which with the curve are twelve cards."""
+    """Returns what the summary logs, if there are values: at most eleven keys."""
     main, *others = dict.fromkeys([task.main, *task.logged])
     cells = [(OVERALL, "score"), (CLEAN, main), (NOISY, main), (WORST, main)]
     cells += [(OVERALL, f"{main}_drop"), (OVERALL, f"{task.governed}_retention")]

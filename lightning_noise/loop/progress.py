@@ -19,7 +19,7 @@ from lightning_noise.schedules import Progress
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["Clock", "check_held_out_data", "check_validation", "is_stopped", "logging_step", "run_seed"]
+__all__ = ["Clock", "check_held_out_data", "check_validation", "ends_run", "is_stopped", "logging_step", "run_seed"]
 
 _KEY = "lightning_noise"  # in a checkpoint
 
@@ -92,6 +92,12 @@ class Clock:
 def is_stopped(trainer: Trainer) -> bool:
     """Returns whether an epoch ends for another reason than the end of its data."""
     return trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+
+
+def ends_run(trainer: Trainer) -> bool:
+    """Returns whether a validation is known to be the last, after the last batch of the run."""
+    is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+    return (trainer.is_last_batch and is_last_epoch) or 0 < trainer.max_steps <= trainer.global_step
 
 
 def _share_of_time(trainer: Trainer) -> float | None:

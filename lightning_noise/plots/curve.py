@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.plots.style import (
+    CARD,
     COLORS,
     GRAY,
     MARKERS,
+    WIDEST,
     arrange,
     finite,
     label_of,
@@ -77,8 +79,8 @@ def robustness_curve(
     drawn = [_draw_panel(axes, noise, unit, runs, before, metric) for axes, (noise, unit) in zip(grid, places, strict=True)]
     _limit(grid[0], metric, np.concatenate(drawn) if drawn else np.empty(0))
     column = column_of(metric)
-    label_lines = max(label_of(unit).count("\n") + 1 for _, unit in places)
-    arrange(figure, label_lines=label_lines, legend=legend_of(grid))
+    label_lines = max(axes.get_xlabel().count("\n") + 1 for axes in grid)
+    arrange(figure, width=CARD if len(grid) <= 9 else WIDEST, label_lines=label_lines, legend=legend_of(grid))
     label_sides(figure, "", label_of(column.name, column.unit))
     return figure
 
@@ -108,7 +110,7 @@ def _draw_panel(
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center", color=GRAY)
     axes.set_title(noise)
     largest = max(level for run in runs.values() for level in run.levels.get(noise, (0.0,)))
-    axes.set(xlabel=label_of(unit), xlim=(-0.03 * largest, 1.03 * largest))
+    axes.set(xlabel=label_of(unit, width=20), xlim=(-0.03 * largest, 1.03 * largest))
     set_ticks(axes.xaxis, 5)
     return np.concatenate(values)
 
