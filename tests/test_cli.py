@@ -413,7 +413,7 @@ CALLBACKS = [
         every_n_epochs=2,
         max_batches=1,
         dataloader_idx=1,
-        class_names=["no", "yes"],
+        class_names=["zero", "one"],
         seed=4,
         name="second",
     ),
@@ -459,7 +459,7 @@ FLAGS = """
     --trainer.callbacks.every_n_epochs=2
     --trainer.callbacks.max_batches=1
     --trainer.callbacks.dataloader_idx=1
-    --trainer.callbacks.class_names=[no, yes]
+    --trainer.callbacks.class_names=[zero, one]
     --trainer.callbacks.seed=4
     --trainer.callbacks.name=second
 """

@@ -54,14 +54,17 @@ class Opinionated(pl.Callback):
             raise ValueError(f"mood must be good, got {mood}")
 
 
-def trainer_of(callbacks: list[pl.Callback] | pl.Callback | None = None, max_epochs: int | None = None) -> pl.Trainer:
-    """A trainer with two arguments, because to read the forty of the class takes three times as long."""
+def trainer_of_two(callbacks: list[pl.Callback] | pl.Callback | None = None, max_epochs: int | None = None) -> pl.Trainer:
+    """A trainer with two arguments, because to read the forty of the class takes three times as long.
+
+    jsonargparse makes a class of the function, and refuses a second one of the same name in the process.
+    """
     return pl.Trainer(callbacks=callbacks, max_epochs=max_epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
 
 
 def make(*flags: str, config: Any = None, kind: Any = NoiseCLI) -> Any:
     first = [] if config is None else ["--config", yaml.safe_dump(config, sort_keys=False)]
-    settings = {"trainer_class": trainer_of, "run": False, "save_config_callback": None, "seed_everything_default": 0}
+    settings = {"trainer_class": trainer_of_two, "run": False, "save_config_callback": None, "seed_everything_default": 0}
     return kind(Classifier, Data, args=[*first, *flags], **settings)
 
 
