@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import Album, Classifier, Rows, fit, layouts, loader
+from helpers import Album, Classifier, Rows, fit, layouts, loader, make_trainer
 from helpers_measurements import (
     FLOAT32,
     LEVELS,
@@ -28,7 +30,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Subset
 
-from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, WeightNoise, noise, report, tasks
+from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, WeightNoise, noise, plots, report, tasks
 from lightning_noise.callbacks.robustness import log_key
 from lightning_noise.evaluation.conditions import CLEAN, OVERALL, Condition
 from lightning_noise.evaluation.positions import N_GROUPS, groups_of
@@ -273,6 +275,55 @@ def test_a_logger_of_images_gets_them_and_no_files(tmp_path):
         assert image.std() > 0
     assert not list(tmp_path.rglob("*.png"))
     assert report.read(Path(album.log_dir, "robustness")).n == 13
+
+
+IMAGES = Rows(29, features=(1, 8, 8), seed=1)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[tuple[Any, Any]]]:
+    """Returns the arguments of each figure of samples in a validation."""
+
+    def draw(monitor: RobustnessMonitor, batch_size: int = 8) -> list[tuple[Any, Any]]:
+        found: list[tuple[Any, Any]] = []
+        monkeypatch.setattr(plots, "samples", lambda columns, **texts: found.append((columns, texts)))
+        trainer = make_trainer([monitor], logger=CSVLogger(tmp_path))
+        torch.manual_seed(0)
+        trainer.validate(Classifier(features=64), loader(IMAGES, batch_size), verbose=False)
+        return found
+
+    return draw
+
+
+def test_the_samples_that_are_drawn_are_the_same_for_any_batch_size(drawn):
+    figures = [drawn(RobustnessMonitor(noise.Gaussian(), [0.5]), batch_size)[0][0] for batch_size in (3, 8, 29)]
+    for columns in figures:
+        assert torch.equal(torch.stack(columns["clean"]), IMAGES.x[[0, 7, 14, 21]]), "spread evenly"
+        assert torch.equal(torch.stack(columns["gaussian 0.5"]), torch.stack(figures[0]["gaussian 0.5"]))
+
+
+def test_noise_in_weights_has_no_figure_of_samples(drawn):
+    of_weights = WeightNoise(noise.Gaussian(), 0.5)
+    ((columns, _),) = drawn(RobustnessMonitor([noise.Gaussian(), of_weights], {"gaussian": [0.5], "weight": [0.5]}))
+    assert [*columns] == ["clean", "gaussian 0.5"]
+    assert drawn(RobustnessMonitor(of_weights, [0.5])) == []
+
+
+def test_samples_have_the_names_of_their_classes(drawn):
+    (_, numbers), (_, texts) = (
+        drawn(RobustnessMonitor(noise.Gaussian(), [0.5], class_names=names))[0] for names in (None, ["cat", "dog", "elk"])
+    )
+    names = {"0": "cat", "1": "dog", "2": "elk"}
+    assert numbers["labels"] == [str(y) for y in IMAGES.y[[0, 7, 14, 21]].tolist()]
+    assert texts["labels"] == [names[label] for label in numbers["labels"]]
+    assert texts["captions"] == {title: [names[each] for each in shown] for title, shown in numbers["captions"].items()}
+
+
+def test_samples_of_normalized_data_are_drawn_in_raw_units(drawn):
+    ((raw, _),) = drawn(RobustnessMonitor(noise.Gaussian(), [0.5], mean=3.0, std=2.0))
+    ((normalized, _),) = drawn(RobustnessMonitor(noise.Gaussian(), [0.25]))  # 0.5 in raw units
+    for shown, of_normalized in zip(raw.values(), normalized.values(), strict=True):
+        assert torch.allclose(torch.stack(shown), 3.0 + 2.0 * torch.stack(of_normalized), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
