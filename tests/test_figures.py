@@ -159,6 +159,12 @@ def test_a_figure_fits_a_paper_and_all_its_texts_are_legible(n, draw):
     assert all(text.get_fontsize() >= 6 for text in figure.findobj(Text))
 
 
+@pytest.mark.parametrize(("n", "width"), [(1, 495), (2, 700), (3, 700), (9, 700)])
+def test_a_curve_is_so_narrow_that_its_texts_are_legible_in_a_card_of_tensorboard(n, width):
+    figure = plots.robustness_curve(report_of(n))
+    assert figure.bbox.width == pytest.approx(width), "a card shows 350 dots, without smoothing: every second of 700"
+
+
 @every_figure
 def test_a_figure_is_a_small_file_that_is_not_empty(n, draw, tmp_path):
     figure = draw()

@@ -111,9 +111,10 @@ class Figures:
         nothing: list[str | None] = [None] * len(rows)
         if not self.task.has_classes or reading.outputs.ndim != 2:
             return nothing, nothing
-        predictions = [self._name(index) for index in reading.outputs[rows].argmax(1).tolist()]
-        all_count = len(reading.target) == len(reading.outputs)
-        return [self._name(index) for index in reading.target[rows].tolist()] if all_count else nothing, [*predictions]
+        predictions: list[str | None] = [self._name(index) for index in reading.outputs[rows].argmax(1).tolist()]
+        if len(reading.target) != len(reading.outputs):  # labels that do not count were left out
+            return nothing, predictions
+        return [self._name(index) for index in reading.target[rows].tolist()], predictions
 
     def _name(self, index: int) -> str:
         return str(index) if self.class_names is None or index >= len(self.class_names) else self.class_names[index]

@@ -221,7 +221,7 @@ class ReplayMonitor(Monitor, Replaying):
             for key, value in logged.items()
         }
         summary = [f"{prefix}/{CLEAN.place}/{key}" for key in clean] + [f"{prefix}/{NOISY.place}/{key}" for key in keys]
-        if trainer.state.fn != "fit":  # and prints a table of what is logged
+        if trainer.state.fn != "fit":  # Lightning prints a table of what is logged
             self._hidden = [key for key in found if key not in summary]
             show_to_callbacks(trainer, {key: found.pop(key) for key in self._hidden})
         for key, value in found.items():

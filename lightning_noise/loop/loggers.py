@@ -185,7 +185,7 @@ class SilentLogger:
 def warn_on_failure(trainer: Trainer, what: str) -> Iterator[None]:
     """Warns that ``what`` could not be logged instead of raising the exception: a side product must not end a run.
 
-    Each trainer warns once of what fails, because a figure that fails in one validation fails in all.
+    Each trainer warns once about each product, because a figure that fails in one validation fails in all.
     """
     try:
         yield

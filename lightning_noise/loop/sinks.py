@@ -45,22 +45,22 @@ _WANDB = Sink(
     log_figure=lambda logger, key, figure, step: logger.log_image(key, [_to_pixels(figure)], step=step),
     log_text=lambda logger, key, text, step: logger.log_text(key, columns=["text"], data=[[text]], step=step),
 )
-_IMAGES = Sink(  # a logger with the same method as W&B's for images, and perhaps another one for texts
+_IMAGES = Sink(  # any logger with W&B's method for images
     fits=lambda logger: hasattr(logger, "log_image"),
     log_figure=_WANDB.log_figure,
     log_text=lambda *_: None,
 )
-_MLFLOW = Sink(  # whose files have no step
+_MLFLOW = Sink(  # files have no step
     fits=lambda logger: hasattr(logger, "run_id") and hasattr(logger.experiment, "log_figure"),
     log_figure=lambda logger, key, figure, step: logger.experiment.log_figure(logger.run_id, figure, f"{key}-{step}.png"),
     log_text=lambda logger, key, text, step: logger.experiment.log_text(logger.run_id, text, f"{key}-{step}.md"),
 )
-_COMET = Sink(  # whose texts have no name
+_COMET = Sink(  # texts have no name
     fits=lambda logger: hasattr(logger.experiment, "log_figure"),
     log_figure=lambda logger, key, figure, step: logger.experiment.log_figure(key, figure, step=step),
     log_text=lambda logger, key, text, step: logger.experiment.log_text(text, step=step, metadata={"key": key}),
 )
-_NEPTUNE = Sink(  # whose series refuse a step that they have
+_NEPTUNE = Sink(  # a series refuses a step that it already has
     fits=lambda logger: any(kind.__name__ == "NeptuneLogger" for kind in type(logger).__mro__),
     log_figure=lambda logger, key, figure, step: logger.experiment[f"{key}-{step}"].upload(_neptune_file().as_image(figure)),
     log_text=lambda logger, key, text, step: logger.experiment[f"{key}-{step}"].upload(
@@ -78,7 +78,7 @@ def _to_pixels(figure: Figure) -> np.ndarray:
 
 
 def _neptune_file() -> Any:
-    """Returns Neptune's class of files, which only who has its logger has installed."""
+    """Returns Neptune's class of files; the client is installed if its logger is used."""
     from neptune.types import File  # pyright: ignore[reportMissingImports]
 
     return File
