@@ -228,7 +228,7 @@ class Adaptation:
         self._fitting = stage == "fit"
         if not self._fitting:
             return
-        setting = self.setting
+        setting, self._due = self.setting, None  # a fit that failed may have left one
         self._measured = Results(setting.task, only_governed=True)  # the same in each validation
         self._is_tried = False
         self._seed = seed
@@ -292,8 +292,7 @@ class Adaptation:
 
     def decide(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Moves the level at the end of a validation."""
-        self._validations += _counts(trainer)
-        self._due = None
+        self._validations, self._due = self._validations + 1, None
         if self._results is None:
             return
         observation = trainer.strategy.broadcast(self._summarize(trainer, self._results))
