@@ -245,7 +245,7 @@ class RobustnessMonitor(Monitor, Returning):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
-            loggers.log_details(trainer, self.logged_keys()[f"{self.name}_levels/"])
+            loggers.log_details(trainer, self._level_keys)
         if trainer.state.fn == "validate":
             self._conclude(trainer, self.name, f"validate/{self.name}")
         else:
@@ -301,14 +301,21 @@ class RobustnessMonitor(Monitor, Returning):
 
     def logged_keys(self) -> dict[str, list[str]]:
         metrics = dict.fromkeys(self.task.names, 1.0)
-        places = [Condition(noise, level) for noise, levels in self.levels.items() for level in levels]
         chance = 0.0 if self.task.knows_chance else None
-        known = {*summarize(dict.fromkeys([CLEAN, *places], metrics), self.task, chance=chance)}
+        known = {*summarize(dict.fromkeys([CLEAN, *self._places], metrics), self.task, chance=chance)}
         summary = [cell for cell in _summary(self.task) if cell in known or (cell[1] == "mce" and self.baseline is not None)]
         return {
             f"{self.name}/": [log_key(self.name, *cell) for cell in summary],
-            f"{self.name}_levels/": [log_key(self.name, place, metric) for place in places for metric in self._logged],
+            f"{self.name}_levels/": self._level_keys,
         }
+
+    @property
+    def _level_keys(self) -> list[str]:
+        return [log_key(self.name, place, metric) for place in self._places for metric in self._logged]
+
+    @property
+    def _places(self) -> list[Condition]:
+        return [Condition(noise, level) for noise, levels in self.levels.items() for level in levels]
 
     def count_keys(self) -> int:
         return len(_summary(self.task)) + len(self._logged) * sum(map(len, self.levels.values()))
