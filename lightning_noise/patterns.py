@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -34,7 +34,16 @@ def match(named: Mapping[str, T], patterns: str | Sequence[str], kind: str) -> d
     unmatched = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in named)]
     if unmatched or not patterns:
         wanted = repr(unmatched[0]) if unmatched else "an empty list"
-        close = nearest(unmatched[0], named) if unmatched else None
+        close = _find_close(unmatched[0], named) if any(unmatched) else None
         advice = f"type {close!r}; " if close else ""
         raise ValueError(f"no {kind} matches {wanted}; {advice}{kind}s are: {', '.join(map(repr, named)) or 'none'}")
     return {name: value for name, value in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def _find_close(pattern: str, names: Iterable[str]) -> str | None:
+    """Returns the name that begins with a pattern, a pattern for several such names, or else a similar name."""
+    for ending in (".", ""):  # the parts of net.1, but not net.10
+        longer = [name for name in names if name.startswith(pattern + ending)]
+        if longer:
+            return longer[0] if len(longer) == 1 else f"{pattern}{ending}*"
+    return nearest(pattern, names)
