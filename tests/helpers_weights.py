@@ -61,10 +61,10 @@ class Hand:
         generator = (key / updates if updates else key).generator("cpu")
         w = p.float()
         if callback == "weight":
-            drawn = level * torch.empty(p.shape).normal_(generator=generator)
+            scale, drawn = torch.tensor(level), torch.empty(p.shape).normal_(generator=generator)
         else:
-            drawn = (level * w.std(correction=0)) * torch.empty(p.shape).uniform_(-1, 1, generator=generator)
-        return (w + drawn).to(p.dtype)
+            scale, drawn = level * w.std(correction=0), torch.empty(p.shape).uniform_(-1, 1, generator=generator)
+        return torch.addcmul(w, drawn, scale).to(p.dtype)  # rounds once, unlike a product and a sum
 
 
 def _is_in(p: Tensor, parameters: Iterator[nn.Parameter]) -> bool:

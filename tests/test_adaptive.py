@@ -216,7 +216,7 @@ def test_several_move_in_turn_in_the_order_of_the_trainer():
 def test_each_is_looked_at_with_the_others_off():
     def make() -> list[NoiseCallback]:
         return [
-            InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((2.0,)))),
+            InputNoise(noise.Gaussian(), AdaptiveLevel(Plan((8.0,)))),
             WeightNoise(noise.Gaussian(), AdaptiveLevel(Plan((2.0,))), relative="std"),
             ActivationNoise(noise.Gaussian(), AdaptiveLevel(Plan((2.0,))), "net.1"),
         ]

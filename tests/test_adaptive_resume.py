@@ -26,7 +26,7 @@ from lightning_noise.rules import Decision
 def moving() -> list[NoiseCallback]:
     """Among them two of one class."""
     return [
-        InputNoise(noise.Gaussian(), AdaptiveLevel(governor(step=1.0))),
+        InputNoise(noise.Gaussian(), AdaptiveLevel(governor(step=2.0))),
         InputNoise(noise.Speckle(), AdaptiveLevel(Plan((0.1, 0.2, 0.3, 0.4, 0.5))), name="planned"),
         WeightNoise(noise.Gaussian(), AdaptiveLevel(governor(step=0.5)), relative="std"),
     ]

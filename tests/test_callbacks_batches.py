@@ -196,7 +196,9 @@ def test_a_step_that_fetches_nothing_logs_nothing(tmp_path):
 
     logger = CSVLogger(tmp_path)
     callback = InputNoise(noise.Gaussian(), 0.5)
-    fit([callback], module=Sometimes, train=loader(), max_epochs=1, logger=logger, log_every_n_steps=1)
+    # a validation logs the level, too
+    settings: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 0, "log_every_n_steps": 1}
+    fit([callback], module=Sometimes, train=loader(), logger=logger, **settings)
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
     steps = [int(row.split(",")[rows[0].split(",").index("step")]) for row in rows[1:] if "0.5" in row]
     assert steps == [0, 2]

@@ -101,7 +101,8 @@ def truth(task: str, noisy: Tensor, clean: Tensor, target: Tensor) -> dict[str, 
     p, label = probabilities(task, noisy), target.long().flatten()
     confidence, chosen = p.max(1)
     n_classes = p.shape[1]
-    surest = (confidence.logit() / (2 * 18 / 4096)).floor()  # as the monitor bins them
+    odds = confidence.logit()
+    surest = ((odds / (64 + odds.abs()) + odds.asinh() / 400 + 0.2) / 1.45 * 4096).floor()  # as the monitor bins them
     return {
         "accuracy": float(accuracy_score(label, chosen)),
         "loss": float(log_loss(label, p, labels=range(n_classes))),

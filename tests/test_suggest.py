@@ -121,7 +121,7 @@ def test_labels_are_not_read_for_the_flip_rate():
     ],
 )
 def test_the_accuracies_are_those_of_the_monitor(probe):
-    levels, data = [0.2, 0.4, 0.8], loader(Rows(13, seed=1))
+    levels, data = [0.3, 0.6, 0.9], loader(Rows(29, seed=1))
     module, trainer = fit(max_epochs=5)
     result = suggest_level(trainer, module, probe, dataloaders=data, levels=levels, seed=3)
     monitored = make_trainer([monitor := RobustnessMonitor(probe, levels, seed=3)])
@@ -201,8 +201,10 @@ def test_where_no_level_fits_there_is_a_warning_and_nan(levels, way_out, criteri
 def test_the_figure_marks_the_level():
     axes = RangeTest(0.2, {0.1: 0.95, 1.0: 0.5}, 0.9, "retention", {}, 10).figure().axes[0]
     assert axes.get_xscale() == "log"
-    assert axes.lines[0].get_xydata().tolist() == [[0.1, 0.95], [1.0, 0.5]]  # type: ignore[union-attr]
-    assert axes.lines[2].get_xydata().tolist() == [[0.2, 0.9]]  # type: ignore[union-attr]
+    wanted, curve, mark = (line.get_xydata().tolist() for line in axes.lines)  # type: ignore[union-attr]
+    assert wanted == [[0.0, 90.0], [1.0, 90.0]]
+    assert curve == [[0.1, 95.0], [1.0, 50.0]]
+    assert mark == [[0.2, 90.0]]
 
 
 # --- where the data come from

@@ -134,7 +134,7 @@ def suggest_level(
         ...         return torch.cat([-x, x], 1)
         >>> x = torch.tensor([1.0, -1.0]).repeat(2000)[:, None]
         >>> data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=500)
-        >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
         >>> found = suggest_level(trainer, Signs(), noise.Gaussian(), dataloaders=data, levels=[0.4, 0.5, 0.6, 0.7, 0.8])
         >>> round(found.level, 1)  # where 2 Phi(1 / level) - 1 = 0.9
         0.6

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_noise import ActivationNoise, AdaptiveLevel, InputNoise, LabelSmoothing, WeightNoise, noise, tasks
 from lightning_noise.rules import Governor, SignedGap
 
-GOVERNOR = Governor(chance=0.0, warmup=0, min_skill=0.01, step=0.5)
+GOVERNOR = Governor(chance=0.0, warmup=0, min_skill=0.01, step=1.0)
 
 
 class OnTheFirst(IterableDataset):
