@@ -75,7 +75,7 @@ def check_counts(**counts: int | None) -> None:
         if count is not None and (is_flag(count) or not isinstance(count, Integral)):
             raise TypeError(f"{name} must be a whole number, got {count!r}")
         if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+            raise ValueError(f"{name} must be at least 1, got {count}; type {name}=1")
 
 
 def check_flags(**flags: bool) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from inspect import Parameter, signature
-from typing import Any, ClassVar
+from functools import cache
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Any, ClassVar
 
 __all__ = ["Guided", "Value", "name_of", "nearest", "typed"]
 
@@ -23,18 +24,33 @@ _HABITS = {
     "target": "label labels y",
     "every_n_epochs": "every",
 }
+# what to type for an argument that is missing
+_EXAMPLES = {
+    "noise": "noise.Gaussian()",
+    "level": "0.1",
+    "start": "0.0",
+    "end": "0.5",
+    "size": "8",
+    "every": "2",
+}
+_COPIED = ...  # stands for the arguments of a copy
 
 
 class Guided:
     """Base of the values and callbacks, which say what to type if they are called with other arguments."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs:  # a copy is made without arguments
-            try:
-                signature(cls.__init__).bind(None, *args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{name_of(cls)}: {error}; type {cls._advise(args, kwargs)}") from None
-        return super().__new__(cls)
+    if not TYPE_CHECKING:  # a type checker reads the arguments of __init__
+
+        def __new__(cls, *args, **kwargs):
+            if not (args and args[0] is _COPIED):
+                try:
+                    _signature(cls).bind(None, *args, **kwargs)
+                except TypeError as error:
+                    raise TypeError(f"{name_of(cls)}: {error}; type {cls._advise(args, kwargs)}") from None
+            return super().__new__(cls)
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (_COPIED,)
 
     @classmethod
     def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -86,9 +102,14 @@ def nearest(name: Any, names: Any, cutoff: float = 0.6) -> str | None:
     return next(iter(get_close_matches(str(name).lower(), list(names), 1, cutoff)), None)
 
 
+@cache
+def _signature(cls: type) -> Signature:
+    return signature(cls.__init__)
+
+
 def _match(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments by the names that they should have, without those that the class does not know."""
-    names = list(signature(cls.__init__).parameters)[1:]
+    names = list(_signature(cls).parameters)[1:]
     found = dict(zip(names, args, strict=False))
     for key, value in kwargs.items():
         habits = [name for name in names if key in _HABITS.get(name, "").split()]
@@ -100,9 +121,9 @@ def _match(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
 def _write_call(cls: type, given: Mapping[str, Any]) -> str:
     """Returns a call, in which an argument that is missing is an ellipsis."""
     texts = []
-    for name, parameter in list(signature(cls.__init__).parameters.items())[1:]:
+    for name, parameter in list(_signature(cls).parameters.items())[1:]:
         is_required = parameter.default is Parameter.empty
-        if name in given or is_required:
-            text = typed(given[name]) if name in given else "…"
+        if name in given or is_required or name == "level":
+            text = typed(given[name]) if name in given else _EXAMPLES.get(name, "…")
             texts.append(text if is_required and parameter.kind is Parameter.POSITIONAL_OR_KEYWORD else f"{name}={text}")
     return f"{name_of(cls)}({', '.join(texts)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,10 @@ CALLS: dict[str, str] = {
     "AdaptiveLevel(rules.Governor)": "AdaptiveLevel()",
     "RobustnessMonitor(0.1)": "RobustnessMonitor(noise.Gaussian(), [0.1])",
     "RobustnessMonitor('impulse')": "RobustnessMonitor(noise.Impulse(), [0.1])",
+    "InputNoise()": "InputNoise(noise.Gaussian(), level=0.1)",
+    "TargetNoise()": "TargetNoise(labels.FlipLabels(10), level=0.1)",
+    "InputNoise(p=0.5)": "InputNoise(noise.Gaussian(), level=0.1, probability=0.5)",
+    "schedules.Linear()": "schedules.Linear(0.0, 0.5)",
     "tasks.Multiclass(10)": "tasks.Multiclass()",
     "tasks.Multiclass(num_classes=10)": "tasks.Multiclass()",
 }
@@ -69,6 +74,8 @@ ARGUMENTS: dict[str, str] = {
     "RobustnessMonitor(predict='logits')": "predict=lambda module, batch: module(batch[0])['logits']",
     "InputNoise(noise.Gaussian(), 0.1, relative=True)": "relative='std'",
     "InputNoise(noise.Gaussian(), 0.1, probability=50)": "probability=0.5",
+    "InputNoise(noise.Gaussian(), 0.1, clip=2.0)": "clip=(0.0, 2.0)",
+    "RobustnessMonitor(every_n_epochs=0)": "every_n_epochs=1",
 }
 
 
@@ -212,6 +219,27 @@ def test_an_input_may_be_the_target():
     assert validate(forward, {"x": ROWS.x}, target="x", task=tasks.Regression())["robustness/mse_clean"] == 0
     batch = {"x": ROWS.x, "mask": ROWS.y}
     assert validate(forward, batch, inputs="x", target="x", task=tasks.Regression())["robustness/mse_clean"] == 0
+
+
+@pytest.mark.parametrize(
+    ("member", "level", "to_type"),
+    [(noise.SNR(), 20.0, "schedules.from_snr_db(20)"), (GAUSSIAN, 25.5, "0.1"), (noise.Speckle(), 30.0, "a lower level")],
+    ids=str,
+)
+def test_a_level_far_above_the_data_is_a_warning(member, level, to_type):
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = {"image": images, "label": torch.zeros(8).long()}
+    forward = lambda self, image: image.flatten(1)[:, :3]  # noqa: E731
+    with pytest.warns(UserWarning, match=rf"dB above the input 'image'.* type {re.escape(to_type)}"):
+        validate(forward, batch, noises=member, levels=[0.1, level])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*dB above")
+        validate(forward, batch, noises=member, levels=[0.1, 1.0])
+
+
+def test_an_index_in_place_of_a_key_shows_the_key():
+    with pytest.raises(ValueError, match="no leaf 1 in the batch; type 'label'"):
+        validate(lambda self, x: self.net(x), RIGHT, target=1)
 
 
 def test_options_of_a_noise_are_typed_by_name():

@@ -12,7 +12,7 @@ from lightning_noise._checks import plain
 from lightning_noise.batch import describe, find_target, get, modify, select_one
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import TargetCallback, Via
-from lightning_noise.labels import LabelNoise, SmoothLabels
+from lightning_noise.labels import FlipLabels, LabelNoise, SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import CheckedLabelLoss, LabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
@@ -76,6 +76,10 @@ class TargetNoise(TargetCallback):
         >>> TargetNoise(labels.FlipLabels(n_classes=10), schedules.Linear(0.2, 0.0)).via
         'sample'
     """
+
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        return super()._advise(args, kwargs if args else {"noise": FlipLabels(n_classes=10)} | kwargs)
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_noise.perturb.normalization import Normalization
 __all__ = ["find_doubts", "looks_like_mask", "values_doubt"]
 
 _HIGHEST_SNR_DB = 45.0  # an eighth of the last bit of an 8-bit image
+_LOWEST_SNR_DB = -19.0  # ten times the data
 _CHANNELS = (1, 3, 4)
 
 
@@ -68,11 +70,10 @@ def find_doubts(
             )
         if doubt is None and mask is None and documents is None and isinstance(leaf, Tensor):
             doubt = padding_doubt(name, detached(leaf), batch, paths)
-        if doubt is None and noise.additive and noisy is not None and level and not relative:
+        if doubt is None and noisy is not None and level and not noise.mixes_samples:
             snr = snr_db(batch, noisy, [path], mask).item()
-            doubt = (severities_doubt(name, x, values, noise) if are_severities else None) or level_doubt(
-                name, values, noise, level, snr
-            )
+            doubt = severities_doubt(name, x, values, noise) if are_severities and noise.additive and not relative else None
+            doubt = doubt or level_doubt(name, values, noise, level, snr, relative)
         yield from (each for each in (doubt, axis_doubt(name, x, noise)) if each is not None)
     if has_default and paths == [(0,)] and _are_images(batch):
         yield (
@@ -164,15 +165,30 @@ def _readings(path: Path, leaf: Tensor, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def level_doubt(name: str, values: Tensor, noise: Noise, level: float, snr_db: float) -> str | None:
-    """Returns a warning if the noise vanishes beside the data."""
-    if not snr_db > _HIGHEST_SNR_DB:  # infinite data have none
-        return None
+def level_doubt(name: str, values: Tensor, noise: Noise, level: float, snr_db: float, relative: str | None) -> str | None:
+    """Returns a warning if the noise vanishes beside the data, or the data vanish beside the noise.
+
+    Example:
+        >>> from lightning_noise.noise import SNR
+        >>> "for 20 dB type schedules.from_snr_db(20)" in level_doubt("the input 'x'", torch.ones(2), SNR(), 20.0, -26.0, None)
+        True
+    """
     low, high = values.min().item(), values.max().item()
-    return (
-        f"{noise.title} at level {level:g} is {snr_db:.0f} dB below {name}, whose values are in [{low:g}, {high:g}]: the level "
-        f'has the units of the data. {_ways_out(low, high)}type relative="std" for a level in units of their deviation'
-    )
+    distance = f"{abs(snr_db):.0f} dB {'above' if snr_db < 0 else 'below'} {name}, whose values are in [{low:g}, {high:g}]"
+    has_units = noise.additive and not relative
+    if snr_db > _HIGHEST_SNR_DB and has_units:  # infinite data have none
+        return (
+            f"{noise.title} at level {level:g} is {distance}: the level has the units of the data. {_ways_out(low, high)}type "
+            'relative="std" for a level in units of their deviation'
+        )
+    if snr_db < _LOWEST_SNR_DB and noise.max_level == math.inf:
+        advice = "type a lower level"
+        if noise.level != Noise.level:
+            advice = f"for {level:g} dB type {noise.level.format(f'{level:g}')}"
+        elif has_units and low >= 0 and high <= 1.5:
+            advice = f"for a level in units of pixels up to 255 type {level / 255:.2g}"
+        return f"{noise.title} at level {level:g} is {distance}: the level is the {noise.unit}; {advice}"
+    return None
 
 
 def severities_doubt(name: str, x: Tensor, values: Tensor, noise: Noise) -> str | None:

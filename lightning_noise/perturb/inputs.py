@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_noise._checks import is_flag, plain
+from lightning_noise._checks import is_flag, is_number, plain
 from lightning_noise._tensor import column, detached, like
 from lightning_noise.batch import Path, describe, format_path, get, modify
 from lightning_noise.masks import Mask, align_mask, find_documents, find_masks, in_documents, number_documents, valid_positions
@@ -199,7 +199,7 @@ def validate_clip(clip: Any) -> Clip | None:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             "clip must be a pair (low, high) with low < high, such as (0.0, 1.0); each bound is a number, a list with a number "
-            f"for each channel, or None; got {clip!r}"
+            f"for each channel, or None; got {clip!r}; type clip=(0.0, {clip if is_number(clip) and clip > 0 else 1.0})"
         ) from error
     return _plain(low), _plain(high)
 
