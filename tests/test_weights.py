@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise
+from lightning_noise.noise import as_noise
 from lightning_noise.perturb.weights import PerturbedParameters, find_parameters, weight_noise
 
 # --- weights are clean whenever anybody but the forward and the backward pass can look
@@ -427,3 +428,15 @@ def test_as_a_probe_the_noise_is_one_draw_for_all_batches_and_leaves_the_weights
     for i, w in enumerate(used[-9:]):  # for each of three batches the clean one, the noisy one and that of the module
         assert torch.equal(w, noisy if i % 3 == 1 else clean[0])
     assert_same(weights(module), clean)
+
+
+def test_a_noise_may_return_the_weights_themselves():
+    layer = nn.Linear(2, 2)
+    clean = [layer.weight.detach().clone()]
+    noisy = PerturbedParameters(layer, None, as_noise(lambda w, level, *, generator: w), 0.1, Key((0,)))
+    noisy.enter()
+    with torch.no_grad():
+        layer.weight.add_(0.0)  # a write, after which the weights are compared with what they were
+    noisy.check_untouched([layer.weight])
+    noisy.exit()
+    assert_same([layer.weight.detach()], clean)

@@ -268,7 +268,8 @@ class PerturbedParameters:
     def _is_changed(self, parameter: nn.Parameter) -> bool:
         noisy = self._draw(parameter, self.clean[parameter])
         largest = float(torch.linalg.vector_norm(noisy, math.inf))
-        difference = float(torch.linalg.vector_norm(noisy.sub_(parameter.detach()), math.inf))
+        # not in place, because a noise may return the clean copy itself
+        difference = float(torch.linalg.vector_norm(noisy - parameter.detach(), math.inf))
         # sharpness-aware minimization adds to the weights and subtracts again, which costs a few roundings
         return math.isfinite(largest) and not difference <= 8 * torch.finfo(noisy.dtype).eps * largest
 
