@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightning_noise.plots.style import COLORS, DPI, MOST_INCHES, WIDEST, PaperFigure, set_up, styled
+from lightning_noise.plots.style import CARD, COLORS, DPI, MOST_INCHES, WIDEST, PaperFigure, set_up, styled
 
 __all__ = ["extremes", "samples", "spread"]
 
@@ -195,7 +195,8 @@ def _draw_images(columns: Mapping[str, Sequence[Tensor]], captions: _Captions) -
     tiles = [_tiles(row, DPI) for row in rows]
     height, width = (max(tile.shape[dim] for row in tiles for tile in row) for dim in (0, 1))
     most = MOST_INCHES - _TITLES - 0.1
-    inches = min(1.0, WIDEST / len(columns), most * width / (len(tiles) * height))
+    widest = CARD if len(columns) <= 6 else WIDEST
+    inches = min(1.0, widest / len(columns), most * width / (len(tiles) * height))
     n_lines = captions.n_lines(inches)
     strip = math.ceil((0.02 + _LINE * n_lines) * width / inches) if n_lines else 0  # white rows, for the caption
     inches = min(inches, most * width / (len(tiles) * (height + strip)))
