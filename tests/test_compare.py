@@ -326,6 +326,17 @@ def test_it_writes_the_tables_all_values_and_a_figure(logs, capsys):
     assert (folder / "compare.pdf").read_bytes()[:4] == b"%PDF"
 
 
+@pytest.mark.slow  # a process of its own
+def test_a_reader_who_has_seen_enough_gets_no_traceback(logs):
+    command = [sys.executable, "-m", "lightning_noise", "compare", "logs"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # as `| head` does
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 @pytest.mark.slow
 def test_two_recipes_with_two_seeds_are_compared_by_the_command(tmp_path):
     for name, level in {"plain": 0.0, "noise": 0.5}.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 import yaml
 from helpers import Classifier, Rows, fit, loader
 from torch.utils.data import DataLoader
@@ -219,6 +220,24 @@ def test_a_checkpoint_of_another_module_is_an_error_of_a_few_lines(config, check
     assert "loading state_dict for Classifier" in printed
     assert "size mismatch for net.1.weight" in printed
     assert len(printed.splitlines()) < 6
+
+
+class Foreign:
+    """What a file from somebody else may hold."""
+
+    def __reduce__(self) -> Any:
+        return print, ("its code runs",)
+
+
+def test_a_checkpoint_that_torch_does_not_trust_is_an_error_that_says_what_to_type(config, checkpoint, tmp_path, capsys):
+    untrusted = tmp_path / "untrusted.ckpt"
+    torch.save(torch.load(checkpoint) | {"more": Foreign()}, untrusted)
+    with pytest.raises(SystemExit):
+        evaluate(config, untrusted, tmp_path)
+    captured = capsys.readouterr()
+    assert "its code runs" not in captured.out
+    assert "error: torch refuses the checkpoint" in captured.err
+    assert "type TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 before the command" in captured.err
 
 
 def test_a_folder_with_files_is_refused(config, checkpoint, tmp_path, capsys):

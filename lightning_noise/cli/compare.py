@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import re
 import sys
 import textwrap
@@ -41,12 +42,15 @@ def main(arguments: Sequence[str]) -> None:
         comparison = report.compare(options.runs, options.baseline)
     except ValueError as error:
         parser.error(str(error))
-    _print(comparison)
-    if options.output is None:
-        print("\nFor these tables and a figure as files, add --output FOLDER.")
-    else:
+    last = "For these tables and a figure as files, add --output FOLDER."
+    if options.output is not None:
         _write(comparison, options.output)
-        print(f"\nWritten to {options.output}: compare.md, compare.csv, compare.png and compare.pdf.")
+        last = f"Written to {options.output}: compare.md, compare.csv, compare.png and compare.pdf."
+    try:
+        _print(comparison)
+        print(f"\n{last}", flush=True)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at its exit
 
 
 class _Parser(argparse.ArgumentParser):

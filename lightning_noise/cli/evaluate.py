@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from itertools import count
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import yaml
@@ -27,6 +28,10 @@ __all__ = ["main"]
 
 _CLASSES = ("model", "data")
 _LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+_UNTRUSTED = (
+    "torch refuses the checkpoint: it holds more than tensors and plain values, or it is not a checkpoint. If you trust the "
+    "file, type TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 before the command; loading can then run code from the file"
+)
 # of the trainer, what says how to compute and how much data to take; of the monitor, what matters in a fit alone
 _OF_TRAINER = {
     *("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "deterministic", "benchmark"),
@@ -57,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)  # the command has an outcome of its own
     try:
         _evaluate(_parse(parser, sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, UnpicklingError) as error:
         if not _is_refusal(error):
             raise
-        parser.error(_cut(str(error)))
+        parser.error(_UNTRUSTED if isinstance(error, UnpicklingError) else _cut(str(error)))
 
 
 # --- the configuration
@@ -209,9 +214,10 @@ def _find_split(lightning: Any, model: Any, data: Any) -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Returns whether the package raised the error, or the checkpoint is of another module."""
+    """Returns whether the package raised the error, or the checkpoint is of another module or not trusted."""
     last = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    return last.f_globals.get("__name__", "").startswith("lightning_noise.") or "loading state_dict" in str(error)
+    ours = last.f_globals.get("__name__", "").startswith("lightning_noise.")
+    return ours or any(said in str(error) for said in ("loading state_dict", "Weights only load failed"))
 
 
 def _cut(message: str) -> str:
