@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -93,6 +93,10 @@ class Task(Guided, ABC):
 
         Only :meth:`check` and :meth:`check_outputs` look at values, because that waits for the device.
         """
+
+    def settled(self, output: Any, target: Tensor) -> Task:
+        """Returns the task that reads later outputs as these, also if their shape alone would leave a doubt."""
+        return self
 
     def counts(self, target: Tensor) -> Tensor | None:
         """Returns which positions of a target count, or ``None`` if all do. Monitors drop the others."""
@@ -327,7 +331,8 @@ class Multiclass(_Classification):
     Args:
         ignore_index: The label of positions that do not count, such as -100 or 255.
         probabilities: Whether the outputs are probabilities and not logits.
-        class_dim: The dimension of the classes, 1 or -1. Default: the one that fits the target.
+        class_dim: The dimension of the classes, 1 or -1. Default: the one that fits the target of the first batch. If both fit
+            that batch, type ``class_dim``.
 
     Example:
         >>> task = Multiclass()
@@ -380,6 +385,10 @@ class Multiclass(_Classification):
 
     def fits(self, output: Any, target: Tensor) -> bool:
         return bool(self._fitting_dims(output, target))
+
+    def settled(self, output: Any, target: Tensor) -> Task:
+        dims = self._fitting_dims(output, target)
+        return replace(self, class_dim=dims[0]) if len(dims) == 1 and output.ndim > 2 else self
 
     def _fitting_dims(self, output: Any, target: Tensor) -> list[int]:
         dims = (1, -1) if self.class_dim is None else (self.class_dim,)

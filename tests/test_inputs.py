@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_noise import InputNoise, Key, ReplayMonitor, RobustnessMonitor, noise, schedules
 from lightning_noise.batch import find_inputs
 from lightning_noise.loop.snapshot import copy_batch
-from lightning_noise.perturb.doubts import find_doubts
+from lightning_noise.perturb.doubts import find_doubts, silence_doubt
 from lightning_noise.perturb.inputs import perturb_batch, snr_db
 from lightning_noise.perturb.normalization import Normalization
 
@@ -424,3 +424,31 @@ def test_the_deviation_of_a_row_does_not_depend_on_missing_values_in_other_rows(
         for rows in (x, holed)
     )
     assert torch.equal(one[1:], other[1:])
+
+
+@pytest.mark.parametrize(("shape", "std"), [((9, 3, 2), (1.0, 10.0)), ((9, 2, 2), ((1.0, 10.0),)), ((9, 5, 3, 2), (1.0, 10.0))])
+def test_the_channels_of_a_normalization_may_be_the_last_axis(shape, std):
+    x = torch.randn(shape)
+    raw = Normalization(0.0, std).restore(x)
+    assert torch.equal(raw[..., 0], x[..., 0])
+    assert torch.equal(raw[..., 1], 10 * x[..., 1])
+
+
+def test_channels_that_fit_two_axes_are_refused_with_both_lines_to_type():
+    with pytest.raises(ValueError, match=r"type std=\[\[1.0, 10.0\]\] for channels last, or std=\[\[1.0\], \[10.0\]\]"):
+        Normalization(0.0, (1.0, 10.0)).restore(torch.randn(9, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("x", "is_told"),
+    [
+        (torch.ones(2, 1, 20).masked_fill(torch.arange(20) >= torch.tensor([20, 15]).view(-1, 1, 1), 0.0), True),
+        (torch.ones(2, 20, 3).masked_fill(torch.arange(20).view(-1, 1) >= torch.tensor([20, 15]).view(-1, 1, 1), 0.0), True),
+        (torch.ones(2, 20), False),
+        (torch.eye(20), False),  # sparse rows end in zeros, too
+        (torch.ones(2, 1, 20).masked_fill(torch.arange(20) >= 15, 0.0), False),  # a common border
+    ],
+    ids=["(B, C, T)", "(B, T, C)", "full", "sparse", "border"],
+)
+def test_series_that_end_in_zeros_are_taken_for_padded(x, is_told):
+    assert (silence_doubt("the input", x, (0,)) is not None) == is_told

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from helpers import Classifier, fit, keys_of, loader, make_trainer
 from helpers_measurements import reported
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_noise import AdaptiveLevel, InputNoise, RobustnessMonitor, metrics, noise, plots, suggest_level
 from lightning_noise.evaluation.conditions import CLEAN, Condition
@@ -243,6 +243,25 @@ def test_if_both_readings_fit_the_axis_must_be_typed():
     assert torch.equal(Multiclass(class_dim=-1).read(z, target)[0], z.transpose(1, 2))
     with pytest.raises(ValueError, match="class_dim=1 or class_dim=-1"):
         Multiclass(class_dim=0)
+
+
+def test_a_batch_in_doubt_is_read_as_the_batches_before():
+    class Tagger(pl.LightningModule):
+        def forward(self, x):
+            return x
+
+        def test_step(self, batch, batch_idx):
+            pass
+
+    target = torch.arange(12).view(3, 4) % 3
+    logits = 9 * F.one_hot(target, 3).float() - 1  # (B, T, K), all right
+    batches = [(logits, target), (logits[:, :3], target[:, :3])]  # the second has as many positions as classes
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.1])
+    trainer = pl.Trainer(logger=False, callbacks=[monitor], enable_progress_bar=False, enable_model_summary=False)
+    trainer.test(Tagger(), DataLoader(batches, batch_size=None), verbose=False)
+    assert trainer.callback_metrics["test/robustness/accuracy_clean"] == 1
+    with pytest.raises(ValueError, match="class_dim=1"):  # a run that begins with it
+        trainer.test(Tagger(), DataLoader(batches[1:], batch_size=None), verbose=False)
 
 
 def test_without_labels_the_axis_must_be_typed():

@@ -285,7 +285,10 @@ class Adaptation:
         if trainer.sanity_checking:
             self._is_tried = True
             perturb = partial(self._perturb, self.level or 0.01, batch_idx)  # at level 0 no error could show
-            list(Pass(self._predictor).read(context, batch, batch_idx, dataloader_idx, perturb))
+            try:
+                list(Pass(self._predictor).read(context, batch, batch_idx, dataloader_idx, perturb))
+            except ValueError as error:
+                raise ValueError(f"{error}. These are arguments of AdaptiveLevel, such as AdaptiveLevel(task=…)") from None
         elif self._results is not None:
             perturb = partial(self._perturb, self.level, batch_idx)
             self._results.update(self._pass.read(context, batch, batch_idx, dataloader_idx, perturb))

@@ -58,7 +58,7 @@ class InputNoise(NoiseCallback):
         per_sample: Whether to draw a level for each sample, uniformly from [0, level].
         relative: ``"std"`` gives the level in units of the standard deviation of each sample. The noise must be additive.
         clip: The bounds ``(low, high)`` of the noisy input. A bound is a number, a list with a number for each channel
-            (dimension 1), or ``None``.
+            (axis 1 or the last axis), or ``None``.
         mask: Which positions of the input are valid: a leaf of the batch, or a function of the batch, with values above 0 at
             valid positions. It has the shape of the input, of its first axes, as (B, T) of (B, T, C), or of the first axis and
             the last ones, as (B, T) of (B, C, T). A list of samples has a list of masks. Padding stays as it is and counts
@@ -66,8 +66,9 @@ class InputNoise(NoiseCallback):
         documents: The documents of packed rows of shape (B, T, *): a leaf of the batch, or a function of the batch, with the
             length of each document of each row, or the position ids. Noises along an axis then take each document as a series
             of its own.
-        mean: The mean of the normalization of the data: a number, or a list with a number for each channel. Level and clip are
-            then in the units of the data before the normalization. Default: 0 if ``std`` is set.
+        mean: The mean of the normalization of the data: a number, or a list with a number for each channel, which is axis 1 or
+            the last axis. Level and clip are then in the units of the data before the normalization. Default: 0 if ``std`` is
+            set.
         std: The standard deviation of the normalization. Default: 1 if ``mean`` is set.
         seed: The seed of the draws. Default: the seed of ``seed_everything``, or 0.
         name: The name in log keys and messages, unique in the trainer.
@@ -260,7 +261,10 @@ def as_probe(
             "type a noise such as noise.Gaussian()"
         )
     if probe.mixes_samples:
-        raise ValueError(f"{name!r} cannot perturb held-out data: it mixes samples, so a sample's noise depends on its batch")
+        raise ValueError(
+            f"{name!r} cannot perturb held-out data: it mixes samples, so a sample's noise depends on its batch; "
+            "type noise.FeatureDropout() to evaluate a table"
+        )
     return probe
 
 

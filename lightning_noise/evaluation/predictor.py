@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Predictor"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Predictor:
     """How a module predicts the target of a batch.
 
@@ -43,6 +43,7 @@ class Predictor:
     target: int | str | None = None
     predict: Callable[[Any, Any], Any] | None = None
     labelled: bool = True
+    _reader: Task | None = field(default=None, init=False, repr=False, compare=False)  # the task, since a clear batch
 
     def __post_init__(self):
         if self.predict is not None and not callable(self.predict):
@@ -50,6 +51,10 @@ class Predictor:
                 f"predict must be a function of module and batch, got {self.predict!r}; type "
                 f"predict=lambda module, batch: {MODULE_CALL}[{self.predict!r}]"
             )
+
+    def forget(self) -> None:
+        """Forgets how the outputs of an earlier module were read."""
+        self._reader = None
 
     def locate(self, module: Any, batch: Any) -> tuple[Arguments, Tensor]:
         """Returns the arguments of the module, which ``predict`` may not need, and the target."""
@@ -86,7 +91,10 @@ class Predictor:
             output = self._output(context, batch, arguments, side_effects)
         labels = target if self.labelled else self.task.placeholder(output, target)
         try:
-            return batch, *self.task.read(output, labels)
+            settled = self.task.settled(output, labels)
+            if settled is not self.task:
+                self._reader = settled
+            return batch, *(self._reader or self.task).read(output, labels)
         except ValueError as error:
             found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
             text = str(error).replace(MODULE_CALL, f"module({arguments.write(batch) or '…'})")

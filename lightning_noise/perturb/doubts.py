@@ -22,6 +22,7 @@ __all__ = ["find_doubts", "looks_like_mask", "values_doubt"]
 _HIGHEST_SNR_DB = 45.0  # an eighth of the last bit of an 8-bit image
 _LOWEST_SNR_DB = -19.0  # ten times the data
 _CHANNELS = (1, 3, 4)
+_SHORTEST_SERIES = 16  # shorter rows may be those of a table
 
 
 def find_doubts(
@@ -69,7 +70,7 @@ def find_doubts(
                 f"fill the range of {x.dtype}; replace infinite values in the data set by NaN, which counts as missing"
             )
         if doubt is None and mask is None and documents is None and isinstance(leaf, Tensor):
-            doubt = padding_doubt(name, detached(leaf), batch, paths)
+            doubt = padding_doubt(name, detached(leaf), batch, paths) or silence_doubt(name, detached(leaf), path)
         if doubt is None and noisy is not None and level and not noise.mixes_samples:
             snr = snr_db(batch, noisy, [path], mask).item()
             doubt = severities_doubt(name, x, values, noise) if are_severities and noise.additive and not relative else None
@@ -140,6 +141,24 @@ def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | 
                     f"type mask={argument}"
                 )
     return None
+
+
+def silence_doubt(name: str, x: Tensor, path: Path) -> str | None:
+    """Returns a warning if dense series end in zeros from different positions on, as padding does.
+
+    Example:
+        >>> silence_doubt("the input", (torch.arange(20) < torch.tensor([[20], [15]])).float(), ())
+        'the input ends in zeros from different positions on, as padding does; if so, type mask=lambda batch: batch != 0'
+    """
+    if x.ndim not in (2, 3) or max(x.shape[1:]) < _SHORTEST_SERIES:
+        return None
+    time = max(range(1, x.ndim), key=lambda dim: x.shape[dim])
+    filled = (x != 0).movedim(time, -1).flatten(1, -2).any(1) if x.ndim == 3 else x != 0
+    lengths = (filled * torch.arange(1, filled.shape[-1] + 1, device=x.device)).amax(-1)
+    if filled.sum() < 0.99 * lengths.sum() or len(lengths.unique()) == 1:  # sparse data, or a common border
+        return None
+    entry = "batch" + "".join(f"[{key!r}]" for key in path)
+    return f"{name} ends in zeros from different positions on, as padding does; if so, type mask=lambda batch: {entry} != 0"
 
 
 def looks_like_mask(path: Path, leaf: Tensor, x: Tensor) -> bool:

@@ -193,7 +193,7 @@ def validate_clip(clip: Any) -> Clip | None:
     try:
         low, high = (None if bound is None else torch.as_tensor(bound, dtype=torch.float64) for bound in plain(clip))
         given = [bound for bound in (low, high) if bound is not None]
-        valid = all(bound.ndim <= 1 and bound.numel() and not bound.isnan().any() for bound in given)
+        valid = all(bound.ndim <= 2 and bound.numel() and not bound.isnan().any() for bound in given)
         if not valid or (low is not None and high is not None and not (low < high).all()):
             raise ValueError("not in order")
     except (TypeError, ValueError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from lightning_noise._checks import plain
 
 __all__ = ["Normalization", "normalization_of", "per_channel"]
 
-Numbers = float | Sequence[float]
+Numbers = float | Sequence[float] | Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Normalization:
     r"""The normalization of the data, :math:`x = (r - \mu) / \sigma`.
 
     Args:
-        mean: The mean :math:`\mu`: a number, or a list with a number for each channel (dimension 1).
+        mean: The mean :math:`\mu`: a number, or a list with a number for each channel, which is axis 1 or the last axis. A
+            nested list broadcasts against a sample: ``[[1, 2]]`` has the channels last, ``[[1], [2]]`` first.
         std: The deviation :math:`\sigma`, in the same form.
 
     Example:
@@ -36,13 +37,13 @@ class Normalization:
             value = plain(getattr(self, name))
             try:
                 numbers = torch.as_tensor(value, dtype=torch.float64)
-                valid = numbers.ndim <= 1 and numbers.numel() and numbers.isfinite().all()
+                valid = numbers.ndim <= 2 and numbers.numel() and numbers.isfinite().all()
                 if not valid or (name == "std" and (numbers <= 0).any()):
                     raise ValueError("not in range")
             except (TypeError, ValueError, RuntimeError) as error:
                 form = "a positive number, or a list with one" if name == "std" else "a number, or a list with a number"
                 raise ValueError(f"{name} must be {form} for each channel, got {value!r}") from error
-            object.__setattr__(self, name, tuple(numbers.tolist()) if numbers.ndim else numbers.item())
+            object.__setattr__(self, name, numbers.tolist())
 
     def restore(self, x: Tensor) -> Tensor:
         """Returns the raw values of normalized data of shape (B, *), in at least float32.
@@ -69,12 +70,27 @@ def normalization_of(mean: Numbers | None, std: Numbers | None) -> Normalization
 
 
 def per_channel(name: str, value: Numbers, x: Tensor) -> float | Tensor:
-    """Returns a number, or the numbers of the channels of dimension 1 in the shape that broadcasts against ``x``."""
+    """Returns a number, or the numbers of the channels in the shape that broadcasts against ``x`` of shape (B, *).
+
+    Raises:
+        ValueError: If the channels fit neither axis 1 nor the last axis, or both.
+    """
     if not isinstance(value, Sequence):
         return value
-    if x.ndim < 2 or len(value) != x.shape[1]:
+    numbers = torch.tensor(value, dtype=x.dtype).to(x.device, non_blocking=True)
+    if numbers.ndim > 1:
+        return numbers
+    n = len(numbers)
+    dims = [dim for dim in {1, x.ndim - 1} if 0 < dim < x.ndim and x.shape[dim] == n]
+    if not dims:
         raise ValueError(
-            f"{name} is given for {len(value)} channels, but the input is of shape {tuple(x.shape)}; give a number for each "
-            "channel of dimension 1"
+            f"{name} is given for {n} channels, but the input is of shape {tuple(x.shape)}; give one number, or a number for "
+            "each channel, which is axis 1 or the last axis"
         )
-    return torch.tensor(value, dtype=x.dtype).to(x.device, non_blocking=True).view(-1, *[1] * (x.ndim - 2))
+    if len(dims) > 1:
+        first, last = [[number] for number in numbers.tolist()], [numbers.tolist()]
+        raise ValueError(
+            f"{name} is given for {n} channels, which may be axis 1 or the last axis of an input of shape {tuple(x.shape)}; "
+            f"type {name}={last} for channels last, or {name}={first} for channels first"
+        )
+    return numbers.view([-1 if dim == dims[0] else 1 for dim in range(1, x.ndim)])
