@@ -8,6 +8,7 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from lightning_noise._checks import is_flag
 
@@ -19,6 +20,7 @@ __all__ = [
     "count_valid",
     "detached",
     "index_valid",
+    "is_differentiated",
     "like",
     "span",
     "validate_axis",
@@ -96,9 +98,14 @@ def add_scaled(x: Tensor, noise: Tensor, scale: float | Tensor, mask: Tensor | N
     scale = scale if isinstance(scale, Tensor) else torch.full((), scale, dtype=noise.dtype.to_real(), device=noise.device)
     if mask is not None:  # zero times a negative scale is -0.0, which changes no bit of x
         noise, scale = zero_invalid_(noise.neg_(), mask), -scale
-    if x.requires_grad or x.is_complex():
+    if is_differentiated(x) or x.is_complex():
         return torch.addcmul(x, noise, scale.to(noise.dtype))
     return torch.addcmul(x, noise, scale, out=noise)
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Returns whether autograd follows a tensor, backward or forward: it cannot follow results in given memory."""
+    return x.requires_grad or unpack_dual(x).tangent is not None
 
 
 def like(leaf: Tensor, y: Tensor) -> Tensor:

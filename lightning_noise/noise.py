@@ -25,6 +25,7 @@ from lightning_noise._tensor import (
     column,
     count_valid,
     index_valid,
+    is_differentiated,
     span,
     validate_axis,
     validate_dim,
@@ -895,7 +896,7 @@ def _number(value: float, x: Tensor) -> Tensor:
 
 def _where(condition: Tensor, y: Tensor, x: Tensor, memory: Tensor) -> Tensor:
     """Returns ``y`` where the condition holds, else ``x``, in the memory of a tensor of the noise unless autograd follows."""
-    in_memory = memory.dtype == x.dtype and not (x.requires_grad or y.requires_grad)
+    in_memory = memory.dtype == x.dtype and not (is_differentiated(x) or is_differentiated(y))
     return torch.where(condition, y, x, out=memory) if in_memory else torch.where(condition, y, x)
 
 

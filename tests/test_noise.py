@@ -544,3 +544,14 @@ def test_severities_are_five_and_rise(member):
 def test_the_severities_have_the_power_of_those_of_gaussian(member, factor):
     for severity, sigma in zip(member.severities, noise.Gaussian.severities, strict=True):
         assert severity == round(factor * sigma, 2)
+
+
+@pytest.mark.parametrize("each", [noise.Gaussian(), noise.FeatureDropout(), noise.Impulse(), noise.Drift(), noise.SNR()])
+def test_forward_derivatives_pass(each):
+    def perturb(x):
+        return each(x, 0.3, generator=torch.Generator().manual_seed(0))
+
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    value, derivative = torch.func.jvp(perturb, (x,), (torch.ones_like(x),))
+    assert torch.equal(value, perturb(x))
+    assert derivative.any()
