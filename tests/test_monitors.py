@@ -235,7 +235,7 @@ def test_the_noise_does_not_depend_on_the_seed_of_the_run():
 def test_a_clip_of_tensors_is_one_for_each_channel():
     recorder, low = Recorder(), torch.tensor([0.0, 0.5, -1.0])
     monitor = RobustnessMonitor(noise.Gaussian(), [3.0], predict=recorder, clip=(low, low + 0.1))  # type: ignore[arg-type]
-    validated(monitor, lambda: Classifier(features=9), validation=loader(Rows(13, features=(3, 3))))
+    validated(monitor, lambda: Classifier(features=15), validation=loader(Rows(13, features=(3, 5))))
     found = torch.cat(recorder.inputs[1::2]).transpose(0, 1).flatten(1)
     torch.testing.assert_close(torch.stack([found.amin(1), found.amax(1)]), torch.stack([low, low + 0.1]), rtol=0, atol=1e-6)
 

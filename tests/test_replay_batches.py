@@ -95,7 +95,7 @@ def test_more_keys_than_the_pipe_of_a_spawned_process_holds_are_refused_before_t
 
 def test_the_keys_of_all_monitors_are_counted_together(monkeypatch):
     monkeypatch.setattr("lightning_noise.callbacks.monitor.launches_copies", lambda trainer: True)
-    levels = [i / 10 for i in range(1, 101)]
+    levels = [i / 100 for i in range(1, 101)]
     monitors: list[Monitor] = [ReplayMonitor(noise.Gaussian(), levels), RobustnessMonitor(noise.Gaussian(), levels[:30])]
     for each in monitors:
         fit([each], fast_dev_run=True)
