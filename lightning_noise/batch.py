@@ -480,8 +480,8 @@ def _select(batch: Any, selector: int | str, absent: bool) -> list[tuple[Path, T
         found = [(path, leaf) for path, leaf in leaves(batch) if format_path(path) == str(selector)]
     if not found:
         names = [format_path(path) for path, _ in leaves(batch)]
-        is_place = isinstance(selector, int) and 0 <= selector < len(names)
-        close = names[selector] if is_place else nearest(selector, names, 0.7)
+        place = selector if isinstance(selector, int) else -1
+        close = names[place] if 0 <= place < len(names) else nearest(selector, names, 0.7)
         advice = f"type {close!r}; " if close else ""
         raise ValueError(f"no leaf {selector!r} in the batch; {advice}{_list_leaves(batch)}")
     return found

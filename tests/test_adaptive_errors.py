@@ -133,7 +133,7 @@ def test_a_rule_that_asks_what_noise_does_is_refused_where_held_out_data_have_no
     ("build", "error", "message"),
     [
         (
-            lambda: AdaptiveLevel(0.3),
+            lambda: AdaptiveLevel(0.3),  # type: ignore[arg-type]
             TypeError,
             r"rule must be a rule such as rules.Governor\(\), got 0\.3; type AdaptiveLevel\(start=0\.3\)",
         ),  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ class Samples(Dataset):
 
 class Module(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.training_step(batch, batch_idx))
+        self.log("val_loss", self.training_step(batch, batch_idx))  # type: ignore[arg-type]
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.1)
@@ -99,7 +99,7 @@ class Forecaster(Module):
 
 
 class WholeForecaster(Forecaster):
-    def forward(self, x):
+    def forward(self, x):  # type: ignore[override]
         return super().forward(x, torch.full((len(x),), x.shape[1]))
 
     def training_step(self, batch, batch_idx):

@@ -260,6 +260,7 @@ def test_bins_are_at_least_one():
             metric(0)
 
 
+@pytest.mark.cpu  # the plot of torchmetrics makes tensors on the default device
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_metric_plots_its_values_within_its_bounds(metric):
     metric = metric(n_groups=4)

@@ -258,10 +258,10 @@ def test_a_batch_in_doubt_is_read_as_the_batches_before():
     batches = [(logits, target), (logits[:, :3], target[:, :3])]  # the second has as many positions as classes
     monitor = RobustnessMonitor(noise.Gaussian(), [0.1])
     trainer = pl.Trainer(logger=False, callbacks=[monitor], enable_progress_bar=False, enable_model_summary=False)
-    trainer.test(Tagger(), DataLoader(batches, batch_size=None), verbose=False)
+    trainer.test(Tagger(), DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
     assert trainer.callback_metrics["test/robustness/accuracy_clean"] == 1
     with pytest.raises(ValueError, match="class_dim=1"):  # a run that begins with it
-        trainer.test(Tagger(), DataLoader(batches[1:], batch_size=None), verbose=False)
+        trainer.test(Tagger(), DataLoader(batches[1:], batch_size=None), verbose=False)  # type: ignore[arg-type]
 
 
 def test_without_labels_the_axis_must_be_typed():

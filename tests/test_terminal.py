@@ -146,10 +146,10 @@ def test_the_range_test_keeps_the_bar_of_the_trainer_and_nothing_else(kind):
 
     bar = Bar()
     trainer = make_trainer([bar], enable_progress_bar=True)
-    before = list(trainer.callbacks)
+    before = list(trainer.callbacks)  # type: ignore[attr-defined]
     suggest_level(trainer, Classifier(), noise.Gaussian(), dataloaders=loader(Rows(64)), levels=[0.1, 5.0], flip_rate=0.1)
     assert len(seen) == 8
-    assert trainer.callbacks == before
+    assert trainer.callbacks == before  # type: ignore[attr-defined]
 
 
 def run(*arguments: str, columns: int = 120) -> str:

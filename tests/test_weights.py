@@ -437,6 +437,6 @@ def test_a_noise_may_return_the_weights_themselves():
     noisy.enter()
     with torch.no_grad():
         layer.weight.add_(0.0)  # a write, after which the weights are compared with what they were
-    noisy.check_untouched([layer.weight])
+    noisy.check_untouched([layer.weight])  # type: ignore[list-item]
     noisy.exit()
     assert_same([layer.weight.detach()], clean)

@@ -5,6 +5,7 @@ import time
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_noise import RobustnessMonitor, noise
@@ -43,7 +44,7 @@ if __name__ == "__main__":
     pl.seed_everything(0, verbose=False)
     x = torch.randn(64, 4)
     loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=32)
-    bar = pl.callbacks.TQDMProgressBar() if kind == "tqdm" else pl.callbacks.RichProgressBar()
+    bar = TQDMProgressBar() if kind == "tqdm" else RichProgressBar()
     monitor = SlowReport(noise.Gaussian(), [0.1, 0.2, 0.4, 0.8])
     callbacks = [bar, monitor] if place else [monitor, bar]
     trainer = pl.Trainer(
