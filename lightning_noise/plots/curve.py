@@ -108,7 +108,7 @@ def _draw_panel(
         axes.axhline(column.factor * chance, color=GRAY, linestyle=":", linewidth=1, label="chance", zorder=1)
     if not np.isfinite(np.concatenate(values)).any():
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center", color=GRAY)
-    axes.set_title(noise)
+    axes.set_title(noise, fontsize=min(8, 150 / len(noise)))  # a long name must not reach the next panel
     largest = max(level for run in runs.values() for level in run.levels.get(noise, (0.0,)))
     axes.set(xlabel=label_of(unit, width=20), xlim=(-0.03 * largest, 1.03 * largest))
     set_ticks(axes.xaxis, 5)
