@@ -115,7 +115,7 @@ def take_pictures(address: str) -> None:
 @contextmanager
 def browse() -> Iterator[Any]:
     """Yields a headless browser whose page has the size of the pictures."""
-    from selenium import webdriver
+    from selenium import webdriver  # pyright: ignore[reportMissingImports]
 
     options = webdriver.ChromeOptions()
     for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
