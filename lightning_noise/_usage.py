@@ -36,10 +36,21 @@ _EXAMPLES = {
 _COPIED = ...  # stands for the arguments of a copy
 
 
+class _InitSignature:
+    """The signature of a class as that of its ``__init__``; some releases of Python would take that of ``__new__``."""
+
+    def __get__(self, instance: Any, owner: type) -> Signature:
+        if instance is not None:  # a noise is called as its ``__call__`` is
+            raise AttributeError("__signature__")
+        init = signature(owner.__init__)
+        return init.replace(parameters=list(init.parameters.values())[1:])
+
+
 class Guided:
     """Base of the values and callbacks, which say what to type if they are called with other arguments."""
 
     if not TYPE_CHECKING:  # a type checker reads the arguments of __init__
+        __signature__ = _InitSignature()
 
         def __new__(cls, *args, **kwargs):
             if not (args and args[0] is _COPIED):
