@@ -258,6 +258,25 @@ def test_a_table_has_a_column_for_each_number_of_the_summary_and_none_for_each_l
     assert {*levels} <= trainer.callback_metrics.keys(), "ModelCheckpoint can follow each level"
 
 
+class Picky(TensorBoardLogger):
+    """A logger that refuses the keys of the levels."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if any(key.startswith("robustness_levels/") for key in metrics):
+            raise ValueError("not a key")
+        super().log_metrics(metrics, step)
+
+
+def test_a_logger_that_refuses_the_levels_warns_and_the_next_one_logs_them(tmp_path):
+    picky, working = Picky(tmp_path / "picky"), TensorBoardLogger(tmp_path / "working")
+    with pytest.warns(UserWarning, match="could not log the metrics at each level: ValueError: not a key"):
+        fit([RobustnessMonitor(noise.Gaussian(), [0.5])], logger=[picky, working], max_epochs=1)
+    key = "robustness_levels/gaussian/0.5/accuracy"
+    tags = [EventAccumulator(logger.log_dir).Reload().Tags()["scalars"] for logger in (picky, working)]
+    assert [key in each for each in tags] == [False, True]
+    assert all("robustness/score" in each for each in tags)
+
+
 class Epochs(Classifier):
     """Logs a step of its own, at which Lightning puts all metrics."""
 

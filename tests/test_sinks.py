@@ -27,7 +27,7 @@ from lightning_noise.loop.sinks import find_sink
 
 
 class Fake(Logger):
-    """A logger of numbers that writes no files."""
+    """A logger of numbers that writes no files, with what Lightning requires of a logger and no more."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -41,10 +41,6 @@ class Fake(Logger):
     @property
     def version(self) -> str:
         return "1"
-
-    @property
-    def experiment(self) -> Any:
-        return self
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         pass
@@ -148,6 +144,10 @@ class Handler:
 
 class NeptuneLogger(Fake):
     """Known by its name."""
+
+    @property
+    def experiment(self) -> Any:
+        return self
 
     def __getitem__(self, path: str) -> Handler:
         return Handler(self, path)
@@ -262,6 +262,7 @@ def test_each_of_several_loggers_receives_the_figure_in_its_own_way(tmp_path):
 def test_a_logger_without_a_folder_has_files_if_it_is_the_first(tmp_path):
     trainer = trainer_with(Fake(), Fake(), default_root_dir=tmp_path)
     loggers.log_figure(trainer, "a", red, step=7)
+    loggers.log_text(trainer, "a", "text", step=7)
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")] == [Path("fake", "1", "a-7.png")]
 
 

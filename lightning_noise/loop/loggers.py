@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from lightning_noise.loop.dispatch import Perturbing
 from lightning_noise.loop.internals import LIGHTNING, class_of_callbacks, is_fast_dev_run
 from lightning_noise.loop.progress import logging_step
-from lightning_noise.loop.sinks import find_sink
+from lightning_noise.loop.sinks import experiment_of, find_sink
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -106,7 +106,8 @@ def log_details(trainer: Trainer, keys: Sequence[str]) -> None:
         step = int(trainer.logged_metrics.get("step", logging_step(trainer)))
         metrics = {key: trainer.callback_metrics[key].item() for key in keys}
         for logger in takers:
-            logger.log_metrics(metrics, step=step)
+            with warn_on_failure(trainer, "the metrics at each level"):
+                logger.log_metrics(metrics, step=step)
 
 
 def log_layout(trainer: Trainer, callback: Charting) -> bool:
@@ -127,7 +128,10 @@ def log_layout(trainer: Trainer, callback: Charting) -> bool:
         lines = {title: chart for title, chart in layout.items() if chart[0] == "Multiline"}
         bands = {title: layout[title] for title in reversed(layout) if title not in lines}
         category = {"lightning_noise": lines | bands}  # TensorBoard shows the lines, and then the bands in reverse order
-        _call_experiments(trainer, "the layout of the charts", "add_custom_scalars", category)
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            with warn_on_failure(trainer, "the layout of the charts"):
+                if hasattr(experiment := experiment_of(logger), "add_custom_scalars"):
+                    experiment.add_custom_scalars(category)
     return all(charts)
 
 
@@ -217,12 +221,3 @@ def as_text(value: Any, without: Collection[str] = ()) -> str:
 def _arguments(callback: Any) -> dict[str, Any]:
     names = inspect.signature(type(callback).__init__).parameters
     return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
-
-
-def _call_experiments(trainer: Trainer, what: str, method: str, *args: Any) -> None:
-    """Calls a method of the experiments that have it, on the rank that logs."""
-    for logger in trainer.loggers if trainer.is_global_zero else []:
-        with warn_on_failure(trainer, what):
-            experiment: Any = getattr(logger, "experiment", None)
-            if hasattr(experiment, method):
-                getattr(experiment, method)(*args)

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["Sink", "find_sink"]
+__all__ = ["Sink", "experiment_of", "find_sink"]
 
 
 class Sink(NamedTuple):
@@ -35,8 +35,13 @@ def find_sink(logger: Any) -> Sink | None:
     return next((sink for sink in _SINKS if sink.fits(logger)), None)
 
 
+def experiment_of(logger: Any) -> Any:
+    """Returns the experiment of a logger, or ``None``: Lightning does not require that a logger has an experiment."""
+    return getattr(logger, "experiment", None)
+
+
 _TENSORBOARD = Sink(
-    fits=lambda logger: hasattr(logger.experiment, "add_figure"),
+    fits=lambda logger: hasattr(experiment_of(logger), "add_figure"),
     log_figure=lambda logger, key, figure, step: logger.experiment.add_figure(key, figure, step),
     log_text=lambda logger, key, text, step: logger.experiment.add_text(key, text, step),
 )
@@ -51,12 +56,12 @@ _IMAGES = Sink(  # any logger with W&B's method for images
     log_text=lambda *_: None,
 )
 _MLFLOW = Sink(  # files have no step
-    fits=lambda logger: hasattr(logger, "run_id") and hasattr(logger.experiment, "log_figure"),
+    fits=lambda logger: hasattr(logger, "run_id") and hasattr(experiment_of(logger), "log_figure"),
     log_figure=lambda logger, key, figure, step: logger.experiment.log_figure(logger.run_id, figure, f"{key}-{step}.png"),
     log_text=lambda logger, key, text, step: logger.experiment.log_text(logger.run_id, text, f"{key}-{step}.md"),
 )
 _COMET = Sink(  # texts have no name
-    fits=lambda logger: hasattr(logger.experiment, "log_figure"),
+    fits=lambda logger: hasattr(experiment_of(logger), "log_figure"),
     log_figure=lambda logger, key, figure, step: logger.experiment.log_figure(key, figure, step=step),
     log_text=lambda logger, key, text, step: logger.experiment.log_text(text, step=step, metadata={"key": key}),
 )
