@@ -42,7 +42,7 @@ class _InitSignature:
     def __get__(self, instance: Any, owner: type) -> Signature:
         if instance is not None:  # a noise is called as its ``__call__`` is
             raise AttributeError("__signature__")
-        init = signature(owner.__init__)
+        init = _signature(owner)
         return init.replace(parameters=list(init.parameters.values())[1:])
 
 

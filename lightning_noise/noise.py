@@ -86,7 +86,7 @@ class Noise(Value, ABC):
         elementwise: Whether each element is perturbed alone, so that the shape of ``x`` has no meaning.
         takes_complex: Whether the noise also takes complex values.
         keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that nobody has to put them back.
-        level: What to type for a level that one expects the noise to take.
+        level_usage: What to type for a level, with a place for a number that one would take for the level.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
 
     Example:
@@ -107,7 +107,7 @@ class Noise(Value, ABC):
     keeps_invalid: ClassVar[bool] = False
     is_known: ClassVar[bool] = True
     usage: ClassVar[str] = "InputNoise({}, 0.1)"
-    level: ClassVar[str] = "{}"
+    level_usage: ClassVar[str] = "{}"
 
     @classmethod
     def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -116,7 +116,7 @@ class Noise(Value, ABC):
         own = {name: value for name, value in kwargs.items() if nearest(name, parameters)}
         levels = [*args[n:], *(value for name, value in kwargs.items() if name not in own)]  # a noise has none
         call = super()._advise(args[:n], own)
-        return f"InputNoise({call}, {cls.level.format(typed(levels[0]))})" if levels else call
+        return f"InputNoise({call}, {cls.level_usage.format(typed(levels[0]))})" if levels else call
 
     @property
     def title(self) -> str:
@@ -453,7 +453,7 @@ class SNR(Noise):
 
     severities: ClassVar[tuple[float, ...]] = tuple(10 ** (-snr_db / 20) for snr_db in (20, 15, 10, 5, 0))
     unit: ClassVar[str] = "noise-to-signal amplitude"
-    level: ClassVar[str] = "schedules.from_snr_db({})"
+    level_usage: ClassVar[str] = "schedules.from_snr_db({})"
     independent_rows: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True

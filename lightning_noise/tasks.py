@@ -95,7 +95,7 @@ class Task(Guided, ABC):
         """
 
     def settled(self, output: Any, target: Tensor) -> Task:
-        """Returns the task that reads later outputs as these, also if their shape alone would leave a doubt."""
+        """Returns the task that reads later outputs in the same way, even if their shape is ambiguous."""
         return self
 
     def counts(self, target: Tensor) -> Tensor | None:

@@ -75,7 +75,7 @@ BAD = [
     ({"predict": lambda module, batch: module(batch[0]).argmax(1)}, r"the module returned int64 \(8,\)"),
     ({"target": "label"}, "no leaf 'label'"),
     ({"inputs": "image"}, "no leaf 'image'"),
-    ({"task": tasks.Binary()}, "returned float32"),
+    ({"task": tasks.Binary()}, r"returned float32.*An adaptive level has its own .*: AdaptiveLevel\(task=…\)"),
     ({"task": tasks.Regression(), "rule": Governor()}, "returned float32"),
     ({"task": tasks.Custom(MulticlassAccuracy(N_CLASSES)), "predict": lambda module, batch: None}, "returned NoneType"),
 ]

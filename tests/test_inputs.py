@@ -451,4 +451,4 @@ def test_channels_that_fit_two_axes_are_refused_with_both_lines_to_type():
     ids=["(B, C, T)", "(B, T, C)", "full", "sparse", "border"],
 )
 def test_series_that_end_in_zeros_are_taken_for_padded(x, is_told):
-    assert (silence_doubt("the input", x, (0,)) is not None) == is_told
+    assert (silence_doubt("the input", x, "batch[0]") is not None) == is_told

@@ -288,7 +288,9 @@ class Adaptation:
             try:
                 list(Pass(self._predictor).read(context, batch, batch_idx, dataloader_idx, perturb))
             except ValueError as error:
-                raise ValueError(f"{error}. These are arguments of AdaptiveLevel, such as AdaptiveLevel(task=…)") from None
+                raise ValueError(
+                    f"{error}. An adaptive level has its own task, target and predict: AdaptiveLevel(task=…)"
+                ) from None
         elif self._results is not None:
             perturb = partial(self._perturb, self.level, batch_idx)
             self._results.update(self._pass.read(context, batch, batch_idx, dataloader_idx, perturb))

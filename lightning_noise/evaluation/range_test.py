@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lightning_noise import plots
 from lightning_noise.metrics.robustness import retention as retention_of
-from lightning_noise.report.markdown import column_of
+from lightning_noise.report.markdown import column_of, grid
 
 __all__ = ["Criterion", "RangeTest", "default_levels", "find_crossing"]
 
@@ -65,11 +65,11 @@ class RangeTest:
     def _repr_markdown_(self) -> str:
         columns = [column_of(self.measured), *([column_of("accuracy")] if self.accuracies else [])]
         found = f"**Level {self.level:.2g}** ({self.unit}): {columns[0].name} {columns[0].factor * self.wanted:g} %"
-        lines = [[self.unit, *(column.heading for column in columns)], ["---"] * (len(columns) + 1)]
+        rows = []
         for level, value in sorted(self.curve.items()):
             values = [value, *([self.accuracies[level]] if self.accuracies else [])]
-            lines.append([f"{level:g}", *(f"{column.factor * x:.1f}" for column, x in zip(columns, values, strict=True))])
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            rows.append([f"{level:g}", *(f"{column.factor * x:.1f}" for column, x in zip(columns, values, strict=True))])
+        table = grid([self.unit, *(column.heading for column in columns)], rows)
         outcome = f"{found}." if math.isfinite(self.level) else f"{self.explain()}."
         return f"{outcome} {self.n:,} predictions at each level.\n\n{table}\n"
 

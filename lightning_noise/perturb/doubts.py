@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._tensor import detached
-from lightning_noise.batch import Path, format_path, get, leaves
+from lightning_noise.batch import Path, format_path, get, leaves, write_access
 from lightning_noise.masks import Mask, align_mask, find_masks, valid_positions
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import snr_db
@@ -70,7 +70,9 @@ def find_doubts(
                 f"fill the range of {x.dtype}; replace infinite values in the data set by NaN, which counts as missing"
             )
         if doubt is None and mask is None and documents is None and isinstance(leaf, Tensor):
-            doubt = padding_doubt(name, detached(leaf), batch, paths) or silence_doubt(name, detached(leaf), path)
+            doubt = padding_doubt(name, detached(leaf), batch, paths) or silence_doubt(
+                name, detached(leaf), _write(batch, path)
+            )
         if doubt is None and noisy is not None and level and not noise.mixes_samples:
             snr = snr_db(batch, noisy, [path], mask).item()
             doubt = severities_doubt(name, x, values, noise) if are_severities and noise.additive and not relative else None
@@ -129,7 +131,7 @@ def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | 
     for path, leaf in leaves(batch):
         if path in paths or not looks_like_mask(path, leaf, x):
             continue
-        for argument, mask in _readings(path, detached(leaf), x).items():
+        for argument, mask in _readings(path, _write(batch, path), detached(leaf), x).items():
             try:
                 valid = align_mask(mask, x)
             except ValueError:  # the axes are ambiguous
@@ -143,11 +145,11 @@ def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | 
     return None
 
 
-def silence_doubt(name: str, x: Tensor, path: Path) -> str | None:
+def silence_doubt(name: str, x: Tensor, access: str) -> str | None:
     """Returns a warning if dense series end in zeros from different positions on, as padding does.
 
     Example:
-        >>> silence_doubt("the input", (torch.arange(20) < torch.tensor([[20], [15]])).float(), ())
+        >>> silence_doubt("the input", (torch.arange(20) < torch.tensor([[20], [15]])).float(), "batch")
         'the input ends in zeros from different positions on, as padding does; if so, type mask=lambda batch: batch != 0'
     """
     if x.ndim not in (2, 3) or max(x.shape[1:]) < _SHORTEST_SERIES:
@@ -157,8 +159,7 @@ def silence_doubt(name: str, x: Tensor, path: Path) -> str | None:
     lengths = (filled * torch.arange(1, filled.shape[-1] + 1, device=x.device)).amax(-1)
     if filled.sum() < 0.99 * lengths.sum() or len(lengths.unique()) == 1:  # sparse data, or a common border
         return None
-    entry = "batch" + "".join(f"[{key!r}]" for key in path)
-    return f"{name} ends in zeros from different positions on, as padding does; if so, type mask=lambda batch: {entry} != 0"
+    return f"{name} ends in zeros from different positions on, as padding does; if so, type mask=lambda batch: {access} != 0"
 
 
 def looks_like_mask(path: Path, leaf: Tensor, x: Tensor) -> bool:
@@ -173,13 +174,16 @@ def looks_like_mask(path: Path, leaf: Tensor, x: Tensor) -> bool:
     return fits and (leaf.dtype == torch.bool or "mask" in name)
 
 
-def _readings(path: Path, leaf: Tensor, x: Tensor) -> dict[str, Tensor]:
+def _write(batch: Any, path: Path) -> str:
+    return f"batch{write_access(batch, path)}"
+
+
+def _readings(path: Path, access: str, leaf: Tensor, x: Tensor) -> dict[str, Tensor]:
     """Returns the masks that a leaf may mean, by the argument to type."""
-    entry = "batch" + "".join(f"[{key!r}]" for key in path)
     if leaf.ndim > 1:
-        return {repr(path[0] if len(path) == 1 else format_path(path)): leaf, f"lambda batch: {entry} == 0": leaf == 0}
+        return {repr(path[0] if len(path) == 1 else format_path(path)): leaf, f"lambda batch: {access} == 0": leaf == 0}
     return {
-        f"lambda batch: torch.arange({n}) < {entry}[:, None]": torch.arange(n, device=x.device) < leaf[:, None]
+        f"lambda batch: torch.arange({n}) < {access}[:, None]": torch.arange(n, device=x.device) < leaf[:, None]
         for n in (x.shape[1], x.shape[-1])
     }
 
@@ -202,8 +206,8 @@ def level_doubt(name: str, values: Tensor, noise: Noise, level: float, snr_db: f
         )
     if snr_db < _LOWEST_SNR_DB and noise.max_level == math.inf:
         advice = "type a lower level"
-        if noise.level != Noise.level:
-            advice = f"for {level:g} dB type {noise.level.format(f'{level:g}')}"
+        if noise.level_usage != Noise.level_usage:
+            advice = f"for {level:g} dB type {noise.level_usage.format(f'{level:g}')}"
         elif has_units and low >= 0 and high <= 1.5:
             advice = f"for a level in units of pixels up to 255 type {level / 255:.2g}"
         return f"{noise.title} at level {level:g} is {distance}: the level is the {noise.unit}; {advice}"

@@ -11,7 +11,7 @@ from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.changes import corruption, differences
 from lightning_noise.report.model import FILE, Report
 
-__all__ = ["Column", "column_of", "headline", "markdown", "shown_metrics"]
+__all__ = ["Column", "column_of", "grid", "headline", "markdown", "shown_metrics"]
 
 Rows = Mapping[tuple[Condition, str], Estimate]
 
@@ -134,7 +134,7 @@ def _cost_table(report: Report, columns: Mapping[str, Column]) -> str:
         [noise, *(_text(report.rows.get((Condition(noise), metric)), column, _INTERVAL) for metric, column in columns.items())]
         for noise in report.noises
     ]
-    return _grid(["noise", *(column.heading for column in columns.values())], rows)
+    return grid(["noise", *(column.heading for column in columns.values())], rows)
 
 
 def _notes(report: Report, columns: Iterable[Column]) -> str:
@@ -182,7 +182,7 @@ def _table(report: Report, columns: Mapping[str, Column], rows: Rows, show: Call
     cells = {metric: [show(rows, condition, metric) for condition in places.values()] for metric in columns}
     shown = [metric for metric in columns if any(text != _NOTHING for text in cells[metric])]
     lines = [[*place, *(cells[metric][i] for metric in shown)] for i, place in enumerate(places)]
-    return _grid(["noise", "level", *(columns[metric].heading for metric in shown)], lines)
+    return grid(["noise", "level", *(columns[metric].heading for metric in shown)], lines)
 
 
 def _show_value(rows: Rows, condition: Condition, metric: str) -> str:
@@ -223,7 +223,8 @@ def _capitalize(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
