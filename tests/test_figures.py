@@ -110,6 +110,10 @@ FIGURES: dict[str, tuple[int, Callable[[], Any]]] = {
             steps=500,
         ),
     ),
+    "many schedules": (
+        12,
+        lambda: plots.schedule_preview({f"InverseTime(0.5, timescale={i})": 0.1 for i in range(20, 32)}, steps=500),
+    ),
     "a diagram": (1, lambda: plots.reliability_diagram({"clean": bins(1.0)})),
     "diagrams": (2, lambda: plots.reliability_diagram({"clean": bins(1.0), "a_noise_of_a_long_name 0.38": bins(0.6)})),
     "images": (1, lambda: shown((1, 8, 8), 5, DIGITS)),

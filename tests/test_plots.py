@@ -210,6 +210,14 @@ def test_images_are_shown_side_by_side_in_the_range_of_the_first(shape):
     assert board[margin : rows - margin, 2 * columns + margin : 3 * columns - margin].max() == 0, "too dark is black"
 
 
+@pytest.mark.parametrize("title", ["PatchGaussian 0.08", "PatchGaussian\n0.08"])
+def test_a_title_that_is_cut_keeps_its_level(title):
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    figure = plots.samples(dict.fromkeys(["clean", title, *"abcd"], x))
+    assert figure is not None
+    assert figure.axes[0].get_xticklabels()[1].get_text() == "PatchGauss…\n0.08"
+
+
 def test_a_channel_of_unequal_sides_is_a_heat_map():
     spectrogram = torch.rand(2, 1, 64, 300, generator=torch.Generator().manual_seed(0))
     for samples in (spectrogram, spectrogram[:, 0]):

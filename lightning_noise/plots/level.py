@@ -55,13 +55,14 @@ def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int 
         'ramp\nmean 0.247'
     """
     figure, grid = panels(len(schedules))
+    most = 24 if len(grid) > 9 else 32  # characters above a panel; four stand side by side if there are more than nine
     for axes, (label, schedule) in zip(grid, schedules.items(), strict=True):
         levels = [level_at(schedule, progress) for progress in moments(steps, epochs, most=20_000)]
         drawn = extremes(torch.tensor([levels], dtype=torch.float64), n_stretches=1000)[0].numpy()
         times = np.arange(len(drawn)) * (steps / len(drawn))
         axes.step(times, drawn, where="post", color=_BLUE)
         axes.fill_between(times, drawn, step="post", color=_BLUE, alpha=0.2, linewidth=0)
-        axes.set_title(f"{label_of(label, width=32)}\nmean {sum(levels) / len(levels):.3g}")
+        axes.set_title(f"{label_of(label, width=most)}\nmean {sum(levels) / len(levels):.3g}")
         axes.set_xlim(0, steps)
         set_ticks(axes.xaxis, 4)
     grid[0].set_ylim(0, None)  # all panels share the axis

@@ -278,7 +278,7 @@ def _centered(tile: Tensor, height: int, width: int) -> Tensor:
 def _set_titles(axes: Axes, titles: Iterable[str], width: float, inches: float, pad: float = 2.0) -> None:
     """Writes a title above each column of a width, in data coordinates; the edge of an image is at -0.5."""
     # a name and its level stand in two lines, because in one line they would touch the next title
-    labels = ["\n".join(_cut(line, int(inches * _CHARACTERS)) for line in title.rsplit(" ", 1)) for title in titles]
+    labels = ["\n".join(_cut(line, int(inches * _CHARACTERS)) for line in title.rsplit(maxsplit=1)) for title in titles]
     axes.set_xticks([(i + 0.5) * width - 0.5 * bool(axes.images) for i in range(len(labels))], labels)
     size = min(8.0, 9 * inches)
     axes.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=size, pad=pad)
