@@ -109,8 +109,9 @@ def name_of(cls: type) -> str:
 
 
 def nearest(name: Any, names: Any, cutoff: float = 0.6) -> str | None:
-    """Returns the most similar of the names, or ``None`` if none is similar."""
-    return next(iter(get_close_matches(str(name).lower(), list(names), 1, cutoff)), None)
+    """Returns the most similar of the names in any case, or ``None`` if no name is similar."""
+    by_lower = {each.lower(): each for each in names}
+    return next((by_lower[each] for each in get_close_matches(str(name).lower(), by_lower, 1, cutoff)), None)
 
 
 @cache

@@ -227,8 +227,7 @@ def _advise(value: Any, user: str) -> str:
     if isinstance(value, type) and issubclass(value, Noise):
         return user.format(f"{name_of(value)}()", 0.1)
     if isinstance(value, str):
-        classes = {name.lower(): name for name in __all__}
-        return user.format(f"noise.{classes.get(nearest(value, classes) or '', 'Gaussian')}()", 0.1)
+        return user.format(f"noise.{nearest(value, __all__) or 'Gaussian'}()", 0.1)
     is_level = is_number(value) or isinstance(value, Value)
     return user.format("noise.Gaussian()", typed(value) if is_level else 0.1)
 

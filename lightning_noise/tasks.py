@@ -154,12 +154,12 @@ def check_task(task: Any) -> None:
     """Raises a TypeError if a value is not a task."""
     if isinstance(task, Task):
         return
-    names = {kind.__name__.lower(): kind.__name__ for kind in _KINDS}
+    names = [kind.__name__ for kind in _KINDS]
     if isinstance(task, Metric | MetricCollection):
         advice = f"tasks.Custom({type(task).__name__}(…))"
     else:
         asked = task.__name__ if isinstance(task, type) else task
-        advice = f"tasks.{names.get(nearest(asked, names) or '', 'Multiclass')}()"
+        advice = f"tasks.{nearest(asked, names) or 'Multiclass'}()"
     raise TypeError(f"task must be a task such as tasks.Multiclass(), got {task!r}; type task={advice}")
 
 

@@ -12,8 +12,9 @@ import re
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from lightning_noise._usage import nearest
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -157,15 +158,15 @@ def _advise(cause: _Cause, options: Collection[str]) -> str:
         found = (
             f"the arguments of {cause.place[-1]} are {', '.join(names)}" if names else f"{cause.place[-1]} takes no arguments"
         )
-        return f"{_nearest(match[1], names)} ({found})"
+        return f"{_suggest(match[1], names)} ({found})"
     if match := re.match(r"module '([\w.]+)' has no attribute '(\w+)'", cause.text):
-        return _nearest(match[2], dir(sys.modules.get(match[1])))
+        return _suggest(match[2], dir(sys.modules.get(match[1])))
     if match := re.match(r"(?:unrecognized arguments: --|.+ does not accept option ')([\w.]+)", cause.text):
-        return _nearest(match[1], options)
+        return _suggest(match[1], options)
     if cause.value.startswith("{") and "'class_path'" not in cause.value:
         return "; write class_path: … and init_args: {…}"
     classes = map(_object, re.findall(r"[\w.]+\.\w+", cause.types))
-    return _nearest(cause.value, {each.__name__ for kind in classes if isinstance(kind, type) for each in _subclasses(kind)})
+    return _suggest(cause.value, {each.__name__ for kind in classes if isinstance(kind, type) for each in _subclasses(kind)})
 
 
 def _object(path: str) -> Any:
@@ -180,10 +181,9 @@ def _subclasses(kind: type) -> Iterator[type]:
         yield from _subclasses(child)
 
 
-def _nearest(word: str, names: Iterable[str]) -> str:
-    lower = {name.lower(): name for name in names}
-    near = get_close_matches(word.lower(), lower, n=1, cutoff=0.75)
-    return f"; did you mean {lower[near[0]]!r}?" if near else ""
+def _suggest(word: str, names: Iterable[str]) -> str:
+    near = nearest(word, names, 0.75)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def _refuses(error: BaseException) -> bool:
