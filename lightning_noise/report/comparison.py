@@ -14,8 +14,8 @@ from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, 
 from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.changes import corruption, differences, pool
 from lightning_noise.report.files import read
-from lightning_noise.report.markdown import Column, column_of, shown_metrics
-from lightning_noise.report.model import Report
+from lightning_noise.report.markdown import MCE, Column, column_of, excludes_zero, shown_metrics
+from lightning_noise.report.model import Report, by_cell
 from lightning_noise.report.runs import check_trainings, find_recipes, read_trainings
 from lightning_noise.report.shared import common_levels, higher_is_better, restrict
 
@@ -23,7 +23,6 @@ __all__ = ["WIDTH", "Comparison", "Table", "compare"]
 
 WIDTH = 100  # of a table, in characters
 _BESIDE = ("loss", "ece", "mae", "r2")  # the metrics that are shown beside the main metric, and those of the user
-_MCE = Column("mCE")
 
 Rows = dict[tuple[Condition, str], Estimate]
 
@@ -76,7 +75,7 @@ class Comparison:
     def values(self) -> dict[str, Rows]:
         """The values of each recipe, with its mean corruption error against the baseline."""
         before = self.recipes[self.baseline]
-        ratios = {name: _by_cell(corruption(reports, before)) for name, reports in self.recipes.items()}
+        ratios = {name: by_cell(corruption(reports, before)) for name, reports in self.recipes.items()}
         ratios[self.baseline] = {cell: Estimate(*cell, 1.0) for cell in ratios[self.baseline]}
         return {name: {**report.rows, **ratios[name]} for name, report in self.pooled.items()}
 
@@ -85,7 +84,7 @@ class Comparison:
         """The differences of each further recipe to the baseline. That of a corruption error is to 1."""
         others = {name: reports for name, reports in self.recipes.items() if name != self.baseline}
         return {
-            name: _by_cell(differences(reports, self.recipes[self.baseline]))
+            name: by_cell(differences(reports, self.recipes[self.baseline]))
             | {
                 cell: replace(row, value=row.value - 1, low=row.low - 1, high=row.high - 1)
                 for cell, row in self.values[name].items()
@@ -118,7 +117,7 @@ class Comparison:
             for condition in (CLEAN, NOISY)
         }
         if self.changes:
-            cells[OVERALL, "mce"] = "mCE"
+            cells[OVERALL, "mce"] = MCE.heading
         return tables + self._split(width, "other metrics", cells)
 
     def legend(self) -> list[str]:
@@ -207,7 +206,7 @@ class Comparison:
     def _column(self, cell: tuple[Condition, str], *, changes: bool) -> list[str]:
         """Returns the texts of a column, with as many decimals in each row."""
         rows = [rows.get(cell) for rows in (self.changes if changes else self.values).values()]
-        column = _MCE if cell == (OVERALL, "mce") else column_of(cell[1])
+        column = MCE if cell == (OVERALL, "mce") else column_of(cell[1])
         decimals = _decimals([column.factor * (row.high - row.low) / 2 for row in rows if row is not None])
         texts = [_text(row, column, decimals, is_signed=changes) for row in rows]
         if not changes and len({row.value for row in rows if row is not None}) > 1:
@@ -309,15 +308,11 @@ def _text(row: Estimate | None, column: Column, decimals: int | None, *, is_sign
 
 
 def _mark(change: Estimate | None) -> str:
-    return " *" if change is not None and (change.low > 0 or change.high < 0) else ""
+    return " *" if excludes_zero(change) else ""
 
 
 def _wrap(line: str) -> str:
     return textwrap.fill(f"- {line}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def _by_cell(estimates: Sequence[Estimate]) -> Rows:
-    return {(row.condition, row.metric): row for row in estimates}
 
 
 def _enumerate(items: Sequence[Any]) -> str:

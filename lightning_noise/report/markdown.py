@@ -9,9 +9,9 @@ from typing import NamedTuple
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.changes import corruption, differences
-from lightning_noise.report.model import FILE, Report
+from lightning_noise.report.model import FILE, Report, by_cell
 
-__all__ = ["Column", "column_of", "grid", "headline", "markdown", "shown_metrics"]
+__all__ = ["MCE", "Column", "column_of", "excludes_zero", "grid", "headline", "markdown", "shown_metrics"]
 
 Rows = Mapping[tuple[Condition, str], Estimate]
 
@@ -65,7 +65,7 @@ _COSTS = {
     "mse_drop": Column("MSE gained", "", -1),
     "sensitivity": Column("sensitivity", "", 1, "the loss gained by noise in the weights"),
 }
-_MCE = Column("mCE")
+MCE = Column("mCE")
 _NOTHING = "-"
 # forms of an estimate
 _VALUE, _INTERVAL, _CHANGE = "{value}", "{value} ({low} to {high})", "{signed} ± {half}"
@@ -114,15 +114,15 @@ def _comparison(report: Report, baseline: Report, columns: Mapping[str, Column])
     columns = {
         metric: column._replace(unit="points" if column.unit == "%" else column.unit) for metric, column in columns.items()
     }
-    changes = _by_cell(differences(report, baseline))
+    changes = by_cell(differences(report, baseline))
     metric, column = next(iter(columns.items()))
     clean, noisy = (_text(changes.get((condition, metric)), column, _CHANGE + "{unit}") for condition in (CLEAN, NOISY))
     outcome = f"{_capitalize(column.name)} changes by {clean} without noise; {noisy} on average under noise."
-    ratios = _by_cell(corruption(report, baseline))
+    ratios = by_cell(corruption(report, baseline))
     if ratios:
         mce = ratios.pop((OVERALL, "mce"))
-        each = ", ".join(f"{_text(ratio, _MCE, _VALUE)} under {condition.noise}" for (condition, _), ratio in ratios.items())
-        outcome += f" For one error of the baseline under noise this model makes {_text(mce, _MCE, _OUTCOME)} (mCE): {each}."
+        each = ", ".join(f"{_text(ratio, MCE, _VALUE)} under {condition.noise}" for (condition, _), ratio in ratios.items())
+        outcome += f" For one error of the baseline under noise this model makes {_text(mce, MCE, _OUTCOME)} (mCE): {each}."
     legend = "This model minus the baseline; bold if the interval excludes 0, which happens by chance once in twenty."
     if report.sizes != baseline.sizes:
         legend += " The two were not evaluated on the same samples, so the differences are not paired."
@@ -171,6 +171,11 @@ def column_of(metric: str) -> Column:
     return _COLUMNS.get(metric, Column(metric))
 
 
+def excludes_zero(change: Estimate | None) -> bool:
+    """Returns whether a difference has an interval that excludes 0."""
+    return change is not None and (change.low > 0 or change.high < 0)
+
+
 def _places(report: Report) -> dict[tuple[str, ...], Condition]:
     """Returns the condition of each row of a table, by the noise and level that the row shows."""
     noisy = {(noise, f"{level:g}"): Condition(noise, level) for noise, levels in report.levels.items() for level in levels}
@@ -198,7 +203,7 @@ def _show_value(rows: Rows, condition: Condition, metric: str) -> str:
 def _show_change(rows: Rows, condition: Condition, metric: str) -> str:
     change = rows.get((condition, metric))
     text = _text(change, column_of(metric), _CHANGE)
-    return f"**{text}**" if change is not None and (change.low > 0 or change.high < 0) else text
+    return f"**{text}**" if excludes_zero(change) else text
 
 
 def _text(estimate: Estimate | None, column: Column, form: str) -> str:
@@ -213,10 +218,6 @@ def _text(estimate: Estimate | None, column: Column, form: str) -> str:
     numbers = {"value": value, "low": low, "high": high, "half": half}
     shown = {name: f"{number:.{digits}f}" for name, number in numbers.items()}
     return form.format(signed=f"{value:+.{digits}f}", unit=f" {column.unit}" if column.unit else "", **shown)
-
-
-def _by_cell(estimates: Iterable[Estimate]) -> dict[tuple[Condition, str], Estimate]:
-    return {(estimate.condition, estimate.metric): estimate for estimate in estimates}
 
 
 def _capitalize(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from lightning_noise._version import __version__
 from lightning_noise.evaluation.conditions import Condition
 from lightning_noise.evaluation.results import Estimate, Values, shares_draws
 
-__all__ = ["FILE", "NUMBERS", "Report"]
+__all__ = ["FILE", "NUMBERS", "Report", "by_cell"]
 
 FILE = "report.json"
 NUMBERS = ("value", "standard_error", "low", "high", "spread")  # of an estimate
@@ -68,7 +69,7 @@ class Report:
     @cached_property
     def rows(self) -> dict[tuple[Condition, str], Estimate]:
         """The estimates by condition and metric."""
-        return {(estimate.condition, estimate.metric): estimate for estimate in self.estimates}
+        return by_cell(self.estimates)
 
     @property
     def values(self) -> Values:
@@ -93,3 +94,8 @@ class Report:
             | {name: getattr(each, name) for name in NUMBERS}
             for each in self.estimates
         )
+
+
+def by_cell(estimates: Iterable[Estimate]) -> dict[tuple[Condition, str], Estimate]:
+    """Returns the estimates by condition and metric."""
+    return {(estimate.condition, estimate.metric): estimate for estimate in estimates}
