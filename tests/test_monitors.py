@@ -99,7 +99,7 @@ class Centering(Classifier):
 def test_a_picture_shows_the_batch_before_the_step_writes_to_it(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "samples", lambda inputs, **kwargs: shown.append(torch.stack(inputs["clean"])))
-    monkeypatch.setattr("lightning_noise.callbacks.figures._SMALLEST_PICTURE", 1)
+    monkeypatch.setattr("lightning_noise.evaluation.figures._SMALLEST_PICTURE", 1)
     monitor = RobustnessMonitor(noise.Gaussian(), [0.5])
     trainer = make_trainer([monitor], logger=CSVLogger(tmp_path))
     trainer.validate(Centering(), loader(HELD_OUT), verbose=False)

@@ -434,7 +434,7 @@ def test_pictures_show_the_classes_of_all_their_samples(tmp_path, monkeypatch):
 
     shown = []
     monkeypatch.setattr(plots, "samples", lambda inputs, captions, labels: shown.append((captions["clean"], labels)))
-    monkeypatch.setattr("lightning_noise.callbacks.figures._SMALLEST_PICTURE", 1)
+    monkeypatch.setattr("lightning_noise.evaluation.figures._SMALLEST_PICTURE", 1)
     target = LABELS[Multiclass].clone()
     target[:2] = -100
     monitor = RobustnessMonitor(noise.Gaussian(), [0.5], task=Multiclass(ignore_index=-100))

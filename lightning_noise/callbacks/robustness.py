@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_noise import report
 from lightning_noise._usage import nearest
 from lightning_noise.batch import Selector
-from lightning_noise.callbacks.figures import Figures
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition, Levels
 from lightning_noise.evaluation.engine import Pass
+from lightning_noise.evaluation.figures import Figures
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import Estimate, Results, summarize
 from lightning_noise.loop import loggers
@@ -319,7 +319,7 @@ class RobustnessMonitor(Monitor, Returning):
         return [Condition(noise, level) for noise, levels in self.levels.items() for level in levels]
 
     def count_keys(self) -> int:
-        return len(_summary(self.task)) + len(self._logged) * sum(map(len, self.levels.values()))
+        return len(_summary(self.task)) + len(self._level_keys)
 
     # --- evaluation
 
@@ -386,9 +386,8 @@ class RobustnessMonitor(Monitor, Returning):
         pl_module.log(log_key(prefix, OVERALL, "score"), score, prog_bar=True, sync_dist=True, rank_zero_only=True)
         pl_module.log_dict(summary, sync_dist=True, rank_zero_only=True)
         if levels:
-            places = [Condition(noise, level) for noise, of_noise in self.levels.items() for level in of_noise]
-            at_levels = {log_key(prefix, place, metric): values[place, metric] for place in places for metric in self._logged}
-            show_to_callbacks(trainer, at_levels)
+            cells = [(place, metric) for place in self._places for metric in self._logged]
+            show_to_callbacks(trainer, {log_key(prefix, *cell): values[cell] for cell in cells})
         if trainer.state.fn == "fit" and loggers.takes_figures(trainer) and not ends_run(trainer):
             estimates = [Estimate(*cell, value) for cell, value in values.items()]
             self._figures.log_curve(trainer, prefix, self._report(estimates), self._baseline)
