@@ -280,5 +280,15 @@ def _main(main: Callable[..., None], rank: int, ranks: int, port: str, *argument
     main(*arguments)
 
 
+def refusal(command: Callable[[Sequence[str]], None], arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Returns the single line that a command prints about wrong arguments before it exits with code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        command(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
 def keys_of(trainer: pl.Trainer) -> dict[str, float]:
     return {key: value.item() for key, value in trainer.callback_metrics.items()}

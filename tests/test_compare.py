@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import fit
+from helpers import fit, refusal
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_noise import InputNoise, RobustnessMonitor, noise, report
@@ -284,6 +284,8 @@ def test_the_legend_says_what_the_intervals_cover():
     mixed = first(report.compare({"plain": runs["plain"], "noise": runs["noise"][0]}))
     assert mixed.startswith("plain is the mean of 3 trainings.")
     assert mixed.endswith("noise has a single training, and another is not covered.")
+    two = first(report.compare({"plain": runs["plain"], "a": runs["noise"][0], "b": runs["noise"][1]}))
+    assert two.endswith("a and b each have a single training, and another is not covered.")
     without = {name: [replace(each, sizes=()) for each in reports] for name, reports in runs.items()}
     assert first(report.compare(without)).endswith("which covers another training, but not other samples.")
     halves = {name: [reports[0], replace(reports[1], n=3)] for name, reports in runs.items()}
@@ -303,12 +305,7 @@ def test_the_legend_says_what_the_intervals_cover():
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(arguments, message, logs, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"lightning_noise: {message}")
-    assert error.count("\n") == 1
+    assert refusal(main, arguments, capsys).startswith(f"lightning_noise: {message}")
 
 
 def test_it_writes_the_tables_all_values_and_a_figure(logs, capsys):
@@ -324,6 +321,17 @@ def test_it_writes_the_tables_all_values_and_a_figure(logs, capsys):
     assert float(row["difference_low"]) == change.low
     assert (folder / "compare.png").read_bytes()[:4] == b"\x89PNG"
     assert (folder / "compare.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_a_terminal_shows_the_best_in_bold_and_no_markdown(logs, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    main(["logs", "--baseline", "plain"])
+    printed = capsys.readouterr().out
+    best = max(rows[CLEAN, "accuracy"].value for rows in report.compare(["logs"], "plain").values.values())
+    assert f"\x1b[1m{100 * best:.1f}±" in printed
+    assert "**" not in printed
+    assert "| run" not in printed
 
 
 @pytest.mark.slow  # a process of its own

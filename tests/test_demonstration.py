@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from helpers import refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_noise.__main__ import main as command
@@ -195,12 +196,7 @@ def test_the_output_of_a_pipe_is_ascii_of_at_most_80_columns(level, demonstrate,
     ids=" ".join,
 )
 def test_a_bad_value_gives_one_clear_line_and_exit_code_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"lightning_noise: {message}")
-    assert error.count("\n") == 1
+    assert refusal(main, arguments, capsys).startswith(f"lightning_noise: {message}")
 
 
 @pytest.mark.slow
@@ -257,8 +253,5 @@ def test_a_gain_and_a_cost_are_both_said():
 
 
 def test_an_unknown_subcommand_gives_one_line_with_those_that_exist(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        command(["compair"])
-    assert stopped.value.code == 2
     error = "lightning_noise: expected compare or evaluate, or an option of the demonstration, got 'compair'\n"
-    assert capsys.readouterr().err == error
+    assert refusal(command, ["compair"], capsys) == error

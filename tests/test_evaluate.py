@@ -191,7 +191,7 @@ def test_reports_lie_beside_the_checkpoint_and_are_never_overwritten(config, che
         ({}, ["--levels=0.1"], "error: levels: expected Sequence[float], Mapping[str, Sequence[float]] or null; got 0.1"),
         ({}, ["--noises=gaussian"], "did you mean 'Gaussian'?"),
         ({}, ["--n_draws=0"], "error: n_draws must be at least 1, got 0"),
-        ({}, ["--target=7"], "7"),
+        ({}, ["--target=7"], "error: no leaf 7 in the batch; leaves are: "),
         ({}, ["--nosies=Gaussian"], "unrecognized arguments: --nosies=Gaussian; did you mean 'noises'?"),
         ({}, ["--ckpt=nothing.ckpt"], "error: no checkpoint at nothing.ckpt; type --ckpt "),
         (

@@ -237,7 +237,10 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         monitor(levels=0.1),
         "RobustnessMonitor, levels: expected Sequence[float], Mapping[str, Sequence[fl",
     ),
-    "levels of no noise": (monitor(noises=[GAUSSIAN], levels={"impulse": [0.1]}), "impulse"),
+    "levels of no noise": (
+        monitor(noises=[GAUSSIAN], levels={"impulse": [0.1]}),
+        "error: levels for ['impulse'], but the noises are ['gaussian']; type levels={'gaussian': [0.1]}\n",
+    ),
     "arguments without init_args": (
         {"class_path": "lightning_noise.InputNoise", "noise": GAUSSIAN},
         "Option 'class_path' is not accepted; write the arguments of a class under init_args\n",

@@ -54,7 +54,7 @@ class Comparison:
     Attributes:
         recipes: The reports of the trainings of each recipe, the baseline first.
         omitted: The noises and levels that not every recipe has.
-        place: The folder of the reports in that of each run, if they were searched for.
+        place: The folder of the report within the folder of each run. Empty if the reports were given.
     """
 
     recipes: Mapping[str, list[Report]]
@@ -81,7 +81,7 @@ class Comparison:
 
     @cached_property
     def changes(self) -> dict[str, Rows]:
-        """The differences of each further recipe to the baseline. That of a corruption error is to 1."""
+        """The differences of each further recipe to the baseline, whose corruption error is 1."""
         others = {name: reports for name, reports in self.recipes.items() if name != self.baseline}
         return {
             name: by_cell(differences(reports, self.recipes[self.baseline]))
@@ -121,7 +121,7 @@ class Comparison:
         return tables + self._split(width, "other metrics", cells)
 
     def legend(self) -> list[str]:
-        """Returns what the tables show, a sentence or two each."""
+        """Returns the lines that explain the tables."""
         first, (baseline, *others) = self.pooled[self.baseline], self.recipes
         lines = [self._describe_intervals()]
         if others:
@@ -184,7 +184,8 @@ class Comparison:
             means = _enumerate([f"{name} is the mean of {k} trainings" for name, k in several.items()])
         covered = "other samples and another training" if knows_samples else "another training, but not other samples"
         text = f"{means}. {text}, which covers {covered}"
-        return f"{text}; {_enumerate(single)} has a single training, and another is not covered." if single else f"{text}."
+        has = "has" if len(single) == 1 else "each have"
+        return f"{text}; {_enumerate(single)} {has} a single training, and another is not covered." if single else f"{text}."
 
     def _split(
         self, width: Callable[[str], int], title: str, cells: Mapping[tuple[Condition, str], str], *, changes: bool = False
