@@ -32,8 +32,6 @@ def _import(module: str, *, needed_by: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name == module:
-            _stop(f"{needed_by} is not part of this version")
         _stop(f'{needed_by} needs {error.name}: pip install "lightning_noise[{extra}]"')
 
 

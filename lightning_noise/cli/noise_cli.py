@@ -96,7 +96,7 @@ def _is_untouched(callback: Namespace) -> bool:
     """Returns whether the input noise is the default, which has no level."""
     names = inspect.signature(InputNoise).parameters
     default = {name: parameter.default for name, parameter in names.items()} | {"noise": {"class_path": _GAUSSIAN}}
-    return callback.get("init_args", {}).as_dict() == default
+    return callback.init_args.as_dict() == default
 
 
 @cache

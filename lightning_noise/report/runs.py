@@ -19,6 +19,7 @@ _HYPERPARAMETERS = "hparams.yaml"
 _STAGES = ("test", "validate")  # the folders of the reports of `trainer.test` and `trainer.validate`
 # what the reports of trainings of one recipe have in common
 _SAME = ("task", "n", "n_targets", "n_draws", "seed", "noises", "levels", "sizes")
+_SEPARATELY = "compare them as runs of their own: type python -m lightning_noise compare"
 
 
 class Recipe(NamedTuple):
@@ -103,16 +104,13 @@ def check_trainings(name: str, reports: Sequence[Report], labels: Sequence[str])
             )
 
 
-_SEPARATELY = "compare them as runs of their own: type python -m lightning_noise compare"
-
-
 def _check_hyperparameters(recipe: Recipe) -> None:
     """Raises a ValueError if the logged hyperparameters of the trainings differ in more than seeds."""
     folders = [next((path for path in file.parents[:3] if (path / _HYPERPARAMETERS).is_file()), None) for file in recipe.files]
     known = {str(folder): _read_lines(folder / _HYPERPARAMETERS) for folder in folders if folder is not None}
     first = next(iter(known), "")
     for folder, lines in known.items():
-        differing = [line for ours, line in ((known[first], line) for line in lines) if line not in ours]
+        differing = [line for line in lines if line not in known[first]]
         differing += [line for line in known[first] if line not in lines]
         if differing:
             files = ",".join(str(folder) for folder in folders if folder is not None)
