@@ -76,7 +76,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _print(comparison: Comparison) -> None:
-    """Prints the tables, in bold and aligned if a terminal and rich are there, otherwise as Markdown."""
+    """Prints the tables: aligned and with bold values in a terminal if rich is installed, otherwise as Markdown."""
     try:
         from rich.console import Console
     except ModuleNotFoundError:

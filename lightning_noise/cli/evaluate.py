@@ -221,6 +221,6 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _cut(message: str) -> str:
-    """Returns the first lines of a message. That on a checkpoint of another module lists all parameters."""
+    """Returns the first lines of a message. For a checkpoint of another module, torch lists all parameters."""
     lines = [line.strip() for line in message.splitlines()]
     return "\n  ".join(line if len(line) < 400 else f"{line[:400]}…" for line in lines[:4])

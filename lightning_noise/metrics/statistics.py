@@ -59,8 +59,8 @@ def training_error(totals: Sequence[float], without: Sequence[Sequence[float]], 
 
     Here :math:`s^2` is the variance of the :math:`k` estimates, and :math:`\text{SE}_i` the jackknife error of the estimate of
     training :math:`i` minus the mean estimate. Two trainings disagree on some samples by chance. That part of :math:`s^2` is
-    subtracted, because the jackknife error of the mean estimate holds it already. So the squares of both errors can be added;
-    their sum is unbiased but for the cut at 0. The error has :math:`k - 1` degrees of freedom.
+    subtracted, because the jackknife error of the mean estimate already includes it. So the squares of both errors can be
+    added; their sum is unbiased except for the cut at 0. The error has :math:`k - 1` degrees of freedom.
 
     Args:
         totals: The estimate of each training from all samples.

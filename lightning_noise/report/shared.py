@@ -29,7 +29,7 @@ def common_levels(reports: Sequence[Report]) -> dict[str, tuple[float, ...]]:
 def restrict(report: Report, levels: Levels) -> Report:
     """Returns the part of a report under some of its noises and levels, with the means and the worst over those alone.
 
-    The error over draws that all samples share is taken to be the same draw at all levels, which is the largest it can be.
+    Errors over shared draws are assumed to be fully correlated between levels, so that the error of a mean is never too small.
     """
     if dict(levels) == report.levels:
         return report
