@@ -18,6 +18,7 @@ from lightning_noise.evaluation.figures import Figures
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import Estimate, Results, summarize
 from lightning_noise.loop import loggers
+from lightning_noise.loop.description import as_text
 from lightning_noise.loop.internals import n_evaluation_loaders, show_to_callbacks
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.progress import ends_run
@@ -360,12 +361,12 @@ class RobustnessMonitor(Monitor, Returning):
     def _descriptions(self) -> dict[str, str]:
         """The noises in words, without the arguments that only matter in training."""
         options = "".join(
-            f", {key}={loggers.as_text(value)}"
+            f", {key}={as_text(value)}"
             for key, value in {key: getattr(self, key) for key in ("relative", "clip", "mask", "mean", "std")}.items()
             if value is not None
         )
         without = ("level", "seed", "name", "probability")
-        return {name: loggers.as_text(noise, without=without) + options for name, noise in self.noises.items()}
+        return {name: as_text(noise, without=without) + options for name, noise in self.noises.items()}
 
     # --- log and report
 

@@ -1,9 +1,10 @@
-"""What loggers learn of our callbacks at the start of a fit: hyperparameters, and a table of the configuration."""
+"""Our callbacks in words, and what loggers learn of them at the start of a fit: hyperparameters and a table."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -16,13 +17,13 @@ from lightning_noise.loop.internals import (
     write_hyperparameters,
     writes_default_metric,
 )
-from lightning_noise.loop.loggers import as_text, log_text, warn_on_failure
+from lightning_noise.loop.loggers import log_text, warn_on_failure
 from lightning_noise.loop.monitored import LogsKeys, noise_key
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["describe_arguments", "log_configuration", "log_hyperparameters", "shorten", "show_hyperparameters"]
+__all__ = ["as_text", "describe_arguments", "log_configuration", "log_hyperparameters", "shorten", "show_hyperparameters"]
 
 _ALWAYS = ("noise", "level")  # also if they are the defaults
 _SHOWN: WeakSet[Any] = WeakSet()  # loggers of runs whose hyperparameters are shown
@@ -44,7 +45,7 @@ def log_hyperparameters(trainer: Trainer, callback: Any) -> None:
                 continue
             logger.log_hyperparams(ours, {})  # without metrics they go to hparams.yaml alone
             if own:
-                # who turns Lightning's own metric off may log metrics of their own, which must be the first
+                # whoever turns off Lightning's own metric may log other metrics, and TensorBoard keeps the first
                 metrics = [*_scores(trainer), "hp_metric"] if writes_default_metric(logger) else None
                 write_hyperparameters(logger, {**own, **ours}, metrics)
 
@@ -76,7 +77,7 @@ def describe_arguments(callbacks: list[Any]) -> str:
     rows = ["| callback | argument |", "|---|---|"]
     for callback in callbacks:
         title = f"{type(callback).__name__} `{callback.name}`"
-        for argument, value in _arguments(callback).items():
+        for argument, value in _shown(callback).items():
             rows.append(f"| {title} | `{argument}={shorten(value)}` |")
             title = ""
     return "\n".join(rows)
@@ -102,6 +103,24 @@ def shorten(value: Any) -> str:
     return as_text(value)
 
 
+def as_text(value: Any, without: Collection[str] = ()) -> str:
+    """Returns a value as one line of text that is the same in every run.
+
+    A noise callback is shown as a call of its constructor with every argument, ``without`` some of them.
+    """
+    if isinstance(value, Perturbing):
+        arguments = {name: argument for name, argument in _arguments(value).items() if name not in without}
+        return f"{type(value).__name__}({', '.join(f'{name}={as_text(argument)}' for name, argument in arguments.items())})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {as_text(item)}" for key, item in value.items()) + "}"
+    try:
+        text = repr(value)
+    except Exception:  # of a class of the user
+        text = object.__repr__(value)
+    # the address of an object differs from run to run
+    return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", text))
+
+
 def _is_first(trainer: Trainer, callback: Any) -> bool:
     return trainer.is_global_zero and class_of_callbacks(trainer, LogsKeys)[0] is callback
 
@@ -111,7 +130,7 @@ def _hyperparameters(trainer: Trainer) -> dict[str, Any]:
     callbacks = perturbing(trainer)
     found: dict[str, Any] = {"train_noise/names": ", ".join(callback.name for callback in callbacks) or "none"}
     for callback in callbacks:
-        for name, value in _arguments(callback).items():
+        for name, value in _shown(callback).items():
             is_kept = isinstance(value, int | float | str) and not isinstance(value, bool)  # TensorBoard shows True as 1.0000
             found[noise_key(callback.name, name)] = value if is_kept else shorten(value)
     return found
@@ -122,14 +141,19 @@ def _scores(trainer: Trainer) -> list[str]:
     return [key for key in keys if key is not None]
 
 
-def _arguments(callback: Any) -> dict[str, Any]:
+def _shown(callback: Any) -> dict[str, Any]:
     """Returns noise and level, and what else differs from its default."""
-    always = [name for name in _ALWAYS if name in inspect.signature(type(callback)).parameters]
-    return {name: getattr(callback, name) for name in always} | _changed(callback)
+    arguments = _arguments(callback)
+    return {name: arguments[name] for name in _ALWAYS if name in arguments} | _changed(callback)
 
 
 def _changed(value: Any) -> dict[str, Any]:
-    """Returns the arguments of a constructor that differ from their defaults, from the attributes of the same names."""
+    """Returns the arguments that differ from their defaults, without the name."""
     parameters = inspect.signature(type(value)).parameters
-    arguments = {name: getattr(value, name) for name in parameters if name != "name" and hasattr(value, name)}
+    arguments = {name: each for name, each in _arguments(value).items() if name != "name"}
     return {name: each for name, each in arguments.items() if as_text(each) != as_text(parameters[name].default)}
+
+
+def _arguments(value: Any) -> dict[str, Any]:
+    """Returns the arguments of a constructor, from the attributes of the same names."""
+    return {name: getattr(value, name) for name in inspect.signature(type(value)).parameters if hasattr(value, name)}

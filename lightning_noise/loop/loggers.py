@@ -6,11 +6,9 @@ with a warning.
 
 from __future__ import annotations
 
-import inspect
-import re
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -30,7 +28,6 @@ __all__ = [
     "Chart",
     "Charting",
     "SilentLogger",
-    "as_text",
     "band",
     "log_details",
     "log_dir",
@@ -198,26 +195,3 @@ def warn_on_failure(trainer: Trainer, what: str) -> Iterator[None]:
         if what not in warned:
             warned.add(what)
             warnings.warn(f"could not log {what}: {type(error).__name__}: {error}", stacklevel=3)
-
-
-def as_text(value: Any, without: Collection[str] = ()) -> str:
-    """Returns a value as one line of text that is the same in every run.
-
-    A noise callback is shown as a call of its constructor, ``without`` some arguments.
-    """
-    if isinstance(value, Perturbing):
-        arguments = {name: argument for name, argument in _arguments(value).items() if name not in without}
-        return f"{type(value).__name__}({', '.join(f'{name}={as_text(argument)}' for name, argument in arguments.items())})"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {as_text(item)}" for key, item in value.items()) + "}"
-    try:
-        text = repr(value)
-    except Exception:  # of a class of the user
-        text = object.__repr__(value)
-    # the address of an object differs from run to run
-    return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", text))
-
-
-def _arguments(callback: Any) -> dict[str, Any]:
-    names = inspect.signature(type(callback).__init__).parameters
-    return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
