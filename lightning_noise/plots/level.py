@@ -127,7 +127,7 @@ def _draw_followed(axes: Axes, history: Sequence[Decision], rule: Rule | None) -
     if rule is not None and rule.band is not None:
         low, high = (column.factor * bound for bound in rule.band)
         if low < high:
-            band = f"stays: {low:g} to {high:g}{f' {column.unit}' if column.unit else ''}"
+            band = f"stays: {low:g} to {high:g} {column.unit}".rstrip()
             axes.axhspan(low, high, color=_ORANGE, alpha=0.3, linewidth=0, label=band, zorder=0)
         else:
             axes.axhline(low, color=GRAY, linestyle="--", linewidth=0.8, zorder=1)
@@ -161,7 +161,7 @@ def range_test(
     if math.isfinite(level):
         axes.vlines(level, 0, column.factor * value, color=_RED, linewidth=0.8)
         axes.plot([level], [column.factor * value], "D", color=_RED, markersize=6, zorder=4)
-        title = f"level {level:.2g} at {column.factor * value:g}{f' {column.unit}' if column.unit else ''}"
+        title = f"level {level:.2g} at {column.factor * value:g} {column.unit}".rstrip()
     axes.set_title(title)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
