@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
+from matplotlib.figure import Figure
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.tuner.tuning import Tuner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -183,6 +184,11 @@ def make_trainer(callbacks: Sequence[pl.Callback] = (), **kwargs: Any) -> pl.Tra
         "num_sanity_val_steps": 2,
     }
     return pl.Trainer(callbacks=list(callbacks), **{**settings, **kwargs})
+
+
+def red() -> Figure:
+    """A figure of 30 by 20 red dots."""
+    return Figure(figsize=(0.3, 0.2), dpi=100, facecolor="red")
 
 
 def fit(

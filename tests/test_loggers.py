@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import pytorch_lightning as pl
-from helpers import Album, Classifier, fit, layouts
+from helpers import Album, Classifier, fit, layouts, make_trainer, red
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -48,21 +48,6 @@ class Charted(pl.Callback):
             self.answers.append(loggers.log_layout(trainer, self))
 
 
-def trainer_with(logger: Any, **kwargs: Any) -> pl.Trainer:
-    return pl.Trainer(
-        logger=logger,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **kwargs,
-    )
-
-
-def red() -> Figure:
-    return Figure(figsize=(0.3, 0.2), dpi=100, facecolor="red")
-
-
 CALLS = {
     "figure": lambda trainer: loggers.log_figure(trainer, "a", red, step=0),
     "text": lambda trainer: loggers.log_text(trainer, "a", "text"),
@@ -74,7 +59,7 @@ CALLS = {
 
 def test_every_logger_that_takes_figures_receives_the_figure(tmp_path):
     tensorboard, album = TensorBoardLogger(tmp_path / "one"), Album(tmp_path / "two")
-    loggers.log_figure(trainer_with([tensorboard, album]), "a/b", red, step=7)
+    loggers.log_figure(make_trainer(logger=[tensorboard, album]), "a/b", red, step=7)
     tensorboard.finalize("success")
     event = EventAccumulator(tensorboard.log_dir).Reload().Images("a/b")[0]
     assert (event.step, event.width, event.height) == (7, 30, 20)
@@ -88,7 +73,7 @@ def test_every_logger_that_takes_figures_receives_the_figure(tmp_path):
 
 def test_a_figure_that_no_logger_takes_is_written_to_a_file(tmp_path):
     logger = CSVLogger(tmp_path)
-    loggers.log_figure(trainer_with(logger), "robustness_figures/curve", red, step=7)
+    loggers.log_figure(make_trainer(logger=logger), "robustness_figures/curve", red, step=7)
     image = imread(Path(logger.log_dir) / "robustness_figures" / "curve-7.png")
     assert image.shape[:2] == (20, 30)
     assert (image[..., :3] == [1, 0, 0]).all()
@@ -96,7 +81,7 @@ def test_a_figure_that_no_logger_takes_is_written_to_a_file(tmp_path):
 
 @pytest.mark.parametrize("logger", [False, DummyLogger()], ids=["none", "dummy"])
 def test_without_a_logger_nothing_is_written(logger, tmp_path):
-    trainer = trainer_with(logger, callbacks=[charted := Charted("c")], default_root_dir=tmp_path)
+    trainer = make_trainer([charted := Charted("c")], logger=logger, default_root_dir=tmp_path)
     for log in CALLS.values():
         log(trainer)
     assert loggers.log_layout(trainer, charted)
@@ -105,7 +90,7 @@ def test_without_a_logger_nothing_is_written(logger, tmp_path):
 
 
 def test_other_ranks_log_nothing_and_wait_for_nobody(tmp_path, monkeypatch):
-    trainer = trainer_with([CSVLogger(tmp_path), album := Album(tmp_path)])
+    trainer = make_trainer(logger=[CSVLogger(tmp_path), album := Album(tmp_path)])
     monkeypatch.setattr(type(trainer), "is_global_zero", False)
     assert not loggers.takes_figures(trainer)
     for log in CALLS.values():
@@ -115,7 +100,7 @@ def test_other_ranks_log_nothing_and_wait_for_nobody(tmp_path, monkeypatch):
 
 
 def test_the_rank_that_logs_waits_for_nobody_either(tmp_path, monkeypatch):
-    trainer = trainer_with(CSVLogger(tmp_path))
+    trainer = make_trainer(logger=CSVLogger(tmp_path))
     monkeypatch.setattr(trainer.strategy, "broadcast", pytest.fail)
     loggers.log_figure(trainer, "a", red, step=0)
     assert list(tmp_path.rglob("a-0.png"))
@@ -132,7 +117,7 @@ class Broken(TensorBoardLogger):
 @pytest.mark.parametrize("what", CALLS)
 def test_a_logger_that_fails_warns_and_the_next_one_logs(what, tmp_path):
     working = TensorBoardLogger(tmp_path / "working")
-    trainer = trainer_with([Broken(tmp_path / "broken"), working])
+    trainer = make_trainer(logger=[Broken(tmp_path / "broken"), working])
     with pytest.warns(UserWarning, match=f"could not log the {what} 'a': ConnectionError: no route to host"):
         CALLS[what](trainer)
     working.finalize("success")
@@ -144,11 +129,11 @@ def test_a_folder_that_cannot_be_written_warns(tmp_path):
     logger = CSVLogger(tmp_path)
     tmp_path.joinpath("lightning_logs").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="could not log the figure 'a': "):
-        loggers.log_figure(trainer_with(logger), "a", red, step=0)
+        loggers.log_figure(make_trainer(logger=logger), "a", red, step=0)
 
 
 def test_a_figure_that_cannot_be_drawn_warns_and_none_is_no_figure(tmp_path):
-    trainer = trainer_with(CSVLogger(tmp_path))
+    trainer = make_trainer(logger=CSVLogger(tmp_path))
     with pytest.warns(UserWarning, match="could not log the figure 'a': ZeroDivisionError"):
         loggers.log_figure(trainer, "a", lambda: Figure(figsize=(1 / 0, 1)), step=0)
     loggers.log_figure(trainer, "a", lambda: Figure(figsize=(1 / 0, 1)), step=1)  # and does not warn again

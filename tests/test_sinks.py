@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
-from helpers import fit
+from helpers import fit, make_trainer, red
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
@@ -165,14 +164,6 @@ def neptune(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "neptune.types", types)
 
 
-def trainer_with(*logged_to: Logger, **kwargs: Any) -> pl.Trainer:
-    return pl.Trainer(logger=logged_to, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, **kwargs)
-
-
-def red() -> Figure:
-    return Figure(figsize=(0.3, 0.2), dpi=100, facecolor="red")
-
-
 def signature(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
     return [(each.name, each.kind, each.default) for each in inspect.signature(function).parameters.values()]
 
@@ -213,8 +204,8 @@ def test_the_fake_clients_have_the_methods_of_the_real_ones(module, real, fake, 
 
 
 def test_weights_and_biases_receives_pixels_and_a_table_of_one_text():
-    loggers.log_figure(trainer_with(logger := Wandb()), "a/b", red, step=7)
-    loggers.log_text(trainer_with(logger), "a/c", "**text**", step=8)
+    loggers.log_figure(make_trainer(logger=(logger := Wandb())), "a/b", red, step=7)
+    loggers.log_text(make_trainer(logger=logger), "a/c", "**text**", step=8)
     ((key, (pixels,), step),) = logger.figures
     assert (key, step, pixels.dtype, pixels.shape) == ("a/b", 7, np.uint8, (20, 30, 3))
     assert (pixels == [255, 0, 0]).all()
@@ -222,8 +213,8 @@ def test_weights_and_biases_receives_pixels_and_a_table_of_one_text():
 
 
 def test_mlflow_receives_files_whose_names_have_the_step():
-    loggers.log_figure(trainer_with(logger := MLFlow()), "a/b", red, step=7)
-    loggers.log_text(trainer_with(logger), "a/c", "**text**", step=8)
+    loggers.log_figure(make_trainer(logger=(logger := MLFlow())), "a/b", red, step=7)
+    loggers.log_text(make_trainer(logger=logger), "a/c", "**text**", step=8)
     ((run_id, figure, file),) = logger.figures
     assert (run_id, file) == ("abc", "a/b-7.png")
     assert isinstance(figure, Figure)
@@ -231,8 +222,8 @@ def test_mlflow_receives_files_whose_names_have_the_step():
 
 
 def test_comet_receives_figures_and_texts_at_a_step():
-    loggers.log_figure(trainer_with(logger := Comet()), "a/b", red, step=7)
-    loggers.log_text(trainer_with(logger), "a/c", "**text**", step=8)
+    loggers.log_figure(make_trainer(logger=(logger := Comet())), "a/b", red, step=7)
+    loggers.log_text(make_trainer(logger=logger), "a/c", "**text**", step=8)
     ((name, figure, step),) = logger.figures
     assert (name, step) == ("a/b", 7)
     assert isinstance(figure, Figure)
@@ -240,8 +231,8 @@ def test_comet_receives_figures_and_texts_at_a_step():
 
 
 def test_neptune_receives_files_whose_paths_have_the_step():
-    loggers.log_figure(trainer_with(logger := NeptuneLogger()), "a/b", red, step=7)
-    loggers.log_text(trainer_with(logger), "a/c", "**text**", step=8)
+    loggers.log_figure(make_trainer(logger=(logger := NeptuneLogger())), "a/b", red, step=7)
+    loggers.log_text(make_trainer(logger=logger), "a/c", "**text**", step=8)
     ((path, figure),) = logger.figures
     assert path == "a/b-7"
     assert isinstance(figure, Figure)
@@ -250,7 +241,7 @@ def test_neptune_receives_files_whose_paths_have_the_step():
 
 def test_each_of_several_loggers_receives_the_figure_in_its_own_way(tmp_path):
     all_of_them = [TensorBoardLogger(tmp_path / "events"), CSVLogger(tmp_path / "files"), *(fake() for fake in FAKES), Fake()]
-    trainer = trainer_with(*all_of_them)
+    trainer = make_trainer(logger=all_of_them)
     loggers.log_figure(trainer, "a/b", red, step=7)
     loggers.log_text(trainer, "a/b", "text", step=7)
     for logger in all_of_them[2:-1]:
@@ -260,7 +251,7 @@ def test_each_of_several_loggers_receives_the_figure_in_its_own_way(tmp_path):
 
 
 def test_a_logger_without_a_folder_has_files_if_it_is_the_first(tmp_path):
-    trainer = trainer_with(Fake(), Fake(), default_root_dir=tmp_path)
+    trainer = make_trainer(logger=[Fake(), Fake()], default_root_dir=tmp_path)
     loggers.log_figure(trainer, "a", red, step=7)
     loggers.log_text(trainer, "a", "text", step=7)
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")] == [Path("fake", "1", "a-7.png")]
