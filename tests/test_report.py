@@ -345,6 +345,7 @@ def test_a_report_of_another_version_that_cannot_be_read_names_both_versions(tmp
         (None, "no report at .*give a report.json"),
         ("{", "is not JSON"),
         ("[]", "it lacks"),
+        ("3", "it lacks"),
         (
             '{"task": "", "n": 1, "n_draws": 1, "seed": 0, "noises": {}, "levels": 3, "shared": 0, "sizes": 0, "estimates": 0}',
             "'int' object has no attribute",

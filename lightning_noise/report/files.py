@@ -51,7 +51,8 @@ def read(path: str | Path) -> Report:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); {_WAY_OUT}") from error
-    missing = [name for name in _REQUIRED if not isinstance(found, dict) or name not in found]
+    found = found if isinstance(found, dict) else {}
+    missing = [name for name in _REQUIRED if name not in found]
     try:
         if missing:
             raise KeyError(*missing)
