@@ -136,7 +136,7 @@ def test_a_rule_that_asks_what_noise_does_is_refused_where_held_out_data_have_no
             lambda: AdaptiveLevel(0.3),  # type: ignore[arg-type]
             TypeError,
             r"rule must be a rule such as rules.Governor\(\), got 0\.3; type AdaptiveLevel\(start=0\.3\)",
-        ),  # type: ignore[arg-type]
+        ),
         (lambda: AdaptiveLevel(Governor), TypeError, "rule must be a rule"),  # type: ignore[arg-type]
         (lambda: AdaptiveLevel(governor(), -0.1), ValueError, "finite and not negative, got -0.1"),
         (lambda: AdaptiveLevel(governor(hi=0.5), 0.6), ValueError, r"the level must start in \[0, 0\.5\], got start=0\.6"),
