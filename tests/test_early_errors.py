@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import N_CLASSES, Classifier, Rows, Stochastic, fit, keys_of, loader, weights
+from helpers import N_CLASSES, Classifier, Quiet, Rows, Stochastic, fit, keys_of, loader, weights
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import ConcatDataset, IterableDataset, Sampler, TensorDataset
@@ -338,11 +338,6 @@ def test_the_checkpoint_of_the_best_score_is_kept_for_every_task(task, every, tm
     assert keep.best_model_score is not None
     assert keep.best_model_score.item() == max(scores)
     assert Path(keep.best_model_path).exists()
-
-
-class Quiet(Classifier):
-    def validation_step(self, batch, batch_idx):
-        pass
 
 
 def _target_of(task: tasks.Task) -> torch.Tensor:

@@ -154,7 +154,7 @@ def test_token_ids_with_a_mask():
     found = train(module, data, callbacks)
     right = module.eval()(ids * mask, mask).logits.argmax(1) == data.named["label"]
     assert found["robustness/accuracy_clean"] == pytest.approx(right.float().mean().item())
-    assert found["robustness/accuracy_worst"] <= found["robustness/accuracy_clean"]
+    assert found["robustness/accuracy_worst"] < found["robustness/accuracy_clean"]
 
 
 def test_noise_in_token_ids_is_refused_with_the_line_for_their_embeddings():

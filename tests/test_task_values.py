@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from helpers import Classifier, fit, keys_of, loader, make_trainer
+from helpers import Classifier, Quiet, fit, keys_of, loader, make_trainer
 from helpers_measurements import reported
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -422,11 +422,6 @@ def test_a_governor_follows_the_labels_that_count():
         assert callback.adaptive is not None
         decisions.append([repr(decision) for decision in callback.adaptive.history])
     assert decisions[0] == decisions[1]
-
-
-class Quiet(Classifier):
-    def validation_step(self, batch, batch_idx):
-        pass
 
 
 def test_pictures_show_the_classes_of_all_their_samples(tmp_path, monkeypatch):
