@@ -99,8 +99,11 @@ class Key:
             valid = None if mask is None else _block(mask[rows], fill)
             seed = _seed(*self.coordinates, "block", n, block)
             drawn = _call(noise, _block(x[rows], fill), amount, valid, generator.manual_seed(seed))
+            drawn = drawn if fill is None else drawn[places]
+            if len(drawn) == len(x):
+                return drawn
             y = torch.empty_like(x, dtype=drawn.dtype) if y is None else y
-            y[rows] = drawn if fill is None else drawn[places]
+            y[rows] = drawn
         return y  # type: ignore[return-value]
 
 
@@ -123,7 +126,11 @@ def _blocks(positions: Sequence[int], n: int) -> Iterator[tuple[slice, int, slic
     another copy of their block. Those of a rank are: the step is the number of ranks.
     """
     step = max(1, positions[1] - positions[0]) if len(positions) > 1 else 1
-    begins = [i for i, (p, q) in enumerate(pairwise(positions), 1) if q - p != step or p // n != q // n]
+    if isinstance(positions, range) and positions.step > 0:  # without a loop over the rows
+        first, last = positions[0], positions[-1]
+        begins = sorted({-((first - edge) // step) for edge in range(first - first % n + n, last + 1, n)})
+    else:
+        begins = [i for i, (p, q) in enumerate(pairwise(positions), 1) if q - p != step or p // n != q // n]
     for begin, end in pairwise([0, *begins, len(positions)]):
         block, place = divmod(positions[begin], n)
         yield slice(begin, end), block, slice(place, place + step * (end - begin - 1) + 1, step)
