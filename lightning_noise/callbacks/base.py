@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -231,24 +231,21 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
             self.start_batch(trainer, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # the perturbations end here only in manual optimization; with a scaler, an update that is skipped would not resume them
+        if pl_module.automatic_optimization:  # the perturbations have ended
+            return
+        # with a scaler, an update that is skipped would not resume the perturbations
         if getattr(trainer.precision_plugin, "scaler", None) is None and (dispatcher := TrainingDispatcher.of(trainer)):
             dispatcher.pause(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        _end_perturbations(trainer)
         if self._is_logged:
-            stats = self._perturbations[-1].stats if self._perturbations else {}
+            stats = self.last_perturbation.stats if self.last_perturbation else {}
             self._log(trainer, {"level": self.current_level, **stats})
-        effects = [perturbation.effective for perturbation in self._perturbations if perturbation.effective is not None]
+        if self._perturbations and (outputs or not pl_module.automatic_optimization):  # a skipped step may not reach the noise
+            self._note_effects()
         self._perturbations = []
-        is_skipped = pl_module.automatic_optimization and not outputs  # a skipped step may not have reached the noise
-        if effects and not is_skipped:
-            self._effective = any([self._effective, *effects])
-        if not self.judged_by_epoch:
-            self._check_effect("the training step")
         if trainer.is_last_batch:  # now, because a checkpoint may be saved before the end of the epoch
             self._end_epoch(trainer)
         if self.adaptive is not None:
@@ -293,8 +290,8 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         if self.adaptive is not None:
             self.adaptive.continue_from(adapted)
 
-    @property
-    def state_key(self) -> str:
+    @cached_property  # Lightning asks before each hook
+    def state_key(self) -> str:  # type: ignore[override]
         return self._generate_state_key(name=self.name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -316,6 +313,14 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         if noise.max_level == 1:
             return "shares of elements"
         return f"{'units' if noise.additive and not relative else self.unit} of the {self.place}"
+
+    def _note_effects(self) -> None:
+        """Notes whether the perturbations of this step have changed anything, and raises an error if one should have."""
+        effects = [perturbation.effective for perturbation in self._perturbations if perturbation.effective is not None]
+        if effects:
+            self._effective = any([self._effective, *effects])
+        if not self.judged_by_epoch:
+            self._check_effect("the training step")
 
     def _check_effect(self, where: str) -> None:
         if self._effective is False:
@@ -451,8 +456,3 @@ def check_parameters_are_whole(trainer: Trainer, name: str) -> None:
                 f"{name!r} cannot work with {strategy.__name__}, which has no whole parameters outside the forward pass; "
                 "use DDPStrategy, or ModelParallelStrategy with fully_shard"
             )
-
-
-def _end_perturbations(trainer: Trainer) -> None:
-    if dispatcher := TrainingDispatcher.of(trainer):
-        dispatcher.perturbations.close()

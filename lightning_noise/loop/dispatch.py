@@ -106,8 +106,8 @@ class TrainingDispatcher:
         self._backward = trainer.precision_plugin.backward
         self._optimize = trainer.fit_loop.epoch_loop.automatic_optimization.run
         self.takes_iterator = "dataloader_iter" in inspect.signature(trainer.lightning_module.training_step).parameters
-        self.perturbations = ExitStack()  # these end after the backward pass
-        self._entered = ExitStack()
+        self._perturbations = ExitStack()  # the open ones
+        self._is_automatic = trainer.lightning_module.automatic_optimization
         self._iterator: _NoisyIterator | None = None
         self.fetched = -1  # the index of the last batch that an iterator gave
         self._covering: list[Perturbing] = []  # the noises that act until the end of this step
@@ -115,7 +115,7 @@ class TrainingDispatcher:
         self._updating: list[Optimizer] = []  # nested, outermost first
         self._updated: list[Optimizer] = []  # finished since the outermost update began
         self._handles: list[RemovableHandle] = []
-        if not trainer.lightning_module.automatic_optimization:
+        if not self._is_automatic:
             # global hooks, because a module may have optimizers that Lightning does not know
             self._handles.append(register_optimizer_step_pre_hook(self._before_update))
             self._handles.append(register_optimizer_step_post_hook(self._after_update))
@@ -154,30 +154,32 @@ class TrainingDispatcher:
         ]
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        self.perturbations.close()  # a step that is retried after an exception has not ended its perturbations
-        with ExitStack() as self._entered:
-            self._in_step, self._updating, self._updated, self._covering = True, [], [], []
-            self._entered.callback(setattr, self, "_in_step", False)
+        self._perturbations.close()  # a step that is retried after an exception has not ended its perturbations
+        self._in_step, self._updating, self._updated, self._covering = True, [], [], []
+        try:
             batch = self._noisy_iterator(batch) if self.takes_iterator else self._perturb(batch)
             output = self.step(batch, *args, **kwargs)
-            if output is not None and self.trainer.lightning_module.automatic_optimization:
-                self.perturbations = self._entered = self._entered.pop_all()  # for the backward pass
+        except BaseException as exception:
+            self._abort(exception)
+            raise
+        finally:
+            self._in_step = False
+        if output is None or not self._is_automatic:  # no backward pass follows
+            self._perturbations.close()
         return output
 
     def _run_backward(self, *args: Any, **kwargs: Any) -> None:
         self._backward(*args, **kwargs)
-        self.perturbations.close()
+        if self._is_automatic:
+            self._perturbations.close()
 
     def _run_optimization(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with self._perturbations:  # a backward pass may fail, or be left out
             return self._optimize(*args, **kwargs)
-        except BaseException as exception:
-            self._abort(exception)
-            raise
 
     def _abort(self, exception: BaseException) -> None:
         """Undoes the perturbations without further checks."""
-        self.perturbations.__exit__(type(exception), exception, exception.__traceback__)
+        self._perturbations.__exit__(type(exception), exception, exception.__traceback__)
 
     def pause(self, *optimizers: Optimizer) -> None:
         """Restores the parameters that the optimizers are about to update."""
@@ -224,7 +226,7 @@ class TrainingDispatcher:
         # the learning rate finder removes the callbacks for a while, and must not meet their noise
         for callback in perturbing(self.trainer):
             if callback.current_level != 0 and callback not in self._covering:
-                batch = self._entered.enter_context(callback.training_perturbation(self.trainer, batch))
+                batch = self._perturbations.enter_context(callback.training_perturbation(self.trainer, batch))
                 self._covering += [callback] if callback.one_draw_per_batch else []
         return batch
 

@@ -75,8 +75,9 @@ def is_fast_dev_run(trainer: Trainer) -> bool:
 
 
 def should_log(trainer: Trainer) -> bool:
-    """Returns whether ``self.log`` would log in this training batch, by ``log_every_n_steps``."""
-    return trainer._logger_connector.should_update_logs
+    """Returns before a training batch whether its values reach a logger, by ``log_every_n_steps``."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(trainer.loggers and every) and (batches_that_stepped(trainer) + 1) % every == 0
 
 
 def batches_that_stepped(trainer: Trainer) -> int:

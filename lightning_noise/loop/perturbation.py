@@ -57,10 +57,15 @@ class Perturbation(AbstractContextManager[Any]):
     def __init__(self, body: Callable[[Perturbation], Iterator[Any]]):
         self.stats: dict[str, float | Tensor] = {}
         self.effective: bool | None = None
-        self._manager = contextmanager(body)(self)
+        self._manager = _run(body, self)
 
     def __enter__(self) -> Any:
         return self._manager.__enter__()
 
     def __exit__(self, *exception: Any) -> bool | None:
         return self._manager.__exit__(*exception)
+
+
+@contextmanager
+def _run(body: Callable[[Perturbation], Iterator[Any]], perturbation: Perturbation) -> Iterator[Any]:
+    yield from body(perturbation)
