@@ -17,7 +17,7 @@ from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.positions import N_GROUPS, check_ranks
 from lightning_noise.metrics.robustness import area_under_curve, retention
 from lightning_noise.metrics.statistics import jackknife_error, t_interval, wilson_interval
-from lightning_noise.tasks import Task, TaskMetrics
+from lightning_noise.tasks import GroupedMetrics, Task, TaskMetrics
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -27,6 +27,7 @@ __all__ = ["Estimate", "Results", "Values", "estimate", "summarize"]
 Values = Mapping[tuple[Condition, str], float]
 """The value of each metric under each condition."""
 
+_AT_ONCE = 2**16  # numbers in the predictions of small batches, whose calls would take longer than their sums
 _NOT_AVERAGED = ("ece_z", "ece_p")  # the mean of p-values is not a p-value
 
 
@@ -72,39 +73,76 @@ class Results:
         self.task = task
         self.shared = shared
         self.only_governed = only_governed
-        self.metrics: dict[Condition, TaskMetrics] = {}
+        self._metrics: dict[Condition, TaskMetrics] = {}
         self._idle: dict[Condition, TaskMetrics] = {}  # of earlier readings
         self.chance: float | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forgets all readings. Metrics are used again, because a metric of torchmetrics refers to itself and is freed late."""
-        for metrics in self.metrics.values():
+        for metrics in self._metrics.values():
             metrics.reset()
-        self._idle, self.metrics = self._idle | self.metrics, {}
+        self._idle, self._metrics = self._idle | self._metrics, {}
+        self._waiting: dict[Condition, list[dict[str, Any]]] = {}  # what small batches will add to the metrics
+        self._n_waiting = 0
         self.is_empty = True
         self._sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
         self._n_targets = 0
 
+    @property
+    def metrics(self) -> dict[Condition, TaskMetrics]:
+        """The metrics under each condition."""
+        self._add_all()
+        return self._metrics
+
     def update(self, readings: Iterable[Reading]) -> None:
         """Adds the readings of a batch. The reading without noise comes first."""
-        clean_preds = None
+        is_small = False
         for condition, _, _, preds, target, groups, samples in readings:
             metrics = self._metrics_of(condition, preds, groups.device)
             if condition == CLEAN:
-                clean_preds = metrics.read(preds)
+                self.is_empty = False
                 self.chance = self.task.chance(preds)
                 self._sizes = self._sizes.to(groups.device).index_add_(0, samples, torch.ones_like(samples))
                 self._n_targets += target.numel()
-            if len(groups):  # a batch may be all padding
-                metrics.update(preds=preds, target=target, clean_preds=clean_preds, groups=groups)
-        self.is_empty = self.is_empty and clean_preds is None  # the batches of another loader have no readings
+                is_small = isinstance(metrics, GroupedMetrics) and isinstance(preds, Tensor) and preds.numel() < _AT_ONCE // 4
+                if not is_small or not self._can_wait(preds, target):
+                    self._add_all()
+                self._n_waiting += preds.numel() if is_small else 0
+            # copies, because the step may write to the target, and predictions may be a view of a large tensor
+            added = {"preds": preds.clone(), "target": target.clone()} if is_small else {"preds": preds, "target": target}
+            self._waiting.setdefault(condition, []).append({**added, "groups": groups})
+            if not is_small:
+                self._add(condition)
+        if self._n_waiting >= _AT_ONCE:
+            self._add_all()
+
+    def _can_wait(self, preds: Tensor, target: Tensor) -> bool:
+        """Returns whether the predictions fit those of the batches before."""
+        before = self._waiting[CLEAN][-1] if self._waiting else {"preds": preds, "target": target}
+        return before["preds"].shape[1:] == preds.shape[1:] and before["target"].shape[1:] == target.shape[1:]
+
+    def _add_all(self) -> None:
+        """Adds the batches that wait to the metrics."""
+        for condition in list(self._waiting):
+            self._add(condition)
+        self._n_waiting = 0
+
+    def _add(self, condition: Condition) -> None:
+        batches = self._waiting.pop(condition)
+        added = batches[0] if len(batches) == 1 else {key: torch.cat([each[key] for each in batches]) for key in batches[0]}
+        if not len(added["groups"]):  # a batch may be all padding
+            return
+        metrics = self._metrics[condition]
+        if condition == CLEAN:
+            self._clean_preds = added["preds"] = metrics.read(added["preds"])
+        metrics.update(clean_preds=self._clean_preds, **added)
 
     def _metrics_of(self, condition: Condition, preds: Any, device: torch.device) -> TaskMetrics:
-        if condition not in self.metrics:
+        if condition not in self._metrics:
             metrics = self._idle.pop(condition, None) or self._create(preds)
-            self.metrics[condition] = metrics.to(device)
-        return self.metrics[condition]
+            self._metrics[condition] = metrics.to(device)
+        return self._metrics[condition]
 
     def _create(self, preds: Any) -> TaskMetrics:
         return self.task.governed_metrics(N_GROUPS) if self.only_governed else self.task.metrics(preds, N_GROUPS)
