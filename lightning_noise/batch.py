@@ -47,6 +47,9 @@ _EACH = "*"
 _CHANNELS = (1, 3, 4)  # of images
 _LISTED = 12  # leaves in a message
 TARGETS = ("label", "labels", "target", "targets", "y")
+# as tuples, because each union with | is made anew; a list needs no slow check of an abstract class
+_LISTS = (list, MutableSequence)
+_ATOMS = (Tensor, str, bytes, int, float, complex, type)
 
 
 def leaves(batch: Any) -> Iterator[tuple[Path, Tensor]]:
@@ -105,11 +108,17 @@ def modify(batch: Any, paths: Iterable[Path], function: Callable[[Any, Path], An
         >>> new["x"][0], new["x"][1] is batch["x"][1], batch["x"][0]
         (tensor([5., 5.]), True, tensor([0., 0.]))
     """
-    new: dict[Path, Tensor] = {}
+    changes: dict[Any, Any] = {}  # nested, as the batch is
     for path in dict.fromkeys(paths):
-        places, leaf = _places(batch, path), function(get(batch, path), path)
-        new.update(zip(places, leaf if isinstance(leaf, list) else [leaf], strict=True))
-    return _modify(batch, (), list(new), new)
+        new = function(get(batch, path), path)
+        for place, leaf in zip(_places(batch, path), new if isinstance(new, list) else [new], strict=True):
+            if not place:
+                return leaf
+            container = changes
+            for key in place[:-1]:
+                container = container.setdefault(key, {})
+            container[place[-1]] = leaf
+    return _modify(batch, changes)
 
 
 def get(batch: Any, path: Path) -> Any:
@@ -122,7 +131,7 @@ def get(batch: Any, path: Path) -> Any:
     for i, key in enumerate(path):
         if key == _EACH and is_sequence(batch):
             return [get(sample, path[i + 1 :]) for sample in batch]
-        batch = dict(_children(batch))[key]
+        batch = _child(batch, key)
     return batch
 
 
@@ -412,11 +421,10 @@ def _has(value: Any, path: Path) -> bool:
 
 def _places(batch: Any, path: Path) -> list[Path]:
     """Returns the paths of all leaves at a path."""
-    for i, key in enumerate(path):
-        if key == _EACH and is_sequence(get(batch, path[:i])):
-            n = len(get(batch, path[:i]))
-            return [(*path[:i], j, *path[i + 1 :]) for j in range(n)]
-    return [path]
+    i = path.index(_EACH) if _EACH in path else -1
+    if i < 0 or not is_sequence(samples := get(batch, path[:i])):
+        return [path]
+    return [(*path[:i], j, *path[i + 1 :]) for j in range(len(samples))]
 
 
 def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[Path, Tensor]]:
@@ -427,16 +435,12 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
             yield from _walk(child, (*path, key), (*ancestors, id(value)))
 
 
-def _modify(value: Any, path: Path, rests: list[Path], new: Mapping[Path, Tensor]) -> Any:
-    """Returns the value with new leaves below it; ``rests`` are their paths, seen from the value."""
-    if () in rests:
-        return new[path]
-    children, changed = dict(_children(value)) if rests else {}, {}
-    for key in dict.fromkeys(rest[0] for rest in rests):
-        below = [rest[1:] for rest in rests if rest[0] == key]
-        child = _modify(children[key], (*path, key), below, new)
-        if child is not children[key]:
-            changed[key] = child
+def _modify(value: Any, changes: Any) -> Any:
+    """Returns the value with the changes, a new leaf or the changes of its children."""
+    if not isinstance(changes, dict):
+        return changes
+    children = {key: _child(value, key) for key in changes}
+    changed = {key: new for key, child in children.items() if (new := _modify(child, changes[key])) is not child}
     return _with(value, changed) if changed else value
 
 
@@ -446,13 +450,12 @@ def _with(batch: Any, changed: dict[Any, Any]) -> Any:
         return batch._replace(**changed)
     if isinstance(batch, tuple):
         return type(batch)([changed.get(index, child) for index, child in enumerate(batch)])
-    result, before = copy.copy(batch), dict(_children(batch))
+    result, before = copy.copy(batch), {key: _child(batch, key) for key in changed}
     for key, value in changed.items():
         _set(result, key, value)
-    after = dict(_children(batch))
-    if any(after[key] is value for key, value in changed.items()):
-        for key in changed:
-            _set(batch, key, before[key])
+    if any(_child(batch, key) is value for key, value in changed.items()):
+        for key, value in before.items():
+            _set(batch, key, value)
         raise TypeError(f"a copy of {type(batch).__name__} shares its content with the original; let it define __copy__")
     return result
 
@@ -528,15 +531,19 @@ def _is_integer(leaf: Tensor) -> bool:
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
+    if is_sequence(value):
+        return list(enumerate(value))
     if isinstance(value, Mapping):
         return [(key, value[key]) for key in value.keys()]  # noqa: SIM118 (a TensorDict iterates over its rows)
     if _is_namedtuple(value):
         return list(zip(value._fields, value, strict=True))
-    if is_sequence(value):
-        return list(enumerate(value))
-    if value is None or isinstance(value, Tensor | str | bytes | int | float | complex | type) or _is_no_container(value):
+    if value is None or isinstance(value, _ATOMS) or _is_no_container(value):
         return []
     return [(name, getattr(value, name)) for name in _attributes(value) if hasattr(value, name)]
+
+
+def _child(value: Any, key: Any) -> Any:
+    return value[key] if type(key) is int or isinstance(value, Mapping) else getattr(value, key)
 
 
 def _is_no_container(value: Any) -> bool:
@@ -566,7 +573,9 @@ def _is_stored(value: Any, name: str) -> bool:
 
 def is_sequence(value: Any) -> bool:
     """Returns whether a container has indices, and not names, for its elements."""
-    return isinstance(value, tuple | MutableSequence) and not _is_namedtuple(value) and not isinstance(value, bytearray)
+    if isinstance(value, tuple):
+        return not _is_namedtuple(value)
+    return isinstance(value, _LISTS) and not isinstance(value, bytearray)
 
 
 def _is_namedtuple(value: Any) -> bool:

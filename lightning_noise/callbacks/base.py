@@ -243,7 +243,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         if self._is_logged:
             stats = self.last_perturbation.stats if self.last_perturbation else {}
             self._log(trainer, {"level": self.current_level, **stats})
-        if self._perturbations and (outputs or not pl_module.automatic_optimization):  # a skipped step may not reach the noise
+        if self._perturbations and (not pl_module.automatic_optimization or outputs):  # a skipped step may not reach the noise
             self._note_effects()
         self._perturbations = []
         if trainer.is_last_batch:  # now, because a checkpoint may be saved before the end of the epoch
