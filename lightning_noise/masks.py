@@ -59,6 +59,8 @@ def find_masks(batch: Any, mask: Mask | None) -> Tensor | list[Tensor] | None:
         >>> find_masks({"masks": [torch.ones(2), torch.ones(3)]}, "masks")
         [tensor([1., 1.]), tensor([1., 1., 1.])]
     """
+    if mask is None:
+        return None
     if isinstance(mask, int | str):
         if any(is_sequence(value) for _, value in resolve(batch, mask)):
             mask = f"{mask}.*"
