@@ -183,10 +183,9 @@ class GroupedMetrics(MetricCollection):
         """Returns the values of all samples of all ranks; NaN if a prediction was NaN."""
         return _merge([metric.totals() for metric in self._sums()])
 
-    def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Returns the values of all samples of all ranks, and the values without each group."""
-        totals, rests = zip(*(metric.estimates() for metric in self._sums()), strict=True)
-        return _merge(totals), [_merge(parts) for parts in zip(*rests, strict=True)]
+    def estimates(self) -> dict[str, Tensor]:
+        """Returns each value of all samples of all ranks and then without each group, of shape (1 + G,)."""
+        return _merge([metric.estimates() for metric in self._sums()])
 
     def calibration_bins(self) -> list[Tensor] | None:
         """Returns the sums in bins of the confidence, or ``None`` if there is no confidence."""
@@ -234,8 +233,8 @@ class CustomMetrics:
                 )
         return {name: value.item() for name, value in values.items()}
 
-    def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
-        return self.totals(), []
+    def estimates(self) -> dict[str, Tensor]:
+        return {name: torch.tensor([value], dtype=torch.float64) for name, value in self.totals().items()}
 
     def calibration_bins(self) -> None:
         return None
@@ -339,9 +338,8 @@ class Multiclass(_Classification):
         >>> preds, target = task.read(torch.eye(4), torch.tensor([0, 1, 2, 0]))
         >>> metrics = task.metrics(preds, n_groups=2)
         >>> metrics.update(preds=preds, clean_preds=preds, target=target, groups=torch.tensor([0, 0, 0, 1]))
-        >>> values, without = metrics.estimates()
-        >>> values["accuracy"], [each["accuracy"] for each in without], task.chance(preds)
-        (0.75, [0.0, 1.0], 0.25)
+        >>> metrics.estimates()["accuracy"].tolist(), task.chance(preds)  # of all samples, and without each group
+        ([0.75, 0.0, 1.0], 0.25)
     """
 
     expects: ClassVar[str] = "logits of shape (B, K, *) or (B, *, K) and class indices of shape (B, *)"
@@ -710,5 +708,5 @@ def _describe_range(target: Tensor) -> str:
     return f"{describe(target)} from {target.min().item()} to {target.max().item()}"
 
 
-def _merge(parts: Any) -> dict[str, float]:
+def _merge(parts: Any) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}

@@ -248,16 +248,16 @@ def test_the_brier_score_of_certain_predictions_is_not_what_rounding_leaves():
     metric = BrierScore()
     metric.update(torch.stack([torch.zeros(1000), margin], 1), torch.ones(1000, dtype=torch.long))
     expected = 2 * margin.double().neg().sigmoid().square()
-    assert metric.estimates()[0]["brier"] == pytest.approx(expected.mean().item(), abs=1e-9)  # rounded to 2^-24 a sample
+    assert metric.totals()["brier"] == pytest.approx(expected.mean().item(), abs=1e-9)  # rounded to 2^-24 a sample
 
 
 def test_the_parts_add_up_to_the_brier_score_where_probabilities_in_a_bin_are_equal():
     generator = torch.Generator().manual_seed(0)
     p = (torch.randint(0, 10, (500,), generator=generator).double() + 0.5) / 10
     hit = (torch.rand(500, generator=generator, dtype=torch.float64) < p).double()
-    zeros, bins = torch.zeros(12, dtype=torch.float64), (p * 10).long()  # two bins stay empty
+    zeros, bins = torch.zeros(1, 12, dtype=torch.float64), (p * 10).long()  # two bins stay empty
     reliability, resolution, uncertainty = murphy_decomposition(
-        *(zeros.index_add(0, bins, values) for values in (p, hit, torch.ones_like(p)))
+        *(zeros.index_add(1, bins, values[None]) for values in (p, hit, torch.ones_like(p)))
     )
     torch.testing.assert_close(reliability - resolution + uncertainty, (p - hit).square().mean(), rtol=0, atol=1e-12)
 
@@ -349,12 +349,12 @@ def test_confidences_that_round_to_one_are_ranked(n_classes, shift, dtype):
     selection.update(rival_logits(margin, n_classes), (~hit).long())
     noisy, clean = margin.chunk(2)
     detection.update(rival_logits(noisy, n_classes), rival_logits(clean, n_classes))
-    values, ranks = selection.estimates()[0], margin.double().numpy()
+    values, ranks = selection.totals(), margin.double().numpy()
     # where a bin is widest, at 95, it holds 3 % of the margins
     assert values["failure_auroc"] == pytest.approx(roc_auc_score(hit.numpy(), ranks), abs=1e-3)
     assert values["aurc"] == pytest.approx(plain_aurc(ranks, hit.numpy()), abs=1e-3)
     reference = roc_auc_score(np.repeat([0, 1], 1000), ranks)
-    assert detection.estimates()[0]["noise_auroc"] == pytest.approx(reference, abs=1e-3)
+    assert detection.totals()["noise_auroc"] == pytest.approx(reference, abs=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -409,7 +409,7 @@ def test_detection_equals_its_definitions(n, n_levels):
     logits = [torch.stack([log_odds[level], torch.zeros(n)], 1) for level in (noisy, clean)]
     metric = NoiseDetection()
     metric.update(*logits)
-    values = metric.estimates()[0]
+    values = metric.totals()
     is_noisy = np.repeat([1, 0], n)
     assert values["noise_auroc"] == pytest.approx(roc_auc_score(is_noisy, -torch.cat([noisy, clean]).numpy()), abs=1e-12)
     assert values["noise_detected"] == plain_detected(noisy.tolist(), clean.tolist())

@@ -46,14 +46,11 @@ def make(
     n_draws: int = 1,
 ) -> Report:
     """The report of values with their errors, made of them as that of an evaluation is."""
-    estimates = []
-    for cell, value in values.items():
-        errors = [jackknife(value, without[cell], sizes)]
-        drawn = (spread or {}).get(cell, 0.0)
-        if shares_draws(cell[0], shared):
-            errors.append((drawn, n_draws - 1))
-        n = sum(sizes) if cell[1] in Multiclass.proportions else None
-        estimates.append(estimate(*cell, value, errors, n, spread=drawn, without=tuple(without[cell])))
+    parts = {cell: np.array([value, *without[cell]]) for cell, value in values.items()}
+    spreads = np.array([(spread or {}).get(cell, 0.0) for cell in values])
+    drawn = [shares_draws(condition, shared) for condition, _ in values]
+    errors = [jackknife(parts, sizes), (np.where(drawn, spreads, 0.0), n_draws - 1)]
+    estimates = estimate(parts, errors, sum(sizes), Multiclass.proportions, spreads)
     about = {"noises": dict(noises), "levels": dict(levels), "shared": shared, "n_draws": n_draws}
     return Report("multiclass", sum(sizes), seed=0, sizes=tuple(sizes), estimates=tuple(estimates), **about)
 

@@ -348,8 +348,9 @@ class Adaptation:
         task, metrics = self.setting.task, results.metrics
         results.check_ranks(trainer, f"AdaptiveLevel of {self.name!r}")
         sizes = results.sizes(trainer)
-        values, without = metrics[CLEAN].estimates()
-        clean, gap = ([each.get(name, math.nan) for each in (values, *without)] for name in (task.governed, "signed_gap"))
+        values = metrics[CLEAN].estimates()
+        clean = values[task.governed].tolist()
+        gap = values["signed_gap"].tolist() if "signed_gap" in values else [math.nan] * len(clean)
         if not self._rule.needs_boundary:
             boundary = math.nan
         elif self.level == 0:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -16,16 +16,17 @@ from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, 
 from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.positions import N_GROUPS, check_ranks
 from lightning_noise.metrics.robustness import area_under_curve, retention
-from lightning_noise.metrics.statistics import jackknife_error, t_interval, wilson_interval
+from lightning_noise.metrics.statistics import average, jackknife_error, t_interval, wilson_interval
 from lightning_noise.tasks import GroupedMetrics, Task, TaskMetrics
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["Estimate", "Results", "Values", "estimate", "summarize"]
+__all__ = ["Cell", "Estimate", "Results", "Values", "estimate", "jackknife", "shares_draws", "summarize"]
 
-Values = Mapping[tuple[Condition, str], float]
-"""The value of each metric under each condition."""
+Cell = tuple[Condition, str]
+Values = Mapping[Cell, Any]
+"""The value of each metric under each condition: a float, or an array of the value and the value without each group."""
 
 _AT_ONCE = 2**16  # numbers in the predictions of small batches, whose calls would take longer than their sums
 _NOT_AVERAGED = ("ece_z", "ece_p")  # the mean of p-values is not a p-value
@@ -163,7 +164,8 @@ class Results:
 
     def values(self) -> Values:
         """Returns all values of all ranks, without their errors."""
-        return self._summarize({condition: metrics.totals() for condition, metrics in self.metrics.items()})
+        values = self._summarize({condition: metrics.totals() for condition, metrics in self.metrics.items()})
+        return {cell: float(value) for cell, value in values.items()}
 
     def estimates(self, sizes: Sequence[int]) -> list[Estimate]:
         """Returns all values of all ranks, with their errors.
@@ -171,24 +173,15 @@ class Results:
         Args:
             sizes: The number of samples of all ranks in each group.
         """
-        found = {condition: metrics.estimates() for condition, metrics in self.metrics.items()}
-        totals = {condition: total for condition, (total, _) in found.items()}
-        n_groups = min(len(without) for _, without in found.values())
-        parts = [
-            self._summarize({condition: without[group] for condition, (_, without) in found.items()})
-            for group in range(n_groups)
-        ]
-        spreads, n_draws = self._spreads(totals), _n_draws(totals)
-        estimates = []
-        for (condition, metric), value in self._summarize(totals).items():
-            without = tuple(part[condition, metric] for part in parts)
-            spread = spreads.get((condition, metric), 0.0)
-            errors = [jackknife(value, without, sizes[:n_groups])]
-            if shares_draws(condition, self.shared):
-                errors.append((spread, n_draws - 1))
-            n = sum(sizes) if metric in self.task.proportions else None
-            estimates.append(estimate(condition, metric, value, errors, n, spread=spread, without=without))
-        return estimates
+        found = {
+            condition: {metric: values.numpy() for metric, values in metrics.estimates().items()}
+            for condition, metrics in self.metrics.items()
+        }
+        values, n_draws = self._summarize(found), 1 + max(condition.draw or 0 for condition in found)
+        spreads = self._spreads(found, n_draws) if n_draws > 1 else np.zeros(len(values))
+        drawn = [shares_draws(condition, self.shared) for condition, _ in values]
+        errors = [jackknife(values, sizes), (np.where(drawn, spreads, 0.0), n_draws - 1)]
+        return estimate(values, errors, sum(sizes), self.task.proportions, spreads=spreads)
 
     def calibration(self) -> dict[Condition, list[Tensor]]:
         """Returns the sums in bins of the confidence for reliability diagrams, from the first draw."""
@@ -199,23 +192,22 @@ class Results:
         }
         return {condition: bins for condition, bins in found.items() if bins is not None}
 
-    def _summarize(self, values: Mapping[Condition, Mapping[str, float]]) -> Values:
+    def _summarize(self, values: Mapping[Condition, Mapping[str, Any]]) -> Values:
         return summarize(values, self.task, chance=self.chance, shared=self.shared)
 
-    def _spreads(self, values: Mapping[Condition, Mapping[str, float]]) -> Values:
-        """Returns the standard error over the draws."""
-        n_draws = _n_draws(values)
-        if n_draws == 1:
-            return {}
-        by_draw = [
+    def _spreads(self, values: Mapping[Condition, Mapping[str, np.ndarray]], n_draws: int) -> np.ndarray:
+        """Returns the standard error of each value over the draws."""
+        of_draws = [
             self._summarize({condition: found for condition, found in values.items() if condition.draw in (None, draw)})
             for draw in range(n_draws)
         ]
-        return {cell: _standard_error([found[cell] for found in by_draw]) for cell in by_draw[0]}
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            return np.std([_table(found)[:, 0] for found in of_draws], 0, ddof=1) / n_draws**0.5
 
 
+@np.errstate(invalid="ignore")  # infinity minus infinity
 def summarize(
-    values: Mapping[Condition, Mapping[str, float]],
+    values: Mapping[Condition, Mapping[str, Any]],
     task: Task,
     *,
     chance: float | None = None,
@@ -245,7 +237,7 @@ def summarize(
         shared: The names of noises in weights.
     """
     clean = values[CLEAN]
-    draws: dict[Condition, list[Mapping[str, float]]] = {}
+    draws: dict[Condition, list[Mapping[str, Any]]] = {}
     for condition, metrics in values.items():
         if condition != CLEAN:
             draws.setdefault(condition._replace(draw=None), []).append(metrics)
@@ -265,7 +257,7 @@ def summarize(
             rows[Condition(noise)]["sensitivity"] = -rows[Condition(noise)]["loss_drop"]
     rows[NOISY] = noisy
     rows[WORST] = {
-        metric: _worst([found[metric] for found in levels.values()], higher_is_better=task.higher_is_better(metric))
+        metric: (np.min if task.higher_is_better(metric) else np.max)([found[metric] for found in levels.values()], 0)
         for metric in compared
     }
     rows[OVERALL] = _costs(clean, list(levels.values()), task, chance)
@@ -274,30 +266,34 @@ def summarize(
 
 
 def estimate(
-    condition: Condition,
-    metric: str,
-    value: float,
-    errors: Iterable[tuple[float, int]],
-    n: int | None = None,
-    **kwargs: Any,
-) -> Estimate:
-    """Returns the estimate with the interval of independent errors.
+    values: Values,
+    errors: Sequence[tuple[np.ndarray, int]],
+    n: int = 0,
+    proportions: Collection[str] = (),
+    spreads: np.ndarray | None = None,
+) -> list[Estimate]:
+    """Returns the estimates of all values with the intervals of independent errors.
 
     Args:
-        condition: The condition.
-        metric: The name of the metric.
-        value: The value.
-        errors: The standard error and the degrees of freedom of each source.
-        n: The number of samples, if the value is a proportion of them.
-        kwargs: Further fields of the estimate.
+        values: The values, each an array that begins with the value of all samples.
+        errors: The standard error of each value and the degrees of freedom, for each source.
+        n: The number of samples.
+        proportions: The metrics that are proportions of the samples.
+        spreads: The standard error of each value over the draws.
     """
-    interval = t_interval(value, errors) if n is None else wilson_interval(value, errors, n)
-    return Estimate(condition, metric, value, *interval, **kwargs)
+    table = _table(values)
+    are_proportions = [metric in proportions for _, metric in values]
+    intervals = np.where(are_proportions, wilson_interval(table[:, 0], errors, n), t_interval(table[:, 0], errors))
+    spreads = np.zeros(len(table)) if spreads is None else spreads
+    rows, parts = np.column_stack([table[:, 0], *intervals, spreads]).tolist(), table[:, 1:].tolist()
+    return [Estimate(*cell, *row, without=tuple(rest)) for cell, row, rest in zip(values, rows, parts, strict=True)]
 
 
-def jackknife(value: float, without: Sequence[float], sizes: Sequence[int]) -> tuple[float, int]:
-    """Returns the jackknife error of a value and its degrees of freedom."""
-    return jackknife_error(value, without, sizes), sum(size > 0 for size in sizes) - 1
+def jackknife(values: Values, sizes: Sequence[int]) -> tuple[np.ndarray, int]:
+    """Returns the jackknife error of each value, and their degrees of freedom."""
+    table = _table(values)
+    sizes = sizes[: table.shape[1] - 1]  # none, if the metrics know no groups
+    return jackknife_error(table[:, 0], table[:, 1:], sizes), sum(size > 0 for size in sizes) - 1
 
 
 def shares_draws(condition: Condition, shared: Collection[str]) -> bool:
@@ -306,36 +302,26 @@ def shares_draws(condition: Condition, shared: Collection[str]) -> bool:
 
 
 _OVER_NOISES = [condition.noise for condition in (NOISY, WORST, OVERALL)]
+_retentions = np.vectorize(retention, otypes=[float])
 
 
-def _costs(
-    clean: Mapping[str, float], noisy: Sequence[Mapping[str, float]], task: Task, chance: float | None
-) -> dict[str, float]:
+def _table(values: Values) -> np.ndarray:
+    """Returns values of shape (1 + G,) as rows."""
+    return np.array(list(values.values()), float).reshape(len(values), -1)
+
+
+def _costs(clean: Mapping[str, Any], noisy: Sequence[Mapping[str, Any]], task: Task, chance: float | None) -> dict[str, Any]:
     """Returns the drops and the retention, averaged over conditions."""
     compared = [metric for metric in task.compared if metric in clean]
-    costs = {f"{metric}_drop": fmean(clean[metric] - metrics[metric] for metrics in noisy) for metric in compared}
+    costs = {f"{metric}_drop": average([clean[metric] - metrics[metric] for metrics in noisy]) for metric in compared}
     if chance is not None:
-        kept = [retention(metrics[task.governed], clean[task.governed], chance) for metrics in noisy]
-        costs[f"{task.governed}_retention"] = fmean(kept)
+        kept = _retentions([metrics[task.governed] for metrics in noisy], clean[task.governed], chance)
+        costs[f"{task.governed}_retention"] = average(kept)
     return costs
 
 
-def _worst(values: Sequence[float], *, higher_is_better: bool) -> float:
-    if any(map(math.isnan, values)):
-        return math.nan
-    return min(values) if higher_is_better else max(values)
-
-
-def _mean(metrics: Iterable[Mapping[str, float]], without: Collection[str] = ()) -> dict[str, float]:
+def _mean(metrics: Iterable[Mapping[str, Any]], without: Collection[str] = ()) -> dict[str, Any]:
     """Returns the average of each metric."""
     metrics = list(metrics)
-    return {name: fmean(found[name] for found in metrics) for name in metrics[0] if name not in without}
-
-
-def _n_draws(conditions: Iterable[Condition]) -> int:
-    return 1 + max(condition.draw or 0 for condition in conditions)
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    """Returns the standard error of the mean; `stdev` raises an error for NaN."""
-    return stdev(values) / len(values) ** 0.5 if all(map(math.isfinite, values)) else math.nan
+    names = [name for name in metrics[0] if name not in without]
+    return dict(zip(names, average([[found[name] for name in names] for found in metrics]), strict=True))

@@ -95,17 +95,19 @@ class Sums(Metric):
 
     def totals(self) -> dict[str, float]:
         """Returns the values of all samples of all ranks, in float64; NaN if a prediction was not finite."""
-        return self._floats({state: values.sum(0) for state, values in self._synchronized_states().items()})
+        sums = {state: values.sum(0) for state, values in self._synchronized_states().items()}
+        return {key: value.item() for key, value in self._defined_values(sums).items()}
 
-    def estimates(self) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Returns the :meth:`totals`, and the same without each group."""
-        states = self._synchronized_states()
-        total = {state: values.sum(0) for state, values in states.items()}
-        without = [{state: total[state] - values[group] for state, values in states.items()} for group in range(self.n_groups)]
-        return self._floats(total), [self._floats(sums) for sums in without]
+    def estimates(self) -> dict[str, Tensor]:
+        """Returns each value of all samples of all ranks and then without each group, in float64, of shape (1 + G,)."""
+        sums = {}
+        for state, values in self._synchronized_states().items():
+            total = values.sum(0, keepdim=True)
+            sums[state] = torch.cat([total, total - values])
+        return self._defined_values(sums)
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the values of sums in float64, without the axis of groups."""
+        """Returns the values of sums in float64, of shape (*) for sums of shape (*, *shape)."""
         raise NotImplementedError
 
     def _states(self) -> dict[str, Tensor]:
@@ -115,9 +117,10 @@ class Sums(Metric):
         with sync_states(self):
             return self._states()
 
-    def _floats(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        values = self._values(_double(sums))
-        return {key: math.nan if sums["undefined"] else value.item() for key, value in values.items()}
+    def _defined_values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the values, NaN if a prediction was not finite."""
+        is_defined = sums["undefined"] == 0
+        return {key: value.where(is_defined, math.nan) for key, value in self._values(_double(sums)).items()}
 
     def _add(self, groups: Tensor | None, **values: Tensor) -> None:
         """Adds values of shape (B, *) to the states of the same names, for each group."""

@@ -1,6 +1,6 @@
 r"""Calibration of classifiers, from sums in :math:`M` bins of equal width of the confidence.
 
-The functions take these sums as tensors of shape :math:`(M,)`:
+The functions take these sums as tensors of shape :math:`(*, M)`:
 
 ==================  =============================================================================================
 ``confidence_sum``  the sum of the confidences :math:`c_i`
@@ -136,13 +136,13 @@ class CalibrationBins(_ConfidenceSums):
         confidence_sum, variance_sum = sums["confidence_sum"] / RESOLUTION, sums["variance_sum"] / RESOLUTION
         z = calibration_z(confidence_sum, correct, count, variance_sum)
         return {
-            "accuracy": correct.sum() / count.sum(),
+            "accuracy": correct.sum(-1) / count.sum(-1),
             "ece": expected_calibration_error(confidence_sum, correct, count),
             "ece_floor": calibration_floor(variance_sum, count),
             "ece_z": z,
             "ece_p": torch.special.ndtr(-z),
             "debiased_squared_error": debiased_calibration_error(confidence_sum, correct, count),
-            "signed_gap": (confidence_sum.sum() - correct.sum()) / count.sum(),
+            "signed_gap": (confidence_sum.sum(-1) - correct.sum(-1)) / count.sum(-1),
         }
 
 
@@ -195,8 +195,9 @@ class TemperatureScaling(Sums):
             self._add_binned(groups, bins, confidence_sum=quantize(scaled.confidence), correct=correct, count=ones)
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        best = sums["loss_sum"].argmin()
-        confidence_sum, correct, count = (sums[state][best] for state in ("confidence_sum", "correct", "count"))
+        best = sums["loss_sum"].argmin(-1)
+        of_bins = (sums[state] for state in ("confidence_sum", "correct", "count"))
+        confidence_sum, correct, count = (x.take_along_dim(best[..., None, None], -2).squeeze(-2) for x in of_bins)
         error = expected_calibration_error(confidence_sum / RESOLUTION, correct, count)
         temperature = error.new_tensor(self.temperatures)[best]
         return {"temperature": temperature.where(~error.isnan(), torch.nan), "scaled_ece": error}
@@ -204,7 +205,7 @@ class TemperatureScaling(Sums):
 
 def expected_calibration_error(confidence_sum: Tensor, correct: Tensor, count: Tensor) -> Tensor:
     """Returns the ECE; see :class:`ExpectedCalibrationError`."""
-    return (correct - confidence_sum).abs().sum() / count.sum()
+    return (correct - confidence_sum).abs().sum(-1) / count.sum(-1)
 
 
 def debiased_calibration_error(confidence_sum: Tensor, correct: Tensor, count: Tensor) -> Tensor:
@@ -228,7 +229,7 @@ def debiased_calibration_error(confidence_sum: Tensor, correct: Tensor, count: T
     accuracy = correct / count
     scatter = accuracy * (1 - accuracy) / (count - 1)
     gap = (correct - confidence_sum) / count
-    return (count * (gap**2 - scatter)).where(count > 1, 0).sum() / count.sum()
+    return (count * (gap**2 - scatter)).where(count > 1, 0).sum(-1) / count.sum(-1)
 
 
 def calibration_floor(variance_sum: Tensor, count: Tensor) -> Tensor:
@@ -243,7 +244,7 @@ def calibration_floor(variance_sum: Tensor, count: Tensor) -> Tensor:
         >>> calibration_floor(torch.tensor([25.0]), torch.tensor([100]))  # 100 predictions of confidence 1/2
         tensor(0.0399)
     """
-    return (2 / math.pi * variance_sum).sqrt().sum() / count.sum()
+    return (2 / math.pi * variance_sum).sqrt().sum(-1) / count.sum(-1)
 
 
 def calibration_z(confidence_sum: Tensor, correct: Tensor, count: Tensor, variance_sum: Tensor) -> Tensor:
@@ -261,4 +262,4 @@ def calibration_z(confidence_sum: Tensor, correct: Tensor, count: Tensor, varian
         tensor(1.9942)
     """
     excess = expected_calibration_error(confidence_sum, correct, count) - calibration_floor(variance_sum, count)
-    return count.sum() * excess / ((1 - 2 / math.pi) * variance_sum.sum()).sqrt()
+    return count.sum(-1) * excess / ((1 - 2 / math.pi) * variance_sum.sum(-1)).sqrt()

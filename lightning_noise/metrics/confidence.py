@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, quantize
 
@@ -18,7 +19,21 @@ __all__ = [
 ]
 
 
-class SelectiveClassification(Sums):
+class _Histograms(Sums):
+    """Histograms of the log-odds of the confidence."""
+
+    def __init__(self, states: tuple[str, str], n_groups: int):
+        super().__init__(n_groups, **dict.fromkeys(states, (Predictions.n_odds,)))
+        self.histograms = states
+
+    def _states(self) -> dict[str, Tensor]:
+        """Returns the states without the bins that are empty in all groups, which are most of them and change no value."""
+        states = super()._states()
+        occupied = torch.stack([states[state].sum(0) for state in self.histograms]).any(0)
+        return states | {state: states[state][:, occupied] for state in self.histograms}
+
+
+class SelectiveClassification(_Histograms):
     r"""How well the confidence ranks correct predictions before wrong ones.
 
     =================  =====================================================================================
@@ -45,7 +60,7 @@ class SelectiveClassification(Sums):
     correct: Tensor
 
     def __init__(self, n_groups: int = 1):
-        super().__init__(n_groups, correct=(Predictions.n_odds,), count=(Predictions.n_odds,))
+        super().__init__(("correct", "count"), n_groups)
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
         preds = self._read(preds, target)
@@ -57,7 +72,7 @@ class SelectiveClassification(Sums):
         return {"aurc": aurc(*counts), "failure_auroc": failure_auroc(*counts)}
 
 
-class NoiseDetection(Sums):
+class NoiseDetection(_Histograms):
     r"""How well a lower confidence tells noisy samples from clean ones.
 
     ==================  ==========================================================================================
@@ -89,7 +104,7 @@ class NoiseDetection(Sums):
     clean: Tensor
 
     def __init__(self, n_groups: int = 1):
-        super().__init__(n_groups, noisy=(Predictions.n_odds,), clean=(Predictions.n_odds,))
+        super().__init__(("noisy", "clean"), n_groups)
 
     def update(self, preds: Tensor | Predictions, clean_preds: Tensor | Predictions, groups: Tensor | None = None) -> None:
         noisy, clean = self._read(preds), self._read(clean_preds)
@@ -181,7 +196,7 @@ def aurc(correct: Tensor, count: Tensor) -> Tensor:
     every error last gives :math:`e + (1 - e) \ln(1 - e)`.
 
     Args:
-        correct: The number of correct predictions in each bin, of shape :math:`(M,)`, from the least confident to the most.
+        correct: The number of correct predictions in each bin, of shape :math:`(*, M)`, from the least confident to the most.
         count: The number of predictions in each bin.
 
     References:
@@ -191,12 +206,14 @@ def aurc(correct: Tensor, count: Tensor) -> Tensor:
         >>> aurc(torch.tensor([0, 1]), torch.tensor([1, 1]))  # the more confident prediction is correct: (0 + 1/2) / 2
         tensor(0.2500, dtype=torch.float64)
     """
-    count, wrong = count.double().flip(0), (count - correct).double().flip(0)
-    before, wrong_before = count.cumsum(0) - count, wrong.cumsum(0) - wrong
+    count, wrong = count.double().flip(-1), (count - correct).double().flip(-1)
+    ranks = pad(count.cumsum(-1), (1, 0))  # the predictions before each bin
+    before, wrong_before = ranks[..., :-1], wrong.cumsum(-1) - wrong
     # sums of 1 / m over the ranks of a bin, and of the mean of (wrong_before + j wrong / count) / m over its j = m - before
-    harmonic = torch.digamma(before + count + 1) - torch.digamma(before + 1)
+    harmonic = torch.digamma(ranks + 1).diff()
     risks = wrong_before * harmonic + wrong / count * (count - before * harmonic)
-    return risks.where(count > 0, 0).sum() / count.sum()
+    area = risks.where(count > 0, 0).cumsum(-1)[..., -1:].sum(-1)  # one by one: an empty bin then changes not even the rounding
+    return area / count.sum(-1)
 
 
 def failure_auroc(correct: Tensor, count: Tensor) -> Tensor:
@@ -208,8 +225,8 @@ def failure_auroc(correct: Tensor, count: Tensor) -> Tensor:
     is that of :class:`NoiseDetection`.
     """
     correct, wrong = correct.double(), (count - correct).double()
-    more_confident = correct.sum() - correct.cumsum(0)
-    return (wrong * (more_confident + correct / 2)).sum() / (wrong.sum() * correct.sum())
+    more_confident = correct.sum(-1, keepdim=True) - correct.cumsum(-1)
+    return (wrong * (more_confident + correct / 2)).sum(-1) / (wrong.sum(-1) * correct.sum(-1))
 
 
 def noise_detected(noisy: Tensor, clean: Tensor) -> Tensor:
@@ -225,6 +242,6 @@ def noise_detected(noisy: Tensor, clean: Tensor) -> Tensor:
         tensor(0.7500, dtype=torch.float64)
     """
     noisy, clean = noisy.double(), clean.double()
-    below = clean.cumsum(0) - clean
-    reached = 20 * below <= clean.sum()  # the bins up to the threshold
-    return noisy[:-1].where(reached[1:], 0).sum() / noisy.sum()
+    below = clean.cumsum(-1) - clean
+    reached = 20 * below <= clean.sum(-1, keepdim=True)  # the bins up to the threshold
+    return noisy[..., :-1].where(reached[..., 1:], 0).sum(-1) / noisy.sum(-1)

@@ -181,7 +181,7 @@ class BrierDecomposition(Sums):
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = murphy_decomposition(sums["probability_sum"] / RESOLUTION, sums["correct"], sums["count"])
-        score = sums["score_sum"] / RESOLUTION / (sums["count"].sum() / self.num_classes)
+        score = sums["score_sum"] / RESOLUTION / (sums["count"].sum((-2, -1)) / self.num_classes)
         return {"brier": score, **dict(zip(("reliability", "resolution", "uncertainty"), parts, strict=True))}
 
 
@@ -313,16 +313,16 @@ def murphy_decomposition(probability_sum: Tensor, correct: Tensor, count: Tensor
     r"""Returns reliability, resolution and uncertainty; see :class:`BrierDecomposition`.
 
     Args:
-        probability_sum: The sum of the probabilities in each bin of each class, of shape :math:`(*, M)`.
+        probability_sum: The sum of the probabilities in each bin of each class, of shape :math:`(*, K, M)`.
         correct: The number of samples in each bin that belong to the class.
         count: The number of probabilities in each bin.
     """
     weight = count / count.sum(-1, keepdim=True)
     rate, base = correct / count, correct.sum(-1, keepdim=True) / count.sum(-1, keepdim=True)
     # the means of an empty bin are NaN
-    reliability = (weight * (probability_sum / count - rate) ** 2).where(count > 0, 0).sum()
-    resolution = (weight * (rate - base) ** 2).where(count > 0, 0).sum()
-    return reliability, resolution, (base * (1 - base)).sum()
+    reliability = (weight * (probability_sum / count - rate) ** 2).where(count > 0, 0).sum((-2, -1))
+    resolution = (weight * (rate - base) ** 2).where(count > 0, 0).sum((-2, -1))
+    return reliability, resolution, (base * (1 - base)).sum((-2, -1))
 
 
 def _brier(preds: Predictions, target: Tensor) -> Tensor:

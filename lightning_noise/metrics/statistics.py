@@ -1,26 +1,39 @@
-"""Standard errors and 95 % intervals of metrics."""
+"""Standard errors and 95 % intervals of metrics, for one estimate as a float or for many as an array."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from statistics import fmean, variance
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from scipy import stats
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
-__all__ = ["Interval", "jackknife_error", "t_interval", "training_error", "wilson_interval"]
+__all__ = ["Interval", "average", "jackknife_error", "t_interval", "training_error", "wilson_interval"]
 
 
 class Interval(NamedTuple):
     """A standard error with the limits of a 95 % interval; all three are NaN if the error is unknown."""
 
-    standard_error: float
-    low: float
-    high: float
+    standard_error: Any
+    low: Any
+    high: Any
 
 
-def jackknife_error(total: float, without: Sequence[float], sizes: Sequence[int]) -> float:
+def average(values: ArrayLike) -> Any:
+    """Returns the mean over the first axis. Equal values are their own mean, to the last bit.
+
+    Example:
+        >>> average([0.1] * 3)
+        0.1
+    """
+    values = np.asarray(values, float)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return _as_float(np.where((values == values[0]).all(0), values[0], values.mean(0)))
+
+
+@np.errstate(invalid="ignore")
+def jackknife_error(total: ArrayLike, without: ArrayLike, sizes: Sequence[int]) -> Any:
     r"""Returns the standard error of an estimate from its values without each group of samples.
 
     .. math:: \text{SE}^2 = \frac{1}{G} \sum_g \frac{(\tilde\theta_g - \bar\theta)^2}{h_g - 1}, \quad
@@ -32,8 +45,8 @@ def jackknife_error(total: float, without: Sequence[float], sizes: Sequence[int]
     the calibration error of a calibrated model, by half.
 
     Args:
-        total: The estimate from all samples, :math:`\theta`.
-        without: The estimate without each of the :math:`G` groups, :math:`\theta_{-g}`.
+        total: The estimate from all samples, :math:`\theta`, of shape :math:`(*)`.
+        without: The estimate without each of the :math:`G` groups, :math:`\theta_{-g}`, of shape :math:`(*, G)`.
         sizes: The number of samples in each group. Empty groups are ignored; with fewer than two groups the error is NaN.
 
     References:
@@ -43,16 +56,17 @@ def jackknife_error(total: float, without: Sequence[float], sizes: Sequence[int]
         >>> jackknife_error(3.0, [4.5, 3.0, 1.5], [1, 1, 1])  # of 0, 3 and 6: their standard deviation over the root of 3
         1.7320508075688772
     """
-    n = sum(sizes)
-    groups = [(n / size, value) for size, value in zip(sizes, without, strict=True) if size]
-    if len(groups) < 2:
-        return math.nan
-    pseudo = [(ratio, (ratio - 1) * (total - value)) for ratio, value in groups]  # minus the estimate, so that 0 is exact
-    center = math.fsum(value / ratio for ratio, value in pseudo)
-    return math.sqrt(fmean((value - center) ** 2 / (ratio - 1) for ratio, value in pseudo))
+    total, used = np.asarray(total, float), np.asarray(sizes, int) > 0
+    if used.sum() < 2:
+        return _as_float(np.full(total.shape, np.nan))
+    ratios = sum(sizes) / np.asarray(sizes)[used]
+    pseudo = (ratios - 1) * (total[..., None] - np.asarray(without)[..., used])  # minus the estimate, so that 0 is exact
+    scatter = pseudo - (pseudo / ratios).sum(-1, keepdims=True)
+    return _as_float(np.sqrt((scatter**2 / (ratios - 1)).mean(-1)))
 
 
-def training_error(totals: Sequence[float], without: Sequence[Sequence[float]], sizes: Sequence[int]) -> float:
+@np.errstate(invalid="ignore")
+def training_error(totals: ArrayLike, without: ArrayLike, sizes: Sequence[int]) -> Any:
     r"""Returns the standard error that the training adds to a mean over trainings, evaluated on the same samples.
 
     .. math:: \text{SE}^2 = \max\left(0, \frac{s^2}{k} - \frac{1}{k (k - 1)} \sum_{i=1}^k \text{SE}_i^2 \right)
@@ -63,8 +77,9 @@ def training_error(totals: Sequence[float], without: Sequence[Sequence[float]], 
     added; their sum is unbiased except for the cut at 0. The error has :math:`k - 1` degrees of freedom.
 
     Args:
-        totals: The estimate of each training from all samples.
-        without: For each training, its estimate without each group of samples. Empty if there are no groups.
+        totals: The estimate of each training from all samples, of shape :math:`(k, *)`.
+        without: The same without each of the :math:`G` groups of samples, of shape :math:`(k, *, G)`, with :math:`G = 0` if
+            there are no groups.
         sizes: The number of samples in each group.
 
     References:
@@ -77,19 +92,16 @@ def training_error(totals: Sequence[float], without: Sequence[Sequence[float]], 
         >>> training_error([1.0, 3.0], [[0.0, 2.0], [4.0, 2.0]], [5, 5])  # they disagree in the first half of the samples
         0.0
     """
-    if not all(map(math.isfinite, totals)):
-        return math.nan
-    k, center = len(totals), fmean(totals)
-    centers = [fmean(values) for values in zip(*without, strict=True)]
-    shared = [
-        jackknife_error(total - center, [value - mean for value, mean in zip(values, centers, strict=True)], sizes) ** 2
-        for total, values in zip(totals, without, strict=True)
-        if values
-    ]
-    return math.sqrt(max(0.0, variance(totals) / k - math.fsum(shared) / (k * (k - 1))))
+    totals, without = np.asarray(totals, float), np.asarray(without, float)
+    k = len(totals)
+    squares = totals.var(0, ddof=1) / k
+    if len(sizes):
+        shared = jackknife_error(totals - average(totals), without - average(without), sizes)
+        squares = np.maximum(0, squares - (np.asarray(shared) ** 2).sum(0) / (k * (k - 1)))
+    return _as_float(np.sqrt(squares))
 
 
-def t_interval(value: float, errors: Iterable[tuple[float, int]]) -> Interval:
+def t_interval(value: ArrayLike, errors: Iterable[tuple[ArrayLike, ArrayLike]]) -> Interval:
     r"""Returns the 95 % interval of an estimate with independent sources of error.
 
     .. math:: \theta \pm t_{0.975, \nu} \, \text{SE}, \quad \text{SE}^2 = \sum_j s_j^2, \quad
@@ -110,12 +122,13 @@ def t_interval(value: float, errors: Iterable[tuple[float, int]]) -> Interval:
         >>> error, round(high - 5.0, 3)  # 18.5 degrees of freedom: 2.096 errors
         (5.0, 10.482)
     """
-    standard_error, quantile = _combine(errors)
-    half = quantile * standard_error if standard_error else 0.0
-    return Interval(standard_error, value - half, value + half)
+    value, (standard_error, quantile) = np.asarray(value), _combine(errors)
+    half = np.where(standard_error == 0, 0.0, quantile * standard_error)
+    return Interval(*map(_as_float, (standard_error, value - half, value + half)))
 
 
-def wilson_interval(value: float, errors: Iterable[tuple[float, int]], n: int) -> Interval:
+@np.errstate(invalid="ignore", divide="ignore")
+def wilson_interval(value: ArrayLike, errors: Iterable[tuple[ArrayLike, ArrayLike]], n: int) -> Interval:
     r"""Returns Wilson's 95 % interval of a proportion with independent sources of error.
 
     .. math:: \{ p : |\hat p - p| \leq q \sqrt{p (1 - p) / m} \}, \quad m = \frac{\hat p (1 - \hat p)}{\text{SE}^2}
@@ -138,23 +151,23 @@ def wilson_interval(value: float, errors: Iterable[tuple[float, int]], n: int) -
         >>> round(low, 3), round(high, 3)
         (0.963, 1.0)
     """
-    standard_error, quantile = _combine(errors)
-    if math.isnan(standard_error):
-        return Interval(math.nan, math.nan, math.nan)
-    if standard_error > 0 and 0 < value < 1:
-        samples = value * (1 - value) / standard_error**2
-    else:
-        quantile, samples = 1.96, n
-    shift = quantile**2 / samples
-    center, half = value + shift / 2, math.sqrt(value * (1 - value) * shift + shift**2 / 4)
-    return Interval(standard_error, (center - half) / (1 + shift), (center + half) / (1 + shift))
+    value, (standard_error, quantile) = np.asarray(value), _combine(errors)
+    scatters = (standard_error > 0) & (value > 0) & (value < 1)
+    samples = np.where(scatters, value * (1 - value) / standard_error**2, n)
+    shift = np.where(scatters, quantile, 1.96) ** 2 / samples + 0 * standard_error  # NaN if the error is unknown
+    center, half = value + shift / 2, np.sqrt(value * (1 - value) * shift + shift**2 / 4)
+    return Interval(*map(_as_float, (standard_error, (center - half) / (1 + shift), (center + half) / (1 + shift))))
 
 
-def _combine(errors: Iterable[tuple[float, int]]) -> tuple[float, float]:
+@np.errstate(invalid="ignore", divide="ignore")
+def _combine(errors: Iterable[tuple[ArrayLike, ArrayLike]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the standard error of all sources and its quantile of Student's t, which is NaN if there is no error."""
-    errors = [(error, degrees) for error, degrees in errors if error != 0]
-    standard_error = math.hypot(*(error for error, _ in errors))
-    if not standard_error > 0:
-        return standard_error, math.nan
-    degrees = 1 / math.fsum((error / standard_error) ** 4 / degrees for error, degrees in errors)
-    return standard_error, float(stats.t.ppf(0.975, degrees))
+    sources = [(np.asarray(error, float), np.asarray(degrees)) for error, degrees in errors]
+    standard_error = np.hypot.reduce([error for error, _ in sources])
+    shares = [np.where(error == 0, 0, (error / standard_error) ** 4 / degrees) for error, degrees in sources]
+    return standard_error, stdtrit(1 / sum(shares), 0.975)
+
+
+def _as_float(value: np.ndarray) -> Any:
+    """Returns an array, or the number in an array without axes."""
+    return value if value.ndim else value.item()

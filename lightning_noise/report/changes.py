@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from lightning_noise import tasks
 from lightning_noise.evaluation.conditions import CLEAN, OVERALL, Condition
 from lightning_noise.evaluation.results import Estimate, Values, estimate, jackknife
-from lightning_noise.metrics.robustness import corruption_error, mean_corruption_error
-from lightning_noise.metrics.statistics import training_error
+from lightning_noise.metrics.robustness import corruption_error
+from lightning_noise.metrics.statistics import average, training_error
 from lightning_noise.report.model import Report
 
 __all__ = ["corruption", "corruption_errors", "differences", "pool", "shared_levels"]
@@ -91,13 +92,13 @@ def corruption_errors(values: Values, baseline: Values, levels: Mapping[str, Seq
         >>> corruption_errors({place: 0.75}, {place: 0.5}, {"gaussian": [0.1]})[OVERALL, "mce"]
         0.5
     """
-    new, old = {}, {}
+    ratios = {}
     for name, of_noise in levels.items():
         cells = [(Condition(name, level), "accuracy") for level in of_noise]
         if values.keys() & baseline.keys() >= set(cells):
-            new[name], old[name] = ([1 - found[cell] for cell in cells] for found in (values, baseline))
-    ratios = {(Condition(name), "corruption_error"): corruption_error(new[name], old[name]) for name in new}
-    return ratios | {(OVERALL, "mce"): mean_corruption_error(new, old)} if new else {}
+            new, old = (np.stack([1 - found[cell] for cell in cells], -1) for found in (values, baseline))
+            ratios[Condition(name), "corruption_error"] = _corruption_errors(new, old)
+    return ratios | {(OVERALL, "mce"): average(list(ratios.values()))} if ratios else {}
 
 
 def shared_levels(
@@ -111,52 +112,47 @@ def shared_levels(
     }
 
 
+# each array has the levels on its last axis
+_corruption_errors = np.vectorize(corruption_error, otypes=[float], signature="(n),(n)->()")
+
+
 def _as_runs(report: Runs) -> Sequence[Report]:
     return [report] if isinstance(report, Report) else report
 
 
+@np.errstate(invalid="ignore")  # infinity minus infinity
 def _estimate(
     function: Callable[..., Values], sides: Sequence[Sequence[Report]], proportions: Sequence[str] = ()
 ) -> list[Estimate]:
     """Returns a function of the mean values of each side, with the error of each source that the reports know."""
-    means = [_mean([run.values for run in runs]) for runs in sides]
-    groups = [range(len(runs[0].sizes)) for runs in sides]
-    without = [[_mean([run.without(group) for run in runs]) for group in groups[i]] for i, runs in enumerate(sides)]
+    means = [_mean([run.parts for run in runs]) for runs in sides]
+    totals = [{cell: value[:1] for cell, value in mean.items()} for mean in means]
 
     def of_side(i: int, values: Values) -> Values:
-        return function(*means[:i], values, *means[i + 1 :])
+        return function(*totals[:i], values, *totals[i + 1 :])
 
+    values = function(*totals)
+    if not values:  # nothing is in all reports
+        return []
     if all(runs[0].sizes == sides[0][0].sizes for runs in sides):
-        sampling = [(list(map(function, *without)), sides[0][0].sizes)]
+        sampling = [(function(*means), sides[0][0].sizes)]
     else:
-        sampling = [([of_side(i, part) for part in without[i]], runs[0].sizes) for i, runs in enumerate(sides)]
-    trainings = [
-        [(of_side(i, run.values), [of_side(i, run.without(group)) for group in groups[i]]) for run in runs]
-        for i, runs in enumerate(sides)
-    ]
-
-    def errors(cell: Any, value: float) -> Iterator[tuple[float, int]]:
-        for parts, sizes in sampling:
-            if sizes or any(len(runs) == 1 for runs in sides):
-                yield jackknife(value, [part[cell] for part in parts], sizes)
-        for runs, each in zip(sides, trainings, strict=True):
-            if len(runs) == 1:
-                yield runs[0].draw_error(cell)
-            else:
-                totals, parts = zip(*((total[cell], [part[cell] for part in parts]) for total, parts in each), strict=True)
-                yield training_error(totals, parts, runs[0].sizes), len(runs) - 1
-
-    n = sides[0][0].n
-    return [
-        estimate(*cell, value, errors(cell, value), n if cell[1] in proportions else None)
-        for cell, value in function(*means).items()
-    ]
+        sampling = [(of_side(i, mean), runs[0].sizes) for i, (mean, runs) in enumerate(zip(means, sides, strict=True))]
+    is_single = [len(runs) == 1 for runs in sides]
+    errors = [jackknife(values, sizes) for values, sizes in sampling if sizes or any(is_single)]
+    for i, runs in enumerate(sides):
+        if is_single[i]:
+            errors.append((np.array([runs[0].draw_error(cell) for cell in values]), runs[0].n_draws - 1))
+        else:
+            found = np.array([list(of_side(i, run.parts).values()) for run in runs])
+            errors.append((training_error(found[..., 0], found[..., 1:], runs[0].sizes), len(runs) - 1))
+    return estimate(values, errors, sides[0][0].n, proportions)
 
 
 def _mean(values: Sequence[Values]) -> Values:
     if len(values) == 1:
         return values[0]
-    return {cell: fmean(each[cell] for each in values) for cell in values[0] if all(cell in each for each in values)}
+    return {cell: average([each[cell] for each in values]) for cell in values[0] if all(cell in each for each in values)}
 
 
 def _noise_of(report: Report, condition: Condition) -> Any:

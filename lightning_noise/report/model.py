@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from lightning_noise._version import __version__
-from lightning_noise.evaluation.conditions import Condition
-from lightning_noise.evaluation.results import Estimate, Values, shares_draws
+from lightning_noise.evaluation.results import Cell, Estimate, Values, shares_draws
 
 __all__ = ["FILE", "NUMBERS", "Report", "by_cell"]
 
@@ -67,7 +68,7 @@ class Report:
     version: str = __version__
 
     @cached_property
-    def rows(self) -> dict[tuple[Condition, str], Estimate]:
+    def rows(self) -> dict[Cell, Estimate]:
         """The estimates by condition and metric."""
         return by_cell(self.estimates)
 
@@ -76,14 +77,14 @@ class Report:
         """The values by condition and metric."""
         return {cell: estimate.value for cell, estimate in self.rows.items()}
 
-    def without(self, group: int) -> Values:
-        """Returns the values without a group of samples."""
-        return {cell: estimate.without[group] for cell, estimate in self.rows.items()}
+    @cached_property
+    def parts(self) -> Values:
+        """Each value and then the value without each group of samples, as an array, by condition and metric."""
+        return {cell: np.array([estimate.value, *estimate.without]) for cell, estimate in self.rows.items()}
 
-    def draw_error(self, cell: tuple[Condition, str]) -> tuple[float, int]:
-        """Returns the error of draws that all samples share, and its degrees of freedom."""
-        counts = cell in self.rows and shares_draws(cell[0], self.shared)
-        return (self.rows[cell].spread if counts else 0.0), self.n_draws - 1
+    def draw_error(self, cell: Cell) -> float:
+        """Returns the error of draws that all samples share."""
+        return self.rows[cell].spread if cell in self.rows and shares_draws(cell[0], self.shared) else 0.0
 
     def to_pandas(self) -> Any:
         """Returns the estimates as a ``pandas.DataFrame`` with a row for each condition and metric."""
@@ -96,6 +97,6 @@ class Report:
         )
 
 
-def by_cell(estimates: Iterable[Estimate]) -> dict[tuple[Condition, str], Estimate]:
+def by_cell(estimates: Iterable[Estimate]) -> dict[Cell, Estimate]:
     """Returns the estimates by condition and metric."""
     return {(estimate.condition, estimate.metric): estimate for estimate in estimates}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+
+import numpy as np
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, WORST, Condition
-from lightning_noise.evaluation.results import Values, estimate, jackknife, shares_draws
+from lightning_noise.evaluation.results import estimate, jackknife, shares_draws
+from lightning_noise.metrics.statistics import average
 from lightning_noise.report.model import Report
 
 __all__ = ["common_levels", "higher_is_better", "restrict"]
@@ -37,29 +39,22 @@ def restrict(report: Report, levels: Levels) -> Report:
     every = [place for of_noise in places.values() for place in of_noise]
     places[NOISY] = every
     metrics = [metric for condition, metric in report.rows if condition == NOISY]
-    extremes = {
-        metric: min if higher_is_better(report, metric) else max for metric in metrics if (WORST, metric) in report.rows
+    values = {
+        (place, metric): average([report.parts[each, metric] for each in over])
+        for place, over in places.items()
+        for metric in metrics
     }
-
-    def summarize(values: Values) -> Values:
-        means = {
-            (place, metric): fmean(values[each, metric] for each in over)
-            for place, over in places.items()
-            for metric in metrics
-        }
-        return means | {
-            (WORST, metric): extreme(values[each, metric] for each in every) for metric, extreme in extremes.items()
-        }
-
+    for metric in metrics:
+        if (WORST, metric) in report.rows:
+            worst = np.min if higher_is_better(report, metric) else np.max
+            values[WORST, metric] = worst([report.parts[each, metric] for each in every], 0)
+    spreads = np.array(
+        [average([report.rows[each, metric].spread for each in places.get(place, every)]) for place, metric in values]
+    )
+    drawn = [shares_draws(place, report.shared) for place, _ in values]
+    errors = [jackknife(values, report.sizes), (np.where(drawn, spreads, 0.0), report.n_draws - 1)]
     kept = [row for row in report.estimates if row.condition in (CLEAN, *every)]
-    without = [summarize(report.without(group)) for group in range(len(report.sizes))]
-    for (place, metric), value in summarize(report.values).items():
-        parts = tuple(part[place, metric] for part in without)
-        spread = fmean(report.rows[each, metric].spread for each in places.get(place, every))
-        errors = [jackknife(value, parts, report.sizes)]
-        if shares_draws(place, report.shared):
-            errors.append((spread, report.n_draws - 1))
-        kept.append(estimate(place, metric, value, errors, spread=spread, without=parts))
+    kept += estimate(values, errors, spreads=spreads)
     return replace(
         report,
         levels=dict(levels),
