@@ -1,161 +1,236 @@
-"""What noise in each place costs on a network of the usual size for CIFAR, and the memory that noise in the weights takes.
-
-Run: python benchmarks/steps.py
-"""
+"""Training steps with each callback at level 0 and above, and with the same noise written into the step by hand."""
 
 from __future__ import annotations
 
-import logging
-import resource
-import subprocess
-import sys
-import time
-import warnings
-from collections.abc import Callable
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
-from statistics import median
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.func import functional_call
+from torch.utils.data import DataLoader
 
-from lightning_noise import ActivationNoise, GradientNoise, InputNoise, LabelSmoothing, Mixup, WeightNoise, noise
+from benchmarks.models import (
+    ByHand,
+    Classifier,
+    make_trainer,
+    perceptron,
+    perturb_weights,
+    resnet_20,
+    restore_weights,
+    transformer,
+)
+from benchmarks.tables import Table
+from benchmarks.timing import Bench, ratios, spread
+from lightning_noise import (
+    ActivationNoise,
+    CutMix,
+    EmbeddingNoise,
+    GradientNoise,
+    InputNoise,
+    LabelSmoothing,
+    Mixup,
+    TargetNoise,
+    WeightNoise,
+    labels,
+    noise,
+)
 
-ROUNDS, STEPS, BATCH = 5, 8, 32
-CALLBACKS: dict[str, Callable[[], list[pl.Callback]]] = {
-    "none": list,
-    "InputNoise(Gaussian())": lambda: [InputNoise(noise.Gaussian(), 0.1)],
-    "LabelSmoothing": lambda: [LabelSmoothing(0.1)],
-    "Mixup": lambda: [Mixup(1.0)],
-    "WeightNoise(Gaussian())": lambda: [WeightNoise(noise.Gaussian(), 0.01)],
-    "WeightNoise, relative to std": lambda: [WeightNoise(noise.Gaussian(), 0.1, relative="std")],
-    "WeightNoise, reparametrized": lambda: [WeightNoise(noise.Gaussian(), 0.1, relative="std", gradient="reparametrized")],
-    "ActivationNoise, after each block": lambda: [ActivationNoise(noise.Gaussian(), 0.1, "blocks.*.out")],
-    "GradientNoise(Gaussian())": lambda: [GradientNoise(noise.Gaussian(), 0.001)],
+WARMUP = 5
+
+
+class Network(NamedTuple):
+    """A network, a batch of inputs, the modules of its activation noise, and the steps of a fit."""
+
+    make: Callable[[], nn.Module]
+    x: Tensor
+    pattern: str
+    steps: int
+
+
+class Case(NamedTuple):
+    """Callbacks at a level for the modules of a pattern, the level, and the same by hand."""
+
+    callbacks: Callable[[float, str], list[pl.Callback]]
+    level: float
+    hand: ByHand | None = None
+
+
+def flipped(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(module(x), torch.where(torch.rand(y.shape, device=y.device) < 0.1, torch.randint_like(y, 10), y))
+
+
+def mixed(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    lam, partners = random.betavariate(1, 1), torch.randperm(len(x)).to(x.device)
+    return shared(module(lam * x + (1 - lam) * x[partners]), y, y[partners], lam)
+
+
+def cut(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    lam, partners = random.betavariate(1, 1), torch.randperm(len(x)).to(x.device)
+    size = [int((1 - lam) ** 0.5 * n) for n in x.shape[-2:]]
+    (top, left), x = [random.randint(0, n - m) for n, m in zip(x.shape[-2:], size, strict=True)], x.clone()
+    box = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+    x[box] = x[partners][box]
+    return shared(module(x), y, y[partners], 1 - size[0] * size[1] / x[0, 0].numel())
+
+
+def shared(logits: Tensor, y: Tensor, other: Tensor, lam: float) -> Tensor:
+    return lam * F.cross_entropy(logits, y) + (1 - lam) * F.cross_entropy(logits, other)
+
+
+def swapped(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    other = x.gather(0, torch.randint_like(x, len(x)))
+    return F.cross_entropy(module(torch.where(torch.rand(x.shape, device=x.device) < 0.1, other, x)), y)
+
+
+def of_weights(level: float, relative: bool) -> ByHand:
+    def loss(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        module.clean = perturb_weights(module, level, relative)
+        return F.cross_entropy(module(x), y)
+
+    return ByHand(loss, after_backward=lambda module: restore_weights(module.clean))
+
+
+def reparametrized(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    noisy = {k: w + 0.1 * w.std() * torch.randn_like(w) if w.ndim > 1 else w for k, w in module.net.named_parameters()}
+    return F.cross_entropy(functional_call(module.net, noisy, x), y)
+
+
+@torch.no_grad()
+def perturb_gradients(module: Classifier) -> None:
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.add_(torch.randn_like(parameter), alpha=0.001)
+
+
+def of_gaussian(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(module(x + 0.1 * torch.randn_like(x)), y)
+
+
+def of_smoothing(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(module(x), y, label_smoothing=0.1)
+
+
+def of_activation(output: Tensor) -> Tensor:
+    return output + 0.1 * torch.randn_like(output)
+
+
+def of_embedding(module: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    embedding, *rest = module.net.children()
+    e = embedding(x)
+    return F.cross_entropy(nn.Sequential(*rest)(e + 5.0 / e[0].numel() ** 0.5 * (2 * torch.rand_like(e) - 1)), y)
+
+
+INPUTS = {
+    "InputNoise(Gaussian())": Case(lambda a, _: [InputNoise(noise.Gaussian(), a)], 0.1, ByHand(of_gaussian)),
+    "Mixup": Case(lambda a, _: [Mixup(a)], 1.0, ByHand(mixed)),
 }
-WIDTH, LAYERS = 4000, 6  # 64 MB a layer in float32
+IMAGES = {"CutMix": Case(lambda a, _: [CutMix(a)], 1.0, ByHand(cut))}
+TOKENS = {
+    "InputNoise(SwapNoise())": Case(lambda a, _: [InputNoise(noise.SwapNoise(), a)], 0.1, ByHand(swapped)),
+    "EmbeddingNoise": Case(lambda a, _: [EmbeddingNoise(a)], 5.0, ByHand(of_embedding)),
+}
+INSIDE = {
+    "LabelSmoothing": Case(lambda a, _: [LabelSmoothing(a)], 0.1, ByHand(of_smoothing)),
+    "TargetNoise(FlipLabels)": Case(lambda a, _: [TargetNoise(labels.FlipLabels(10), a)], 0.1, ByHand(flipped)),
+    "WeightNoise(Gaussian())": Case(lambda a, _: [WeightNoise(noise.Gaussian(), a)], 0.01, of_weights(0.01, False)),
+    "WeightNoise, relative": Case(lambda a, _: [WeightNoise(noise.Gaussian(), a, relative="std")], 0.1, of_weights(0.1, True)),
+    "WeightNoise, reparametrized": Case(
+        lambda a, _: [WeightNoise(noise.Gaussian(), a, relative="std", gradient="reparametrized")], 0.1, ByHand(reparametrized)
+    ),
+    "GradientNoise(Gaussian())": Case(
+        lambda a, _: [GradientNoise(noise.Gaussian(), a)], 0.001, ByHand(after_backward=perturb_gradients)
+    ),
+    "ActivationNoise(Gaussian())": Case(
+        lambda a, pattern: [ActivationNoise(noise.Gaussian(), a, pattern)], 0.1, ByHand(activation=of_activation)
+    ),
+}
 
 
-class Block(nn.Module):
-    def __init__(self, before: int, after: int):
-        super().__init__()
-        stride = 2 if after > before else 1
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(after)
-        self.out = nn.ReLU()
-        self.pad = after - before
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.pad)) if self.pad else x
-        return self.out(y + shortcut)
+def together(level: float, pattern: str) -> list[pl.Callback]:
+    """A callback in each place: inputs, labels, weights, activations and gradients."""
+    values = (level * noise.Gaussian.severities[0], noise.Gaussian())
+    return [
+        InputNoise(noise.SwapNoise() if pattern.endswith("layers.?") else values[1], values[0]),
+        LabelSmoothing(values[0]),
+        WeightNoise(values[1], values[0], relative="std"),
+        ActivationNoise(values[1], values[0], pattern),
+        GradientNoise(values[1], 0.01 * values[0]),
+    ]
 
 
-class ResNet20(pl.LightningModule):
-    """The network of 20 layers for CIFAR of He et al. (2016), section 4.2."""
-
-    def __init__(self):
-        super().__init__()
-        widths = [16] * 4 + [32] * 3 + [64] * 3
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.blocks = nn.Sequential(*(Block(before, after) for before, after in pairwise(widths)))
-        self.head = nn.Linear(64, 10)
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(self.head(self.blocks(self.stem(x)).mean((2, 3))), y)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+CASES = INPUTS | IMAGES | TOKENS | INSIDE
+TOGETHER = {"five callbacks together": Case(together, 1.0)}
 
 
 class Clock(pl.Callback):
-    """The processor time of each step but the first, from batch start to batch end; what else runs does not count."""
+    """The seconds from one batch to the next."""
 
-    def __init__(self):
-        self.seconds: list[float] = []
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self.times: list[float] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int) -> None:
-        self.began = time.process_time()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        if batch_idx:
-            self.seconds.append(time.process_time() - self.began)
+        self.times.append(self.bench.now())
 
 
-class Wide(pl.LightningModule):
-    """A network that is nearly all weights."""
+def step_seconds(
+    bench: Bench, network: Network, callbacks: Callable[[], list[pl.Callback]] = list, hand: ByHand | None = None
+) -> float:
+    """Returns the median of the steps of a fit."""
+    clock, warmup, n, x = Clock(bench), WARMUP, network.steps, network.x
+    if bench.quick:
+        warmup, n, x = 1, 2, x[:8]
+    batch = [x, torch.randint(10, (len(x),))]
+    trainer = make_trainer(bench.device, [clock, *callbacks()], max_epochs=1)
+    trainer.fit(Classifier(network.make(), hand, network.pattern), DataLoader([batch] * (warmup + n), batch_size=None))  # type: ignore[arg-type]
+    return statistics.median(after - before for before, after in pairwise(clock.times[warmup:]))
 
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return self.net(batch[0]).square().mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(module: pl.LightningModule, callbacks: list[pl.Callback], *tensors: Tensor) -> None:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+def tables(bench: Bench) -> Iterator[Table]:
+    images = torch.rand(32 if bench.on_cpu else 128, 3, 32, 32)
+    yield of_network(
+        bench, "a perceptron, 64 rows of 32 numbers", Network(perceptron, torch.rand(64, 32), "net.1", 60), INPUTS | INSIDE
     )
-    trainer.fit(module, DataLoader(TensorDataset(*tensors), batch_size=BATCH))
-
-
-def seconds_per_step() -> dict[str, float]:
-    """The median over all steps of all rounds, in which the callbacks take turns."""
-    x, y = torch.rand(BATCH * STEPS, 3, 32, 32), torch.randint(0, 10, (BATCH * STEPS,))
-    seconds: dict[str, list[float]] = {name: [] for name in CALLBACKS}
-    for _ in range(ROUNDS):
-        for name, make in CALLBACKS.items():
-            clock = Clock()
-            fit(ResNet20(), [clock, *make()], x, y)
-            seconds[name] += clock.seconds
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def peak_bytes(name: str) -> int:
-    """The largest memory of a process that trains the wide network for three steps."""
-    command = [sys.executable, __file__, name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def main() -> None:
-    times = seconds_per_step()
-    print(f"ResNet-20, batches of {BATCH} x 3 x 32 x 32, one thread, processor seconds a step (and as a multiple of none)")
-    for name, value in times.items():
-        print(f"  {name:<38}{value:8.4f}{value / times['none']:8.3f}")
-    weights = 4 * WIDTH**2 * LAYERS
-    print(
-        f"{LAYERS} layers of {WIDTH} x {WIDTH} weights, {weights / 2**20:.0f} MiB: peak memory above none as a multiple of it"
+    yield of_network(
+        bench,
+        f"ResNet-20, {len(images)} images of 3 x 32 x 32",
+        Network(resnet_20, images, "net.1.*.out", 12),
+        INPUTS | IMAGES | INSIDE,
     )
-    none = peak_bytes("none")
-    for name in CALLBACKS:
-        if name.startswith("WeightNoise"):
-            print(f"  {name:<38}{(peak_bytes(name) - none) / weights:8.2f}")
+    yield of_network(
+        bench,
+        "a transformer of 2 layers, 32 rows of 64 tokens",
+        Network(transformer, torch.randint(1000, (32, 64)), "net.1.layers.?", 24),
+        TOKENS | INSIDE,
+    )
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for logger in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    if len(sys.argv) > 1:
-        fit(Wide(), CALLBACKS[sys.argv[1]](), torch.rand(3 * BATCH, WIDTH))
-        print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    else:
-        main()
+def of_network(bench: Bench, name: str, network: Network, cases: dict[str, Case]) -> Table:
+    timers: dict[str, Callable[[], float]] = {"none": partial(step_seconds, bench, network)}
+    cases = cases | TOGETHER
+    for kind, case in cases.items():
+        for side, level in {"level 0": 0.0, "noise": case.level}.items():
+            timers[f"{kind} {side}"] = partial(step_seconds, bench, network, partial(case.callbacks, level, network.pattern))
+        if case.hand is not None:
+            timers[f"{kind} by hand"] = partial(step_seconds, bench, network, hand=case.hand)
+    times = bench.take_turns(timers, rounds=5)
+    found = {side: spread(values, ".3f") for side, values in ratios(times).items()}
+    milliseconds = {side: 1e3 * statistics.median(values) for side, values in times.items()}
+    table = Table(
+        f"Steps of {name}",
+        f"1 is a step without callbacks, {milliseconds['none']:.3g} ms from batch to batch. The last column is by how many "
+        "milliseconds a step with noise is longer.",
+        ["callback", "level 0", "with noise", "by hand", "added, ms"],
+    )
+    for kind in cases:
+        added = milliseconds[f"{kind} noise"] - milliseconds["none"]
+        cells = [found.get(f"{kind} {side}", "") for side in ("level 0", "noise", "by hand")]
+        table.rows.append([f"`{kind}`" if kind not in TOGETHER else kind, *cells, f"{added:+.2f}"])
+    return table

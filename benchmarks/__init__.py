@@ -1,0 +1,1 @@
+"""What the package costs, beside torch by hand and beside other packages."""

@@ -1,0 +1,51 @@
+"""Tables in Markdown: those of a run, the files of results, and the page that shows them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+_MARKED = r"(?P<begin><!-- (?P<file>[\w-]+\.md)(?:: (?P<title>.*?))? -->).*?<!-- end -->"
+
+
+@dataclass
+class Table:
+    """A table of ratios.
+
+    Attributes:
+        title: Its heading.
+        text: What was measured, and what 1 is.
+        columns: The heads of the columns.
+        rows: The cells.
+    """
+
+    title: str
+    text: str
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return f"## {self.title}\n\n{self.text}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def insert(page: str, results: Path = RESULTS) -> str:
+    """Returns the page with the current results between its marks.
+
+    ``<!-- cpu.md: Title -->`` begins the sections of a file whose titles begin so, ``<!-- cpu.md -->`` all of them, and
+    ``<!-- end -->`` ends them.
+    """
+
+    def current(match: re.Match[str]) -> str:
+        path = results / match["file"]
+        parts = path.read_text().split("\n## ") if path.exists() else ["", "Not measured yet"]
+        about, *sections = parts
+        chosen = [f"### {section.strip()}" for section in sections if section.startswith(match["title"] or "")]
+        head = [] if match["title"] else [about.split("\n", 2)[2].strip()]
+        return "\n\n".join([match["begin"], *head, *chosen, "<!-- end -->"])
+
+    return re.sub(_MARKED, current, page, flags=re.DOTALL)
