@@ -23,7 +23,7 @@ class TaskFacts(Protocol):
 
     Attributes:
         has_classes: Whether predictions are classes, so that there are an accuracy and a confidence.
-        knows_chance: Whether the task knows the metric of a guess.
+        knows_chance: Whether the task knows the metric of the best constant guess.
     """
 
     has_classes: ClassVar[bool]
@@ -46,7 +46,7 @@ class Observation(NamedTuple):
         signed_gap: Mean confidence minus accuracy without noise. NaN if there is no confidence.
         n: The number of samples.
         signed_gap_error: The standard error of ``signed_gap``.
-        chance: The metric of a guess. ``None`` if the task does not know it.
+        chance: The metric of the best constant guess. ``None`` if the task does not know it.
     """
 
     clean: float
@@ -155,12 +155,14 @@ class Governor(Rule):
 
     The thresholds are a preference, not an optimum. In our experiments, 0.90 and 0.95 were safe for input and weight noise;
     0.85 and 0.90 trade clean skill for robustness. Start at level 0, because weights that are noisy from the start may learn
-    nothing. If classes are rare, use a balanced accuracy. Report final results on test data, because the validation data have
-    chosen the level.
+    nothing. Report final results on test data, because the validation data have chosen the level.
+
+    If nearly all targets are of one class, few samples make the skill above chance. Then follow a metric in which all classes
+    weigh alike, such as a balanced accuracy, by ``tasks.Custom``.
 
     Args:
-        chance: The metric of a guess. Default: what the task says, :math:`1/K` for :math:`K` classes and 0 for the
-            :math:`R^2` of a regression. ``tasks.Custom`` needs it.
+        chance: The metric of the best constant guess. Default: what the task says, the share of the most frequent class
+            among the held-out targets, and 0 for the :math:`R^2` of a regression. ``tasks.Custom`` needs it.
         best: The best value of the metric: 1 for an accuracy, 0 for an error.
         shrink_below: The retention below which the level is lowered.
         grow_above: The retention above which the level is raised.
@@ -264,12 +266,12 @@ class Governor(Rule):
 
     def check(self, task: TaskFacts) -> None:
         if self.chance is None and not task.knows_chance:
-            raise ValueError(f"the metric {task.governed!r} of a guess is not known: give Governor(chance=…, best=…)")
+            raise ValueError(f"the metric {task.governed!r} of a constant guess is not known: give Governor(chance=…, best=…)")
         if self.chance is None:
             return
         # otherwise the level would move the wrong way
         if task.has_classes and not 0 <= self.chance < self.best <= 1:
-            raise ValueError(f"an accuracy needs 0 <= chance < best <= 1, such as 1/K of K classes and 1, got {self}")
+            raise ValueError(f"an accuracy needs 0 <= chance < best <= 1, such as 0.5 and 1, got {self}")
         if task.governed == "r2" and not self.chance < self.best <= 1:
             raise ValueError(
                 f"the R2 of a regression needs chance < best <= 1, such as 0 and 1, got {self}; for an error give "
@@ -290,19 +292,22 @@ class Governor(Rule):
     def describe(self, observation: Observation) -> str:
         if not math.isfinite(observation.clean + observation.boundary):
             return "a metric is not finite"
-        if math.isnan(retention := self.measure(observation)):
-            return f"the clean metric of {observation.clean:.3g} shows no skill above chance"
-        return f"{100 * retention:.0f} % of the clean skill is retained"
+        if (skill := self._skill(observation.clean, observation)) < self.min_skill:
+            how, chance = "little" if skill > 0 else "no", self._chance(observation)
+            return f"the clean metric of {observation.clean:.3g} is {how} better than {chance:.3g}, that of a constant guess"
+        return f"{100 * self.measure(observation):.0f} % of the clean skill is retained"
 
     def _chance(self, observation: Observation) -> float:
         if self.chance is not None:
             return self.chance
         if observation.chance is None:
-            raise ValueError("the metric of a guess is not known: give Governor(chance=…)")
+            raise ValueError("the metric of a constant guess is not known: give Governor(chance=…)")
         return observation.chance
 
     def _skill(self, metric: float, observation: Observation) -> float:
         chance = self._chance(observation)
+        if self.chance is None and chance >= self.best:  # all targets are of one class, or the best is a goal below it
+            return 0.0
         return (metric - chance) / (self.best - chance)
 
     def _average(self, state: State, observation: Observation) -> State:

@@ -1,12 +1,13 @@
 r"""Tasks: what the outputs of a module mean, and which metrics compare them with the target.
 
 A task is a value. It reads outputs and targets, says which positions of the target count, refuses values that contradict it,
-knows the metric of a guess, and makes the metrics. Monitors, adaptive levels and the range test all ask the task and never its
-name.
+knows chance, the metric of the best constant guess, and makes the metrics. Monitors, adaptive levels and the range test all ask
+the task and never its name.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from lightning_noise.batch import describe, leaves, write_access
 from lightning_noise.metrics.base import Predictions, Sums, are_distributions
 from lightning_noise.metrics.calibration import CalibrationBins
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
+from lightning_noise.metrics.guess import ConstantGuess
 from lightning_noise.metrics.scores import (
     BrierScore,
     CrossEntropy,
@@ -53,7 +55,7 @@ class Task(Guided, ABC):
         proportions: The metrics that are shares of the samples, which have Wilson's intervals.
         expects: The shapes that the task reads, for messages.
         has_classes: Whether predictions are logits of shape :math:`(B, K, *)` after :meth:`read`.
-        knows_chance: Whether the task knows the governed metric of a guess.
+        knows_chance: Whether the task knows the governed metric of the best constant guess.
     """
 
     main: ClassVar[str]
@@ -122,8 +124,23 @@ class Task(Guided, ABC):
                 if the values themselves leave a doubt.
         """
 
-    def chance(self, preds: Any) -> float | None:
-        """Returns the governed metric of a guess, or ``None`` if the task does not know it."""
+    def guess(self, n_groups: int = 1) -> ConstantGuess | None:
+        """Returns the metric of the best constant guess, or ``None`` if it does not depend on the targets."""
+        return None
+
+    def classes(self, target: Tensor) -> Tensor | None:
+        """Returns what the metric of :meth:`guess` counts of a target as the task reads it."""
+        return None
+
+    def balance_doubt(self, preds: Any, classes: Tensor) -> str | None:
+        """Returns a warning if the classes of a batch leave little room above chance."""
+        return None
+
+    def chance(self, values: Mapping[str, Any]) -> Any:
+        """Returns the governed metric of the best constant guess, from the values without noise. ``None`` if it is not known.
+
+        A guess is constant if it does not depend on the input: the most frequent class, or the mean of a regression.
+        """
         return None
 
     def higher_is_better(self, metric: str) -> bool:
@@ -176,7 +193,7 @@ class GroupedMetrics(MetricCollection):
         return preds if self._read is None else self._read(preds)
 
     def update(self, *, preds: Any, clean_preds: Any, **kwargs: Any) -> None:
-        """Adds ``preds``, ``target``, ``clean_preds`` and ``groups``."""
+        """Adds ``preds``, ``target``, ``clean_preds``, ``groups`` and ``classes``."""
         super().update(preds=self.read(preds), clean_preds=self.read(clean_preds), **kwargs)
 
     def totals(self) -> dict[str, float]:
@@ -288,8 +305,35 @@ class _Classification(_Labels):
     def governed_metrics(self, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics({"calibration": CalibrationBins(n_groups=n_groups)}, read=Predictions.of)
 
-    def chance(self, preds: Any) -> float:
-        return 1 / preds.shape[1]
+    def guess(self, n_groups: int = 1) -> ConstantGuess:
+        return ConstantGuess(n_groups=n_groups)
+
+    def classes(self, target: Tensor) -> Tensor:
+        return target
+
+    def chance(self, values: Mapping[str, Any]) -> Any:
+        return values.get("chance", math.nan)
+
+    def balance_doubt(self, preds: Tensor, classes: Tensor) -> str | None:
+        guess = self.guess().to(classes.device)
+        guess.update(classes)
+        share = guess.count[0].amax(-1).sum().item() / max(1, classes.numel())
+        if classes.numel() < _ENOUGH or not _UNBALANCED <= share < 1:  # a batch of a sorted data set has one class
+            return None
+        name = type(self).__name__
+        ignore = (
+            f"for positions that do not count, type task=tasks.{name}(ignore_index=…); " if self.ignore_index is None else ""
+        )
+        metric, chance = self._balanced(preds)
+        return (
+            f"a constant guess is right for {100 * share:.3g} % of the targets of the first batch, so one point of accuracy is "
+            f"{1 / (1 - share):.0f} % of the skill above chance; {ignore}for a metric in which all classes weigh alike, type "
+            f"task=tasks.Custom({metric}) of torchmetrics.classification, and rules.Governor(chance={chance}) if a level adapts"
+        )
+
+    def _balanced(self, preds: Tensor) -> tuple[str, str]:
+        """Returns a metric in which all classes weigh alike, and its value for a constant guess."""
+        raise NotImplementedError
 
     def check_outputs(self, preds: Tensor, are_squashed: Callable[[], bool]) -> None:
         name = type(self).__name__
@@ -338,8 +382,8 @@ class Multiclass(_Classification):
         >>> preds, target = task.read(torch.eye(4), torch.tensor([0, 1, 2, 0]))
         >>> metrics = task.metrics(preds, n_groups=2)
         >>> metrics.update(preds=preds, clean_preds=preds, target=target, groups=torch.tensor([0, 0, 0, 1]))
-        >>> metrics.estimates()["accuracy"].tolist(), task.chance(preds)  # of all samples, and without each group
-        ([0.75, 0.0, 1.0], 0.25)
+        >>> metrics.estimates()["accuracy"].tolist()  # of all samples, and without each group
+        [0.75, 0.0, 1.0]
     """
 
     expects: ClassVar[str] = "logits of shape (B, K, *) or (B, *, K) and class indices of shape (B, *)"
@@ -403,6 +447,9 @@ class Multiclass(_Classification):
             "predict=…"
         )
 
+    def _balanced(self, preds: Tensor) -> tuple[str, str]:
+        return f"MulticlassAccuracy(num_classes={preds.shape[1]})", f"1/{preds.shape[1]}"
+
     def _advise_on_labels(self, target: Tensor, n_classes: int) -> str:
         outside = target[(target < 0) | (target >= n_classes)].unique().tolist() if target.dtype != torch.bool else []
         if self.ignore_index is None and len(outside) == 1 and outside[0] in _USUAL_IGNORED:
@@ -430,6 +477,9 @@ class _YesOrNo(_Classification):
     """Labels of 0 and 1, each of which counts as a prediction of two classes."""
 
     kinds: ClassVar[tuple[str, str]] = ("logits", "probabilities in [0, 1]")
+
+    def _balanced(self, preds: Tensor) -> tuple[str, str]:
+        return "BinaryAUROC(thresholds=200)", "1/2"
 
     def fits(self, output: Any, target: Tensor) -> bool:
         return _is_floating(output) and output.shape == target.shape
@@ -513,6 +563,16 @@ class Multilabel(_YesOrNo):
     ignore_index: int | None = None
     probabilities: bool = False
 
+    def guess(self, n_groups: int = 1) -> ConstantGuess:
+        return ConstantGuess(per_label=True, n_groups=n_groups)
+
+    def _balanced(self, preds: Tensor) -> tuple[str, str]:
+        return "MultilabelAUROC(num_labels=…, thresholds=200)", "1/2"
+
+    def classes(self, target: Tensor) -> Tensor:
+        labels = torch.arange(target.shape[1:2].numel(), device=target.device)
+        return 2 * labels.view(-1, *[1] * (target.ndim - 2)) + target
+
 
 @dataclass(frozen=True)
 class Regression(_Labels):
@@ -554,7 +614,7 @@ class Regression(_Labels):
     def governed_metrics(self, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics({"r2": R2Score(n_groups)})
 
-    def chance(self, preds: Any) -> float:
+    def chance(self, values: Mapping[str, Any]) -> Any:
         return 0.0  # the R2 of the mean of the target
 
     def higher_is_better(self, metric: str) -> bool:
@@ -631,6 +691,7 @@ MODULE_CALL = "module(batch[0])"  # in messages, in which a caller who knows the
 _HALF = 4 * torch.finfo(torch.bfloat16).eps  # of a sum of probabilities
 _USUAL_IGNORED = (-100, 255)  # of torch's losses, and of masks of images
 _ENOUGH = 20  # values
+_UNBALANCED = 0.9  # of the targets are of one class
 
 
 def _advise(task: Task, output: Any, target: Tensor) -> str:

@@ -42,7 +42,8 @@ def make(seed: int = 0, gain: float = 0.0, levels: Mapping[str, tuple[float, ...
 
     def summary(groups: list[int]) -> dict[tuple[Condition, str], float]:
         means = {place: {name: float(x[groups].mean()) for name, x in metrics.items()} for place, metrics in found.items()}
-        return dict(summarize(means, Multiclass(), chance=0.1))
+        means[CLEAN]["chance"] = 0.1
+        return dict(summarize(means, Multiclass()))
 
     every = list(range(N_GROUPS))
     total, parts = summary(every), [summary([*every[:g], *every[g + 1 :]]) for g in every]

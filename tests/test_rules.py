@@ -248,7 +248,7 @@ def test_a_governor_follows_the_retention():
     assert PROMPT.describe(observation) == "90 % of the clean skill is retained"
     no_skill = observation._replace(clean=0.1)
     assert math.isnan(PROMPT.measure(no_skill))
-    assert PROMPT.describe(no_skill) == "the clean metric of 0.1 shows no skill above chance"
+    assert PROMPT.describe(no_skill) == "the clean metric of 0.1 is no better than 0.1, that of a constant guess"
     assert PROMPT.describe(observation._replace(boundary=math.nan)) == "a metric is not finite"
 
 
@@ -353,7 +353,11 @@ def test_a_signed_gap_out_of_range_is_refused(arguments):
             ValueError,
             "the R2 of a regression needs chance < best <= 1",
         ),
-        (lambda: AdaptiveLevel(task=tasks.Custom(BrierScore())), ValueError, "'BrierScore' of a guess is not known: give Gov"),
+        (
+            lambda: AdaptiveLevel(task=tasks.Custom(BrierScore())),
+            ValueError,
+            "'BrierScore' of a constant guess is not known: give Gov",
+        ),
         (lambda: AdaptiveLevel(PROMPT, max_batches=0), ValueError, "max_batches must be at least 1"),
     ],
 )

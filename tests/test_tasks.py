@@ -93,17 +93,12 @@ def test_the_governed_metrics_are_those_of_all_metrics(task):
         torch.testing.assert_close(found[key], values, rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_mean_of_the_target_and_one_of_the_classes_have_the_metric_of_a_guess():
+def test_the_mean_of_the_target_has_the_metric_of_a_guess():
     target = of_task(Regression())[1]
     metrics = Regression().governed_metrics()
     metrics.update(preds=target.mean().expand(64), clean_preds=target, target=target)
     # a difference of sums of 64 numbers in float64
-    assert metrics.totals()["r2"] == pytest.approx(Regression().chance(target), abs=1e-6)
-    target = torch.arange(60) % 5
-    metrics = Multiclass().governed_metrics()
-    logits = torch.eye(5)[torch.zeros(60).long()]
-    metrics.update(preds=logits, clean_preds=logits, target=target)
-    assert metrics.totals()["accuracy"] == Multiclass().chance(logits) == 0.2
+    assert metrics.totals()["r2"] == pytest.approx(Regression().chance({}), abs=1e-6)
 
 
 _CALL = "predict=lambda module, batch: module(batch[0])"

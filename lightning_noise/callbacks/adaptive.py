@@ -362,7 +362,8 @@ class Adaptation:
         score, best_score = (task.score({task.governed: metric[0]}) for metric in (clean, best))
         if math.isfinite(clean[0]) and (self._best is None or score > best_score):
             self._best = clean
-        return Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), results.chance)
+        chance = task.chance({metric: value[0].item() for metric, value in values.items()})
+        return Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), chance)
 
 
 _BOUNDARY = Condition("boundary")

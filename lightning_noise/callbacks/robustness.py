@@ -69,6 +69,9 @@ class RobustnessMonitor(Monitor, Returning):
     (cross-entropy) and ECE are logged for a classifier, and MSE and MAE for a regression. The report holds all metrics of the
     task; see :mod:`lightning_noise.metrics`. NaN is logged as NaN and does not stop a run.
 
+    Chance is the metric of the best constant guess: the share of the most frequent class among the targets that count, or an
+    :math:`R^2` of 0. If the clean model is not above chance, the retention is NaN.
+
     In ``trainer.test`` only the summary is logged, and its keys begin with ``test/``. With ``every_n_epochs``, a key keeps its
     old value in between. Then give ModelCheckpoint the same interval, and EarlyStopping ``strict=False``, because no value
     exists before the first evaluation.
@@ -303,8 +306,7 @@ class RobustnessMonitor(Monitor, Returning):
 
     def logged_keys(self) -> dict[str, list[str]]:
         metrics = dict.fromkeys(self.task.names, 1.0)
-        chance = 0.0 if self.task.knows_chance else None
-        known = {*summarize(dict.fromkeys([CLEAN, *self._places], metrics), self.task, chance=chance)}
+        known = {*summarize(dict.fromkeys([CLEAN, *self._places], metrics), self.task)}
         summary = [cell for cell in _summary(self.task) if cell in known or (cell[1] == "mce" and self.baseline is not None)]
         return {
             f"{self.name}/": [log_key(self.name, *cell) for cell in summary],
@@ -407,7 +409,7 @@ class RobustnessMonitor(Monitor, Returning):
             noises=self._descriptions,
             levels=dict(self.levels),
             units={name: probe.unit for name, probe in self._probes.items()},
-            chance=self._results.chance,
+            chance=self.task.chance({each.metric: each.value for each in estimates if each.condition == CLEAN}),
             shared=self._shared,
             sizes=tuple(sizes),
             estimates=tuple(estimates),

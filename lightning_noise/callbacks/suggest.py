@@ -78,6 +78,7 @@ def suggest_level(
 
     .. math:: \frac{A(\ell) - A_\text{chance}}{A(0) - A_\text{chance}} = 0.9.
 
+    Chance is the accuracy of the best constant guess, the share of the most frequent class among the targets that count.
     With ``flip_rate``, the suggested level is the one at which that share of the predictions differ from those without noise,
     which needs no labels. Between two levels, the curve is a straight line over :math:`\log \ell`. If it reaches the
     value several times, the lowest level counts. If it does not reach the value, a warning says which levels to try, and the
@@ -179,13 +180,15 @@ def suggest_level(
         trainer.callbacks = [*bars, _Count(conditions, predictor, dataloader_idx, against_target)]  # type: ignore[attr-defined]
         # the metrics carry the counts, also back from processes that were spawned
         metrics = trainer.validate(module, dataloaders, datamodule=datamodule, verbose=False)
-    *wrong, n_times_classes, n = (round(metrics[0].get(f"{_KEY}{i}", 0)) for i in range(len(tried) + 3)) if metrics else [0, 0]
+    values = metrics[0] if metrics else {}
+    *wrong, n = (round(values.get(f"{_KEY}{i}", 0)) for i in range(len(tried) + 2))
     if not n:
         raise ValueError(
             f"no batch of dataloader_idx={dataloader_idx} was seen: the data are empty, no target counts, or "
             "limit_val_batches is 0"
         )
-    found = replace(criterion.evaluate(tried, wrong, n, chance=n / n_times_classes), unit=probe.unit)
+    chance = round(n * values.get(f"{_KEY}chance", 0)) / n  # the log rounds it
+    found = replace(criterion.evaluate(tried, wrong, n, chance), unit=probe.unit)
     if math.isnan(found.level) and trainer.is_global_zero:
         warnings.warn(found.explain(), stacklevel=2)
     return found
@@ -195,14 +198,15 @@ class _Count(Callback):
     """Counts wrong predictions in a validation, without noise and at each level.
 
     A prediction is wrong if it differs from the target or, unless ``against_target``, from the prediction without noise. The
-    last two counts are the number of predictions times the number of classes, and the number of predictions.
+    last count is the number of predictions.
     """
 
     def __init__(self, conditions: Conditions, predictor: Predictor, dataloader_idx: int, against_target: bool):
         self.conditions = conditions
         self.against_target = against_target
         self.held_out = Pass(predictor, dataloader_idx=dataloader_idx)
-        self.counts = torch.zeros(len(list(conditions)) + 3, dtype=torch.long)
+        self.counts = torch.zeros(len(list(conditions)) + 2, dtype=torch.long)
+        self.guess = predictor.task.guess() if against_target else None
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -215,21 +219,24 @@ class _Count(Callback):
             self.counts = self.counts.to(counts[0].device) + torch.stack(counts)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        counts = trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")
-        # the counts are those of all ranks; the log rounds counts above 2^24 to seven digits
-        values = {f"{_KEY}{i}": float(count) for i, count in enumerate(counts)}  # type: ignore[arg-type]
+        counts: Tensor = trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")  # type: ignore[assignment]
+        values = {f"{_KEY}{i}": float(count) for i, count in enumerate(counts)}
+        if self.guess is not None:
+            values[f"{_KEY}chance"] = self.guess.to(pl_module.device).totals()["chance"]
+        # the values are those of all ranks; the log rounds them to seven digits
         pl_module.log_dict(values, sync_dist=True, rank_zero_only=True)
 
     def _count(self, readings: Iterable[Reading]) -> Iterator[Tensor]:
         reference = preds = None
-        for condition, _, _, preds, target, *_ in readings:
+        for condition, _, _, preds, target, *_, classes in readings:
             label = preds.argmax(1)
             if condition == CLEAN:
                 reference = target if self.against_target else label
+                if self.guess is not None and classes is not None:
+                    self.guess.to(target.device).update(classes)
             yield ((label != reference) | preds.isnan().any(1)).sum()  # argmax takes NaN for the largest
         if reference is not None and preds is not None:
-            n = torch.tensor(reference.numel(), device=preds.device)
-            yield from (n * preds.shape[1], n)
+            yield torch.tensor(reference.numel(), device=preds.device)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class Reading(NamedTuple):
         target: The target that counts, as the task reads it.
         groups: The group of each row of ``target``.
         samples: The group of each sample of which a position counts.
+        classes: What chance depends on, if the task says so; see :meth:`~lightning_noise.tasks.Task.classes`.
     """
 
     condition: Condition
@@ -48,6 +49,7 @@ class Reading(NamedTuple):
     target: Tensor
     groups: Tensor
     samples: Tensor
+    classes: Tensor | None
 
 
 class Pass:
@@ -84,9 +86,15 @@ class Pass:
             self.predictor.check_reach(arguments, batch, seen)
             outputs, labels = outputs[:n], labels[:n]
             preds = outputs if counts is None else _counted(outputs, counts, has_classes=self.predictor.task.has_classes)
+            classes = None
             if condition == CLEAN:
                 self._check(context, batch, arguments, preds, target[:n] if counts is None else target[:n][counts])
-            yield Reading(condition, seen, outputs, preds, labels if counts is None else labels[counts], groups, samples)
+                classes = self.predictor.task.classes(labels)
+                classes = classes if classes is None or counts is None else classes[counts]
+                self.predictor.check_balance(preds, classes)
+            yield Reading(
+                condition, seen, outputs, preds, labels if counts is None else labels[counts], groups, samples, classes
+            )
 
     def _check(self, context: Context, batch: Any, arguments: Arguments, preds: Any, target: Tensor) -> None:
         """Raises a ValueError if the values of a batch contradict the task; those of the outputs are checked once."""

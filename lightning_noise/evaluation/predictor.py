@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -44,6 +45,7 @@ class Predictor:
     predict: Callable[[Any, Any], Any] | None = None
     labelled: bool = True
     _reader: Task | None = field(default=None, init=False, repr=False, compare=False)  # the task, since a clear batch
+    _has_checked_balance: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.predict is not None and not callable(self.predict):
@@ -54,7 +56,7 @@ class Predictor:
 
     def forget(self) -> None:
         """Forgets how the outputs of an earlier module were read."""
-        self._reader = None
+        self._reader, self._has_checked_balance = None, False
 
     def locate(self, module: Any, batch: Any) -> tuple[Arguments, Tensor]:
         """Returns the arguments of the module, which ``predict`` may not need, and the target."""
@@ -108,6 +110,15 @@ class Predictor:
                 f"the noise is in {', '.join(repr(format_path(path)) for path in noisy)}, but the module is called with "
                 f"module({arguments.write(batch)}); type inputs=… for an argument of the module, or predict=…. {_WITHOUT}"
             )
+
+    def check_balance(self, preds: Any, classes: Tensor | None) -> None:
+        """Warns if the classes of the first batch leave little room above chance."""
+        if self._has_checked_balance or classes is None or not self.labelled:
+            return
+        self._has_checked_balance = True
+        doubt = self.task.balance_doubt(preds, classes)
+        if doubt is not None:
+            rank_zero_warn(doubt)
 
     def ends_in_squashing(self, context: Context, batch: Any, arguments: Arguments, side_effects: SideEffects) -> bool:
         """Returns whether the module returns what a sigmoid or softmax has made, by one more prediction of the batch."""

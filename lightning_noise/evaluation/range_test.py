@@ -99,7 +99,7 @@ class Criterion:
             wrong: The number of wrong predictions, without noise and at each level. Without labels, a prediction is wrong if
                 it differs from the prediction without noise.
             n: The number of predictions at each level.
-            chance: The accuracy of a guess.
+            chance: The accuracy of the best constant guess.
 
         Raises:
             ValueError: If the model has no skill to retain.
@@ -112,8 +112,9 @@ class Criterion:
         clean = accuracies[0.0]
         if clean <= chance:
             raise ValueError(
-                f"the accuracy without noise, {clean:.3g}, is not above that of a guess, {chance:.3g}, so there is no skill to "
-                "retain: train the module first, or give flip_rate=0.1, which compares with the predictions without noise"
+                f"the accuracy without noise, {clean:.3g}, is not above that of a constant guess, {chance:.3g}, so there is no "
+                "skill to retain: train the module first, or give flip_rate=0.1, which compares with the predictions without "
+                "noise"
             )
         curve = {level: retention_of(accuracies[level], clean, chance) for level in sorted(levels)}
         return RangeTest(find_crossing(curve, self.wanted), curve, self.wanted, self.measured, accuracies, n)

@@ -67,7 +67,6 @@ class Results:
 
     Attributes:
         metrics: The metrics under each condition.
-        chance: The governed metric of a guess, or ``None`` if the task does not know it.
     """
 
     def __init__(self, task: Task, shared: Collection[str] = (), *, only_governed: bool = False):
@@ -76,7 +75,6 @@ class Results:
         self.only_governed = only_governed
         self._metrics: dict[Condition, TaskMetrics] = {}
         self._idle: dict[Condition, TaskMetrics] = {}  # of earlier readings
-        self.chance: float | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -99,11 +97,10 @@ class Results:
     def update(self, readings: Iterable[Reading]) -> None:
         """Adds the readings of a batch. The reading without noise comes first."""
         is_small = False
-        for condition, _, _, preds, target, groups, samples in readings:
+        for condition, _, _, preds, target, groups, samples, classes in readings:
             metrics = self._metrics_of(condition, preds, groups.device)
             if condition == CLEAN:
                 self.is_empty = False
-                self.chance = self.task.chance(preds)
                 self._sizes = self._sizes.to(groups.device).index_add_(0, samples, torch.ones_like(samples))
                 self._n_targets += target.numel()
                 is_small = isinstance(metrics, GroupedMetrics) and isinstance(preds, Tensor) and preds.numel() < _AT_ONCE // 4
@@ -112,6 +109,8 @@ class Results:
                 self._n_waiting += preds.numel() if is_small else 0
             # copies, because the step may write to the target, and predictions may be a view of a large tensor
             added = {"preds": preds.clone(), "target": target.clone()} if is_small else {"preds": preds, "target": target}
+            if classes is not None:
+                added["classes"] = added["target"] if classes is target else classes
             self._waiting.setdefault(condition, []).append({**added, "groups": groups})
             if not is_small:
                 self._add(condition)
@@ -141,12 +140,16 @@ class Results:
 
     def _metrics_of(self, condition: Condition, preds: Any, device: torch.device) -> TaskMetrics:
         if condition not in self._metrics:
-            metrics = self._idle.pop(condition, None) or self._create(preds)
+            metrics = self._idle.pop(condition, None) or self._create(condition, preds)
             self._metrics[condition] = metrics.to(device)
         return self._metrics[condition]
 
-    def _create(self, preds: Any) -> TaskMetrics:
-        return self.task.governed_metrics(N_GROUPS) if self.only_governed else self.task.metrics(preds, N_GROUPS)
+    def _create(self, condition: Condition, preds: Any) -> TaskMetrics:
+        metrics = self.task.governed_metrics(N_GROUPS) if self.only_governed else self.task.metrics(preds, N_GROUPS)
+        guess = self.task.guess(N_GROUPS) if condition == CLEAN else None
+        if guess is not None and isinstance(metrics, GroupedMetrics):
+            metrics.add_metrics({"guess": guess})
+        return metrics
 
     def check_ranks(self, trainer: Trainer, name: str) -> None:
         """Raises a ValueError on all ranks if a rank saw no batch, and warns if no target counts."""
@@ -193,7 +196,7 @@ class Results:
         return {condition: bins for condition, bins in found.items() if bins is not None}
 
     def _summarize(self, values: Mapping[Condition, Mapping[str, Any]]) -> Values:
-        return summarize(values, self.task, chance=self.chance, shared=self.shared)
+        return summarize(values, self.task, shared=self.shared)
 
     def _spreads(self, values: Mapping[Condition, Mapping[str, np.ndarray]], n_draws: int) -> np.ndarray:
         """Returns the standard error of each value over the draws."""
@@ -210,7 +213,6 @@ def summarize(
     values: Mapping[Condition, Mapping[str, Any]],
     task: Task,
     *,
-    chance: float | None = None,
     shared: Collection[str] = (),
 ) -> Values:
     """Returns the averages over draws, levels and noises, the worst, and how clean and noisy values differ.
@@ -218,7 +220,7 @@ def summarize(
     =====================  =============================================================================================
     condition              metrics
     =====================  =============================================================================================
-    ``CLEAN``              all
+    ``CLEAN``              all, and of a classifier ``chance``, the accuracy of the best constant guess
     a noise and level      all, averaged over the draws
     a noise                all, averaged over the levels, and what the noise costs: ``<metric>_drop``, the clean minus the
                            noisy value; of the main metric also ``<metric>_area``, the area under the curve over the
@@ -233,7 +235,6 @@ def summarize(
     Args:
         values: The metrics without noise and at each noise, level and draw.
         task: The task, which knows what is compared.
-        chance: The governed metric of a guess, if it is known.
         shared: The names of noises in weights.
     """
     clean = values[CLEAN]
@@ -250,7 +251,7 @@ def summarize(
         curve = {condition.level or 0.0: metrics for condition, metrics in levels.items() if condition.noise == noise}
         rows[Condition(noise)] = (
             _mean(curve.values(), without=_NOT_AVERAGED)
-            | _costs(clean, list(curve.values()), task, chance)
+            | _costs(clean, list(curve.values()), task)
             | {f"{task.main}_area": area_under_curve({0.0: clean[task.main]} | {x: m[task.main] for x, m in curve.items()})}
         )
         if noise in shared and "loss_drop" in rows[Condition(noise)]:
@@ -260,7 +261,7 @@ def summarize(
         metric: (np.min if task.higher_is_better(metric) else np.max)([found[metric] for found in levels.values()], 0)
         for metric in compared
     }
-    rows[OVERALL] = _costs(clean, list(levels.values()), task, chance)
+    rows[OVERALL] = _costs(clean, list(levels.values()), task)
     rows[OVERALL]["score"] = (task.score(clean) + task.score(noisy)) / 2
     return {(condition, metric): value for condition, metrics in rows.items() for metric, value in metrics.items()}
 
@@ -310,10 +311,11 @@ def _table(values: Values) -> np.ndarray:
     return np.array(list(values.values()), float).reshape(len(values), -1)
 
 
-def _costs(clean: Mapping[str, Any], noisy: Sequence[Mapping[str, Any]], task: Task, chance: float | None) -> dict[str, Any]:
+def _costs(clean: Mapping[str, Any], noisy: Sequence[Mapping[str, Any]], task: Task) -> dict[str, Any]:
     """Returns the drops and the retention, averaged over conditions."""
     compared = [metric for metric in task.compared if metric in clean]
     costs = {f"{metric}_drop": average([clean[metric] - metrics[metric] for metrics in noisy]) for metric in compared}
+    chance = task.chance(clean)
     if chance is not None:
         kept = _retentions([metrics[task.governed] for metrics in noisy], clean[task.governed], chance)
         costs[f"{task.governed}_retention"] = average(kept)

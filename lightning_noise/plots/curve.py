@@ -51,7 +51,7 @@ def robustness_curve(
     r"""Draws a metric against the level of each noise, a panel for each noise and a line for each report.
 
     Each panel has the unit of its noise; all share the y axis. The band is the 95 % interval, level 0 is clean, and a dotted
-    line is chance. A curve of :math:`R^2` is cut at -1.
+    line is chance, the metric of the best constant guess. A curve of :math:`R^2` is cut at -1.
 
     Args:
         reports: Reports, or their ``report.json`` files or folders.
@@ -90,7 +90,6 @@ def _draw_panel(
 ) -> np.ndarray:
     """Draws the lines of a noise, and returns their values."""
     column = column_of(metric)
-    chance = next((run.chance for run in runs.values() if run.chance is not None), None)
     values = [np.empty(0)]
     for i, (name, run) in enumerate(runs.items()):
         curve = _curve(run, noise, unit, metric)
@@ -104,8 +103,9 @@ def _draw_panel(
         curve = _curve(baseline, noise, unit, metric)
         axes.plot(curve.level, curve.value, color=GRAY, linestyle="--", label="baseline", zorder=2)
         values.append(curve.value)
-    if chance is not None and metric in ("accuracy", "r2"):
-        axes.axhline(column.factor * chance, color=GRAY, linestyle=":", linewidth=1, label="chance", zorder=1)
+    chances = {run.chance for run in runs.values() if run.chance is not None and metric in ("accuracy", "r2")}
+    for i, chance in enumerate(chances):  # reports of other data have another
+        axes.axhline(column.factor * chance, color=GRAY, linestyle=":", linewidth=1, label="_" if i else "chance", zorder=1)
     if not np.isfinite(np.concatenate(values)).any():
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center", color=GRAY)
     axes.set_title(noise, fontsize=min(8, 150 / len(noise)))  # a long name must not reach the next panel

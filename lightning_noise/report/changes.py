@@ -62,7 +62,13 @@ def differences(report: Runs, baseline: Runs) -> list[Estimate]:
     """
     new, old = _as_runs(report), _as_runs(baseline)
     both = [cell for cell in new[0].rows if all(cell in run.rows for run in (*new, *old))]
-    cells = [cell for cell in both if _noise_of(new[0], cell[0]) == _noise_of(old[0], cell[0])]
+    # without the share of the most frequent class, chance was another, and so was the retention
+    kinds = {(CLEAN, "chance") in run.rows for run in (*new, *old)}
+    cells = [
+        cell
+        for cell in both
+        if _noise_of(new[0], cell[0]) == _noise_of(old[0], cell[0]) and not (len(kinds) > 1 and "retention" in cell[1])
+    ]
     return _estimate(lambda new, old: {cell: new[cell] - old[cell] for cell in cells}, [new, old])
 
 

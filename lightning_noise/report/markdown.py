@@ -54,7 +54,7 @@ _COLUMNS = {
     "noise_detected": Column("seen as noisy", "%", 100, "less confident than 95 % of the clean samples; not a goal in itself"),
 }
 # only in the JSON file, or shown beside another metric
-_HIDDEN = ("ece_floor", "ece_z", "ece_p", "debiased_squared_error", "aurc", "noise_auroc")
+_HIDDEN = ("chance", "ece_floor", "ece_z", "ece_p", "debiased_squared_error", "aurc", "noise_auroc")
 _WITH_INTERVAL = ("accuracy", "loss", "mse")
 _COSTS = {
     "accuracy_drop": Column("accuracy lost", "points", 100),
@@ -146,6 +146,13 @@ def _notes(report: Report, columns: Iterable[Column]) -> str:
         if report.n_trainings > 1
         else "It does not cover another training of the model."
     )
+    guess = report.rows.get((CLEAN, "chance"))
+    if guess is not None and not math.isnan(guess.value):
+        lines.append(
+            f"**chance**: the accuracy of the best constant guess, the most frequent class: {100 * guess.value:.3g} %."
+        )
+    if math.isnan(report.values.get((OVERALL, "accuracy_retention"), 0.0)):
+        lines.append("The accuracy without noise is not above chance, so there is no skill to retain.")
     draws = "one draw" if report.n_draws == 1 else f"{report.n_draws} draws"
     targets = f" with {report.n_targets:,} targets" if report.n_targets > report.n else ""
     lines += [

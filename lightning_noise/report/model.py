@@ -41,7 +41,7 @@ class Report:
         estimates: The estimates.
         units: What the levels of each name are, such as ``"standard deviation"``.
         n_trainings: The number of trainings that the values are the mean of; see :func:`~lightning_noise.report.pool`.
-        chance: The accuracy, or the :math:`R^2`, of a guess. ``None`` if the task does not know it.
+        chance: The accuracy, or the :math:`R^2`, of the best constant guess. ``None`` if the task does not know it.
         version: The version of the package that made the report.
 
     Example:
