@@ -120,8 +120,7 @@ def test_no_predictions_are_kept_after_a_validation():
 
 
 def test_the_values_are_those_of_a_hand_written_loop():
-    pl.seed_everything(0, verbose=False)
-    module = Classifier().eval()
+    module = fit(max_epochs=5)[0].eval()
     found = validated(RobustnessMonitor({"soft": noise.Gaussian()}, LEVELS, seed=5), lambda: module)
     accuracy = {}
     for level in LEVELS:
@@ -138,8 +137,9 @@ def test_the_values_are_those_of_a_hand_written_loop():
         )
         assert found[f"robustness_levels/soft/{level:g}/ece"] == pytest.approx(calibration.compute().item(), abs=1e-6)
     clean, mean = accuracy[0.0], sum(accuracy.values()) / 3
-    retained = sum((value - 1 / 3) / (clean - 1 / 3) for value in accuracy.values()) / 3
-    assert clean > 1 / 3
+    chance = HELD_OUT.y.bincount().max().item() / 13
+    retained = sum((value - chance) / (clean - chance) for value in accuracy.values()) / 3
+    assert clean > chance
     assert found["robustness/accuracy_clean"] == pytest.approx(clean, abs=1e-7)
     assert found["robustness/accuracy_worst"] == pytest.approx(min(accuracy.values()), abs=1e-7)
     assert found["robustness/accuracy_drop"] == pytest.approx(clean - mean, abs=1e-6)
@@ -251,7 +251,7 @@ def test_a_noise_callback_serves_as_a_probe():
     callback = InputNoise(noise.Gaussian(), 0.1, clip=(-1, 1))
     as_callback = validated(RobustnessMonitor({"gaussian": callback}, [0.5]))
     as_noise = validated(RobustnessMonitor(noise.Gaussian(), [0.5], clip=(-1, 1)))
-    assert as_callback == as_noise
+    assert as_callback == pytest.approx(as_noise, rel=0, abs=0, nan_ok=True)
     assert (
         validated(RobustnessMonitor(callback, [0.5]))["robustness_levels/input/0.5/loss"]
         != as_noise["robustness_levels/gaussian/0.5/loss"]
@@ -316,7 +316,7 @@ def test_one_of_several_loaders_is_measured(idx):
     alone = validated(RobustnessMonitor(noise.Gaussian(), [0.5]), validation=loader(data[idx]))
     for key in alone:
         if key.startswith("robustness/"):
-            assert found[key] == alone[key]
+            assert found[key] == pytest.approx(alone[key], rel=0, abs=0, nan_ok=True)
 
 
 def test_two_monitors_have_names():
