@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from numbers import Integral
 
@@ -19,6 +20,8 @@ __all__ = [
     "column",
     "count_valid",
     "detached",
+    "draw",
+    "draw_bits",
     "index_valid",
     "is_differentiated",
     "like",
@@ -28,6 +31,8 @@ __all__ = [
     "without_overrides",
     "zero_invalid_",
 ]
+
+_BLOCK = 2**18  # numbers that a generator draws in about a millisecond
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:
@@ -79,6 +84,41 @@ def count_valid(mask: Tensor | None, x: Tensor, dim: int) -> Tensor:
         return torch.full((), x.shape[dim], dtype=real, device=x.device)
     # as bytes, because sums of booleans are slow on the CPU
     return mask.view(torch.uint8).sum(dim, keepdim=True, dtype=torch.int32).clamp_min_(1).to(real)
+
+
+def draw(x: Tensor, method: Callable[..., Tensor], generator: torch.Generator, *args: float) -> Tensor:
+    """Fills a contiguous tensor with independent numbers, such as those of ``Tensor.normal_``.
+
+    On the CPU, a generator draws one number after another. So a large tensor is drawn in blocks, by as many threads as torch
+    has. The generator gives each block a seed, so the numbers do not depend on the threads.
+    """
+    blocks = x.view(-1).split(_BLOCK)
+    if len(blocks) == 1 or x.device.type != "cpu":
+        return method(x, *args, generator=generator)
+    seeds = torch.randint(2**63 - 1, (len(blocks),), generator=generator, device=x.device).tolist()
+    threads = min(torch.get_num_threads(), len(blocks))
+
+    def fill(first: int) -> None:
+        own = torch.Generator()
+        with torch.inference_mode(x.is_inference()):  # a new thread is outside
+            for block, seed in zip(blocks[first::threads], seeds[first::threads], strict=True):
+                method(block, *args, generator=own.manual_seed(seed))
+
+    if threads == 1:
+        fill(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(threads)))
+    return x
+
+
+def draw_bits(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns uniform integers in [0, 2^31) of the shape of ``x``, as int32."""
+    if x.device.type != "cpu":
+        return torch.empty_like(x, dtype=torch.int32).random_(generator=generator)
+    # on the CPU, 64 bits take less time than a float32
+    pairs = draw(torch.empty((x.numel() + 1) // 2, dtype=torch.int64, device=x.device), Tensor.random_, generator)
+    return pairs.view(torch.int32)[: x.numel()].view(x.shape).bitwise_and_(2**31 - 1)
 
 
 def zero_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:

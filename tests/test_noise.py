@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from members import NOISES
 
 from lightning_noise import noise, testing
 from lightning_noise._checks import check_level
+from lightning_noise._tensor import draw, draw_bits
 from lightning_noise.testing import NOISE_LAWS
 
 DROPOUTS = (noise.FeatureDropout(), noise.DropConnect())
@@ -184,21 +186,25 @@ def uniforms(*shape: int) -> Draw:
     return lambda generator: torch.empty(shape).uniform_(generator=generator)
 
 
+def bits(*shape: int) -> Draw:
+    return lambda generator: draw_bits(torch.empty(shape), generator)
+
+
 # all that a member draws for a batch of shape (6, 3, 8, 8); Poisson draws take as many as they take
 DRAWS: dict[type[noise.Noise], list[Draw]] = {
     noise.Gaussian: [normals(6, 3, 8, 8)],
     noise.Uniform: [uniforms(6, 3, 8, 8)],
     noise.Speckle: [normals(6, 3, 8, 8)],
-    noise.Impulse: [uniforms(6, 3, 8, 8)],
+    noise.Impulse: [bits(6, 3, 8, 8)],
     noise.SNR: [normals(6, 3, 8, 8)],
-    noise.ColoredNoise: [normals(6, 3, 8, 7)],
+    noise.ColoredNoise: [normals(6, 3, 8, 5, 2)],  # with the mean and the phase of the highest frequency, to be in one piece
     noise.Drift: [normals(6, 3, 8, 8)],
     noise.Scaling: [normals(6, 3, 8, 1)],
     noise.PatchGaussian: [uniforms(2, 6), normals(6, 3, 3, 3)],
     noise.Masking: [uniforms(2, 2, 6)],
-    noise.FeatureDropout: [uniforms(6, 3, 8, 8)],
-    noise.DropConnect: [uniforms(6, 3, 8, 8)],
-    noise.SwapNoise: [uniforms(6, 3, 8, 8), lambda generator: torch.randint(5, (6, 3, 8, 8), generator=generator)],
+    noise.FeatureDropout: [bits(6, 3, 8, 8)],
+    noise.DropConnect: [bits(6, 3, 8, 8)],
+    noise.SwapNoise: [bits(6, 3, 8, 8)],
 }
 
 
@@ -207,10 +213,52 @@ DRAWS: dict[type[noise.Noise], list[Draw]] = {
 )
 def test_no_more_is_drawn_than_the_noise_needs(member, generator):
     reference = torch.Generator(torch.get_default_device()).manual_seed(0)
-    for draw in DRAWS[type(member)]:
-        draw(reference)
+    for each in DRAWS[type(member)]:
+        each(reference)
     member(torch.rand(6, 3, 8, 8), 0.3, generator=generator)
     assert torch.equal(generator.get_state(), reference.get_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_a_large_tensor_is_drawn_in_blocks_whatever_the_number_of_threads(dtype, generator):
+    x, state, threads = torch.empty(3, 2**18 - 1, dtype=dtype), generator.get_state(), torch.get_num_threads()
+    draws = []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            with torch.inference_mode(n == 5):
+                draws.append(draw(torch.empty_like(x), torch.Tensor.normal_, generator.set_state(state)).clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, draws[0]) for each in draws)
+    values = torch.view_as_real(draws[0]) if dtype.is_complex else draws[0]
+    variance, n = (0.5 if dtype.is_complex else 1.0), values.numel()
+    assert not any(torch.equal(one[:9], two[:9]) for one, two in combinations(draws[0].view(-1).split(2**18), 2))
+    # five standard errors
+    assert abs(values.mean(dtype=torch.float64).item()) <= 5 * math.sqrt(variance / n)
+    assert abs(values.double().square().mean().item() / variance - 1) <= 5 * math.sqrt(2 / n)
+
+
+def test_a_share_of_the_bits_is_exact_at_its_ends_and_each_bit_is_fair(generator):
+    drawn = draw_bits(torch.empty(N + 1), generator)
+    assert drawn.dtype == torch.int32
+    assert drawn.min() >= 0
+    shares = ((drawn[:, None] >> torch.arange(31)) & 1).double().mean(0)
+    assert ((shares - 0.5).abs() <= 5 * 0.5 / math.sqrt(N)).all()  # five standard errors
+    for level in (0.0, 2**-31, 0.25, 1.0):
+        for given in (level, torch.tensor([level])):
+            assert int(noise._last_bits(given)) == level * 2**31 - 1
+
+
+@pytest.mark.parametrize("member", NOISES, ids=repr)
+def test_the_noise_is_the_same_if_autograd_follows(member):
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
+    one, two = (
+        member(each, 0.3, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
+        for each in (x, x.clone().requires_grad_())
+    )
+    assert two.requires_grad
+    assert torch.equal(one, two)
 
 
 def test_impulses_take_the_extremes_of_their_own_sample(generator):
