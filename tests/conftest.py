@@ -38,7 +38,7 @@ LONG = (
 )
 # the laws that hold on every device: those of values, and those of callbacks in a fit
 LAWS_OF_VALUES = ("test_labels", "test_losses", "test_losses_derived", "test_metrics", "test_noise", "test_perturb", "test_rng")
-LAWS_OF_FITS = ("test_callbacks",)
+LAWS_OF_FITS = ("test_callbacks", "test_steps")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
