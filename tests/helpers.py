@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import warnings
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,14 @@ def fit(
 
 def weights(module: nn.Module) -> list[Tensor]:
     return [value.detach().clone() for value in module.state_dict().values()]
+
+
+def as_one(tensors: Mapping[str, Tensor], perturb: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+    """What an elementwise noise makes of small tensors, which it perturbs as one, by the name of the smallest."""
+    names = sorted(tensors, key=lambda name: (tensors[name].numel(), tensors[name].shape))
+    noisy = perturb(names[0], torch.cat([tensors[name].flatten() for name in names]))
+    parts = noisy.split([tensors[name].numel() for name in names])
+    return {name: part.view_as(tensors[name]) for name, part in zip(names, parts, strict=True)}
 
 
 def assert_same(one: Sequence[Tensor], two: Sequence[Tensor]) -> None:

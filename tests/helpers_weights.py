@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from helpers import N_CLASSES, N_FEATURES, Classifier, fit, loader
+from helpers import N_CLASSES, N_FEATURES, Classifier, as_one, fit, loader
 from torch import Tensor, nn
 
 from lightning_noise import Key, WeightNoise, noise
@@ -47,8 +47,11 @@ class Hand:
         clean = {name: p.detach().clone() for name, p in chosen.items()}
         with torch.no_grad():
             for callback, level in [*levels.items()][: self.n]:
+                drawn = self._drawn(callback, (epoch, batch_idx), updates)
                 for name, p in chosen.items():
-                    p.copy_(self._noisy(callback, level, name, p, (epoch, batch_idx), updates))
+                    w = p.float()
+                    scale = torch.tensor(level) if callback == "weight" else level * w.std(correction=0)
+                    p.copy_(torch.addcmul(w, drawn[name], scale))  # rounds once, unlike a product and a sum
         try:
             yield
         finally:
@@ -56,15 +59,15 @@ class Hand:
                 for name, p in chosen.items():
                     p.copy_(clean[name])
 
-    def _noisy(self, callback: str, level: float, name: str, p: Tensor, place: tuple[int, int], updates: int) -> Tensor:
-        key = Key((5, callback, *place), rank=0) / "parameter" / name
-        generator = (key / updates if updates else key).generator("cpu")
-        w = p.float()
-        if callback == "weight":
-            scale, drawn = torch.tensor(level), torch.empty(p.shape).normal_(generator=generator)
-        else:
-            scale, drawn = level * w.std(correction=0), torch.empty(p.shape).uniform_(-1, 1, generator=generator)
-        return torch.addcmul(w, drawn, scale).to(p.dtype)  # rounds once, unlike a product and a sum
+    def _drawn(self, callback: str, place: tuple[int, int], updates: int) -> dict[str, Tensor]:
+        """One draw for all matrices, also if only those of a part are perturbed."""
+
+        def draw(first: str, w: Tensor) -> Tensor:
+            key = Key((5, callback, *place), rank=0) / "parameter" / first
+            generator, z = (key / updates if updates else key).generator("cpu"), torch.empty(w.shape)
+            return z.normal_(generator=generator) if callback == "weight" else z.uniform_(-1, 1, generator=generator)
+
+        return as_one({name: p for name, p in self.module.named_parameters() if p.ndim > 1}, draw)
 
 
 def _is_in(p: Tensor, parameters: Iterator[nn.Parameter]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from helpers import N_CLASSES, Classifier, Deterministic, Dictionary, Rows, fit, loader
+from helpers import N_CLASSES, Classifier, Deterministic, Dictionary, Rows, as_one, fit, loader
 from helpers_adaptive import CALLBACKS, HELD_OUT, Plan, governor, held_out, history, hits, level_of, predicted, seen, still
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -28,7 +28,6 @@ from lightning_noise import (
 )
 from lightning_noise.evaluation.positions import N_GROUPS, groups_of
 from lightning_noise.metrics import BrierScore, MeanSquaredError
-from lightning_noise.perturb.weights import weight_noise
 from lightning_noise.rules import Governor, SignedGap
 
 # --- it sees what it says
@@ -64,11 +63,11 @@ def in_the_weights(model: Deterministic, level: float) -> Tensor:
     """Each batch of 34 has a draw of its own."""
     logits = []
     for batch_idx, x in enumerate(HELD_OUT.x.split(34)):
-        noisy = copy.deepcopy(model)
-        for name, w in noisy.named_parameters():
-            if w.ndim > 1:
-                key = Key((7, "weight", "boundary", batch_idx)) / "parameter" / name
-                w.copy_(weight_noise(w, noise.Gaussian(), level * w.std(correction=0).item(), key))
+        noisy, key = copy.deepcopy(model), Key((7, "weight", "boundary", batch_idx)) / "parameter"
+        matrices = {name: w for name, w in noisy.named_parameters() if w.ndim > 1}
+        drawn = as_one(matrices, lambda first, w, key=key: (key / first).apply(noise.Gaussian(), torch.zeros_like(w), 1.0))
+        for name, w in matrices.items():
+            w.addcmul_(drawn[name], level * w.std(correction=0))
         logits.append(noisy(x))
     return torch.cat(logits)
 

@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from helpers import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, loader, make_trainer, weights
+from helpers import N_CLASSES, N_FEATURES, Classifier, Rows, as_one, assert_same, fit, loader, make_trainer, weights
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
@@ -96,16 +96,17 @@ def before_and_after(callback: GradientNoise, **kwargs: Any) -> list[dict[str, t
     return [{name: pair for name, pair in step.items() if pair[0] is not None} for step in pairs]  # type: ignore[misc]
 
 
-def drawn(gradient: Tensor, step: int, name: str, level: float = 0.5) -> Tensor:
-    """What the key of a parameter makes of its gradient."""
-    key = Key((0, "gradient", step)) / "gradient" / name
-    return noise.Gaussian()(gradient, level, generator=key.generator("cpu"))
+def drawn(gradients: dict[str, Tensor], step: int, level: float = 0.5) -> dict[str, Tensor]:
+    """What the key of an update makes of its gradients."""
+    key = Key((0, "gradient", step)) / "gradient"
+    return as_one(gradients, lambda first, g: noise.Gaussian()(g, level, generator=(key / first).generator("cpu")))
 
 
 def add_noise(module: nn.Module, step: int, level: float = 0.5) -> None:
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            parameter.grad = drawn(parameter.grad, step, name, level)
+    parameters = dict(module.named_parameters())
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    for name, noisy in drawn(gradients, step, level).items():
+        parameters[name].grad = noisy
 
 
 def by_hand(
@@ -197,9 +198,10 @@ def test_each_of_several_optimizers_gets_noise_of_its_own_in_its_own_parameters(
 
     def add(layer: nn.Module) -> None:
         nonlocal step
+        gradients: Any = {names[parameter]: parameter.grad for parameter in layer.parameters()}
+        noisy = drawn(gradients, step)
         for parameter in layer.parameters():
-            assert parameter.grad is not None
-            parameter.grad = drawn(parameter.grad, step, names[parameter])
+            parameter.grad = noisy[names[parameter]]
         step += 1
 
     optimizers = module.configure_optimizers()
@@ -250,8 +252,9 @@ def test_the_gradients_are_the_draws_of_their_keys_and_those_of_no_update_are_as
     gate = schedules.Every(0.5, every=3, unit="step")
     for i, step in enumerate(before_and_after(GradientNoise(noise.Gaussian(), gate))):
         assert len(step) == 4
-        for name, (clean, noisy) in step.items():
-            assert torch.equal(noisy, drawn(clean, i, name) if i % 3 == 0 else clean)
+        clean, noisy = ({name: pair[j] for name, pair in step.items()} for j in (0, 1))
+        expected = drawn(clean, i) if i % 3 == 0 else clean
+        assert_same([*noisy.values()], [expected[name] for name in noisy])
 
 
 def test_the_default_is_the_variance_of_the_source():
@@ -302,8 +305,8 @@ def test_a_shared_parameter_that_the_optimizer_has_twice_gets_noise_once():
 
     (first, *_) = before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=Twice)
     assert len(first) == 3
-    for name, (clean, noisy) in first.items():
-        assert torch.equal(noisy, drawn(clean, 0, name))
+    expected = drawn({name: clean for name, (clean, _) in first.items()}, 0)
+    assert_same([noisy for _, noisy in first.values()], [expected[name] for name in first])
 
 
 def test_a_parameter_that_no_module_has_gets_noise():
@@ -331,8 +334,8 @@ def test_a_compiled_model_gets_the_noise_of_the_model_itself():
 
     (compiled, *_) = before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=Compiled, max_epochs=1)
     assert all("_orig_mod" in name for name in compiled)
-    for name, (clean, noisy) in compiled.items():
-        assert torch.equal(noisy, drawn(clean, 0, name.replace("_orig_mod.", "")))
+    expected = drawn({name.replace("_orig_mod.", ""): clean for name, (clean, _) in compiled.items()}, 0)
+    assert_same([noisy for _, noisy in compiled.values()], [expected[name.replace("_orig_mod.", "")] for name in compiled])
 
 
 # --- the loss scale
@@ -350,11 +353,11 @@ def test_the_noise_of_a_fused_optimizer_is_that_of_the_unfused_one_times_the_los
     *_, fused = scaled(Fused, GradientNoise(noise.Gaussian(), 0.5))
     *_, unfused = scaled(Adam, GradientNoise(noise.Gaussian(), 0.5))
     *_, clean = scaled(Adam)
-    scale = 2.0**16
+    scale, expected = 2.0**16, drawn(clean.kept[0], 0)  # type: ignore[arg-type]
     for name, gradient in unfused.kept[0].items():
         # a power of two: nothing is rounded
         assert torch.equal(fused.kept[0][name] / scale, gradient)  # type: ignore[operator]
-        assert torch.equal(gradient, drawn(clean.kept[0][name], 0, name))  # type: ignore[arg-type]
+        assert torch.equal(gradient, expected[name])  # type: ignore[arg-type]
 
 
 def test_a_fused_optimizer_comes_to_the_weights_of_the_unfused_one():

@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from helpers import assert_same, fit, loader, weights
+from helpers import as_one, assert_same, fit, loader, weights
 from pytorch_lightning.plugins import MixedPrecision
 from test_gradients import LBFGS, Adam, Manual, Plain
 from test_weights_updates import Outer
@@ -81,12 +81,14 @@ class Wrapped(Unwrapped):
         return Outer(self.parameters(), lr=0.2)
 
 
-def drawn(gradient: Tensor, coordinates: tuple[int, ...], name: str) -> Tensor:
-    key = Key((0, "gradient", *coordinates[:-1])) / "gradient" / coordinates[-1] / name
-    return noise.Gaussian()(gradient, 0.5, generator=key.generator("cpu"))
+def drawn(gradients: dict[str, Tensor], coordinates: tuple[int, ...]) -> dict[str, Tensor]:
+    key = Key((0, "gradient", *coordinates[:-1])) / "gradient" / coordinates[-1]
+    return as_one(gradients, lambda first, g: noise.Gaussian()(g, 0.5, generator=(key / first).generator("cpu")))
 
 
-def by_hand(optimizer: Callable[..., torch.optim.Optimizer], n_updates: int = 1, **kwargs: Any) -> list[Tensor]:
+def by_hand(
+    optimizer: Callable[..., torch.optim.Optimizer], n_updates: int = 1, one_by_one: bool = False, **kwargs: Any
+) -> list[Tensor]:
     """The weights after two epochs with noise that is keyed by the batch and the update."""
     pl.seed_everything(0, verbose=False)
     module = Plain()
@@ -99,8 +101,10 @@ def by_hand(optimizer: Callable[..., torch.optim.Optimizer], n_updates: int = 1,
                     updater.zero_grad()
                     loss = F.cross_entropy(module(x), y)
                     loss.backward()
-                    for name, parameter in module.named_parameters():
-                        parameter.grad = drawn(parameter.grad, at, name)  # type: ignore[arg-type]
+                    gradients: Any = {name: parameter.grad for name, parameter in module.named_parameters()}
+                    for group in ({name: gradients[name]} for name in gradients) if one_by_one else [gradients]:
+                        for name, noisy in drawn(group, at).items():
+                            module.get_parameter(name).grad = noisy
                     return loss
 
                 updater.step(closure)  # type: ignore[arg-type]
@@ -113,7 +117,7 @@ RUNS = {
     "LBFGS": (RawLBFGS, torch.optim.LBFGS, {"lr": 0.1, "max_iter": 4}),
     "use_pl_optimizer=False": (Unwrapped, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
     "an optimizer of the module": (Private, torch.optim.SGD, {"lr": 0.1}),
-    "fused backward": (Fused, torch.optim.SGD, {"lr": 0.1}),
+    "fused backward": (Fused, torch.optim.SGD, {"lr": 0.1, "one_by_one": True}),
 }
 
 

@@ -484,16 +484,23 @@ def test_a_compiled_module_has_the_names_and_the_module_within():
 def test_the_hooks_that_compute_a_weight_are_known():
     layer = nn.Linear(3, 2)
     layer.register_forward_pre_hook(lambda *_: None)
-    assert internals.hooks_of_weights(layer) == []
+    assert internals.hooks_of_weights([layer]) == []
     prune.l1_unstructured(layer, "weight", 1)
     normed = nn.utils.weight_norm(nn.Linear(3, 2))
     for part, name in ((layer, "weight_orig"), (normed, "weight_g")):
         with torch.no_grad():
             getattr(part, name).zero_()
-        (hook,) = internals.hooks_of_weights(part)
+        ((owner, hook),) = internals.hooks_of_weights([nn.Tanh(), part])
+        assert owner is part
         assert part.weight.any()
         hook(part, ())
         assert not part.weight.any()
+
+
+def test_the_parameters_of_a_module_are_those_that_it_has_itself():
+    module = nn.Sequential(nn.Linear(2, 2, bias=False))
+    assert [*internals.own_parameters(module)] == []
+    assert [*internals.own_parameters(module[0])] == [module[0].weight, None]
 
 
 def test_the_losses_of_torch_are_known():
@@ -537,17 +544,17 @@ def test_a_method_may_change_the_state_dict_and_replaces_no_other_hook(monkeypat
         def double(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
             state[prefix + "factor"] = 2 * state[prefix + "factor"]
 
-    module = nn.Sequential(Scale())
+    module = nn.Sequential(Scale(), Scale())
     with pytest.raises(AttributeError):  # which is why the public function does not serve
         module[0].register_state_dict_post_hook(Changes().double)
-    first = internals.register_state_dict_hook(module[0], Changes().double)
+    first = internals.register_state_dict_hook([module[1]], Changes().double)
     monkeypatch.setattr(RemovableHandle, "next_id", first.id)
-    handle = internals.register_state_dict_hook(module[0], Changes().double)
-    assert module.state_dict() == {"0.factor": 8}
+    handle = internals.register_state_dict_hook(module, Changes().double)
+    assert module.state_dict() == {"0.factor": 4, "1.factor": 8}
     handle.remove()
-    assert module.state_dict() == {"0.factor": 4}
+    assert module.state_dict() == {"0.factor": 2, "1.factor": 4}
     first.remove()
-    assert module.state_dict() == {"0.factor": 2}
+    assert module.state_dict() == {"0.factor": 2, "1.factor": 2}
 
 
 def test_a_gradient_hook_runs_before_all_others_until_it_is_removed():
@@ -585,6 +592,14 @@ def test_tensors_are_copied_in_place_and_outside_of_autograd():
     assert [target.data_ptr() for target in targets] == places
     assert targets[0].is_leaf
     internals.copy_all_([], [])
+
+
+def test_tensors_are_subtracted_and_measured_pair_by_pair():
+    one, two = [torch.tensor([3.0, 5.0]), torch.ones(2, 2)], [torch.tensor([0.0, 1.0]), torch.zeros(2, 2)]
+    differences = internals.subtract_all(one, two)
+    assert [each.tolist() for each in differences] == [[3, 4], [[1, 1], [1, 1]]]
+    assert [norm.item() for norm in internals.norms_of(differences)] == [5, 2]
+    assert [norm.item() for norm in internals.norms_of(iter(differences), torch.inf)] == [4, 1]
 
 
 def test_writes_to_a_tensor_are_counted_and_reads_are_not():

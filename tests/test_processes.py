@@ -143,7 +143,7 @@ def assert_perturbed_shards(folder: Path, relative: RelativeTo | None) -> None:
     for i, (used, before) in enumerate(zip(one["used"], one["before"], strict=True)):
         for layer, noisy, w in zip((1, 4), used, before, strict=True):
             key = Key((5, "weight", *divmod(i, 3))) / "parameter" / f"net.{layer}.weight"
-            level = 0.5 if relative in (None, "filter") else 0.5 * unit_of(w, relative)
+            level = 0.5 if relative in (None, "filter") else 0.5 * unit_of(w[None], relative).view(1)
             unit = "filter" if relative == "filter" else None
             shards = [weight_noise(part, noise.Gaussian(), level, key / rank, unit) for rank, part in enumerate(w.chunk(2))]
             assert torch.equal(noisy, torch.cat(shards)), "also in the steps that follow a validation"

@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from helpers import N_CLASSES, N_FEATURES, Rows, assert_same, fit, loader, make_trainer, weights
+from helpers import N_CLASSES, N_FEATURES, Rows, as_one, assert_same, fit, loader, make_trainer, weights
 from helpers_weights import NOISE, Conv, Hand, Manual, Network, TwoUpdates, batches, callbacks, loss_of, weights_of
 from pytorch_lightning import callbacks as callbacks_of_lightning
 from pytorch_lightning.callbacks import StochasticWeightAveraging
@@ -181,8 +181,10 @@ def test_a_tied_weight_gets_noise_once_and_stays_tied(tmp_path):
     module, _ = fit([WeightNoise(**NOISE), saving], module=Tied, train=loader(), limit_val_batches=0)
     assert module.net[1].weight is module.net[3].weight
     pl.seed_everything(0, verbose=False)
-    key = Key((5, "weight", 0, 0), rank=0) / "parameter" / "net.1.weight"
-    assert torch.equal(module.used[0], noise.Gaussian()(weights(Tied())[0], 0.5, generator=key.generator("cpu")))
+    key, clean = Key((5, "weight", 0, 0), rank=0) / "parameter", dict(Tied().named_parameters())
+    matrices = {name: clean[name].detach() for name in ("net.1.weight", "net.4.weight")}
+    noisy = as_one(matrices, lambda first, w: (key / first).apply(noise.Gaussian(), w, 0.5))
+    assert torch.equal(module.used[0], noisy["net.1.weight"])
     saved = torch.load(tmp_path / "state.pt")
     assert torch.equal(saved["net.1.weight"], saving.clean[0])
     assert saved["net.1.weight"].data_ptr() == saved["net.3.weight"].data_ptr()

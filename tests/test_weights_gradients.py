@@ -8,17 +8,36 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from helpers import Rows, assert_same, fit, loader, weights
+from helpers import Rows, as_one, assert_same, fit, loader, weights
 from helpers_weights import Accumulating, Conv, Manual, Network, TwoBackwards, TwoUpdates, loss_of
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_noise import Key, WeightNoise, noise
-from lightning_noise.perturb.weights import PerturbedParameters, weight_noise
+from lightning_noise.perturb.weights import PerturbedParameters, RelativeTo, weight_noise
 
 UNITS = [(noise.Gaussian(), unit) for unit in (None, "std", "max", "filter")]
 MULTIPLICATIVE = [noise.Speckle(), noise.DropConnect(), noise.FeatureDropout(rescale=False), noise.Scaling(), noise.SNR()]
+
+
+def noisy_weights(
+    weights: dict[str, Tensor], member: noise.Noise, level: float, key: Key, unit: RelativeTo | None = None
+) -> dict[str, Tensor]:
+    """The noisy weights as differentiable functions of the weights."""
+    if not member.elementwise:
+        return {name: weight_noise(w, member, level, key / name, unit) for name, w in weights.items()}
+    if unit is None:
+        return as_one(weights, lambda first, w: weight_noise(w, member, level, key / first))
+    drawn = as_one(weights, lambda first, w: weight_noise(torch.zeros_like(w), member, 1.0, key / first))
+    return {name: w + level * scaled(drawn[name], w, unit) for name, w in weights.items()}
+
+
+def scaled(z: Tensor, w: Tensor, unit: RelativeTo) -> Tensor:
+    """Noise of level 1 in the unit of the weights."""
+    if unit == "filter":
+        return z * (w.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).view(-1, *[1] * (w.ndim - 1))
+    return z * (w.std(correction=0) if unit == "std" else w.abs().max())
 
 
 @pytest.mark.parametrize("n", [1, 2], ids=["one noise", "two noises"])
@@ -31,8 +50,7 @@ def test_the_reparametrized_gradient_is_that_of_the_loss_as_a_function_of_the_cl
     clean = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
     noisy = dict(clean)
     for key in keys:
-        for name in ("net.1.weight", "net.4.weight"):
-            noisy[name] = weight_noise(noisy[name], member, 0.3, key / "parameter" / name, unit)
+        noisy |= noisy_weights({name: w for name, w in noisy.items() if w.ndim > 1}, member, 0.3, key / "parameter", unit)
     F.cross_entropy(functional_call(module, noisy, (batch[0],)), batch[1]).backward()
     perturbed = []
     for key in keys:  # the second is within the first
@@ -69,7 +87,7 @@ def test_a_gradient_of_a_reparametrized_gradient_is_exact_for_multiplicative_noi
     module, key = Conv().double(), Key(("a",))
     batch = [Rows(8).x.double(), Rows(8).y]
     clean = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
-    noisy = {name: weight_noise(w, member, 0.3, key / "parameter" / name) if w.ndim > 1 else w for name, w in clean.items()}
+    noisy = clean | noisy_weights({name: w for name, w in clean.items() if w.ndim > 1}, member, 0.3, key / "parameter")
 
     def penalty(loss: Tensor, parameters: list[Any]) -> Tensor:
         return loss + sum(g.square().sum() for g in torch.autograd.grad(loss, parameters, create_graph=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,10 +15,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.loop.dispatch import parameters_of, wrap_closure
-from lightning_noise.loop.internals import plain_name, takes_scaled_gradients
+from lightning_noise.loop.internals import copy_all_, norms_of, plain_name, subtract_all, takes_scaled_gradients
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
-from lightning_noise.perturb.sharding import gradient_of, local, parameter_key, whole
+from lightning_noise.perturb.groups import groups_of
+from lightning_noise.perturb.sharding import gradient_of, is_sharded, local, whole, with_local
 from lightning_noise.perturb.weights import check_dense, check_embeddings_are_dense
 from lightning_noise.rng import Key
 from lightning_noise.schedules import InverseTime
@@ -194,13 +195,18 @@ class GradientNoise(NoiseCallback):
         if (perturbation := self.last_perturbation) is None or self._trainer is None:
             return
         signal = error = torch.zeros(())
-        for name, gradient in _gradients(self._trainer.lightning_module, optimizer).items():
-            check_dense(name, gradient)
-            clean = gradient.clone() if self._is_logged else None
-            part = local(gradient)
-            part.copy_(self._noisy(part, parameter_key(key, name, gradient), scale))
-            if clean is not None:
-                signal, error = signal + _energy(clean), error + _energy(_float(gradient) - _float(clean))
+        for group in groups_of(_gradients(self._trainer.lightning_module, optimizer), self.noise):
+            found = [gradient for gradient in group.tensors if not isinstance(gradient, Parameter)]
+            if not found:
+                continue
+            elements = group.empty() if len(found) == len(group.tensors) else group.empty().zero_()
+            clean = group.pick(group.split(elements), found)
+            copy_all_(clean, map(local, found))
+            noisy = group.pick(group.split(self._noisy(elements, group.key(key), scale)), found)
+            copy_all_(map(local, found), noisy)
+            if self._is_logged:
+                signal = signal + _energy(found, clean)
+                error = error + _energy(found, subtract_all(map(_float, noisy), map(_float, clean)))
             perturbation.effective = self._has_acted = True
         if self._is_logged:
             perturbation.stats["ratio"] = (error / signal).sqrt()
@@ -214,11 +220,20 @@ class GradientNoise(NoiseCallback):
 
 
 def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Returns the gradients of the optimizer, by the name of their parameter."""
+    """Returns the gradients of the optimizer, by the name of their parameter.
+
+    A trained parameter without a gradient stands for it, so that the draws of the others do not depend on the batch.
+    """
     names = {parameter: plain_name(name) for name, parameter in pl_module.named_parameters()}
-    # a parameter of no module is named by its position in the optimizer
-    named = {names.get(parameter, str(i)): gradient_of(parameter) for i, parameter in enumerate(parameters_of(optimizer))}
-    return {name: gradient for name, gradient in named.items() if gradient is not None}
+    gradients: dict[str, Tensor] = {}
+    for i, parameter in enumerate(parameters_of(optimizer)):
+        name = names.get(parameter, str(i))  # a parameter of no module is named by its position in the optimizer
+        if (gradient := gradient_of(parameter)) is not None:
+            check_dense(name, gradient)
+            gradients[name] = gradient
+        elif parameter.requires_grad and not is_lazy(parameter):
+            gradients[name] = parameter
+    return gradients
 
 
 def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
@@ -229,9 +244,11 @@ def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     return scaler.scale(torch.ones((), device=trainer.strategy.root_device))  # get_scale() would synchronize
 
 
-def _energy(x: Tensor) -> Tensor:
-    """Returns the sum of squares over all shards."""
-    return whole(_float(x).abs().square().sum())
+def _energy(gradients: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """Returns the sum of squares of tensors like the gradients, over all shards, from the parts that this rank holds."""
+    if any(map(is_sharded, gradients)):
+        return whole(_float(with_local(gradients[0], parts[0])).abs().square().sum())
+    return torch.stack(norms_of(map(_float, parts))).square().sum()
 
 
 def _float(x: Tensor) -> Tensor:

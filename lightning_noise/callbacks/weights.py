@@ -145,7 +145,7 @@ class WeightNoise(NoiseCallback):
         self.params = plain(params)
         self.gradient: GradientOf = gradient
         self._noisy: PerturbedParameters | None = None  # during a perturbation
-        self._first_norms: dict[str, Tensor] | None = {}  # when the noise began; None after a warning
+        self._first_norms: dict[str, float] | None = {}  # when the noise began; None after a warning
         self._is_watched = True  # until the first step of a fit has ended
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
@@ -200,16 +200,13 @@ class WeightNoise(NoiseCallback):
 
     def _measure(self, noisy: PerturbedParameters) -> Tensor:
         """Returns the norm of all noise over the norm of all weights."""
-        norms = noisy.norms()
-        noise, weights = (torch.stack(of_tensors).norm() for of_tensors in zip(*norms.values(), strict=True))
-        if noisy.is_absolute:  # relative and multiplicative noise grow with the weights
-            self._warn_of_growth({name: weight for name, (_, weight) in norms.items()})
-        return noise / weights
+        names, noise, weights = noisy.norms()
+        if noisy.is_absolute and self._first_norms is not None:  # relative and multiplicative noise grow with the weights
+            self._warn_of_growth(dict(zip(names, weights.tolist(), strict=True)), self._first_norms)
+        return noise.norm() / weights.norm()
 
-    def _warn_of_growth(self, norms: dict[str, Tensor]) -> None:
-        if self._first_norms is None:
-            return
-        first = self._first_norms = norms | self._first_norms
+    def _warn_of_growth(self, norms: dict[str, float], first: dict[str, float]) -> None:
+        self._first_norms = first = norms | first
         # weights that began at 0 grow in any training
         grown = [name for name, norm in norms.items() if norm > 2 * first[name] > 0]
         if grown:

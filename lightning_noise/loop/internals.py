@@ -326,7 +326,7 @@ def set_rng_states(states: dict[str, Any]) -> None:
 
 def plain_name(name: str) -> str:
     """Returns the name without the ``_orig_mod`` of ``torch.compile``."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
 
 
 def original_module(module: Any) -> Any:
@@ -345,22 +345,31 @@ def register_forward_hook(module: nn.Module, hook: Any) -> RemovableHandle:
     return module.register_forward_hook(hook, with_kwargs=True)
 
 
-def hooks_of_weights(module: nn.Module) -> list[Any]:
+def own_parameters(module: nn.Module) -> Iterable[nn.Parameter | None]:
+    """Returns the parameters of the module without those of its parts. The public generator takes four times as long."""
+    return module._parameters.values()
+
+
+def hooks_of_weights(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:
     """Returns the hooks of pruning and of the older weight normalization, which compute a weight before each forward pass."""
-    hooks = module._forward_pre_hooks.values()
-    return [hook for hook in hooks if isinstance(hook, BasePruningMethod) or type(hook).__name__ == "WeightNorm"]
+    hooks = [(module, hook) for module in modules for hook in module._forward_pre_hooks.values()]
+    return [each for each in hooks if isinstance(each[1], BasePruningMethod) or type(each[1]).__name__ == "WeightNorm"]
 
 
-def register_state_dict_hook(module: nn.Module, hook: Callable[..., None]) -> RemovableHandle:
-    """Registers a hook that may change what ``state_dict`` returns."""
-    _reserve_ids(module._state_dict_hooks)
-    # register_state_dict_post_hook sets an attribute on the hook, which fails for a bound method
-    return module._register_state_dict_hook(hook)
+def register_state_dict_hook(modules: Iterable[nn.Module], hook: Callable[..., None]) -> RemovableHandle:
+    """Registers a hook of many modules that may change what their ``state_dict`` returns."""
+    hooks = [module._state_dict_hooks for module in modules]
+    _reserve_ids(*hooks)
+    # register_state_dict_post_hook sets an attribute on the hook, which fails for a bound method, and takes one module
+    handle = RemovableHandle(hooks[0], extra_dict=hooks[1:])
+    for of_module in hooks:
+        of_module[handle.id] = hook
+    return handle
 
 
-def _reserve_ids(hooks: Mapping[int, Any]) -> None:
+def _reserve_ids(*hooks: Mapping[int, Any]) -> None:
     """Keeps the next hook from replacing a hook: a spawned process counts ids from 0, but its modules have hooks already."""
-    RemovableHandle.next_id = max([RemovableHandle.next_id, *(key + 1 for key in hooks)])
+    RemovableHandle.next_id = max([RemovableHandle.next_id, *(key + 1 for of_module in hooks for key in of_module)])
 
 
 def register_gradient_hook(parameter: nn.Parameter, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
@@ -379,6 +388,16 @@ def copy_all_(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     """Copies each source into its target, in few kernels. No public function does."""
     if targets := list(targets):
         torch._foreach_copy_(targets, list(sources))  # type: ignore[attr-defined]
+
+
+def subtract_all(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
+    """Returns the difference of each pair, in few kernels. No public function does."""
+    return torch._foreach_sub(list(tensors), list(others))  # type: ignore[attr-defined]
+
+
+def norms_of(tensors: Iterable[Tensor], order: float = 2.0) -> list[Tensor]:
+    """Returns the norm of each tensor, in few kernels. The public function returns the norm of all."""
+    return torch._foreach_norm(list(tensors), order)  # type: ignore[attr-defined]
 
 
 def count_writes(tensor: Tensor) -> int:

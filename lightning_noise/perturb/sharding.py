@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,11 +69,11 @@ def check_rows_are_whole(parameter: Tensor, name: str) -> None:
         raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {placements}; type relative='std'")
 
 
-def reshard(module: nn.Module) -> None:
+def reshard(modules: Iterable[nn.Module]) -> None:
     """Frees the gathered copies of sharded parameters.
 
-    After an evaluation, the module still holds these copies as its parameters. They do not follow changes of the shards.
+    After an evaluation, a module still holds these copies as its parameters. They do not follow changes of the shards.
     """
-    for child in module.modules():
-        if isinstance(child, FSDPModule):
-            child.reshard()
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()

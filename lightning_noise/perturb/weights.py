@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import ExitStack, nullcontext
 from functools import partial
+from itertools import compress
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_noise._tensor import column
 from lightning_noise.batch import describe
 from lightning_noise.loop.internals import (
     copy_all_,
     count_writes,
     hooks_of_weights,
+    norms_of,
+    own_parameters,
     plain_name,
     preserve_version,
     register_gradient_hook,
     register_state_dict_hook,
+    subtract_all,
 )
 from lightning_noise.noise import Noise
 from lightning_noise.patterns import match
-from lightning_noise.perturb.sharding import check_rows_are_whole, is_sharded, local, parameter_key, reshard, whole, with_local
+from lightning_noise.perturb.groups import Group, groups_of
+from lightning_noise.perturb.sharding import check_rows_are_whole, is_sharded, local, reshard, whole, with_local
 from lightning_noise.rng import Key
 
 __all__ = [
@@ -41,7 +44,11 @@ __all__ = [
     "weight_noise",
 ]
 
-_WRITES: Any = WeakTensorKeyDictionary()  # how often the noise of this module was written to each parameter
+_ENTERED: WeakSet[PerturbedParameters] = WeakSet()  # the noises that parameters hold now
+_NO_SECOND_DERIVATIVES = (
+    "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
+    "type gradient='straight_through', or use a noise such as Speckle()"
+)
 RelativeTo = Literal["std", "max", "filter"]
 GradientOf = Literal["straight_through", "reparametrized"]
 
@@ -68,17 +75,33 @@ def weight_noise(w: Tensor, noise: Noise, level: float | Tensor, key: Key, relat
     x = _float(w if w.ndim else w[None])
     if relative == "filter":
         direction = key.apply(noise, torch.zeros_like(x), 1.0)
-        y = x + level * direction * (_filter_norm(x) / _filter_norm(direction).clamp_min(torch.finfo(x.dtype).tiny))
+        y = x + level * direction * scale_of(x[None], direction[None], relative)[0]
     elif relative is not None:
-        y = key.apply(noise, x, (level * unit_of(x, relative)).expand(len(x)))
+        y = key.apply(noise, x, (level * unit_of(x[None], relative)).flatten().expand(len(x)))
     else:
         y = key.apply(noise, x, level)
     return y.view_as(w).to(w.dtype)
 
 
-def unit_of(w: Tensor, relative: RelativeTo) -> Tensor:
-    """Returns the standard deviation or the largest absolute value, a scalar."""
-    return w.std(correction=0) if relative == "std" else w.abs().amax()
+def unit_of(stack: Tensor, relative: RelativeTo) -> Tensor:
+    """Returns the standard deviation, the largest absolute value or the norms of the rows of each tensor of a stack.
+
+    The stack has shape (N, *), and the result broadcasts against the stack.
+    """
+    axes = tuple(range(1, stack.ndim))
+    if relative == "std":
+        return stack.std(axes, correction=0, keepdim=True)
+    if relative == "max":
+        return torch.linalg.vector_norm(stack, math.inf, axes, keepdim=True)
+    return torch.linalg.vector_norm(stack, 2, axes[1:], keepdim=True) if axes[1:] else stack.abs()
+
+
+def scale_of(stack: Tensor, direction: Tensor, relative: RelativeTo) -> Tensor:
+    """Returns what the noise of level 1 is multiplied with for the level to have its unit."""
+    unit = unit_of(stack, relative)
+    if relative == "filter":
+        unit = unit / unit_of(direction, relative).clamp_min(torch.finfo(stack.dtype).tiny)
+    return unit
 
 
 class PerturbedParameters:
@@ -118,9 +141,11 @@ class PerturbedParameters:
         relative: RelativeTo | None = None,
         gradient: GradientOf = "straight_through",
     ):
-        reshard(module)
         self.module = module
-        self.names = {parameter: name for name, parameter in find_parameters(module, params).items()}
+        self._parts = list(module.modules())
+        reshard(self._parts)
+        found = find_parameters(module, params)
+        self.names = {parameter: name for name, parameter in found.items()}
         self.noise = noise
         self.level = level
         self.relative: RelativeTo | None = relative
@@ -128,10 +153,15 @@ class PerturbedParameters:
         # the Jacobian of absolute noise is the identity
         self.reparametrized = gradient == "reparametrized" and not self.is_absolute
         self.clean: dict[nn.Parameter, Tensor] = {}
-        self._data: dict[nn.Parameter, Tensor] = {}  # what each noisy parameter holds, in the storage of the clean parameter
-        self._computed = [(part, hook) for part in module.modules() for hook in hooks_of_weights(part)]
+        self._groups: list[Group[nn.Parameter]] = list(groups_of(found, noise))
+        self._copies: dict[Group, Tensor] = {}  # the clean weights of each group
+        # the storage that the noise was written to, and how often anything but a noise had written to it
+        self._data: dict[nn.Parameter, Tensor] = {}
         self._versions: dict[nn.Parameter, int] = {}
-        self._updates: Counter[nn.Parameter] = Counter()
+        self._slopes: dict[nn.Parameter, Tensor] = {}  # drawn with the first gradient of a group, for the gradients that follow
+        self._is_curved = relative is not None  # whether the Jacobian depends on the weights
+        self._computed = hooks_of_weights(self._parts)
+        self._updates: dict[nn.Parameter, int] = {}
         self._paused: dict[nn.Parameter, tuple[Any, int]] = {}
         self._handles: list[Any] = []
         sharded = any(is_sharded(parameter) for parameter in self.names)
@@ -141,7 +171,7 @@ class PerturbedParameters:
                 "gradient='reparametrized' needs whole parameters, but these are sharded over ranks; "
                 "type gradient='straight_through'"
             )
-        for parameter, name in self.names.items():
+        for name, parameter in found.items():
             if relative == "filter":
                 check_rows_are_whole(parameter, name)
             if parameter.is_complex() and noise.is_known and not noise.takes_complex:
@@ -152,20 +182,25 @@ class PerturbedParameters:
 
     def enter(self) -> None:
         """Perturbs all parameters."""
+        _ENTERED.add(self)
         self.perturb(self.names)
-        owners = [part for part in self.module.modules() if any(p in self.names for p in part.parameters(recurse=False))]
-        self._handles = [register_state_dict_hook(part, _CleanEntries(self)) for part in owners]
-        for parameter in self.names if self.reparametrized else ():
-            if parameter.requires_grad:
-                # this noise was written last, so its Jacobian comes first in the backward pass
-                self._handles.append(register_gradient_hook(parameter, partial(self._multiply_by_jacobian, parameter)))
+        owners = [part for part in self._parts if not self.names.keys().isdisjoint(own_parameters(part))]
+        self._handles = [register_state_dict_hook(owners, _CleanEntries(self))]
+        for group in self._groups if self.reparametrized else ():
+            for parameter in group.tensors:
+                if parameter.requires_grad:
+                    # this noise was written last, so its Jacobian comes first in the backward pass
+                    hook = partial(self._multiply_by_jacobian, group, parameter)
+                    self._handles.append(register_gradient_hook(parameter, hook))
 
     def exit(self) -> None:
         """Restores all parameters."""
         for handle in self._handles:
             handle.remove()
         self.restore(self.names)
-        reshard(self.module)
+        self._copies = {}
+        _ENTERED.discard(self)
+        reshard(self._parts)
 
     def check_untouched(self, parameters: Iterable[nn.Parameter], *, by_value: bool = False) -> None:
         """Raises a ValueError if the training step wrote to a noisy parameter.
@@ -173,45 +208,44 @@ class PerturbedParameters:
         torch does not count writes to ``.data``. They are found by value, which draws the noise again.
         """
         by_value = by_value and self.noise.is_known  # a function may count its calls
-        for parameter in parameters:
-            if parameter not in self.clean or is_sharded(parameter):
-                continue
-            written = self._versions[parameter] != _version(parameter) or self._is_exchanged(parameter)
-            if (written or by_value) and self._is_changed(parameter):
-                raise ValueError(
-                    f"the training step has written to {self.names[parameter]!r} while it held noise; write to weights in "
-                    "on_train_batch_end, where they are clean, or type params=… to perturb other parameters"
-                )
+        chosen = set(parameters)
+        doubtful = {
+            parameter
+            for parameter, data in self._data.items()
+            if parameter in chosen
+            and (by_value or count_writes(parameter) != self._versions[parameter] or parameter.data_ptr() != data.data_ptr())
+        }
+        changed = set(self._find_changed(doubtful))
+        for name in (name for parameter, name in self.names.items() if parameter in changed):
+            raise ValueError(
+                f"the training step has written to {name!r} while it held noise; write to weights in "
+                "on_train_batch_end, where they are clean, or type params=… to perturb other parameters"
+            )
 
     @torch.no_grad()
     def perturb(self, parameters: Iterable[nn.Parameter]) -> None:
         """Perturbs the parameters that are clean."""
-        found = [parameter for parameter in parameters if parameter in self.names and parameter not in self.clean]
-        weights = [local(parameter) for parameter in found]
-        copies = [torch.empty_like(w) for w in weights]
-        copy_all_(copies, weights)
-        self.clean.update(zip(found, copies, strict=True))
-        self._data.update((parameter, parameter.data) for parameter in found)
-        with _own_writes(found), ExitStack() as paused:
-            for parameter in found:
-                count, writes = self._paused.pop(parameter, (nullcontext(), -1))
-                if count_writes(parameter) == writes:  # the bits that graphs of before the pause have saved
-                    paused.enter_context(count)
-            for group in _groups(found):
-                copy_all_(map(local, group), [self._draw(parameter, self.clean[parameter]) for parameter in group])
-        self._versions.update((parameter, _version(parameter)) for parameter in found)
+        for group, members in self._grouped(set(parameters) - self.clean.keys()):
+            if group not in self._copies:
+                self._copies[group] = group.empty()
+            clean = group.pick(group.split(self._copies[group]), members)
+            copy_all_(clean, map(local, members))
+            self.clean.update(zip(members, clean, strict=True))
+            self._data.update((parameter, parameter.data) for parameter in members if not is_sharded(parameter))
+            self._write(members, self._draw(group, members, self._noisy))
+            self._versions.update(zip(members, map(count_writes, members), strict=True))
         self._compute_weights()
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[nn.Parameter]) -> None:
         """Restores the parameters that are noisy."""
-        found = [parameter for parameter in parameters if parameter in self.clean]
-        clean = [self.clean.pop(parameter) for parameter in found]
+        found = [*(self.clean.keys() & set(parameters))]
         for parameter in found:
-            if self._is_exchanged(parameter):
-                parameter.data = self._data[parameter]
-        with _own_writes(found):  # in place: optimizers, replicas and graphs keep the storage
-            copy_all_([local(parameter) for parameter in found], clean)
+            data = self._data.pop(parameter, None)
+            if data is not None and data.data_ptr() != parameter.data_ptr():
+                parameter.data = data
+            self._slopes.pop(parameter, None)
+        self._write(found, [self.clean.pop(parameter) for parameter in found])
         self._compute_weights()
 
     def pause(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -231,16 +265,20 @@ class PerturbedParameters:
         """Counts an update: the next perturbation is a new draw."""
         for parameter in parameters:
             if parameter not in self.clean:
-                self._updates[parameter] += 1
+                self._updates[parameter] = self._updates.get(parameter, 0) + 1
                 self._paused.pop(parameter, None)
 
-    def norms(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns the norms of noise and weights per parameter, on this rank."""
-        norm = torch.linalg.vector_norm
-        return {
-            self.names[parameter]: (norm(_float(local(parameter).detach()) - w), norm(_float(w)))
-            for parameter, w in self.clean.items()
-        }
+    @torch.no_grad()
+    def norms(self) -> tuple[list[str], Tensor, Tensor]:
+        """Returns the names of the noisy parameters, and the norms of noise and weights, on this rank."""
+        names, noise, weights = [], [], []
+        for _, members in self._grouped(self.clean.keys()):
+            noisy = [_float(local(parameter)) for parameter in members]
+            clean = [_float(self.clean[parameter]) for parameter in members]
+            names += [self.names[parameter] for parameter in members]
+            noise += norms_of(subtract_all(noisy, clean))
+            weights += norms_of(clean)
+        return names, torch.stack(noise), torch.stack(weights)
 
     def frozen_norms(self) -> dict[str, Tensor]:
         """Returns the norms of the other parameters that are not trained, on this rank."""
@@ -248,51 +286,119 @@ class PerturbedParameters:
         frozen = {name: local(p) for name, p in others.items() if not p.requires_grad and p.is_floating_point()}
         return {name: torch.linalg.vector_norm(_float(p)) for name, p in frozen.items()}
 
-    def _draw(self, parameter: nn.Parameter, w: Tensor) -> Tensor:
-        key = parameter_key(self.key / "parameter", self.names[parameter], parameter)
-        if updates := self._updates[parameter]:
-            key = key / updates
+    def _grouped(self, parameters: Set[nn.Parameter]) -> Iterator[tuple[Group[nn.Parameter], list[nn.Parameter]]]:
+        """Yields the groups, each with those of the parameters that it has."""
+        for group in self._groups if parameters else ():
+            if members := [parameter for parameter in group.tensors if parameter in parameters]:
+                yield group, members
+
+    def _draw(
+        self, group: Group[nn.Parameter], parameters: Sequence[nn.Parameter], draw: Callable[[Group, Key], Tensor]
+    ) -> list[Tensor]:
+        """Returns what draws of the whole group give to some of its parameters. Each update has its own draw."""
+        key, updates = group.key(self.key / "parameter"), [self._updates.get(parameter, 0) for parameter in parameters]
+        drawn = {n: group.split(draw(group, key / n if n else key)) for n in set(updates)}
+        return [drawn[n][group.index[parameter]] for n, parameter in zip(updates, parameters, strict=True)]
+
+    def _noisy(self, group: Group, key: Key) -> Tensor:
+        """Returns the noisy weights of a group, from the copy of the clean weights."""
+        clean = self._copies[group]
+        if not group.is_flat:
+            return self._noisy_alone(group, clean, key)
+        if self.relative is None:
+            return key.apply(self.noise, _float(clean), self.level).to(clean.dtype)
+        noisy = self._direction(group, key)
+        for w, direction in zip(group.stacks(_float(clean)), group.stacks(noisy), strict=True):
+            torch.addcmul(w, direction, self.level * scale_of(w, direction, self.relative), out=direction)
+        return noisy.to(clean.dtype)
+
+    def _noisy_alone(self, group: Group, w: Tensor, key: Key) -> Tensor:
+        """Returns the noisy weights of a group of one parameter, as a function of the weights."""
+        (parameter,) = group.tensors
         if is_sharded(parameter) and self.relative in ("std", "max"):  # the unit is that of the whole tensor
-            return weight_noise(w, self.noise, self.level * unit_of(whole(parameter).float(), self.relative), key)
+            return weight_noise(w, self.noise, self.level * unit_of(whole(parameter).float()[None], self.relative).view(1), key)
         return weight_noise(w, self.noise, self.level, key, self.relative)
+
+    def _direction(self, group: Group, key: Key) -> Tensor:
+        """Returns the noise of level 1 for a group, without a unit."""
+        return key.apply(self.noise, torch.zeros_like(_float(self._copies[group])), 1.0)
 
     def _compute_weights(self) -> None:
         with torch.enable_grad():
             for module, hook in self._computed:
                 hook(module, ())
 
-    def _is_exchanged(self, parameter: nn.Parameter) -> bool:
-        """Returns whether the parameter holds other data than the noise was written to."""
-        return not is_sharded(parameter) and parameter.data_ptr() != self._data[parameter].data_ptr()
+    def _write(self, parameters: list[nn.Parameter], values: Iterable[Tensor]) -> None:
+        """Writes in place: optimizers, replicas and graphs keep the storage. Other noises do not count the write."""
+        others = [other for other in _ENTERED if other is not self]
+        before = [count_writes(parameter) for parameter in parameters] if others else []
+        with ExitStack() as paused:
+            for parameter in parameters if self._paused else ():
+                count, writes = self._paused.pop(parameter, (nullcontext(), -1))
+                if count_writes(parameter) == writes:  # the bits that graphs of before the pause have saved
+                    paused.enter_context(count)
+            copy_all_(map(local, parameters), values)
+        for other in others:
+            for parameter, count in zip(parameters, before, strict=True):
+                if parameter in other._versions:
+                    other._versions[parameter] += count_writes(parameter) - count
 
-    def _is_changed(self, parameter: nn.Parameter) -> bool:
-        noisy = self._draw(parameter, self.clean[parameter])
-        largest = float(torch.linalg.vector_norm(noisy, math.inf))
-        # not in place, because a noise may return the clean copy itself
-        difference = float(torch.linalg.vector_norm(noisy - parameter.detach(), math.inf))
-        # sharpness-aware minimization adds to the weights and subtracts again, which costs a few roundings
-        return math.isfinite(largest) and not difference <= 8 * torch.finfo(noisy.dtype).eps * largest
+    @torch.no_grad()
+    def _find_changed(self, parameters: Set[nn.Parameter]) -> Iterator[nn.Parameter]:
+        """Yields the parameters that do not hold their noisy values. Waits for the device once for each group."""
+        for group, members in self._grouped(parameters):
+            noisy = self._draw(group, members, self._noisy)
+            differences = subtract_all(noisy, members)  # not in place, because a noise may return the clean copy itself
+            norms = norms_of([*noisy, *differences], math.inf)
+            largest, difference = torch.stack(norms).double().view(2, -1).cpu()
+            # sharpness-aware minimization adds to the weights and subtracts again, which costs a few roundings
+            changed = largest.isfinite() & ~(difference <= 8 * torch.finfo(noisy[0].dtype).eps * largest)
+            yield from compress(members, changed.tolist())
 
-    def _multiply_by_jacobian(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
+    def _multiply_by_jacobian(self, group: Group[nn.Parameter], parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
         if parameter not in self.clean:
             return None
         check_dense(self.names[parameter], gradient)
         twice = torch.is_grad_enabled()  # the backward pass builds a graph, for a gradient of the gradient
+        if not group.is_flat:
+            return self._multiply_alone(group, gradient, twice)
+        if parameter not in self._slopes:
+            members = [member for member in group.tensors if member in self.clean]
+            self._slopes.update(zip(members, self._draw(group, members, self._slope), strict=True))
+        slope = self._slopes.pop(parameter)
+        if twice and self._is_curved:
+            raise ValueError(_NO_SECOND_DERIVATIVES)
+        if self.relative is None:
+            return (gradient * slope).to(gradient.dtype)
+        return self._add_gradient_of_unit(self.clean[parameter], slope, gradient)
+
+    def _slope(self, group: Group, key: Key) -> Tensor:
+        """Returns the derivative of each noisy weight, or the noise of level 1 if the unit is that of many weights."""
+        if self.relative is not None:
+            return self._direction(group, key)
         with torch.enable_grad():
-            w = self.clean[parameter].detach().requires_grad_()
-            noisy = self._draw(parameter, w)
-            if not noisy.requires_grad:
-                raise ValueError(
-                    "gradient='reparametrized' needs a differentiable noise, but the noise detaches x; "
-                    "type gradient='straight_through'"
-                )
-            (gradient,) = torch.autograd.grad(noisy, w, gradient, create_graph=twice)
+            w = _float(self._copies[group]).detach().requires_grad_()
+            noisy = _check_differentiable(key.apply(self.noise, w, self.level))
+            (slope,) = torch.autograd.grad(noisy, w, torch.ones_like(noisy), create_graph=True)
+            self._is_curved |= slope.requires_grad and _depends_on(slope, w)
+        return slope.detach()
+
+    def _add_gradient_of_unit(self, clean: Tensor, direction: Tensor, gradient: Tensor) -> Tensor:
+        """Returns the gradient with respect to the clean weights of ``w + level * unit(w) * direction``."""
+        w, z, g = (_float(x).detach().reshape(1, *x.shape or (1,)) for x in (clean, direction, gradient))
+        with torch.enable_grad():
+            scale = scale_of(w.requires_grad_(), z, self.relative)  # type: ignore[arg-type]
+        (of_unit,) = torch.autograd.grad(scale, w, self.level * (g * z).sum_to_size(scale.shape))
+        return (g + of_unit).view_as(gradient).to(gradient.dtype)
+
+    def _multiply_alone(self, group: Group[nn.Parameter], gradient: Tensor, twice: bool) -> Tensor:
+        with torch.enable_grad():
+            w = self._copies[group].detach().requires_grad_()
+            (noisy,) = self._draw(group, group.tensors, lambda group, key: self._noisy_alone(group, w, key))
+            (gradient,) = torch.autograd.grad(_check_differentiable(noisy), w, gradient, create_graph=twice)
             # w is a copy, so a second derivative would miss how the Jacobian depends on the weights
             if twice and gradient.requires_grad and _depends_on(gradient, w):
-                raise ValueError(
-                    "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
-                    "type gradient='straight_through', or use a noise such as Speckle()"
-                )
+                raise ValueError(_NO_SECOND_DERIVATIVES)
         return gradient
 
 
@@ -336,37 +442,9 @@ def find_parameters(module: nn.Module, params: str | Sequence[str] | None = None
     if not found:
         names = ", ".join(map(repr, named))
         raise ValueError(f"no trained parameter has two dimensions; type params=…; parameters are: {names}")
-    for name, parameter in found.items():
-        if is_lazy(parameter):
-            raise ValueError(f"{name!r} has no shape before the first forward pass; type module(inputs) before trainer.fit(…)")
+    for name in (name for name, parameter in found.items() if is_lazy(parameter)):
+        raise ValueError(f"{name!r} has no shape before the first forward pass; type module(inputs) before trainer.fit(…)")
     return found
-
-
-@contextmanager
-def _own_writes(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Keeps the writes of a noise out of the count of :func:`_version`."""
-    before = [count_writes(parameter) for parameter in parameters]
-    yield
-    for parameter, count in zip(parameters, before, strict=True):
-        _WRITES[parameter] = _WRITES.get(parameter, 0) + count_writes(parameter) - count
-
-
-def _version(parameter: nn.Parameter) -> int:
-    """Returns how often anything but a noise has written to the parameter."""
-    return count_writes(parameter) - _WRITES.get(parameter, 0)
-
-
-def _groups(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yields parameters in groups, of which none but a single large tensor takes more than 4 MiB in float32."""
-    group, elements = [], 0
-    for parameter in parameters:
-        if group and elements + parameter.numel() > 2**20:
-            yield group
-            group, elements = [], 0
-        group.append(parameter)
-        elements += parameter.numel()
-    if group:
-        yield group
 
 
 def check_embeddings_are_dense(module: nn.Module) -> None:
@@ -392,9 +470,13 @@ def _float(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _check_differentiable(noisy: Tensor) -> Tensor:
+    if not noisy.requires_grad:
+        raise ValueError(
+            "gradient='reparametrized' needs a differentiable noise, but the noise detaches x; type gradient='straight_through'"
+        )
+    return noisy
+
+
 def _depends_on(y: Tensor, x: Tensor) -> bool:
     return torch.autograd.grad(y.sum(), x, retain_graph=True, allow_unused=True)[0] is not None
-
-
-def _filter_norm(w: Tensor) -> Tensor:
-    return column(torch.linalg.vector_norm(w.flatten(1), dim=1), w) if w.ndim > 1 else w.abs()
