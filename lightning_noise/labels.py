@@ -53,7 +53,7 @@ class LabelNoise(Value, ABC):
         ignored = self._is_ignored(y, ignore_index)
         y = y.masked_fill(ignored, 0)
         same = y.unsqueeze(1) == torch.arange(self._k, device=y.device).view(-1, *[1] * (y.ndim - 1))
-        rate = torch.as_tensor(self.rate(y, level), device=y.device).expand(y.shape).unsqueeze(1)
+        rate = torch.as_tensor(self.rate(y, level)).to(y.device, non_blocking=True).expand(y.shape).unsqueeze(1)
         return torch.where(same, 1 - rate, rate * self.partners(y)).float().masked_fill(ignored.unsqueeze(1), 0.0)
 
     def sample(self, target: Tensor, level: float, *, change: Tensor, partner: Tensor, ignore_index: int = -100) -> Tensor:
@@ -231,10 +231,10 @@ class ConfusionFlips(LabelNoise):
         return len(self.matrix)
 
     def rate(self, target: Tensor, level: float) -> Tensor:
-        return (level * (1 - self._own.to(target.device)))[target]
+        return (level * (1 - self._own.to(target.device, non_blocking=True)))[target]
 
     def partners(self, target: Tensor) -> Tensor:
-        return self._others.to(target.device)[target].movedim(-1, 1)
+        return self._others.to(target.device, non_blocking=True)[target].movedim(-1, 1)
 
     def check(self, target: Tensor, *, ignore_index: int = -100) -> None:
         super().check(target, ignore_index=ignore_index)
@@ -246,7 +246,9 @@ class ConfusionFlips(LabelNoise):
 
     def draw_other(self, target: Tensor, u: Tensor, ignore_index: int = -100) -> Tensor:
         n = self.n_classes
-        found = torch.searchsorted(self._steps.to(target.device), target + u.double(), right=True) - n * target
+        found = (
+            torch.searchsorted(self._steps.to(target.device, non_blocking=True), target + u.double(), right=True) - n * target
+        )
         return found.clamp_(0, n - 1)
 
     @cached_property

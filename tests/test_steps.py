@@ -24,7 +24,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, WeightNoise, noise
+from lightning_noise import (
+    ActivationNoise,
+    EmbeddingNoise,
+    InputNoise,
+    TargetNoise,
+    WeightNoise,
+    labels,
+    noise,
+)
 
 SHAPE = (3, 8, 8)
 N_STEPS = 2
@@ -171,6 +179,9 @@ CASES: dict[str, Callable[[], pl.Callback]] = {
     **{f"input {each}": (lambda each=each: InputNoise(each, 0.3)) for each in QUIET},
     **{f"activation {each}": (lambda each=each: ActivationNoise(each, 0.3, "net.1")) for each in ELEMENTWISE},
     **{f"weight {each}": (lambda each=each: WeightNoise(each, 0.3)) for each in ELEMENTWISE},
+    "flips in the batch": lambda: TargetNoise(labels.FlipLabels(N_CLASSES), 0.3, via="batch"),
+    "confusion": lambda: TargetNoise(labels.ConfusionFlips([[0.8, 0.1, 0.1]] * N_CLASSES), 0.3),
+    "input in raw units": lambda: InputNoise(noise.Gaussian(), 0.3, mean=[0.1, 0.2, 0.3], std=0.5, clip=([0.0] * 3, 1.0)),
     **{
         f"weight, relative to {unit}": (lambda unit=unit: WeightNoise(noise.Gaussian(), 0.3, relative=unit))
         for unit in ("std", "max", "filter")
