@@ -345,9 +345,8 @@ class Adaptation:
             yield _BOUNDARY, self.callback.perturbation(context, batch, level, key)
 
     def _summarize(self, trainer: Trainer, results: Results) -> Observation:
-        task, metrics = self.setting.task, results.metrics
-        results.check_ranks(trainer, f"AdaptiveLevel of {self.name!r}")
-        sizes = results.sizes(trainer)
+        results.gather(trainer, f"AdaptiveLevel of {self.name!r}")
+        task, metrics, sizes = self.setting.task, results.metrics, results.sizes
         values = metrics[CLEAN].estimates()
         clean = values[task.governed].tolist()
         gap = values["signed_gap"].tolist() if "signed_gap" in values else [math.nan] * len(clean)

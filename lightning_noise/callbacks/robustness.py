@@ -378,7 +378,7 @@ class RobustnessMonitor(Monitor, Returning):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str, *, levels: bool) -> None:
         self._check_loader(trainer)
-        self._results.check_ranks(trainer, "RobustnessMonitor")
+        self._results.gather(trainer, "RobustnessMonitor")
         values = self._results.values()
         if self._baseline is not None:
             shared = shared_levels(self._descriptions, self.levels, self._baseline)
@@ -420,8 +420,8 @@ class RobustnessMonitor(Monitor, Returning):
         if self._results.is_empty:  # the fit ended before an evaluation was due
             return
         with progress(trainer, "Report", total=4) as advance:
-            calibration = self._results.calibration()  # on every rank, because the sums are synchronized
-            self.report = self._make_report(trainer)
+            calibration = self._results.calibration()
+            self.report = self._make_report()
             advance()
             if loggers.takes_figures(trainer):
                 with loggers.warn_on_failure(trainer, "the report"):
@@ -433,11 +433,10 @@ class RobustnessMonitor(Monitor, Returning):
                 advance()
                 self._figures.log_samples(trainer, prefix)
 
-    def _make_report(self, trainer: Trainer) -> report.Report:
-        sizes = self._results.sizes(trainer)
-        estimates = self._results.estimates(sizes)
+    def _make_report(self) -> report.Report:
+        sizes, estimates = self._results.sizes, self._results.estimates()
         return self._report(
-            estimates, n=sum(sizes), n_targets=self._results.n_targets(trainer), sizes=sizes if estimates[0].without else ()
+            estimates, n=sum(sizes), n_targets=self._results.n_targets, sizes=sizes if estimates[0].without else ()
         )
 
 

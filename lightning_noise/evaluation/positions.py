@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["N_GROUPS", "SamplePositions", "check_ranks", "groups_of"]
+__all__ = ["N_GROUPS", "SamplePositions", "check_ranks", "groups_of", "sum_over_ranks"]
 
 N_GROUPS = 20  # the groups of the jackknife
 _GROUPS = Key(("groups of samples",))
@@ -75,6 +76,18 @@ def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:
     """Raises a ValueError on all ranks if a rank saw no batch. Otherwise, the others would hang in the next collective."""
     if not trainer.strategy.reduce_boolean_decision(saw_batch):
         raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
+
+
+def sum_over_ranks(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the sums of tensors over all ranks, by one collective for each dtype."""
+    if trainer.world_size == 1:
+        return list(tensors)
+    sums: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        index = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        flat: Any = trainer.strategy.reduce(torch.cat([tensors[i].flatten() for i in index]), reduce_op="sum")
+        sums.update(zip(index, flat.split([tensors[i].numel() for i in index]), strict=True))
+    return [sums[i].view(tensor.shape) for i, tensor in enumerate(tensors)]
 
 
 def groups_of(positions: range, device: torch.device) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.engine import Reading
-from lightning_noise.evaluation.positions import N_GROUPS, check_ranks
+from lightning_noise.evaluation.positions import N_GROUPS, check_ranks, sum_over_ranks
+from lightning_noise.metrics.base import Sums
 from lightning_noise.metrics.robustness import area_under_curve, retention
 from lightning_noise.metrics.statistics import average, jackknife_error, t_interval, wilson_interval
 from lightning_noise.tasks import GroupedMetrics, Task, TaskMetrics
@@ -86,7 +87,9 @@ class Results:
         self._n_waiting = 0
         self.is_empty = True
         self._sizes = torch.zeros(N_GROUPS, dtype=torch.long)  # the number of samples in each group
-        self._n_targets = 0
+        self.n_targets = 0  # that count
+        for metric in self._sums(self._idle):
+            metric.sync_on_compute = True
 
     @property
     def metrics(self) -> dict[Condition, TaskMetrics]:
@@ -102,7 +105,7 @@ class Results:
             if condition == CLEAN:
                 self.is_empty = False
                 self._sizes = self._sizes.to(groups.device).index_add_(0, samples, torch.ones_like(samples))
-                self._n_targets += target.numel()
+                self.n_targets += target.numel()
                 is_small = isinstance(metrics, GroupedMetrics) and isinstance(preds, Tensor) and preds.numel() < _AT_ONCE // 4
                 if not is_small or not self._can_wait(preds, target):
                     self._add_all()
@@ -151,31 +154,36 @@ class Results:
             metrics.add_metrics({"guess": guess})
         return metrics
 
-    def check_ranks(self, trainer: Trainer, name: str) -> None:
-        """Raises a ValueError on all ranks if a rank saw no batch, and warns if no target counts."""
+    def gather(self, trainer: Trainer, name: str) -> None:
+        """Sums the metrics over all ranks. Later readings need a reset.
+
+        Raises a ValueError on all ranks if a rank saw no batch, and warns if no target counts.
+        """
         check_ranks(trainer, name, saw_batch=not self.is_empty)
-        if not self.n_targets(trainer):
+        sums = self._sums(self.metrics)
+        places = [(metric, state) for metric in sums for state in metric.metric_state]
+        own = [self._sizes, self._sizes.new_tensor(self.n_targets), *(getattr(*place) for place in places)]
+        self._sizes, n_targets, *states = sum_over_ranks(trainer, own)
+        self.n_targets = int(n_targets)
+        for (metric, state), value in zip(places, states, strict=True):
+            setattr(metric, state, value)
+            metric.sync_on_compute = False
+        if not self.n_targets:
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
 
-    def sizes(self, trainer: Trainer) -> list[int]:
-        """Returns the number of samples of all ranks in each group."""
-        return trainer.strategy.reduce(self._sizes.clone(), reduce_op="sum").tolist()  # it reduces in place
-
-    def n_targets(self, trainer: Trainer) -> int:
-        """Returns the number of targets of all ranks that count."""
-        return int(trainer.strategy.reduce(torch.tensor(self._n_targets, device=self._sizes.device), reduce_op="sum"))
+    @property
+    def sizes(self) -> list[int]:
+        """The number of samples in each group."""
+        return self._sizes.tolist()
 
     def values(self) -> Values:
-        """Returns all values of all ranks, without their errors."""
+        """Returns all values, without their errors."""
         values = self._summarize({condition: metrics.totals() for condition, metrics in self.metrics.items()})
         return {cell: float(value) for cell, value in values.items()}
 
-    def estimates(self, sizes: Sequence[int]) -> list[Estimate]:
-        """Returns all values of all ranks, with their errors.
-
-        Args:
-            sizes: The number of samples of all ranks in each group.
-        """
+    def estimates(self) -> list[Estimate]:
+        """Returns all values, with their errors."""
+        sizes = self.sizes
         found = {
             condition: {metric: values.numpy() for metric, values in metrics.estimates().items()}
             for condition, metrics in self.metrics.items()
@@ -194,6 +202,11 @@ class Results:
             if not condition.draw
         }
         return {condition: bins for condition, bins in found.items() if bins is not None}
+
+    @staticmethod
+    def _sums(metrics: Mapping[Condition, TaskMetrics]) -> list[Sums]:
+        grouped = [each for each in metrics.values() if isinstance(each, GroupedMetrics)]
+        return [metric for each in grouped for metric in each.values(copy_state=False) if isinstance(metric, Sums)]
 
     def _summarize(self, values: Mapping[Condition, Mapping[str, Any]]) -> Values:
         return summarize(values, self.task, shared=self.shared)

@@ -454,6 +454,6 @@ def cast_states(metric: Metric, states: Iterable[str], dtype: torch.dtype) -> No
 def sync_states(metric: Metric) -> Iterator[None]:
     """Synchronizes the states over all processes, as ``compute`` does."""
     with metric.sync_context(
-        dist_sync_fn=metric.dist_sync_fn, should_sync=metric._to_sync, should_unsync=metric._should_unsync
+        dist_sync_fn=metric.dist_sync_fn, should_sync=metric.sync_on_compute, should_unsync=metric._should_unsync
     ):
         yield
