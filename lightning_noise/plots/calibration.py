@@ -41,7 +41,7 @@ def reliability_diagram(panels: Mapping[str, CalibrationBins | Sequence[Tensor]]
         'clean\naccuracy 60.0 %, n = 100\nECE 20.0 %, by chance 3.2 %'
     """
     panels = {title: panels[title] for title in spread(list(panels), 12)}
-    figure, grid = style.panels(len(panels))
+    figure, grid = style.panels(len(panels), grid=False)
     for axes, (title, found) in zip(grid, panels.items(), strict=True):
         sums = found.bins() if isinstance(found, CalibrationBins) else found
         _draw(axes, title, *(x.double().cpu() for x in sums))
@@ -73,5 +73,4 @@ def _draw(axes: Axes, title: str, confidence_sum: Tensor, correct: Tensor, count
     )
     axes.axhline(0, color="black", linewidth=0.6)
     ticks, labels = (0, 0.5, 1), ("0", "50", "100")
-    axes.grid(visible=False)
     axes.set(xlim=(0, 1), ylim=(-0.3, 1.03), xticks=ticks, yticks=ticks, xticklabels=labels, yticklabels=labels)

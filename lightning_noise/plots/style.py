@@ -95,16 +95,18 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
     return draw_in_style
 
 
-def panels(n: int) -> tuple[Figure, list[Axes]]:
+def panels(n: int, *, grid: bool = True) -> tuple[Figure, list[Axes]]:
     """Returns a figure of n panels that share their y axis."""
     columns = n if n <= 3 else 2 if n == 4 else 3 if n <= 9 else 4
     figure = PaperFigure(dpi=DPI)
-    grid = figure.subplots(math.ceil(n / columns), columns, squeeze=False, sharey=True).ravel()
-    for axes in grid[n:]:
-        axes.remove()
-    for axes in grid[:n]:
-        set_up(axes)
-    return figure, list(grid[:n])
+    places = list(figure.add_gridspec(math.ceil(n / columns), columns))[:n]
+    first = figure.add_subplot(places[0])
+    every = [first, *(figure.add_subplot(place, sharey=first) for place in places[1:])]
+    for i, axes in enumerate(every):
+        set_up(axes, grid=grid)
+        if i % columns:
+            axes.tick_params(labelleft=False)
+    return figure, every
 
 
 def arrange(
@@ -192,8 +194,19 @@ def set_up(axes: Axes, *, grid: bool = True) -> None:
 
 def set_ticks(axis: Axis, n: int) -> None:
     """Gives an axis about n ticks at round numbers, written in as few digits as possible."""
-    axis.set_major_locator(MaxNLocator(n, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+    axis.set_major_locator(_RoundNumbers(n, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}".replace("-", "\N{MINUS SIGN}")))
+
+
+class _RoundNumbers(MaxNLocator):
+    """Finds ticks within the limits alone; a tick takes long to make, even if it is not drawn."""
+
+    axis: Any
+
+    def __call__(self) -> Any:
+        low, high = sorted(self.axis.get_view_interval())
+        ticks, rounding = np.asarray(super().__call__()), 1e-9 * (high - low)
+        return ticks[(ticks >= low - rounding) & (ticks <= high + rounding)]
 
 
 def label_of(name: str, unit: str = "", width: int = 32) -> str:

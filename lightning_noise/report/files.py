@@ -31,7 +31,7 @@ def write(folder: str | Path, report: Report, baseline: Report | None = None) ->
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps(_to_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(_to_json(report), encoding="utf-8")
     path = folder / "report.md"
     path.write_text(markdown(report, baseline), encoding="utf-8")
     return path
@@ -76,16 +76,17 @@ def _to_report(found: Mapping[str, Any]) -> Report:
     )
 
 
-def _to_json(report: Report) -> dict[str, Any]:
-    about = {name: getattr(report, name) for name in Report.__dataclass_fields__}
-    return about | {
-        "estimates": [
-            {"noise": each.condition.noise, "level": each.condition.level, "metric": each.metric}
-            | {name: _null(getattr(each, name)) for name in NUMBERS}
-            | {"without": [_null(value) for value in each.without]}
-            for each in report.estimates
-        ]
-    }
+def _to_json(report: Report) -> str:
+    """Returns the report with an estimate in each line."""
+    about = {name: getattr(report, name) for name in Report.__dataclass_fields__ if name != "estimates"}
+    rows = [
+        {"noise": each.condition.noise, "level": each.condition.level, "metric": each.metric}
+        | {name: _null(getattr(each, name)) for name in NUMBERS}
+        | {"without": [_null(value) for value in each.without]}
+        for each in report.estimates
+    ]
+    lines = ",\n  ".join(json.dumps(row, allow_nan=False) for row in rows)  # with `indent`, json would encode in Python
+    return f'{json.dumps(about, indent=1)[:-2]},\n "estimates": [\n  {lines}\n ]\n}}\n'
 
 
 def _from_json(row: Mapping[str, Any]) -> Estimate:
