@@ -133,14 +133,14 @@ def zero_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def add_scaled(x: Tensor, noise: Tensor, scale: float | Tensor, mask: Tensor | None) -> Tensor:
-    """Returns ``x + scale * noise``, and ``x`` to the last bit at invalid elements, in the memory of the noise."""
+    """Returns ``x + scale * noise``, and ``x`` to the last bit at invalid elements, if possible in the memory of the noise."""
     # a number, too, as a tensor: the same operation rounds a scale for each sample in the same way
     scale = scale if isinstance(scale, Tensor) else torch.full((), scale, dtype=noise.dtype.to_real(), device=noise.device)
     if mask is not None:  # zero times a negative scale is -0.0, which changes no bit of x
         noise, scale = zero_invalid_(noise.neg_(), mask), -scale
     if is_differentiated(x) or x.is_complex():
         return torch.addcmul(x, noise, scale.to(noise.dtype))
-    return torch.addcmul(x, noise, scale, out=noise)
+    return torch.addcmul(x, noise, scale, out=noise if x.dtype == noise.dtype else torch.empty_like(x))
 
 
 def is_differentiated(x: Tensor) -> bool:

@@ -87,6 +87,7 @@ class Noise(Value, ABC):
         elementwise: Whether each element is perturbed alone, so that the shape of ``x`` has no meaning.
         takes_complex: Whether the noise also takes complex values.
         keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that nobody has to put them back.
+        takes_half: Whether :meth:`perturb` also takes half precision, and rounds once, at the end. A GPU then saves two copies.
         level_usage: What to type for a level, with a place for a number that one would take for the level.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
 
@@ -106,6 +107,7 @@ class Noise(Value, ABC):
     elementwise: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = False
     keeps_invalid: ClassVar[bool] = False
+    takes_half: ClassVar[bool] = False
     is_known: ClassVar[bool] = True
     usage: ClassVar[str] = "InputNoise({}, 0.1)"
     level_usage: ClassVar[str] = "{}"
@@ -148,7 +150,8 @@ class Noise(Value, ABC):
         mask = None if mask is None else mask.contiguous()
         keeps_invalid = self.keeps_invalid and not x.is_complex()  # 0 times infinity is NaN + NaN i
         mask = mask if keeps_invalid else _valid(source, mask)
-        y = self.perturb(source.to(dtype) if self.requires_float else source, level, generator, mask).to(x.dtype)
+        as_is = not self.requires_float or (self.takes_half and x.device.type != "cpu")  # on the CPU, mixed types are slow
+        y = self.perturb(source if as_is else source.to(dtype), level, generator, mask).to(x.dtype)
         keeps_bits = keeps_invalid and x.dtype == dtype and x.device.type == "cpu"  # a GPU and a conversion know one NaN
         if mask is not None and not keeps_bits:
             y = torch.where(mask, y, source)
@@ -262,9 +265,10 @@ class Gaussian(Noise):
     additive: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
+    takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return add_scaled(x, draw(torch.empty_like(x), Tensor.normal_, generator), level, mask)
+        return add_scaled(x, draw(_empty_like(x), Tensor.normal_, generator), level, mask)
 
 
 @dataclass(frozen=True)
@@ -289,9 +293,10 @@ class Uniform(Noise):
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
+    takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return add_scaled(x, draw(torch.empty_like(x), Tensor.uniform_, generator, -1, 1), level, mask)
+        return add_scaled(x, draw(_empty_like(x), Tensor.uniform_, generator, -1, 1), level, mask)
 
 
 @dataclass(frozen=True)
@@ -317,10 +322,11 @@ class Speckle(Noise):
     independent_rows: ClassVar[bool] = True
     keeps_invalid: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
+    takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        z = draw(torch.empty_like(x), Tensor.normal_, generator)
-        return add_scaled(torch.ones((), dtype=x.dtype, device=x.device), z, level, mask).mul_(x)
+        z = draw(_empty_like(x), Tensor.normal_, generator)
+        return add_scaled(torch.ones((), dtype=z.dtype, device=z.device), z, level, mask).mul_(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +360,7 @@ class Impulse(Noise):
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
     keeps_invalid: ClassVar[bool] = True
+    takes_half: ClassVar[bool] = True
 
     def __post_init__(self):
         check_finite(low=self.low, high=self.high)
@@ -795,6 +802,7 @@ class FeatureDropout(Noise):
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
     takes_complex: ClassVar[bool] = True
+    takes_half: ClassVar[bool] = True
 
     def __post_init__(self):
         check_flags(rescale=self.rescale)
@@ -808,7 +816,8 @@ class FeatureDropout(Noise):
         if not self.rescale:
             return y
         # a factor for each sample must round as that of all; at p = 1, an infinite factor would make the gradient NaN
-        level = level if isinstance(level, Tensor) else _number(level, x)
+        real = torch.promote_types(x.dtype, torch.float32).to_real()
+        level = level if isinstance(level, Tensor) else torch.full([1] * x.ndim, level, dtype=real, device=x.device)
         return y.mul_((1 - level).clamp_min_(2**-24).reciprocal_())
 
 
@@ -829,6 +838,7 @@ class DropConnect(Noise):
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
     takes_complex: ClassVar[bool] = True
+    takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         return FeatureDropout().perturb(x, level, generator, mask)
@@ -904,6 +914,11 @@ def _poisson_(mean: Tensor, generator: torch.Generator) -> Tensor:
     return mean.copy_(torch.poisson(mean, generator=generator))
 
 
+def _empty_like(x: Tensor) -> Tensor:
+    """Returns an empty tensor of the shape of ``x``, in at least float32."""
+    return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 def _last_bits(level: float | Tensor) -> int | Tensor:
     """Returns the largest of the integers of :func:`draw_bits` that a share of elements has, or -1."""
     return (level * 2**31).long().sub_(1).int() if isinstance(level, Tensor) else int(level * 2**31) - 1
@@ -915,8 +930,8 @@ def _is_fast_as_bits(x: Tensor) -> bool:
 
 
 def _number(value: float, x: Tensor) -> Tensor:
-    """Returns a number as a tensor of the precision and device of ``x``, without waiting for the device."""
-    return torch.full((), value, dtype=x.dtype.to_real(), device=x.device)
+    """Returns a number as a tensor of the dtype and device of ``x``, without waiting for the device."""
+    return torch.full((), value, dtype=x.dtype, device=x.device)
 
 
 def _draw_steps(x: Tensor, level: float | Tensor, others: int | Tensor, generator: torch.Generator) -> Tensor:

@@ -261,6 +261,20 @@ def test_the_noise_is_the_same_if_autograd_follows(member):
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("member", [member for member in NOISES if member.takes_half], ids=repr)
+def test_a_noise_that_takes_half_precision_rounds_once(member, dtype):
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator(torch.get_default_device()).manual_seed(1)).to(dtype)
+    holes = torch.rand(x.shape, generator=torch.Generator(torch.get_default_device()).manual_seed(2)) < 0.7
+    for level in (0.3, torch.linspace(0, 0.3, 6).view(6, 1, 1, 1)):
+        for mask in (None, holes):
+            half, full = (
+                member.perturb(each, level, torch.Generator(torch.get_default_device()).manual_seed(0), mask)
+                for each in (x, x.float())
+            )
+            assert torch.equal(half.to(dtype), full.to(dtype))
+
+
 def test_impulses_take_the_extremes_of_their_own_sample(generator):
     x = torch.stack([torch.linspace(0, 1, 500), torch.linspace(-3, 5, 500)])
     y = noise.Impulse()(x, 1.0, generator=generator)
