@@ -92,9 +92,9 @@ def draw(x: Tensor, method: Callable[..., Tensor], generator: torch.Generator, *
     On the CPU, a generator draws one number after another. So a large tensor is drawn in blocks, by as many threads as torch
     has. The generator gives each block a seed, so the numbers do not depend on the threads.
     """
-    blocks = x.view(-1).split(_BLOCK)
-    if len(blocks) == 1 or x.device.type != "cpu":
+    if x.numel() <= _BLOCK or x.device.type != "cpu":
         return method(x, *args, generator=generator)
+    blocks = x.view(-1).split(_BLOCK)
     seeds = torch.randint(2**63 - 1, (len(blocks),), generator=generator, device=x.device).tolist()
     threads = min(torch.get_num_threads(), len(blocks))
 
@@ -114,9 +114,9 @@ def draw(x: Tensor, method: Callable[..., Tensor], generator: torch.Generator, *
 
 def draw_bits(x: Tensor, generator: torch.Generator) -> Tensor:
     """Returns uniform integers in [0, 2^31) of the shape of ``x``, as int32."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or x.numel() < 2**13:
         return torch.empty_like(x, dtype=torch.int32).random_(generator=generator)
-    # on the CPU, 64 bits take less time than a float32
+    # a generator of the CPU draws 64 bits in little more time than 32
     pairs = draw(torch.empty((x.numel() + 1) // 2, dtype=torch.int64, device=x.device), Tensor.random_, generator)
     return pairs.view(torch.int32)[: x.numel()].view(x.shape).bitwise_and_(2**31 - 1)
 

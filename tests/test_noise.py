@@ -250,15 +250,29 @@ def test_a_share_of_the_bits_is_exact_at_its_ends_and_each_bit_is_fair(generator
             assert int(noise._last_bits(given)) == level * 2**31 - 1
 
 
+@pytest.mark.parametrize("shape", [(6, 3, 8, 8), (12, 3, 16, 16)], ids=["small", "large"])
 @pytest.mark.parametrize("member", NOISES, ids=repr)
-def test_the_noise_is_the_same_if_autograd_follows(member):
-    x = torch.rand(6, 3, 8, 8, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
-    one, two = (
-        member(each, 0.3, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
-        for each in (x, x.clone().requires_grad_())
-    )
-    assert two.requires_grad
-    assert torch.equal(one, two)
+def test_the_noise_is_the_same_if_autograd_follows(member, shape):
+    x = torch.rand(shape, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
+    holes = torch.rand(shape, generator=torch.Generator(torch.get_default_device()).manual_seed(2)) < 0.7
+    for mask in (None, holes):
+        one, two = (
+            member(each, 0.3, generator=torch.Generator(torch.get_default_device()).manual_seed(0), mask=mask)
+            for each in (x, x.clone().requires_grad_())
+        )
+        assert two.requires_grad
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("member", NOISES, ids=repr)
+def test_a_large_batch_has_the_noise_of_its_level_in_each_row(member):
+    x, levels = torch.rand(12, 3, 16, 16), torch.linspace(0, 0.3, 12)
+    y = member(x, levels, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
+    assert torch.equal(y[0], x[0])
+    if (type(member), testing.takes_a_level_for_each_sample) not in EXEMPT:
+        for i in (1, 6, 11):
+            other = member(x, levels[i].item(), generator=torch.Generator(torch.get_default_device()).manual_seed(0))
+            assert torch.equal(y[i], other[i])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
