@@ -99,9 +99,9 @@ def panels(n: int, *, grid: bool = True) -> tuple[Figure, list[Axes]]:
     """Returns a figure of n panels that share their y axis."""
     columns = n if n <= 3 else 2 if n == 4 else 3 if n <= 9 else 4
     figure = PaperFigure(dpi=DPI)
-    places = list(figure.add_gridspec(math.ceil(n / columns), columns))[:n]
+    places = figure.add_gridspec(math.ceil(n / columns), columns)
     first = figure.add_subplot(places[0])
-    every = [first, *(figure.add_subplot(place, sharey=first) for place in places[1:])]
+    every = [first, *(figure.add_subplot(places[i], sharey=first) for i in range(1, n))]
     for i, axes in enumerate(every):
         set_up(axes, grid=grid)
         if i % columns:
