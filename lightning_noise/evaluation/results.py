@@ -16,9 +16,10 @@ from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, 
 from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.positions import N_GROUPS, check_ranks, sum_over_ranks
 from lightning_noise.metrics.base import Sums
+from lightning_noise.metrics.collections import GroupedMetrics, TaskMetrics
 from lightning_noise.metrics.robustness import area_under_curve, retention
 from lightning_noise.metrics.statistics import average, jackknife_error, t_interval, wilson_interval
-from lightning_noise.tasks import GroupedMetrics, Task, TaskMetrics
+from lightning_noise.tasks import Task
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
