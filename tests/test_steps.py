@@ -24,15 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from lightning_noise import (
-    ActivationNoise,
-    EmbeddingNoise,
-    InputNoise,
-    TargetNoise,
-    WeightNoise,
-    labels,
-    noise,
-)
+from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, TargetNoise, WeightNoise, labels, noise
 
 SHAPE = (3, 8, 8)
 N_STEPS = 2
