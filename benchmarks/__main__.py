@@ -56,7 +56,7 @@ def about(bench: Bench) -> str:
     return (
         f"# Cost on {name(bench.device)}\n\n"
         f"`{command}` on {datetime.date.today()}, Python {platform.python_version()}, {', '.join(versions)}{threads}. {clock}; "
-        f"medians, and in brackets the quartiles, of ratios of sides that took turns. Peers: {peers.described()}."
+        f"medians, and in brackets the quartiles, of ratios of sides that took turns. Peers: {peers.describe()}."
     )
 
 

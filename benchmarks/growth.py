@@ -9,74 +9,64 @@ from statistics import median
 
 import torch
 
-from benchmarks.models import perceptron
-from benchmarks.monitors import FEATURES, batches_of, validation_seconds
+from benchmarks.models import Callbacks, batches_of, layers, perceptron
+from benchmarks.monitors import FEATURES, validation_seconds
 from benchmarks.report import end_seconds
 from benchmarks.steps import Network, step_seconds
 from benchmarks.tables import Table
-from benchmarks.timing import Bench, Times, ratios, spread
-from benchmarks.weights import layers, perturb
+from benchmarks.timing import Bench, ratios, spread
+from benchmarks.weights import perturb
 from lightning_noise import InputNoise, Key, LabelSmoothing, Mixup, ReplayMonitor, RobustnessMonitor, WeightNoise, noise
 
 FACTORS = (1, 4, 16)
 NOISES = [noise.Gaussian(), noise.Impulse(), noise.ColoredNoise(), noise.SwapNoise(), noise.Shot()]
-CALLBACKS = {
+CALLBACKS: dict[str, Callbacks] = {
     "InputNoise": lambda: [InputNoise(noise.Gaussian(), 0.1)],
     "LabelSmoothing": lambda: [LabelSmoothing(0.1)],
     "Mixup": lambda: [Mixup(1.0)],
     "WeightNoise": lambda: [WeightNoise(noise.Gaussian(), 0.01)],
 }
-MONITORS = {
+MONITORS: dict[str, Callbacks] = {
     "RobustnessMonitor": lambda: [RobustnessMonitor(noise.Gaussian(), [0.1, 0.2])],
     "ReplayMonitor": lambda: [ReplayMonitor(noise.Gaussian(), [0.1, 0.2])],
 }
 
 
-def exponent(times: Times) -> float:
-    """Returns the least-squares slope of the logarithms, of three equidistant points that of the outer two."""
-    first, *_, last = (median(values) for values in times.values())
-    return math.log(last / first) / math.log(FACTORS[-1] / FACTORS[0])
-
-
 def timers(bench: Bench) -> dict[tuple[str, str], Callable[[int], Callable[[], float]]]:
     """Returns a timer for each factor, by what is measured and what grows."""
-    device, found = bench.device, {}
-    of = (lambda n: n) if not bench.quick else (lambda n: max(2, n // 16))
+    device, unit = bench.device, 16 if bench.quick else 256
     generator = torch.Generator(device)
 
     def of_noise(each: noise.Noise, factor: int) -> Callable[[], float]:
-        x = torch.rand(factor * of(256 if bench.on_cpu else 4096), 3, 256, device=device)
+        x = torch.rand(factor * unit * (1 if bench.on_cpu else 16), 3, 256, device=device)
         return bench.timer(partial(each, x, 0.3, generator=generator))
 
     def of_rows(each: noise.Noise, factor: int) -> Callable[[], float]:
-        x = torch.rand(n := factor * of(256), FEATURES, device=device)
-        return bench.timer(partial(Key((0,), positions=range(n)).apply, each, x, 0.3))
+        x = torch.rand(factor * unit, FEATURES, device=device)
+        return bench.timer(partial(Key((0,), positions=range(len(x))).apply, each, x, 0.3))
 
-    def of_weights(factor: int) -> Callable[[], float]:
-        return bench.timer(partial(perturb, layers(factor * of(16)).to(device)))
-
-    def of_step(make: Callable[[], list], factor: int) -> Callable[[], float]:
+    def of_step(make: Callbacks, factor: int) -> Callable[[], float]:
         return partial(step_seconds, bench, Network(perceptron, torch.rand(64 * factor, 32), "", 30), make)
 
-    def of_depth(factor: int) -> Callable[[], float]:
-        network = Network(partial(layers, 4 * factor), torch.rand(64, 32), "", 30)
-        return partial(step_seconds, bench, network, CALLBACKS["LabelSmoothing"])
+    def of_monitor(make: Callbacks, factor: int) -> Callable[[], float]:
+        return partial(
+            validation_seconds, bench, perceptron(FEATURES), batches_of(16 * factor * unit, 4 * unit, FEATURES), make
+        )
 
-    def of_monitor(make: Callable[[], list], factor: int) -> Callable[[], float]:
-        batches = batches_of(factor * of(4000), of(4000) // 4, (FEATURES,))
-        return partial(validation_seconds, bench, perceptron(FEATURES), batches, make)
+    def of_layers(make: Callbacks, factor: int) -> Callable[[], float]:
+        return partial(step_seconds, bench, Network(partial(layers, 4 * factor), torch.rand(64, 32), "", 30), make)
 
-    def of_report(factor: int) -> Callable[[], float]:
-        return partial(end_seconds, bench, batches_of(1000, 500, (FEATURES,)), factor)
-
-    found |= {(f"`{each}`", "rows of 3 x 256"): partial(of_noise, each) for each in NOISES}
-    found |= {(f"`{each}` of held-out rows", f"rows of {FEATURES}"): partial(of_rows, each) for each in NOISES[:2]}
-    found["noise in weights", "layers of 32 x 32"] = of_weights
-    found |= {(f"step with `{kind}`", "rows of 32"): partial(of_step, make) for kind, make in CALLBACKS.items()}
-    found["step with `LabelSmoothing`", "layers of the network"] = of_depth
-    found |= {(f"validation with `{k}`", f"rows of {FEATURES}"): partial(of_monitor, make) for k, make in MONITORS.items()}
-    found["report at the end of a fit", "noises with 5 levels each"] = of_report
-    return found
+    return {
+        **{(f"`{each}`", "rows of 3 x 256"): partial(of_noise, each) for each in NOISES},
+        **{(f"`{each}` of held-out rows", f"rows of {FEATURES}"): partial(of_rows, each) for each in NOISES[:2]},
+        ("noise in weights", "layers"): lambda factor: bench.timer(partial(perturb, layers(factor * unit // 16).to(device))),
+        **{(f"step with `{kind}`", "rows of 32"): partial(of_step, make) for kind, make in CALLBACKS.items()},
+        **{
+            (f"step with `{kind}`", "layers"): partial(of_layers, CALLBACKS[kind]) for kind in ("LabelSmoothing", "WeightNoise")
+        },
+        **{(f"validation with `{kind}`", f"rows of {FEATURES}"): partial(of_monitor, make) for kind, make in MONITORS.items()},
+        ("report at the end of a fit", "noises with 5 levels each"): lambda factor: partial(end_seconds, bench, factor),
+    }
 
 
 def tables(bench: Bench) -> Iterator[Table]:
@@ -86,7 +76,9 @@ def tables(bench: Bench) -> Iterator[Table]:
         ["", "what grows", *(f"{factor} x the data" for factor in FACTORS[1:]), "exponent"],
     )
     for (what, grows), make in timers(bench).items():
-        times = bench.take_turns({str(factor): make(factor) for factor in FACTORS}, rounds=7)
-        _, *larger = map(spread, ratios(times).values())
-        table.rows.append([what, grows, *larger, f"{exponent(times):.2f}"])
+        times = bench.take_turns({str(factor): make(factor) for factor in FACTORS}, rounds=5)
+        _, *larger = ratios(times).values()
+        # the least-squares slope of three equidistant points is that of the outer two
+        exponent = math.log(median(larger[-1])) / math.log(FACTORS[-1])
+        table.rows.append([what, grows, *map(spread, larger), f"{exponent:.2f}"])
     yield table

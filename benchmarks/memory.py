@@ -1,4 +1,4 @@
-"""Memory of monitors and of noise in weights, each in a process of its own; on the CPU of Linux only."""
+"""Memory of monitors and of noise in weights, each in a copy of the process; on the CPU of Linux only."""
 
 from __future__ import annotations
 
@@ -9,25 +9,22 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from pytorch_lightning.callbacks import LambdaCallback
+from torch.utils.data import IterableDataset
 
-from benchmarks.models import Classifier, make_trainer, perceptron
+from benchmarks.models import Classifier, batches_of, fit, layers, perceptron
 from benchmarks.monitors import FEATURES, monitors
 from benchmarks.tables import Table
 from benchmarks.timing import Bench
 from lightning_noise import WeightNoise, noise
 
-BATCH, MIB = 1000, 2**20
-WIDTH, LAYERS = 2000, 12  # 16 MB a layer in float32
-VALIDATIONS = 8
-SIDES = ["none", "RobustnessMonitor", "ReplayMonitor"]
+CPU, MIB = torch.device("cpu"), 2**20
+WIDTH, LAYERS, VALIDATIONS, BATCH = 2000, 12, 6, 1000
 WEIGHTS = {
     "none": list,
     "absolute": lambda: [WeightNoise(noise.Gaussian(), 0.01)],
-    "relative": lambda: [WeightNoise(noise.Gaussian(), 0.1, relative="std")],
+    '`relative="std"`': lambda: [WeightNoise(noise.Gaussian(), 0.1, relative="std")],
     "reparametrized": lambda: [WeightNoise(noise.Gaussian(), 0.1, relative="std", gradient="reparametrized")],
 }
 
@@ -39,96 +36,65 @@ class Drawn(IterableDataset):
         self.n = n
 
     def __iter__(self):
-        return ([torch.rand(BATCH, FEATURES), torch.randint(10, (BATCH,))] for _ in range(self.n // BATCH))
-
-
-class Resident(pl.Callback):
-    """The memory of this process after each validation, without the garbage collector."""
-
-    def __init__(self):
-        self.bytes: list[int] = []
-        gc.disable()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.bytes.append(memory("RSS"))
-
-
-class Wide(Classifier):
-    """A network that is nearly all weights."""
-
-    def __init__(self):
-        super().__init__(nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))))
-
-
-def of_side(name: str) -> list[pl.Callback]:
-    return dict(zip(SIDES, monitors(5).values(), strict=False))[name][1]()
+        return (batches_of(BATCH, BATCH, FEATURES)[0] for _ in range(self.n // BATCH))
 
 
 def memory(kind: str) -> int:
     """Returns the current (RSS) or the highest (HWM) memory of this process in bytes."""
-    found = re.search(rf"Vm{kind}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
+    return 1024 * int(re.findall(rf"Vm{kind}:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
 
 
-def validate(name: str, n: int) -> None:
-    loader = DataLoader(Drawn(n), batch_size=None)
-    make_trainer(torch.device("cpu"), of_side(name)).validate(Classifier(perceptron(FEATURES)), loader, verbose=False)
-
-
-def fit(name: str) -> None:
-    batch = [torch.rand(32, WIDTH), torch.randint(10, (32,))]
-    make_trainer(torch.device("cpu"), WEIGHTS[name](), max_epochs=1).fit(Wide(), DataLoader([batch] * 3, batch_size=None))  # type: ignore[arg-type]
-
-
-def growth(name: str, n: int) -> float:
-    """Returns the bytes by which each later validation of a fit grows the process."""
-    resident, loader = Resident(), DataLoader(Drawn(n), batch_size=None)
-    trainer = make_trainer(
-        torch.device("cpu"), [resident, *of_side(name)], max_epochs=VALIDATIONS, limit_train_batches=1, num_sanity_val_steps=0
-    )
-    trainer.fit(Classifier(perceptron(FEATURES)), loader, loader)
-    half = VALIDATIONS // 2
-    return (resident.bytes[-1] - resident.bytes[half]) / (VALIDATIONS - 1 - half)
-
-
-def peak(function: Callable[..., None], *args: object) -> float:
-    """Returns the bytes by which a call raises the peak of the process."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = memory("RSS")
-    function(*args)
-    return memory("HWM") - before
-
-
-def elsewhere(function: Callable[..., float], *args: object) -> float:
-    """Returns what a function returns in a copy of this process."""
+def elsewhere(function: Callable[..., list[int]], *args: object) -> tuple[int, float]:
+    """Returns the peak of a function in a copy of this process, and the mean growth between the sizes that it returns."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        return pool.submit(function, *args).result()
+        return pool.submit(_measure, function, *args).result()
+
+
+def _measure(function: Callable[..., list[int]], *args: object) -> tuple[int, float]:
+    gc.disable()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, sizes = memory("RSS"), function(*args)
+    return memory("HWM") - before, (sizes[-1] - sizes[0]) / max(1, len(sizes) - 1)
+
+
+def validate(kind: str, n: int) -> list[int]:
+    sizes: list[int] = []
+    callbacks = [LambdaCallback(on_train_epoch_end=lambda *_: sizes.append(memory("RSS"))), *monitors(5)[kind][1]()]
+    fit(CPU, Classifier(perceptron(FEATURES)), Drawn(n), callbacks, limit_train_batches=1, max_epochs=VALIDATIONS)
+    return sizes[2:]
+
+
+def train(kind: str) -> list[int]:
+    batches = [[torch.rand(32, WIDTH), torch.randint(10, (32,))]] * 3
+    fit(CPU, Classifier(layers(LAYERS, WIDTH)), batches, WEIGHTS[kind](), limit_val_batches=0)
+    return [0]
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    if not bench.on_cpu:
-        return
-    sizes = (1000, 2000) if bench.quick else (10_000, 1_000_000)
+    if bench.on_cpu and Path("/proc/self/clear_refs").exists():
+        yield of_validations((1000, 2000) if bench.quick else (10_000, 40_000))
+        yield of_weights()
+
+
+def of_validations(sizes: tuple[int, int]) -> Table:
     table = Table(
-        "Memory of a validation",
-        f"MiB above a validation without a monitor, of {sizes[0]:,} and of {sizes[1]:,} rows of {FEATURES} numbers, at their "
-        "peak; and by how much each later validation of a fit grows the process if nothing collects garbage.",
-        ["callback", f"{sizes[0]:,} rows", f"{sizes[1]:,} rows", "each validation"],
+        "Memory of validations",
+        f"The peak of {VALIDATIONS} validations above that without a callback, and by how much each grows the process, in MiB. "
+        "Nothing collects garbage.",
+        ["callback", *(f"{n:,} rows" for n in sizes), *(f"growth with {n:,} rows" for n in sizes)],
     )
-    alone = [elsewhere(peak, validate, "none", n) for n in sizes]
-    for side in SIDES:
-        found = [elsewhere(peak, validate, side, n) - base for n, base in zip(sizes, alone, strict=True)]
-        found.append(elsewhere(growth, side, sizes[0]))
-        table.rows.append([side, *(f"{each / MIB:.1f}" for each in found)])
-    yield table
-    weights = 4 * WIDTH**2 * LAYERS
-    table = Table(
-        "Memory of noise in weights",
-        f"The peak of a fit above that without noise, as a multiple of the {weights / MIB:.0f} MiB of weights.",
-        ["`WeightNoise`", "multiple"],
-    )
-    base = elsewhere(peak, fit, "none")
-    for name in list(WEIGHTS)[1:]:
-        table.rows.append([name, f"{(elsewhere(peak, fit, name) - base) / weights:.2f}"])
-    yield table
+    base = [elsewhere(validate, "no callback", n)[0] for n in sizes]
+    for kind in list(monitors(5))[:3]:
+        found = [elsewhere(validate, kind, n) for n in sizes]
+        peaks = [peak - alone for (peak, _), alone in zip(found, base, strict=True)]
+        table.rows.append([kind, *(f"{each / MIB:.1f}" for each in (*peaks, *(growth for _, growth in found)))])
+    return table
+
+
+def of_weights() -> Table:
+    weights = sum(4 * w.numel() for w in layers(LAYERS, WIDTH).parameters())
+    text = f"The peak of a fit above that without noise, as a multiple of the {weights / MIB:.0f} MiB of weights."
+    table = Table("Memory of noise in weights", text, ["`WeightNoise`", "multiple"])
+    base, *peaks = (elsewhere(train, kind)[0] for kind in WEIGHTS)
+    table.rows += [[kind, f"{(peak - base) / weights:.2f}"] for kind, peak in zip(list(WEIGHTS)[1:], peaks, strict=True)]
+    return table

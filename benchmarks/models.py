@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-CLASSES = 10
+Callbacks = Callable[[], list[Any]]
 
 
 class Block(nn.Module):
     def __init__(self, before: int, after: int):
         super().__init__()
-        stride = 2 if after > before else 1
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(before, after, 3, 2 if after > before else 1, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(after)
@@ -28,30 +28,29 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.pad)) if self.pad else x
-        return self.out(y + shortcut)
+        return self.out(y + (F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.pad)) if self.pad else x))
 
 
 def resnet_20() -> nn.Module:
     """The network of 20 layers for CIFAR of He et al. (2016), section 4.2."""
     blocks = nn.Sequential(*(Block(before, after) for before, after in pairwise([16] * 4 + [32] * 3 + [64] * 3)))
     stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    return nn.Sequential(stem, blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
+    return nn.Sequential(stem, blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 def perceptron(features: int = 32) -> nn.Module:
     """A network whose step is little more than the cost of calls."""
-    return nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES))
-
-
-class Mean(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
+    return nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def transformer() -> nn.Module:
+    """A transformer that classifies rows of 64 tokens."""
     layer = nn.TransformerEncoderLayer(64, nhead=4, dim_feedforward=128, dropout=0.0, batch_first=True)
-    return nn.Sequential(nn.Embedding(1000, 64), nn.TransformerEncoder(layer, 2), Mean(), nn.Linear(64, CLASSES))
+    return nn.Sequential(nn.Embedding(1000, 64), nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(64 * 64, 10))
+
+
+def layers(n: int, width: int = 32) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(width, width) for _ in range(n)))
 
 
 class ByHand(NamedTuple):
@@ -93,12 +92,19 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def make_trainer(device: torch.device, callbacks: list[pl.Callback], **kwargs: Any) -> pl.Trainer:
+def fit(device: torch.device, module: pl.LightningModule, batches: Iterable[Any], callbacks: list[Any], **kwargs: Any) -> None:
+    """Trains on batches, and validates on them after each epoch."""
     quiet: dict[str, Any] = dict.fromkeys(
-        ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False
+        ["enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"], False
     )
-    accelerator = "cpu" if device.type == "cpu" else "gpu"
-    return pl.Trainer(accelerator=accelerator, devices=1, callbacks=callbacks, **(quiet | kwargs))
+    options: dict[str, Any] = quiet | {"max_epochs": 1, "num_sanity_val_steps": 0} | kwargs
+    trainer = pl.Trainer(accelerator="cpu" if device.type == "cpu" else "gpu", devices=1, callbacks=callbacks, **options)
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, loader, loader)
+
+
+def batches_of(n: int, size: int, *shape: int) -> list[list[Tensor]]:
+    return [[torch.rand(size, *shape), torch.randint(10, (size,))] for _ in range(n // size)]
 
 
 @torch.no_grad()

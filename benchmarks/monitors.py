@@ -2,87 +2,64 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from statistics import median
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from pytorch_lightning.callbacks import LambdaCallback
+from torch import nn
 
-from benchmarks.models import Classifier, make_trainer, perceptron, resnet_20
+from benchmarks.models import Callbacks, Classifier, batches_of, fit, perceptron, resnet_20
 from benchmarks.tables import Table
 from benchmarks.timing import Bench, number, spread
 from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, noise, rules
 
-LEVELS = [0.05, 0.1, 0.2, 0.4, 0.8]
 FEATURES = 16  # of a row of the table
-Batches = list[list[Tensor]]
 
 
-class Stopwatch(pl.Callback):
-    """The seconds of each validation of a fit, with what all callbacks do at its end."""
-
-    def __init__(self, bench: Bench):
-        self.bench = bench
-        self.seconds: list[float] = []
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.began = self.bench.now()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # the next hook
-        self.seconds.append(self.bench.now() - self.began)
-
-
-def validation_seconds(
-    bench: Bench, net: nn.Module, batches: Batches, callbacks: Callable[[], list[pl.Callback]], n: int = 2
-) -> float:
-    """Returns the median of the validations of a fit after the first."""
-    stopwatch = Stopwatch(bench)
-    limits: dict[str, Any] = {"limit_train_batches": 1, "num_sanity_val_steps": 0, "max_epochs": n + 1}
-    trainer = make_trainer(bench.device, [stopwatch, *callbacks()], **limits)
-    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-    trainer.fit(Classifier(net), loader, loader)
-    return statistics.median(stopwatch.seconds[1:])
+def validation_seconds(bench: Bench, net: nn.Module, batches: list[Any], callbacks: Callbacks, n: int = 2) -> float:
+    """Returns the median of the validations of a fit after the first, with what all callbacks do at their end."""
+    times: list[float] = []
+    note = lambda *_: times.append(bench.now())  # noqa: E731
+    stopwatch = LambdaCallback(on_validation_start=note, on_train_epoch_end=note)  # the next hook
+    fit(bench.device, Classifier(net), batches, [stopwatch, *callbacks()], limit_train_batches=1, max_epochs=n + 1)
+    return median(end - begin for begin, end in zip(times[2::2], times[3::2], strict=True))
 
 
 @torch.inference_mode()
-def forward_passes(net: nn.Module, batches: Batches, device: torch.device) -> None:
-    net.eval()
-    for x, _ in batches:
-        net(x.to(device))
+def pass_seconds(bench: Bench, net: nn.Module, batches: list[Any]) -> float:
+    """Returns the seconds of the network alone over the batches."""
+    net.to(bench.device).eval()  # a fit leaves it on the CPU
+    return bench.timer(lambda: [net(x.to(bench.device)) for x, _ in batches])()
 
 
-def batches_of(n: int, size: int, shape: tuple[int, ...]) -> Batches:
-    return [[torch.rand(size, *shape), torch.randint(10, (size,))] for _ in range(n // size)]
-
-
-def monitors(n_levels: int) -> dict[str, tuple[int, Callable[[], list[pl.Callback]]]]:
-    """Returns the callbacks, and the forward passes that their conditions need."""
-    noises = [noise.Gaussian(), noise.Impulse()]
-    levels, needed = {"gaussian": LEVELS[:n_levels], "impulse": LEVELS[:n_levels]}, 1 + 2 * n_levels
+def monitors(n_levels: int) -> dict[str, tuple[int, Callbacks]]:
+    """Returns the forward passes that the conditions of callbacks need, and the callbacks."""
+    noises, levels = [noise.Gaussian(), noise.Impulse()], [0.05, 0.1, 0.2, 0.4, 0.8][:n_levels]
+    by_name, needed = {"gaussian": levels, "impulse": levels}, 1 + 2 * n_levels
     return {
         "no callback": (1, list),
-        f"`RobustnessMonitor`, {needed - 1} conditions": (needed, lambda: [RobustnessMonitor(noises, levels)]),
-        f"`ReplayMonitor`, {needed - 1} conditions": (needed, lambda: [ReplayMonitor(noises, levels)]),
+        f"`RobustnessMonitor`, {needed - 1} conditions": (needed, lambda: [RobustnessMonitor(noises, by_name)]),
+        f"`ReplayMonitor`, {needed - 1} conditions": (needed, lambda: [ReplayMonitor(noises, by_name)]),
         "`AdaptiveLevel`": (2, lambda: [InputNoise(noises[0], AdaptiveLevel(rules.Governor(chance=0.1), 0.1))]),
     }
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    images = batches_of(16, 8, (3, 32, 32)) if bench.quick else batches_of(256 if bench.on_cpu else 4096, 64, (3, 32, 32))
-    yield of_network(bench, f"ResNet-20, {64 * len(images)} images of 3 x 32 x 32", resnet_20(), images, monitors(4))
-    rows = batches_of(200, 100, (FEATURES,)) if bench.quick else batches_of(50_000, 500, (FEATURES,))
-    yield of_network(bench, f"a perceptron, 50,000 rows of {FEATURES} numbers", perceptron(FEATURES), rows, monitors(5))
+    n = 16 if bench.quick else 256 if bench.on_cpu else 1024
+    yield of_network(bench, f"ResNet-20, {n} images of 3 x 32 x 32", resnet_20(), batches_of(n, min(n, 64), 3, 32, 32), 4)
+    n = 200 if bench.quick else 50_000
+    rows = batches_of(n, min(n, 500), FEATURES)
+    yield of_network(bench, f"a perceptron, {n:,} rows of {FEATURES} numbers", perceptron(FEATURES), rows, 5)
 
 
-def of_network(bench: Bench, name: str, net: nn.Module, batches: Batches, sides: dict[str, Any]) -> Table:
-    net.to(bench.device)
-    timers = {"pass": bench.timer(partial(forward_passes, net, batches, bench.device))}
+def of_network(bench: Bench, name: str, net: nn.Module, batches: list[Any], n_levels: int) -> Table:
+    sides = monitors(n_levels)
+    timers = {"pass": partial(pass_seconds, bench, net, batches)}
     timers |= {kind: partial(validation_seconds, bench, net, batches, make) for kind, (_, make) in sides.items()}
-    times = bench.take_turns(timers, rounds=5)
+    times = bench.take_turns(timers, rounds=3)
     table = Table(
         f"Validations of {name}",
         "In forward passes of the network alone over the same batches. A validation without a callback also has the work of "
@@ -91,5 +68,5 @@ def of_network(bench: Bench, name: str, net: nn.Module, batches: Batches, sides:
     )
     for kind, (needed, _) in sides.items():
         passes = [seconds / one for seconds, one in zip(times[kind], times["pass"], strict=True)]
-        table.rows.append([kind, str(needed), spread(passes), number(statistics.median(times[kind]))])
+        table.rows.append([kind, str(needed), spread(passes), number(median(times[kind]))])
     return table

@@ -104,7 +104,7 @@ def of_dtype(bench: Bench, dtype: torch.dtype) -> Table:
         members[f"`{each}`"] = (
             {"ours": partial(each, x, LEVEL, generator=generator)}
             | ({"by hand": partial(hand, x)} if hand else {})
-            | peers.of_noise(repr(each), x, bench)
+            | peers.of_noise(each, x)
         )
     members["`Mixup()`"] = {"ours": partial(mix, x, y), "by hand": partial(mix_by_hand, x), **peers.of_mixing(x, y)}
     table = Table(

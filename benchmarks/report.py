@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Iterator
 from functools import partial
+from statistics import median
 
-import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader
 
-from benchmarks.models import Classifier, make_trainer, perceptron
-from benchmarks.monitors import FEATURES, Batches, batches_of
+from benchmarks.models import Classifier, batches_of, fit, perceptron
+from benchmarks.monitors import FEATURES
 from benchmarks.tables import Table
 from benchmarks.timing import Bench, number, spread
 from lightning_noise import RobustnessMonitor, noise
 
-LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5]
 
-
-class End(pl.Callback):
-    """When the training ends and its report begins."""
-
-    def __init__(self, bench: Bench):
-        self.bench = bench
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.began = self.bench.now()
-
-
-def end_seconds(bench: Bench, batches: Batches, n_noises: int, logs: bool = False) -> float:
+def end_seconds(bench: Bench, n_noises: int, logs: bool = False) -> float:
     """Returns the seconds from the end of the training to the end of the fit."""
-    end, noises = End(bench), {f"gaussian_{i}": noise.Gaussian() for i in range(n_noises)}
+    times: list[float] = []
+    callbacks = [LambdaCallback(on_train_end=lambda *_: times.append(bench.now()))]
+    if n_noises:
+        noises = {f"gaussian_{i}": noise.Gaussian() for i in range(n_noises)}
+        callbacks.append(RobustnessMonitor(noises, [0.1, 0.2, 0.3, 0.4, 0.5]))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder) if logs else False
-        callbacks: list[pl.Callback] = [end, *([RobustnessMonitor(noises, LEVELS)] if noises else [])]
-        trainer = make_trainer(
-            bench.device, callbacks, max_epochs=1, limit_train_batches=1, num_sanity_val_steps=0, logger=logger
-        )
-        loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-        trainer.fit(Classifier(perceptron(FEATURES)), loader, loader)
-        return bench.now() - end.began
+        module, batches = Classifier(perceptron(FEATURES)), batches_of(2000, 500, FEATURES)
+        fit(bench.device, module, batches, callbacks, limit_train_batches=1, logger=logger)
+        return bench.now() - times[0]
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    batches = batches_of(2000, 500, (FEATURES,))
     n = 1 if bench.quick else 12
     timers = {
-        "no monitor": partial(end_seconds, bench, batches, 0),
-        "a monitor": partial(end_seconds, bench, batches, n),
-        "a monitor, with TensorBoard": partial(end_seconds, bench, batches, n, logs=True),
+        "no monitor": partial(end_seconds, bench, 0),
+        "a monitor": partial(end_seconds, bench, n),
+        "a monitor, with TensorBoard": partial(end_seconds, bench, n, logs=True),
     }
     table = Table(
         "The end of a fit",
@@ -58,7 +44,6 @@ def tables(bench: Bench) -> Iterator[Table]:
         "TensorBoard, files and figures are written.",
         ["callback", "seconds", "milliseconds a condition"],
     )
-    for kind, seconds in bench.take_turns(timers, rounds=5).items():
-        each = 1e3 * statistics.median(seconds) / (1 + 5 * n)
-        table.rows.append([kind, spread(seconds), "" if kind == "no monitor" else number(each)])
+    for kind, seconds in bench.take_turns(timers, rounds=3).items():
+        table.rows.append([kind, spread(seconds), number(1e3 * median(seconds) / (1 + 5 * n))])
     yield table

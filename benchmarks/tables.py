@@ -9,19 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-_MARKED = r"(?P<begin><!-- (?P<file>[\w-]+\.md)(?:: (?P<title>.*?))? -->).*?<!-- end -->"
+_MARKED = r"(?P<begin><!-- (?P<file>[\w-]+\.md)(?:: ?(?P<title>.*?))? -->).*?<!-- end -->"
 
 
 @dataclass
 class Table:
-    """A table of ratios.
-
-    Attributes:
-        title: Its heading.
-        text: What was measured, and what 1 is.
-        columns: The heads of the columns.
-        rows: The cells.
-    """
+    """A table of ratios: its heading, what was measured and what 1 is, the heads of its columns, and its cells."""
 
     title: str
     text: str
@@ -36,16 +29,14 @@ class Table:
 def insert(page: str, results: Path = RESULTS) -> str:
     """Returns the page with the current results between its marks.
 
-    ``<!-- cpu.md: Title -->`` begins the sections of a file whose titles begin so, ``<!-- cpu.md -->`` all of them, and
-    ``<!-- end -->`` ends them.
+    ``<!-- cpu.md: Title -->`` begins the sections of a file whose titles begin so, ``<!-- cpu.md: -->`` what stands before
+    them, ``<!-- cpu.md -->`` the whole file, and ``<!-- end -->`` ends them.
     """
 
     def current(match: re.Match[str]) -> str:
-        path = results / match["file"]
-        parts = path.read_text().split("\n## ") if path.exists() else ["", "Not measured yet"]
-        about, *sections = parts
-        chosen = [f"### {section.strip()}" for section in sections if section.startswith(match["title"] or "")]
-        head = [] if match["title"] else [about.split("\n", 2)[2].strip()]
-        return "\n\n".join([match["begin"], *head, *chosen, "<!-- end -->"])
+        about, *sections = (results / match["file"]).read_text().split("\n## ")
+        head = about.split("\n", 2)[2].strip()  # without the title
+        chosen = [f"### {each.strip()}" for each in sections if match["title"] != "" and each.startswith(match["title"] or "")]
+        return "\n\n".join([match["begin"], *([] if match["title"] else [head]), *chosen, "<!-- end -->"])
 
     return re.sub(_MARKED, current, page, flags=re.DOTALL)

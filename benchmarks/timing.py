@@ -57,7 +57,7 @@ class Bench:
                 found[name].append(timer())
         return found
 
-    def compare(self, sides: Mapping[str, Callable[[], object]], rounds: int = 15) -> Times:
+    def compare(self, sides: Mapping[str, Callable[[], object]], rounds: int = 9) -> Times:
         return self.take_turns({name: self.timer(side) for name, side in sides.items()}, rounds)
 
 
