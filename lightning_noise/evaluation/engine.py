@@ -79,7 +79,7 @@ class Pass:
         groups = samples = groups_of(positions, target.device)[:n]
         if counts is not None:
             groups, samples = column(groups, counts).expand_as(counts)[counts], groups[counts.reshape(n, -1).any(1)]
-        self._side_effects.begin(context.module)
+        self._side_effects.begin(context.trainer, context.module)
         probing = replace(context, positions=self._positions.of_input)
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(probing, batch, positions)):
             seen, outputs, labels = self.predictor(context, perturbation, arguments, target, self._side_effects)

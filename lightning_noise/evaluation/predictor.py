@@ -16,7 +16,7 @@ from lightning_noise.batch import Path, Selector, describe, find_inputs, find_ta
 from lightning_noise.evaluation.arguments import Arguments, find_arguments, takes_all_but_last, write_arguments
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.side_effects import SideEffects
-from lightning_noise.loop.snapshot import copy_batch, restore_rng
+from lightning_noise.loop.snapshot import copy_batch
 from lightning_noise.perturb.sharding import is_sharded
 from lightning_noise.tasks import MODULE_CALL, Task
 
@@ -130,7 +130,7 @@ class Predictor:
 
     def _output(self, context: Context, batch: Any, arguments: Arguments, side_effects: SideEffects) -> Any:
         """Returns the output of the module, which may write to its inputs and to the module."""
-        with restore_rng(), side_effects.undone(context.trainer), context.trainer.precision_plugin.forward_context():
+        with side_effects.undone(context.trainer), context.trainer.precision_plugin.forward_context():
             return self._call(context.module, batch, arguments)
 
     def _call(self, module: LightningModule, batch: Any, arguments: Arguments) -> Any:

@@ -19,6 +19,8 @@ from lightning_noise.loop.internals import (
     empty_results,
     exchange_evaluation_results,
     logged_so_far,
+    rng_states,
+    set_rng_states,
     state_of_run,
     wraps_tensors,
 )
@@ -36,7 +38,7 @@ _PLAIN = {int, float, bool, str, type(None), dict, list}
 
 
 class SideEffects:
-    """Undoes what forward passes change in a module, apart from its parameters, and what they log.
+    """Undoes what forward passes change in a module, apart from its parameters, what they log, and what they draw.
 
     Attributes, containers and objects of the user's classes get their contents back. Tensors in attributes and buffers are
     written back from copies. A tensor of more than a megabyte is copied once, and again only after a write that torch counts.
@@ -50,11 +52,13 @@ class SideEffects:
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._counts: dict[int, int] = {}  # the writes to each large tensor
 
-    def begin(self, module: LightningModule) -> None:
-        """Notes the state of the module, to which each forward pass of a batch returns."""
-        self._contents = find_contents([module])
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Notes the state of the run, the module and the random streams, to which each forward pass of a batch returns."""
+        self._rng = rng_states()
+        contents = find_contents([module])
+        self._contents = [*contents, *((vars(part), dict(vars(part))) for part in state_of_run(trainer))]
         self._items = [_items(container) for container, _ in self._contents]
-        held_by_key = [(container, held.items()) for container, held in self._contents if isinstance(held, dict)]
+        held_by_key = [(container, held.items()) for container, held in contents if isinstance(held, dict)]
         values = [(container, key, value) for container, items in held_by_key for key, value in items if is_written(value)]
         self._private = [each for each in values if not isinstance(each[2], Tensor)]
         tensors = {id(value): value for _, _, value in values if isinstance(value, Tensor)}
@@ -68,15 +72,14 @@ class SideEffects:
     @contextmanager
     def undone(self, trainer: Trainer) -> Iterator[None]:
         """Undoes what is changed in the body, which may be entered several times for a batch."""
-        attributes = [(vars(part), dict(vars(part))) for part in state_of_run(trainer)]
         try:
             exchange_evaluation_results(trainer, empty_results(trainer), logged_so_far(trainer))
             for container, key, value in self._private:
                 dict.__setitem__(container, key, copy.deepcopy(value))
             yield
         finally:
-            put(attributes)
             self._undo()
+            set_rng_states(self._rng)
 
     def _undo(self) -> None:
         found = zip(self._contents, self._items, strict=True)
