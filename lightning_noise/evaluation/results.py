@@ -118,7 +118,7 @@ class Results:
             self._waiting.setdefault(condition, []).append({**added, "groups": groups})
             if not is_small:
                 self._add(condition)
-        if self._n_waiting >= _AT_ONCE:
+        if not is_small or self._n_waiting >= _AT_ONCE:
             self._add_all()
 
     def _can_wait(self, preds: Tensor, target: Tensor) -> bool:
@@ -130,7 +130,7 @@ class Results:
         """Adds the batches that wait to the metrics."""
         for condition in list(self._waiting):
             self._add(condition)
-        self._n_waiting = 0
+        self._n_waiting, self._clean_preds = 0, None
 
     def _add(self, condition: Condition) -> None:
         batches = self._waiting.pop(condition)

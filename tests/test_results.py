@@ -1,0 +1,65 @@
+"""The results of an evaluation: how readings of batches become values of all ranks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_noise.evaluation.conditions import CLEAN, Condition
+from lightning_noise.evaluation.engine import Reading
+from lightning_noise.evaluation.positions import N_GROUPS, sum_over_ranks
+from lightning_noise.evaluation.results import Results
+from lightning_noise.tasks import Multiclass
+
+NOISY = Condition("gaussian", 0.1, 0)
+SHAPES = {
+    "rows": [(64, 5)] * 3,
+    "rows and the last batch": [(64, 5), (64, 5), (7, 5)],
+    "a batch of padding": [(0, 5), (64, 5), (0, 5), (3, 5)],
+    "sequences of several lengths": [(4, 5, 9), (4, 5, 7), (4, 5, 7), (2, 5, 9)],
+    "large and small batches": [(8, 5), (9000, 5), (8, 5)],
+    "more than wait": [(2000, 5)] * 9,
+}
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_values_are_those_of_metrics_that_each_batch_updates(shapes):
+    generator = torch.Generator("cpu").manual_seed(0)
+    results = Results(Multiclass())
+    one_by_one = {condition: Multiclass().metrics(torch.zeros(1, 5), N_GROUPS) for condition in (CLEAN, NOISY)}
+    for shape in shapes:
+        target = torch.randint(5, (shape[0], *shape[2:]), generator=generator, device="cpu")
+        groups = torch.randint(N_GROUPS, shape[:1], generator=generator, device="cpu")
+        preds = {condition: torch.randn(shape, generator=generator, device="cpu") for condition in (CLEAN, NOISY)}
+        for condition, metrics in one_by_one.items():
+            if len(groups):
+                metrics.update(preds=preds[condition].clone(), target=target.clone(), clean_preds=preds[CLEAN], groups=groups)
+        own = target.clone()
+        results.update(
+            Reading(each, None, preds[each], preds[each], own, groups, groups, own if each == CLEAN else None) for each in preds
+        )
+        if target.numel() < 1000:
+            own.zero_()  # as a step may do after the monitor has read the batch
+            preds[NOISY].zero_()
+    for condition, metrics in one_by_one.items():
+        totals = results.metrics[condition].totals()
+        assert {name: totals[name] for name in metrics.totals()} == pytest.approx(metrics.totals(), rel=0, abs=0, nan_ok=True)
+
+
+def test_the_sums_of_all_ranks_take_one_collective_for_each_dtype():
+    reduced = []
+
+    def reduce(tensor, reduce_op):
+        assert reduce_op == "sum"
+        reduced.append(tensor.dtype)
+        return 2 * tensor  # the other rank has the same
+
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
+    tensors = [torch.arange(6).view(2, 3), torch.ones(2, dtype=torch.float64), torch.tensor(7), torch.zeros(0, 4)]
+    for tensor, found in zip(tensors, sum_over_ranks(trainer, tensors), strict=True):
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, 2 * tensor)
+    assert reduced == [torch.int64, torch.float64, torch.float32]
