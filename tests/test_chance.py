@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -240,6 +241,43 @@ def test_a_range_test_has_the_chance_of_the_monitor():
     chance = judged(Constant(guesses[0]), target, task).chance
     with pytest.raises(ValueError, match=f"is not above that of a constant guess, {chance:.3g},"):
         suggest_level(make_trainer(), Constant(guesses[0]), noise.Gaussian(), dataloaders=data, task=task)
+
+
+@pytest.mark.parametrize("best", [0.95, 0.9])
+def test_a_governor_without_room_above_chance_only_falls(best):
+    governor = rules.Governor(best=best, warmup=0)
+    seen = rules.Observation(clean=0.96, boundary=0.9, standard_error=0.01, signed_gap=0.0, n=100, chance=0.95)
+    state, reason = governor.update(governor.init(0.5), seen)
+    assert (reason, state["level"]) == ("below_min_skill", pytest.approx(0.32))
+    assert "no better than 0.95, that of a constant guess" in governor.describe(seen)
+
+
+# --- the report
+
+
+def test_a_report_says_what_chance_is_and_that_there_is_no_skill(tmp_path):
+    task, target, guesses = GUESSES["multiclass"]
+    blind = judged(Constant(guesses[0]), target, task)
+    text = report.write(tmp_path, blind).read_text()
+    assert f"the most frequent class: {100 * (target == 1).double().mean():.3g} %" in text
+    assert "is not above chance, so there is no skill to retain" in text
+    assert report.read(tmp_path).chance == blind.chance
+
+
+def test_retentions_above_another_chance_are_not_compared():
+    task, target, guesses = GUESSES["multiclass"]
+    new = judged(Constant(guesses[0]), target, task)
+    older = replace(new, estimates=tuple(each for each in new.estimates if each.metric != "chance"), chance=1 / 3)
+    kept = {change.metric for change in report.differences(new, older)}
+    assert kept == {change.metric for change in report.differences(new, new)} - {"chance", "accuracy_retention"}
+
+
+def test_without_a_target_that_counts_chance_is_unknown(tmp_path):
+    _, target, guesses = GUESSES["multiclass"]
+    with pytest.warns(UserWarning, match="no target that counts"):
+        empty = judged(Constant(guesses[0]), torch.full_like(target, 9), tasks.Multiclass(ignore_index=9))
+    report.write(tmp_path, empty)
+    assert report.read(tmp_path).chance is None
 
 
 # --- the warning

@@ -79,6 +79,7 @@ def _to_report(found: Mapping[str, Any]) -> Report:
 def _to_json(report: Report) -> str:
     """Returns the report with an estimate in each line."""
     about = {name: getattr(report, name) for name in Report.__dataclass_fields__ if name != "estimates"}
+    about["chance"] = None if report.chance is None else _null(report.chance)
     rows = [
         {"noise": each.condition.noise, "level": each.condition.level, "metric": each.metric}
         | {name: _null(getattr(each, name)) for name in NUMBERS}

@@ -36,7 +36,7 @@ _COLUMNS = {
     "mse": Column("MSE"),
     "mae": Column("MAE"),
     "r2": Column("R²", note="1 is perfect, 0 is the mean of the targets"),
-    "brier": Column("Brier score"),
+    "brier": Column("Brier score", note="the squared error of the probabilities, summed over all classes; also of yes and no"),
     "ece": Column(
         "ECE",
         "%",
