@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-_MARKED = r"(?P<begin><!-- (?P<file>[\w-]+\.md)(?:: ?(?P<title>.*?))? -->).*?<!-- end -->"
+_MARKED = r"(?P<begin><!-- (?P<file>[\w-]+\.md)(?:(?P<colon>:)(?P<title>[^>]*?))? -->).*?<!-- end -->"
 
 
 @dataclass
@@ -34,9 +34,10 @@ def insert(page: str, results: Path = RESULTS) -> str:
     """
 
     def current(match: re.Match[str]) -> str:
-        about, *sections = (results / match["file"]).read_text().split("\n## ")
-        head = about.split("\n", 2)[2].strip()  # without the title
-        chosen = [f"### {each.strip()}" for each in sections if match["title"] != "" and each.startswith(match["title"] or "")]
-        return "\n\n".join([match["begin"], *([] if match["title"] else [head]), *chosen, "<!-- end -->"])
+        path, title = results / match["file"], (match["title"] or "").strip()
+        about, *sections = (path.read_text() if path.exists() else "#\n\nNot measured yet.").split("\n## ")
+        head = [] if title else [about.split("\n", 2)[2].strip()]  # without the title
+        chosen = [f"### {each.strip()}" for each in sections if each.startswith(title) and (title or not match["colon"])]
+        return "\n\n".join([match["begin"], *head, *chosen, "<!-- end -->"])
 
     return re.sub(_MARKED, current, page, flags=re.DOTALL)
