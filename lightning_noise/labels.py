@@ -49,12 +49,12 @@ class LabelNoise(Value, ABC):
         if target.is_floating_point():
             no, yes = self.probabilities(torch.arange(2, device=target.device), level)[:, 1].to(target.dtype)
             return torch.where(target == ignore_index, target, no + (yes - no) * target)
-        y = target.long()
-        ignored = self._is_ignored(y, ignore_index)
-        y = y.masked_fill(ignored, 0)
+        y, counts = self._classes(target.long(), ignore_index)
         same = y.unsqueeze(1) == torch.arange(self._k, device=y.device).view(-1, *[1] * (y.ndim - 1))
-        rate = torch.as_tensor(self.rate(y, level)).to(y.device, non_blocking=True).expand(y.shape).unsqueeze(1)
-        return torch.where(same, 1 - rate, rate * self.partners(y)).float().masked_fill(ignored.unsqueeze(1), 0.0)
+        rate = self.rate(y, level)
+        if isinstance(rate, Tensor):
+            rate = rate.unsqueeze(1)
+        return torch.where(same, 1 - rate, rate * self.partners(y)).float().masked_fill_(~counts.unsqueeze(1), 0.0)
 
     def sample(self, target: Tensor, level: float, *, change: Tensor, partner: Tensor, ignore_index: int = -100) -> Tensor:
         """Draws noisy labels, of the shape and dtype of the target.
@@ -63,9 +63,8 @@ class LabelNoise(Value, ABC):
         Labels with ``ignore_index`` stay, and so do NaN and numbers that are no class. No label becomes ``ignore_index``.
         """
         y = target.nan_to_num(0).round().long() if target.is_floating_point() else target.long()
-        ignored = self._is_ignored(y, ignore_index)
-        y = y.masked_fill(ignored, 0)
-        changes = (change < self.rate(y, level)) & ~ignored
+        y, counts = self._classes(y, ignore_index)
+        changes = (change < self.rate(y, level)) & counts
         if target.is_floating_point():
             return torch.where(changes, 1 - target, target)
         other = self.draw_other(y, partner, ignore_index)
@@ -102,9 +101,11 @@ class LabelNoise(Value, ABC):
     def draw_other(self, target: Tensor, u: Tensor, ignore_index: int = -100) -> Tensor:
         """Draws other classes from :math:`c_{yk}`, by uniform numbers in [0, 1), and never the class ``ignore_index``."""
 
-    def _is_ignored(self, y: Tensor, ignore_index: int) -> Tensor:
-        """The target is int64, so that an unsigned label 156 does not equal -100."""
-        return (y == ignore_index) | (y < 0) | (y >= self._k)
+    def _classes(self, y: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+        """Returns a class for each label, and which labels count. The labels are int64, because an unsigned 156 equals -100."""
+        classes = y.clamp(0, self._k - 1)
+        counts = classes == y
+        return classes, counts & (y != ignore_index) if 0 <= ignore_index < self._k else counts
 
     @property
     def _k(self) -> int:

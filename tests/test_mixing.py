@@ -577,7 +577,7 @@ def test_arguments_that_make_no_sense_are_refused(build, message):
 def test_the_share_is_logged():
     callback = Mixup(1.0, seed=0)
     x, y = data().tensors
-    perturbation = callback.perturbation(Context(None, None), [x, y], 1.0, KEY)  # type: ignore[arg-type]
+    perturbation = callback.perturbation(Context(None, None, is_logged=True), [x, y], 1.0, KEY)  # type: ignore[arg-type]
     with perturbation:
         pass
     assert perturbation.stats["lam"] == mixed_of(callback, x).lam.mean()

@@ -65,7 +65,7 @@ class _Mix:
         mixed = self.blend(x if mask is None else torch.where(mask, x, 0))
         if mixed.device.type != "cpu" or mixed.sum().isnan():  # on other devices the question would synchronize
             known = x if mask is None else x.masked_fill(~mask, torch.nan)
-            mixed = torch.where(mixed.isnan(), torch.fmax(known, known[self.partners]), mixed)
+            mixed = torch.where(mixed.isnan(), torch.fmax(known, known.index_select(0, self.partners)), mixed)
         return mixed if mask is None else torch.where(mask | mask[self.partners], mixed, x)
 
     def of_mask(self, mask: Tensor, x: Tensor) -> Tensor:
@@ -77,14 +77,14 @@ class _Mix:
     def blend(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         lam = column(self.lam, x).to(wide.dtype)
-        return wide[self.partners].lerp_(wide, lam).to(x.dtype)
+        return wide.index_select(0, self.partners).lerp_(wide, lam).to(x.dtype)  # an index of rows would be slower
 
     def paste(self, x: Tensor) -> Tensor:
         assert self.box is not None
         shape = [len(self.box), *[1] * (x.ndim - 1)]
         for dim, length in zip(self.dim, self.box.shape[1:], strict=True):
             shape[dim] = length
-        return torch.where(self.box.view(shape).expand_as(x), x[self.partners], x)
+        return torch.where(self.box.view(shape).expand_as(x), x.index_select(0, self.partners), x)
 
     def has_box(self, target: Tensor) -> bool:
         """Returns whether the target has the axes of the box."""
@@ -166,7 +166,8 @@ class _Mixing(TargetCallback):
         paths = find_inputs(batch, self.inputs)
         first, mask = get(batch, paths[0]), find_mask(batch, self.mask)
         mix = self._mix(first, level, key)
-        perturbation.stats["lam"] = mix.lam.mean()
+        if context.is_logged:
+            perturbation.stats["lam"] = mix.lam.mean()
 
         def mix_input(leaf: Tensor, path: Path) -> Tensor:
             x = detached(leaf)

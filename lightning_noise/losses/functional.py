@@ -53,12 +53,14 @@ def smoothed_cross_entropy(
         >>> torch.equal(loss, F.cross_entropy(logits, target, label_smoothing=0.1))
         True
     """
-    dim = class_dim(input)
+    # torch's own loss is the fastest; with class weights it would wait for the device
+    if weight is None and level.device.type == "cpu" and not torch.compiler.is_compiling():
+        options = {"ignore_index": ignore_index, "reduction": reduction}
+        return F.cross_entropy(input, target, **options, label_smoothing=level.item())
     if target.is_floating_point():
-        soft = _smooth(target, level, input.shape[dim])
+        soft = _smooth(target, level, input.shape[class_dim(input)])
         return F.cross_entropy(input, soft, weight, ignore_index=ignore_index, reduction=reduction)
-    log_probs = F.log_softmax(_cast_as_autocast(input), dim)
-    return smoothed_nll_loss(log_probs, target, weight, level=level, ignore_index=ignore_index, reduction=reduction)
+    return smoothed_nll_loss(log_softmax(input), target, weight, level=level, ignore_index=ignore_index, reduction=reduction)
 
 
 def smoothed_nll_loss(
@@ -141,7 +143,14 @@ def smoothed_binary_cross_entropy(
 def scale(x: Tensor, factor: Tensor) -> Tensor:
     """Multiplies a tensor by a factor in at least float32, as torch multiplies by a Python number."""
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.dtype == factor.dtype == dtype:
+        return x * factor
     return (x.to(dtype) * factor.to(dtype)).to(x.dtype)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Returns the log-probabilities from which torch computes the cross-entropy."""
+    return F.log_softmax(_cast_as_autocast(logits), class_dim(logits))
 
 
 def class_dim(x: Tensor) -> int:
@@ -153,7 +162,7 @@ def sum_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> Ten
     """Returns the denominator of the mean."""
     ignored = target.long() == ignore_index  # an unsigned label 156 would equal -100
     if weight is None:
-        return (~ignored).sum()
+        return ignored.numel() - ignored.sum()
     weights = weight.gather(0, target.long().masked_fill(ignored, 0).flatten())
     return weights.masked_fill(ignored.flatten(), 0).sum()
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_noise._tensor import column
 from lightning_noise.batch import describe
 from lightning_noise.losses import functional
-from lightning_noise.losses.functional import class_dim, scale, sum_weights
+from lightning_noise.losses.functional import class_dim, log_softmax, scale, sum_weights
 from lightning_noise.losses.tracker import ALIAS, Tracked, Tracker, find_tensors
 from lightning_noise.losses.uses import Uses
 
@@ -83,7 +83,7 @@ class LabelLoss(TorchFunctionMode, ABC):
     def __enter__(self) -> LabelLoss:
         self.tracker = Tracker(self.target, **self.paired_tensors())
         if self.searches:
-            self._uses = Uses(self.target, weights=self.reads_weights, tokens=self.reads_tokens)
+            self._uses = Uses(self.tracker, weights=self.reads_weights, tokens=self.reads_tokens)
         self._modes = (self, *_active.get())
         _active.set(self._modes)
         return super().__enter__()
@@ -95,10 +95,13 @@ class LabelLoss(TorchFunctionMode, ABC):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _GRADIENT:
-            return func(*args, **kwargs)
         if func in _BACKWARD:
             return self._run_backward(*args, **kwargs)
+        is_compiled = torch.compiler.is_compiling()
+        if func is torch.autograd.grad and not is_compiled:
+            self._trace(_find_edges(kwargs["outputs"] if "outputs" in kwargs else args[0]))
+        if not (is_compiled or self.tracker.may_contain(args) or self.tracker.may_contain(kwargs.values())):
+            return func(*args, **kwargs)  # nearly all calls of a step end here
         if func in _PARAMETERS:
             call = _bind(func, args, kwargs)
             modes = [mode for mode in self._modes if mode.tracker.find(call.get("target")) is not None]
@@ -107,11 +110,9 @@ class LabelLoss(TorchFunctionMode, ABC):
                 for mode in modes:
                     mode._follow_loss(loss)
                 return loss
-        if func is torch.autograd.grad and not torch.compiler.is_compiling():
-            self._trace(_find_edges(kwargs["outputs"] if "outputs" in kwargs else args[0]))
         output = func(*args, **kwargs)
         self.tracker.track(func, args, kwargs, output)
-        if not torch.compiler.is_compiling() and self._uses is not None:
+        if not is_compiled and self._uses is not None:
             self._uses.see(func, args, kwargs, output)
         return output
 
@@ -202,7 +203,7 @@ class SmoothedLabelLoss(LabelLoss):
         if smoothing or loss not in _SMOOTHED:
             other = f"the criterion has label_smoothing={smoothing}" if smoothing else "another mode smooths this target"
             raise ValueError(f"label smoothing must have one owner, but {other}; remove one of the two")
-        call = {name: value for name, value in call.items() if name != "label_smoothing"}
+        call = _without_smoothing(call)
         return _transform(modes, partial(_SMOOTHED[loss], level=self.level), call)
 
 
@@ -316,7 +317,7 @@ class MixedLabelLoss(LabelLoss):
 
     def paired_tensors(self) -> dict[str, Tensor]:
         share = column(self.lam, self.target).expand(self.target.shape) if self.lam.ndim else self.lam
-        labels = self.target[self.partners]
+        labels = self.target.index_select(0, self.partners)
         if labels.is_floating_point():
             # before the module fills missing labels; if no label is 0, -1 is a class
             missing = labels.isnan() | ((labels < 0) & (self.target == 0).any())
@@ -332,6 +333,9 @@ class MixedLabelLoss(LabelLoss):
             # the mean would be 0 / 0 if all labels of the partners were ignored
             counted = (partner.long() != call.get("ignore_index", -100)).any()
             partner = torch.where(counted, partner, target)
+            if loss is F.cross_entropy and not modes and not call.get("label_smoothing"):  # one softmax for both labels
+                call = _without_smoothing(call) | {"input": log_softmax(call["input"])}
+                loss = F.nll_loss
         transformed = partial(_transform, modes, loss)
         return _weigh(transformed, call, lam) + _weigh(transformed, call | {"target": partner}, 1 - lam)
 
@@ -346,8 +350,6 @@ _SMOOTHED: dict[Loss, Loss] = {
 }
 _PARAMETERS = {loss: tuple(inspect.signature(loss).parameters) for loss in _SMOOTHED}
 _BACKWARD = frozenset({Tensor.backward, torch.autograd.backward})
-# half of the calls in a step, because an optimizer clears every gradient
-_GRADIENT = frozenset({Tensor.grad.__get__, Tensor.grad.__set__})  # type: ignore[attr-defined]
 
 
 def _bind(func: Loss, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -357,6 +359,10 @@ def _bind(func: Loss, args: Any, kwargs: Any) -> dict[str, Any]:
     if average is not None or reduce is not None:
         call["reduction"] = "none" if reduce is False else "sum" if average is False else "mean"
     return call
+
+
+def _without_smoothing(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if name != "label_smoothing"}
 
 
 def _check_ignored(call: dict[str, Any], ignore_index: int) -> None:

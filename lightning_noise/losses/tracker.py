@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,10 @@ class Tracker:
     """
 
     def __init__(self, target: Tensor, labels: Tensor | None = None, share: Tensor | None = None):
+        self.target = target
         self._entries = [Tracked(target, labels, share)]
+        self._identities = {id(target)}
+        self._is_complete = True  # the identities; a compiler knows none
 
     def find(self, tensor: Any) -> Tracked | None:
         """Returns the entry of a tensor, or ``None`` if the tensor is not tracked."""
@@ -40,6 +44,17 @@ class Tracker:
             if entry.target is tensor:
                 return entry
         return None
+
+    def add(self, tensor: Tensor) -> None:
+        """Adds a tensor to those that :meth:`may_contain` looks for."""
+        self._identities.add(id(tensor))
+
+    def may_contain(self, values: Iterable[Any]) -> bool:
+        """Returns whether nested lists and tuples may contain a tensor that derives from the target."""
+        for value in values:
+            if id(value) in self._identities or (isinstance(value, (tuple, list)) and self.may_contain(value)):
+                return True
+        return not self._is_complete
 
     def track(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Tracks the output of a torch function if it derives from tracked tensors."""
@@ -60,6 +75,10 @@ class Tracker:
             # the unique values of the labels may be more or fewer than those of the target
             if isinstance(item, Tensor) and self.find(item) is None and (label is None or label.shape == item.shape):
                 self._entries.append(Tracked(item, label, share))
+                if torch.compiler.is_compiling():
+                    self._is_complete = False
+                else:
+                    self.add(item)
 
     def _derive_labels(self, func: Any, args: Any, kwargs: Any, output: Any) -> tuple[Any, ...]:
         if self._entries[0].labels is None:

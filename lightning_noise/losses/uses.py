@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from lightning_noise.losses.tracker import ALIAS, CREATING, PICKING, find_functions, find_tensors
+from lightning_noise.losses.tracker import ALIAS, CREATING, PICKING, Tracker, find_functions, find_tensors
 
 __all__ = ["Uses"]
 
@@ -35,46 +35,48 @@ class Uses:
     and a mask that leaves out padding.
 
     Args:
-        target: The target of the batch.
+        tracker: The tracker of the target, which also knows the tensors that this object follows.
         weights: Whether to count weights of the labels that are multiplied by a transformed loss.
         tokens: Whether to count an embedding of sequences of labels, as of a decoder that reads the previous labels.
     """
 
-    def __init__(self, target: Tensor, *, weights: bool, tokens: bool):
+    def __init__(self, tracker: Tracker, *, weights: bool, tokens: bool):
         self._found: dict[str, None] = {}
         self._weights = weights
         self._tokens = tokens
-        self._batch = target.shape[:1]
+        self._tracker = tracker
+        self._batch = tracker.target.shape[:1]
         # by identity, with a weak reference, because Python reuses the identity of a freed object
         self._contents: dict[int, tuple[weakref.ref[Tensor], _Content]] = {}
         self._losses: dict[int, weakref.ref[Tensor]] = {}
         self._loss_nodes: set[Node] = set()
         self._candidates: list[tuple[Node, str, _Content]] = []
-        self._add(target, _Content.LABELS)
+        self._add(tracker.target, _Content.LABELS)
 
     def add_loss(self, loss: Tensor) -> None:
-        """Adds a transformed loss."""
+        """Adds a transformed loss, or a function of transformed losses alone."""
         self._losses[id(loss)] = weakref.ref(loss)
+        self._tracker.add(loss)
         if loss.grad_fn is not None:
             self._loss_nodes.add(loss.grad_fn)
 
     def see(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Follows a function and the tensors that the function has made."""
-        tensors = find_tensors([*args, *kwargs.values()])
-        if not any([id(tensor) in self._contents or id(tensor) in self._losses for tensor in tensors]):
+        outputs = args[:1] if func is Tensor.__setitem__ else output if isinstance(output, tuple | list) else [output]
+        made = [item for item in outputs if isinstance(item, Tensor)]
+        if not made:
             return
+        tensors = find_tensors([*args, *kwargs.values()])
         contents = [content for tensor in tensors if (content := self._find(tensor)) is not None]
         learned = [tensor for tensor in tensors if tensor.requires_grad and self._find(tensor) is None]
         of_loss = bool(learned) and all([self._is_loss(tensor) for tensor in learned])
         if not contents and not of_loss:
             return
-        outputs = args[:1] if func is Tensor.__setitem__ else output if isinstance(output, tuple | list) else [output]
-        made = [item for item in outputs if isinstance(item, Tensor)]
         content = self._content_of(func, tensors, [*args, *kwargs.values()], max(contents)) if contents else None
         for i, item in enumerate(made):
             if item.requires_grad and learned:
                 if of_loss:
-                    self._losses[id(item)] = weakref.ref(item)
+                    self.add_loss(item)
                 if content is not None and item.grad_fn is not None and self._counts(func, tensors, content, of_loss):
                     self._candidates.append((item.grad_fn, f"{_name(func)} in {_find_caller()}", content))
             elif content is not None and not (func in _SORTING and i == 1) and not self._is_statistic(func, item):
@@ -128,6 +130,7 @@ class Uses:
 
     def _add(self, tensor: Tensor, content: _Content) -> None:
         self._contents[id(tensor)] = weakref.ref(tensor), content
+        self._tracker.add(tensor)
 
 
 def _compare(func: Any, labels: Tensor, number: float) -> _Content | None:
