@@ -36,9 +36,9 @@ class Group(Generic[AnyTensor]):
         parts = [local(tensor) for tensor in self.tensors]
         self._runs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         for (shape, strides), run in groupby(parts, key=lambda part: (part.shape, part.stride())):
-            n, first = len(list(run)), torch.empty_strided(shape, strides, device="meta")
-            dense = strides if first.is_contiguous() else torch.empty_like(first).stride()
-            self._runs.append(((n, *shape), (shape.numel(), *dense)))
+            first, *others = run
+            dense = strides if first.is_contiguous() else torch.empty_like(first, device="meta").stride()
+            self._runs.append(((1 + len(others), *shape), (shape.numel(), *dense)))
 
     def key(self, key: Key) -> Key:
         """Returns the key of the draw. That of a single tensor depends on its name alone."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import compress
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -49,6 +49,7 @@ _NO_SECOND_DERIVATIVES = (
     "gradient='reparametrized' has no second derivatives of noise that is relative to the weights; "
     "type gradient='straight_through', or use a noise such as Speckle()"
 )
+T = TypeVar("T")
 RelativeTo = Literal["std", "max", "filter"]
 GradientOf = Literal["straight_through", "reparametrized"]
 
@@ -158,7 +159,8 @@ class PerturbedParameters:
         # the storage that the noise was written to, and how often anything but a noise had written to it
         self._data: dict[nn.Parameter, Tensor] = {}
         self._versions: dict[nn.Parameter, int] = {}
-        self._slopes: dict[nn.Parameter, Tensor] = {}  # drawn with the first gradient of a group, for the gradients that follow
+        # the derivatives of noisy weights, from the first gradient of a group to the gradient of each parameter
+        self._slopes: dict[nn.Parameter, tuple[Tensor, ...]] = {}
         self._is_curved = relative is not None  # whether the Jacobian depends on the weights
         self._computed = hooks_of_weights(self._parts)
         self._updates: dict[nn.Parameter, int] = {}
@@ -293,24 +295,24 @@ class PerturbedParameters:
                 yield group, members
 
     def _draw(
-        self, group: Group[nn.Parameter], parameters: Sequence[nn.Parameter], draw: Callable[[Group, Key], Tensor]
-    ) -> list[Tensor]:
+        self, group: Group[nn.Parameter], parameters: Sequence[nn.Parameter], draw: Callable[[Group, Key], list[T]]
+    ) -> list[T]:
         """Returns what draws of the whole group give to some of its parameters. Each update has its own draw."""
         key, updates = group.key(self.key / "parameter"), [self._updates.get(parameter, 0) for parameter in parameters]
-        drawn = {n: group.split(draw(group, key / n if n else key)) for n in set(updates)}
+        drawn = {n: draw(group, key / n if n else key) for n in set(updates)}
         return [drawn[n][group.index[parameter]] for n, parameter in zip(updates, parameters, strict=True)]
 
-    def _noisy(self, group: Group, key: Key) -> Tensor:
+    def _noisy(self, group: Group, key: Key) -> list[Tensor]:
         """Returns the noisy weights of a group, from the copy of the clean weights."""
         clean = self._copies[group]
         if not group.is_flat:
-            return self._noisy_alone(group, clean, key)
+            return [self._noisy_alone(group, clean, key)]
         if self.relative is None:
-            return key.apply(self.noise, _float(clean), self.level).to(clean.dtype)
+            return group.split(key.apply(self.noise, _float(clean), self.level).to(clean.dtype))
         noisy = self._direction(group, key)
         for w, direction in zip(group.stacks(_float(clean)), group.stacks(noisy), strict=True):
             torch.addcmul(w, direction, self.level * scale_of(w, direction, self.relative), out=direction)
-        return noisy.to(clean.dtype)
+        return group.split(noisy.to(clean.dtype))
 
     def _noisy_alone(self, group: Group, w: Tensor, key: Key) -> Tensor:
         """Returns the noisy weights of a group of one parameter, as a function of the weights."""
@@ -364,37 +366,41 @@ class PerturbedParameters:
             return self._multiply_alone(group, gradient, twice)
         if parameter not in self._slopes:
             members = [member for member in group.tensors if member in self.clean]
-            self._slopes.update(zip(members, self._draw(group, members, self._slope), strict=True))
-        slope = self._slopes.pop(parameter)
+            self._slopes.update(zip(members, self._draw(group, members, self._differentiate), strict=True))
+        slope, *direction = self._slopes.pop(parameter)
         if twice and self._is_curved:
             raise ValueError(_NO_SECOND_DERIVATIVES)
-        if self.relative is None:
+        if not direction:
             return (gradient * slope).to(gradient.dtype)
-        return self._add_gradient_of_unit(self.clean[parameter], slope, gradient)
+        along = _float(gradient) * direction[0]
+        if self.relative != "filter":
+            along = along.sum()
+        elif along.ndim > 1:
+            along = along.sum(tuple(range(1, along.ndim)), keepdim=True)
+        return torch.addcmul(_float(gradient), slope, along).to(gradient.dtype)
 
-    def _slope(self, group: Group, key: Key) -> Tensor:
-        """Returns the derivative of each noisy weight, or the noise of level 1 if the unit is that of many weights."""
-        if self.relative is not None:
-            return self._direction(group, key)
+    def _differentiate(self, group: Group, key: Key) -> list[tuple[Tensor, ...]]:
+        """Returns the derivative of each noisy weight; for relative noise that of its scale, and the noise of level 1."""
+        clean = _float(self._copies[group]).detach()
         with torch.enable_grad():
-            w = _float(self._copies[group]).detach().requires_grad_()
-            noisy = _check_differentiable(key.apply(self.noise, w, self.level))
-            (slope,) = torch.autograd.grad(noisy, w, torch.ones_like(noisy), create_graph=True)
-            self._is_curved |= slope.requires_grad and _depends_on(slope, w)
-        return slope.detach()
-
-    def _add_gradient_of_unit(self, clean: Tensor, direction: Tensor, gradient: Tensor) -> Tensor:
-        """Returns the gradient with respect to the clean weights of ``w + level * unit(w) * direction``."""
-        w, z, g = (_float(x).detach().reshape(1, *x.shape or (1,)) for x in (clean, direction, gradient))
-        with torch.enable_grad():
-            scale = scale_of(w.requires_grad_(), z, self.relative)  # type: ignore[arg-type]
-        (of_unit,) = torch.autograd.grad(scale, w, self.level * (g * z).sum_to_size(scale.shape))
-        return (g + of_unit).view_as(gradient).to(gradient.dtype)
+            if self.relative is None:
+                noisy = _check_differentiable(key.apply(self.noise, clean.requires_grad_(), self.level))
+                (slope,) = torch.autograd.grad(noisy, clean, torch.ones_like(noisy), create_graph=True)
+                self._is_curved |= slope.requires_grad and _depends_on(slope, clean)
+                return [(part,) for part in group.split(slope.detach())]
+            direction = self._direction(group, key)
+            stacks = [stack.requires_grad_() for stack in group.stacks(clean)]
+            pairs = zip(stacks, group.stacks(direction), strict=True)
+            scales = [self.level * scale_of(w, z, self.relative) for w, z in pairs]
+            slopes = torch.autograd.grad(scales, stacks, [torch.ones_like(scale) for scale in scales])
+        directions = group.split(direction)
+        parts = [part for slope in slopes for part in slope.unbind()]
+        return [(slope.view_as(z), z) for slope, z in zip(parts, directions, strict=True)]
 
     def _multiply_alone(self, group: Group[nn.Parameter], gradient: Tensor, twice: bool) -> Tensor:
         with torch.enable_grad():
             w = self._copies[group].detach().requires_grad_()
-            (noisy,) = self._draw(group, group.tensors, lambda group, key: self._noisy_alone(group, w, key))
+            (noisy,) = self._draw(group, group.tensors, lambda group, key: [self._noisy_alone(group, w, key)])
             (gradient,) = torch.autograd.grad(_check_differentiable(noisy), w, gradient, create_graph=twice)
             # w is a copy, so a second derivative would miss how the Jacobian depends on the weights
             if twice and gradient.requires_grad and _depends_on(gradient, w):
