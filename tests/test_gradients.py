@@ -309,6 +309,30 @@ def test_a_shared_parameter_that_the_optimizer_has_twice_gets_noise_once():
     assert_same([noisy for _, noisy in first.values()], [expected[name] for name in first])
 
 
+def test_the_noise_of_a_gradient_does_not_depend_on_whether_the_others_exist():
+    """Ranks may use other parameters."""
+
+    class Skipping(Plain):
+        def __init__(self, skips: bool):
+            super().__init__()
+            self.net.insert(0, nn.Linear(N_FEATURES, N_FEATURES))
+            self.skips = skips
+
+        def training_step(self, batch, batch_idx):
+            x = batch[0].flatten(1)
+            return self.net[-1](self.net[2](x)).sum() + (0 if self.skips else self.net[0](x).sum())
+
+    used, skipped = (
+        before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=lambda skips=skips: Skipping(skips))[0]
+        for skips in (False, True)
+    )
+    assert len(used) - 2 == len(skipped) == 4
+    for name, (clean, noisy) in skipped.items():
+        assert torch.equal(clean, used[name][0])
+        assert torch.equal(noisy, used[name][1])
+        assert not torch.equal(noisy, clean)
+
+
 def test_a_parameter_that_no_module_has_gets_noise():
     class Outside(Plain):
         def __init__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise
 from lightning_noise.noise import as_noise
+from lightning_noise.perturb import groups
 from lightning_noise.perturb.weights import PerturbedParameters, find_parameters, weight_noise
 
 # --- weights are clean whenever anybody but the forward and the backward pass can look
@@ -316,6 +318,47 @@ def test_parameters_of_one_shape_have_draws_of_their_own():
     noisy.enter()
     one, two = weights_of(module)[::2]
     assert not torch.equal(one, two)
+
+
+def mixed() -> nn.Module:
+    """Parameters of several shapes, dtypes, sizes and orders of memory."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        nn.Conv2d(3, 8, 3),
+        nn.Linear(20, 100),
+        nn.Linear(100, 20, dtype=torch.bfloat16),
+        nn.ParameterList([nn.Parameter(torch.randn(30, 40).t()), torch.randn(40, 30, dtype=torch.float64), torch.tensor(2.0)]),
+    )
+
+
+@pytest.mark.parametrize("limit", [1, 2500, 2**22], ids=["each alone", "some groups", "as few groups as possible"])
+@pytest.mark.parametrize("relative", [None, "std", "max", "filter"])
+def test_parameters_of_all_kinds_get_independent_noise_of_the_level_and_are_restored(relative, limit, monkeypatch):
+    monkeypatch.setattr(groups, "_ELEMENTS", limit)
+    module = mixed()
+    clean, strides = [w.clone() for w in weights_of(module)], [w.stride() for w in weights_of(module)]
+    noisy = PerturbedParameters(module, "*", noise.Gaussian(), 0.1, Key((0,)), relative=relative)
+    noisy.enter()
+    z = [(one.float() - two.float()) / 0.1 for one, two in zip(weights_of(module), clean, strict=True)]
+    noisy.check_untouched(noisy.names, by_value=True)
+    noisy.exit()
+    assert_same(weights_of(module), clean)
+    assert [w.stride() for w in weights_of(module)] == strides
+    for drawn, w in zip(z, map(Tensor.float, clean), strict=True):
+        if w.numel() <= 100:
+            continue
+        if relative == "filter":
+            # what bfloat16 rounds is small beside the noise of a row
+            torch.testing.assert_close(drawn.flatten(1).norm(dim=1), w.flatten(1).norm(dim=1), rtol=0.01, atol=0)
+            continue
+        unit = 1.0 if relative is None else (w.std(correction=0) if relative == "std" else w.abs().max())
+        assert abs((drawn / unit).var() - 1) < 5 * math.sqrt(2 / w.numel()) + 0.01
+    same = [(i, j) for i in range(len(z)) for j in range(i) if z[i].shape == z[j].shape and z[i].numel() > 100]
+    for i, j in same:
+        correlation = torch.corrcoef(torch.stack([z[i].flatten(), z[j].flatten()]))[0, 1]
+        assert correlation.abs() < 5 / math.sqrt(z[i].numel())
+    assert len(same) >= 2
 
 
 @pytest.mark.parametrize(
