@@ -148,21 +148,7 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
         >>> new["names"] == batch["names"], new["names"] is batch["names"]
         (True, False)
     """
-    memo: dict[int, tuple[Any, Any]] = {}  # with the originals, so that Python does not give their ids again
-
-    def new(value: Any) -> Any:
-        if id(value) not in memo:
-            memo[id(value)] = value, value  # objects may point back at their owner
-            memo[id(value)] = value, change(value) if isinstance(value, Tensor) else parts_of(value)
-        return memo[id(value)][1]
-
-    def parts_of(value: Any) -> Any:
-        if type(value) not in (list, tuple, dict, set) and next(leaves(value), None) is None:
-            return value
-        changed = {key: part for key, child in _children(value) if (part := new(child)) is not child}
-        return value if isinstance(value, tuple) and not changed else _with(value, changed)
-
-    return new(batch)
+    return _copy(batch, change, {})
 
 
 def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = False) -> list[Path]:
@@ -528,6 +514,22 @@ def _list_leaves(batch: Any) -> str:
 
 def _is_integer(leaf: Tensor) -> bool:
     return not (leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool)
+
+
+def _copy(value: Any, change: Callable[[Tensor], Tensor], memo: dict[int, tuple[Any, Any]]) -> Any:
+    """Returns a changed copy. The memo has each copy beside its original, so that Python does not give its id again."""
+    # no closure: one that calls itself is a cycle, and would keep its batch until the garbage is collected
+    if id(value) not in memo:
+        memo[id(value)] = value, value  # objects may point back at their owner
+        memo[id(value)] = value, change(value) if isinstance(value, Tensor) else _copy_parts(value, change, memo)
+    return memo[id(value)][1]
+
+
+def _copy_parts(value: Any, change: Callable[[Tensor], Tensor], memo: dict[int, tuple[Any, Any]]) -> Any:
+    if type(value) not in (list, tuple, dict, set) and next(leaves(value), None) is None:
+        return value
+    changed = {key: part for key, child in _children(value) if (part := _copy(child, change, memo)) is not child}
+    return value if isinstance(value, tuple) and not changed else _with(value, changed)
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -418,3 +420,14 @@ def test_an_object_that_points_back_at_its_owner_is_renewed():
     batch = {"x": torch.zeros(2)}
     batch["back"] = batch  # type: ignore[assignment]
     assert map_tensors(batch, torch.clone)["x"] is not batch["x"]
+
+
+def test_a_copy_is_freed_without_a_collection_of_garbage():
+    gc.disable()
+    try:
+        new = map_tensors({"x": [torch.zeros(2)]}, torch.clone)
+        tensor = weakref.ref(new["x"][0])
+        del new
+        assert tensor() is None
+    finally:
+        gc.enable()
