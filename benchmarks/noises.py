@@ -19,22 +19,10 @@ from benchmarks.timing import Bench, ratios, spread
 from lightning_noise import Key, Mixup, noise
 from lightning_noise.loop.perturbation import Context
 
-NOISES: list[noise.Noise] = [
-    noise.Gaussian(),
-    noise.Uniform(),
-    noise.Speckle(),
-    noise.Impulse(),
+DEFAULT = [name for name in noise.__all__ if name not in ("Noise", "PatchGaussian", "as_noise")]
+NOISES: list[noise.Noise] = [getattr(noise, name)() for name in DEFAULT] + [
     noise.Impulse(low=0.0, high=1.0),
-    noise.FeatureDropout(),
-    noise.DropConnect(),
-    noise.Scaling(),
-    noise.Masking(),
     noise.PatchGaussian(size=25),
-    noise.SNR(),
-    noise.Drift(),
-    noise.ColoredNoise(),
-    noise.SwapNoise(),
-    noise.Shot(),
 ]
 
 
