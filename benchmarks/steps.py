@@ -42,7 +42,7 @@ from lightning_noise import (
     noise,
 )
 
-WARMUP, TOGETHER = 3, "five callbacks together"
+WARMUP, TOGETHER = 2, "five callbacks together"
 GAUSSIAN = noise.Gaussian()
 
 
@@ -164,9 +164,9 @@ def tables(bench: Bench) -> Iterator[Table]:
     images, rows, tokens = torch.rand(32 if bench.on_cpu else 128, 3, 32, 32), torch.rand(64, 32), torch.randint(1000, (32, 64))
     small = Network(perceptron, rows, "net.1", 60)
     yield of_network(bench, "a perceptron, 64 rows of 32 numbers", small, FLOATS | ANY)
-    resnet = Network(resnet_20, images, "net.1.*.out", 6)
+    resnet = Network(resnet_20, images, "net.1.*.out", 5)
     yield of_network(bench, f"ResNet-20, {len(images)} images of 3 x 32 x 32", resnet, FLOATS | IMAGES | ANY)
-    text = Network(transformer, tokens, "net.1.layers.?", 15)
+    text = Network(transformer, tokens, "net.1.layers.?", 8)
     yield of_network(bench, "a transformer of 2 layers, 32 rows of 64 tokens", text, TOKENS | ANY)
 
 
