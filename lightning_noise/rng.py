@@ -57,9 +57,14 @@ class Key:
         """The key without rank and positions, for a draw that all samples and ranks share."""
         return Key(self.coordinates)
 
+    @property
+    def seed(self) -> int:
+        """The seed of the draw: a hash of coordinates and rank."""
+        return _seed(*self.coordinates, "rank", self.rank)
+
     def generator(self, device: torch.device | str) -> torch.Generator:
         """Returns a new generator on the device, seeded with coordinates and rank."""
-        return torch.Generator(device).manual_seed(_seed(*self.coordinates, "rank", self.rank))
+        return torch.Generator(device).manual_seed(self.seed)
 
     def uniform(self, index: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Returns uniform numbers in [0, 1) of a shape (B, *), whose rows depend only on the key and their index.
@@ -71,7 +76,7 @@ class Key:
             >>> bool((u[0] == u[2]).all()), bool((u[0] == u[1]).any())
             (True, False)
         """
-        row = _mix(index.long() + _seed(*self.coordinates, "rank", self.rank))
+        row = _mix(index.long() + self.seed)
         within = torch.arange(math.prod(shape[1:]), device=index.device)
         bits = _mix(row[:, None] + within)
         return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(shape)  # the 24 bits of a float32 in [0.5, 1)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from helpers import N_CLASSES, Classifier, Rows, assert_same, fit, loader, weights
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import AUROC, Accuracy, ConfusionMatrix, MetricCollection
@@ -267,6 +268,32 @@ def test_a_loss_that_is_checkpointed_trains_as_one_that_is_not(make, use_reentra
             return F.cross_entropy(self(batch[0]), batch[1])
 
     assert_same(weights(fit([make()], module=Checkpointed)[0]), weights(fit([make()], module=Plain)[0]))
+
+
+@pytest.mark.parametrize("callbacks", [[LabelSmoothing(0.3)], [Mixup(1.0), LabelSmoothing(0.3)]], ids=["one", "two"])
+def test_a_hook_between_the_step_and_the_backward_pass_sees_the_true_labels_and_may_fail(callbacks):
+    class Outer(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    class Between(Classifier):
+        def on_before_backward(self, loss):
+            y = self.seen[-1][1]
+            z = torch.ones(len(y), N_CLASSES).cumsum(1)
+            assert torch.equal(F.cross_entropy(z, y), F.cross_entropy(z, torch.tensor(y.tolist())))
+            if len(self.seen) == 2:
+                raise KeyError("in a hook")
+
+    with Outer() as outer:
+        with pytest.raises(KeyError, match="in a hook"):
+            fit(callbacks, module=Between)
+        before = outer.calls
+        torch.ones(1)
+        assert outer.calls == before + 1  # the modes of the step have left the stack, and no other mode has
+    fit(callbacks)
 
 
 def test_what_changes_the_batch_comes_before_what_changes_the_loss():

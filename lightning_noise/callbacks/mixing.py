@@ -222,7 +222,7 @@ class _Mixing(TargetCallback):
         """Returns the partners and the shares."""
         partners = torch.randperm(len(x), generator=(key / "partners").generator("cpu"))
         # numpy, because the distributions of torch take no generator
-        random = np.random.default_rng((key / "lam").generator("cpu").initial_seed())
+        random = np.random.default_rng((key / "lam").seed)
         lam = torch.from_numpy(random.beta(level, level, len(x) if self.per_sample else 1))
         return partners.to(x.device, non_blocking=True), lam.float().to(x.device, non_blocking=True)
 

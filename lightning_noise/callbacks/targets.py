@@ -132,7 +132,7 @@ class TargetNoise(TargetCallback):
                 noisy = self._sample(self.noise, batch, target, level, key)
                 mode: LabelLoss = NoisyLabelLoss(target, noisy, ignore_index=self.ignore_index)
             else:
-                mode = SmoothedLabelLoss(target, torch.tensor(level, dtype=torch.float64))
+                mode = SmoothedLabelLoss(target, torch.full((), level, dtype=torch.float64))
             with self._change_loss([mode], perturbation):
                 yield batch
         elif self.via == "batch":

@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from lightning_noise.loop.internals import Callback, class_of_callbacks
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.losses.modes import resume_modes, suspend_modes
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -166,9 +167,12 @@ class TrainingDispatcher:
             self._in_step = False
         if output is None or not self._is_automatic:  # no backward pass follows
             self._perturbations.close()
+        else:
+            suspend_modes()  # the loop clears each gradient before the backward pass
         return output
 
     def _run_backward(self, *args: Any, **kwargs: Any) -> None:
+        resume_modes()  # a checkpoint computes the loss again
         self._backward(*args, **kwargs)
         if self._is_automatic:
             self._perturbations.close()

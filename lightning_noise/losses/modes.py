@@ -28,7 +28,15 @@ from lightning_noise.losses.functional import class_dim, log_softmax, scale, sum
 from lightning_noise.losses.tracker import ALIAS, Tracked, Tracker, find_tensors
 from lightning_noise.losses.uses import Uses
 
-__all__ = ["CheckedLabelLoss", "LabelLoss", "MixedLabelLoss", "NoisyLabelLoss", "SmoothedLabelLoss"]
+__all__ = [
+    "CheckedLabelLoss",
+    "LabelLoss",
+    "MixedLabelLoss",
+    "NoisyLabelLoss",
+    "SmoothedLabelLoss",
+    "resume_modes",
+    "suspend_modes",
+]
 
 Loss = Callable[..., Tensor]
 
@@ -79,6 +87,7 @@ class LabelLoss(TorchFunctionMode, ABC):
         self.unfollowed: list[str] = []
         self._uses: Uses | None = None
         self._modes: tuple[LabelLoss, ...] = ()
+        self._is_suspended = False
 
     def __enter__(self) -> LabelLoss:
         self.tracker = Tracker(self.target, **self.paired_tensors())
@@ -89,7 +98,9 @@ class LabelLoss(TorchFunctionMode, ABC):
         return super().__enter__()
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
-        super().__exit__(exc_type, exc_val, exc_tb)
+        if not self._is_suspended:
+            super().__exit__(exc_type, exc_val, exc_tb)
+        self._is_suspended = False
         _active.set(self._modes[1:])
         self.tracker, self._uses = Tracker(self.target), None  # frees the tensors of the step
 
@@ -100,7 +111,7 @@ class LabelLoss(TorchFunctionMode, ABC):
         is_compiled = torch.compiler.is_compiling()
         if func is torch.autograd.grad and not is_compiled:
             self._trace(_find_edges(kwargs["outputs"] if "outputs" in kwargs else args[0]))
-        if not (is_compiled or self.tracker.may_contain(args) or self.tracker.may_contain(kwargs.values())):
+        if not (is_compiled or self.tracker.may_contain((*args, *kwargs.values()))):
             return func(*args, **kwargs)  # nearly all calls of a step end here
         if func in _PARAMETERS:
             call = _bind(func, args, kwargs)
@@ -340,7 +351,23 @@ class MixedLabelLoss(LabelLoss):
         return _weigh(transformed, call, lam) + _weigh(transformed, call | {"target": partner}, 1 - lam)
 
 
-_active: ContextVar[tuple[LabelLoss, ...]] = ContextVar("active", default=())
+_active: ContextVar[tuple[LabelLoss, ...]] = ContextVar("active", default=())  # innermost first
+
+
+def suspend_modes() -> None:
+    """Takes the active modes off the stack of torch, where they slow down every call."""
+    for mode in _active.get():
+        TorchFunctionMode.__exit__(mode, None, None, None)
+        mode._is_suspended = True
+
+
+def resume_modes() -> None:
+    """Puts suspended modes back on the stack of torch."""
+    for mode in reversed(_active.get()):
+        if mode._is_suspended:
+            TorchFunctionMode.__enter__(mode)
+            mode._is_suspended = False
+
 
 _SMOOTHED: dict[Loss, Loss] = {
     F.cross_entropy: functional.smoothed_cross_entropy,
@@ -409,5 +436,5 @@ def _weigh(transformed: Callable[[dict[str, Any]], Tensor], call: dict[str, Any]
 
 def _find_edges(tensors: Any) -> list[GradientEdge]:
     """Returns the edges of the tensors in the autograd graph."""
-    tensors = [tensors] if isinstance(tensors, Tensor | GradientEdge) else tensors
+    tensors = [tensors] if isinstance(tensors, (Tensor, GradientEdge)) else tensors
     return [get_gradient_edge(item) if isinstance(item, Tensor) else item for item in tensors]
