@@ -459,11 +459,25 @@ def test_the_dictionary_of_a_layer_holds_its_own_parameters():
     ids=["torch", "numpy", "python"],
 )
 def test_a_random_stream_that_is_set_again_repeats_its_draws(draw):
+    for set_states in (internals.set_rng_states, internals.return_to_rng_states):
+        states = internals.rng_states()
+        drawn = draw()
+        assert draw() != drawn
+        set_states(states)
+        assert draw() == drawn
+
+
+@pytest.mark.parametrize("n_before", [0, 1])  # numpy draws normal numbers in pairs, and keeps the second
+@pytest.mark.parametrize("n", [0, 1, 2, 1000])
+def test_the_stream_of_numpy_returns_to_a_state_after_any_draws(n_before, n):
+    np.random.seed(0)
+    np.random.randn(n_before)
     states = internals.rng_states()
-    drawn = draw()
-    assert draw() != drawn
+    expected = np.random.randn(3).tolist()
     internals.set_rng_states(states)
-    assert draw() == drawn
+    np.random.randn(n)
+    internals.return_to_rng_states(states)
+    assert np.random.randn(3).tolist() == expected
 
 
 # --- torch: modules and their hooks
@@ -709,6 +723,18 @@ def test_a_state_keeps_the_dtype_that_it_was_given_after_a_reset():
     for _ in range(2):
         assert (metric.total.dtype, metric.count.dtype) == (torch.float64, torch.float32)
         metric.reset()
+
+
+def test_hidden_states_stay_as_they_are_in_a_reset():
+    metric = Total()
+    metric.update(torch.ones(2))
+    total = metric.total
+    with internals.states_hidden(metric):
+        metric.reset()
+    assert metric.total is total
+    assert (metric.update_count, metric.total) == (0, 2)
+    metric.reset()
+    assert metric.total == 0
 
 
 @pytest.mark.parametrize("sync_on_compute", [False, True])

@@ -49,6 +49,20 @@ def test_values_are_those_of_metrics_that_each_batch_updates(shapes):
         assert {name: totals[name] for name in metrics.totals()} == pytest.approx(metrics.totals(), rel=0, abs=0, nan_ok=True)
 
 
+def test_metrics_are_reset_in_place_in_any_mode():
+    results, target = Results(Multiclass()), torch.tensor([0, 1])
+    preds, places = torch.eye(2), []
+    for mode in (True, False, True, False):
+        with torch.inference_mode(mode):
+            results.reset()
+            results.update([Reading(CLEAN, None, preds, preds, target, target, target, target)])
+            metrics = results.metrics[CLEAN]
+        assert metrics.totals()["accuracy"] == 1
+        places.append([value.data_ptr() for metric in metrics.values() for value in metric.metric_state.values()])
+    # states that were made in inference mode are made once more; new ones each time would leave gaps in the memory
+    assert places[2:] == 2 * places[1:2]
+
+
 def test_the_sums_of_all_ranks_take_one_collective_for_each_dtype():
     reduced = []
 

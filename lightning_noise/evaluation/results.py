@@ -167,7 +167,7 @@ class Results:
         self._sizes, n_targets, *states = sum_over_ranks(trainer, own)
         self.n_targets = int(n_targets)
         for (metric, state), value in zip(places, states, strict=True):
-            setattr(metric, state, value)
+            getattr(metric, state).copy_(value)
             metric.sync_on_compute = False
         if not self.n_targets:
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")

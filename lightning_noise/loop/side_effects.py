@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from lightning_noise.loop.internals import (
     empty_results,
     exchange_evaluation_results,
     logged_so_far,
+    return_to_rng_states,
     rng_states,
-    set_rng_states,
     state_of_run,
     wraps_tensors,
 )
@@ -47,7 +48,11 @@ class SideEffects:
 
     def __init__(self):
         self._contents: Contents = []
-        self._items: list[tuple[Any, ...]] = []  # of each container, to be compared by identity
+        self._views: list[Any] = []  # of what each container holds
+        self._sizes: list[int] = []
+        self._items: list[Any] = []  # in the views, to be compared by identity
+        self._run: Contents = []
+        self._results: Any = None  # of a forward pass that logs nothing
         self._private: list[tuple[dict, Any, Any]] = []  # small arrays and generators, of which a forward pass gets copies
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._counts: dict[int, int] = {}  # the writes to each large tensor
@@ -55,10 +60,11 @@ class SideEffects:
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Notes the state of the run, the module and the random streams, to which each forward pass of a batch returns."""
         self._rng = rng_states()
-        contents = find_contents([module])
-        self._contents = [*contents, *((vars(part), dict(vars(part))) for part in state_of_run(trainer))]
-        self._items = [_items(container) for container, _ in self._contents]
-        held_by_key = [(container, held.items()) for container, held in contents if isinstance(held, dict)]
+        self._contents = find_contents([module])
+        self._views = [view for container, _ in self._contents for view in _views(container)]
+        self._sizes, self._items = list(map(len, self._views)), list(chain.from_iterable(self._views))
+        self._run = [(vars(part), dict(vars(part))) for part in state_of_run(trainer)]
+        held_by_key = [(container, held.items()) for container, held in self._contents if isinstance(held, dict)]
         values = [(container, key, value) for container, items in held_by_key for key, value in items if is_written(value)]
         self._private = [each for each in values if not isinstance(each[2], Tensor)]
         tensors = {id(value): value for _, _, value in values if isinstance(value, Tensor)}
@@ -73,17 +79,20 @@ class SideEffects:
     def undone(self, trainer: Trainer) -> Iterator[None]:
         """Undoes what is changed in the body, which may be entered several times for a batch."""
         try:
-            exchange_evaluation_results(trainer, empty_results(trainer), logged_so_far(trainer))
+            self._results = empty_results(trainer) if self._results is None or self._results else self._results
+            exchange_evaluation_results(trainer, self._results, logged_so_far(trainer))
             for container, key, value in self._private:
                 dict.__setitem__(container, key, copy.deepcopy(value))
             yield
         finally:
             self._undo()
-            set_rng_states(self._rng)
+            return_to_rng_states(self._rng)
 
     def _undo(self) -> None:
-        found = zip(self._contents, self._items, strict=True)
-        put([entry for entry, items in found if not _are_same(_items(entry[0]), items)])
+        put(self._run)
+        is_resized = self._sizes != list(map(len, self._views))
+        if is_resized or not all(map(is_, chain.from_iterable(self._views), self._items)):
+            put(self._contents)
         written = [
             (key, *pair)
             for key, pair in self._copies.items()
@@ -98,12 +107,8 @@ class SideEffects:
         self._counts.update((key, count_writes(tensor)) for key, tensor, _ in written if key in self._counts)
 
 
-def _items(container: Any) -> tuple[Any, ...]:
-    return (*dict.keys(container), *dict.values(container)) if isinstance(container, dict) else tuple(container)
-
-
-def _are_same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
-    return len(one) == len(two) and all(map(is_, one, two))
+def _views(container: Any) -> tuple[Any, ...]:
+    return (dict.keys(container), dict.values(container)) if isinstance(container, dict) else (container,)
 
 
 def is_written(value: Any) -> bool:

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_noise._checks import check_counts
 from lightning_noise._tensor import column
 from lightning_noise.batch import describe
-from lightning_noise.loop.internals import plot_values, state_names, sync_states
+from lightning_noise.loop.internals import plot_values, state_names, states_hidden, sync_states
 
 __all__ = ["RESOLUTION", "Predictions", "Sums", "are_distributions", "bin_indices", "quantize"]
 
@@ -71,7 +71,7 @@ class Sums(Metric):
         return Predictions(preds)
 
     def compute(self) -> Any:
-        sums = {state: values.sum(0) for state, values in self._states().items()}
+        sums = self._sums()
         # not in update, where looking at the value would wait for the device in each step
         if sums["undefined"]:
             raise ValueError(
@@ -80,6 +80,15 @@ class Sums(Metric):
             )
         values = {key: value.float().to(self.device) for key, value in self._values(_double(sums)).items()}
         return values[self.key] if self.key else values
+
+    def reset(self) -> None:
+        """Sets the sums to 0, in place: new tensors at each validation would leave gaps in the memory of the process."""
+        with states_hidden(self):
+            super().reset()
+        with torch.inference_mode(False):
+            for state in state_names(self):
+                values = getattr(self, state)  # if made in inference mode, it cannot be written to outside
+                setattr(self, state, torch.zeros_like(values) if values.is_inference() else values.zero_())
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plots values on the axes of pyplot, or on given axes, as each metric of torchmetrics does.
@@ -95,7 +104,8 @@ class Sums(Metric):
 
     def totals(self) -> dict[str, float]:
         """Returns the values of all samples of all ranks, in float64; NaN if a prediction was not finite."""
-        sums = {state: values.sum(0) for state, values in self._synchronized_states().items()}
+        with sync_states(self):
+            sums = self._sums()
         return {key: value.item() for key, value in self._defined_values(sums).items()}
 
     def estimates(self) -> dict[str, Tensor]:
@@ -109,6 +119,9 @@ class Sums(Metric):
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns the values of sums in float64, of shape (*) for sums of shape (*, *shape)."""
         raise NotImplementedError
+
+    def _sums(self) -> dict[str, Tensor]:
+        return {state: getattr(self, state).sum(0).cpu() for state in state_names(self)}
 
     def _states(self) -> dict[str, Tensor]:
         return {state: getattr(self, state).cpu() for state in state_names(self)}  # not every device has float64

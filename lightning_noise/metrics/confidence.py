@@ -26,11 +26,17 @@ class _Histograms(Sums):
         super().__init__(n_groups, **dict.fromkeys(states, (Predictions.n_odds,)))
         self.histograms = states
 
+    def _sums(self) -> dict[str, Tensor]:
+        return self._without_empty_bins(super()._sums())
+
     def _states(self) -> dict[str, Tensor]:
+        return self._without_empty_bins(super()._states())
+
+    def _without_empty_bins(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns the states without the bins that are empty in all groups, which are most of them and change no value."""
-        states = super()._states()
-        occupied = torch.stack([states[state].sum(0) for state in self.histograms]).any(0)
-        return states | {state: states[state][:, occupied] for state in self.histograms}
+        one, other = (states[state] for state in self.histograms)
+        occupied = (one + other).view(-1, Predictions.n_odds).any(0)
+        return states | {state: states[state][..., occupied] for state in self.histograms}
 
 
 class SelectiveClassification(_Histograms):
