@@ -105,7 +105,7 @@ class Key:
             seed = _seed(*self.coordinates, "block", n, block)
             drawn = _call(noise, _block(x[rows], fill), amount, valid, generator.manual_seed(seed))
             drawn = drawn if fill is None else drawn[places]
-            if len(drawn) == len(x):
+            if len(drawn) == len(x) and places.step == 1:  # every other row of a block is not dense
                 return drawn
             y = torch.empty_like(x, dtype=drawn.dtype) if y is None else y
             y[rows] = drawn

@@ -136,6 +136,11 @@ def test_rows_without_positions_differ_and_an_empty_batch_stays_empty():
     assert Key((0,), positions=range(0)).apply(noise.Gaussian(), x[:0], 1.0).shape == (0, 4)
 
 
+@pytest.mark.parametrize("positions", [range(3), range(0, 6, 2), [0, 3, 4]], ids=repr)
+def test_a_batch_is_contiguous_whatever_its_places_in_a_block(positions):
+    assert Key((0,), positions=positions).apply(noise.Gaussian(), torch.zeros(3, 4), 1.0).is_contiguous()
+
+
 def test_the_global_streams_are_not_touched():
     before = global_streams()
     KEY.apply(noise.Gaussian(), torch.zeros(3, 4), 1.0)
