@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from numbers import Integral
 
@@ -20,7 +19,6 @@ __all__ = [
     "column",
     "count_valid",
     "detached",
-    "draw",
     "draw_bits",
     "index_valid",
     "is_differentiated",
@@ -31,8 +29,6 @@ __all__ = [
     "without_overrides",
     "zero_invalid_",
 ]
-
-_BLOCK = 2**18  # numbers that a generator draws in about a millisecond
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:
@@ -86,38 +82,12 @@ def count_valid(mask: Tensor | None, x: Tensor, dim: int) -> Tensor:
     return mask.view(torch.uint8).sum(dim, keepdim=True, dtype=torch.int32).clamp_min_(1).to(real)
 
 
-def draw(x: Tensor, method: Callable[..., Tensor], generator: torch.Generator, *args: float) -> Tensor:
-    """Fills a contiguous tensor with independent numbers, such as those of ``Tensor.normal_``.
-
-    On the CPU, a generator draws one number after another. So a large tensor is drawn in blocks, by as many threads as torch
-    has. The generator gives each block a seed, so the numbers do not depend on the threads.
-    """
-    if x.numel() <= _BLOCK or x.device.type != "cpu":
-        return method(x, *args, generator=generator)
-    blocks = x.view(-1).split(_BLOCK)
-    seeds = torch.randint(2**63 - 1, (len(blocks),), generator=generator, device=x.device).tolist()
-    threads = min(torch.get_num_threads(), len(blocks))
-
-    def fill(first: int) -> None:
-        own = torch.Generator()
-        with torch.inference_mode(x.is_inference()):  # a new thread is outside
-            for block, seed in zip(blocks[first::threads], seeds[first::threads], strict=True):
-                method(block, *args, generator=own.manual_seed(seed))
-
-    if threads == 1:
-        fill(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill, range(threads)))
-    return x
-
-
 def draw_bits(x: Tensor, generator: torch.Generator) -> Tensor:
     """Returns uniform integers in [0, 2^31) of the shape of ``x``, as int32."""
     if x.device.type != "cpu" or x.numel() < 2**13:
         return torch.empty_like(x, dtype=torch.int32).random_(generator=generator)
     # a generator of the CPU draws 64 bits in little more time than 32
-    pairs = draw(torch.empty((x.numel() + 1) // 2, dtype=torch.int64, device=x.device), Tensor.random_, generator)
+    pairs = torch.empty((x.numel() + 1) // 2, dtype=torch.int64, device=x.device).random_(generator=generator)
     return pairs.view(torch.int32)[: x.numel()].view(x.shape).bitwise_and_(2**31 - 1)
 
 

@@ -7,6 +7,7 @@ be used in any place and in any order.
 
 from __future__ import annotations
 
+import cmath
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,7 +24,6 @@ from lightning_noise._tensor import (
     center_span,
     column,
     count_valid,
-    draw,
     draw_bits,
     index_valid,
     is_differentiated,
@@ -268,7 +268,7 @@ class Gaussian(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return add_scaled(x, draw(_empty_like(x), Tensor.normal_, generator), level, mask)
+        return add_scaled(x, _empty_like(x).normal_(generator=generator), level, mask)
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ class Uniform(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return add_scaled(x, draw(_empty_like(x), Tensor.uniform_, generator, -1, 1), level, mask)
+        return add_scaled(x, _empty_like(x).uniform_(-1, 1, generator=generator), level, mask)
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ class Speckle(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return zero_invalid_(draw(_empty_like(x), Tensor.normal_, generator), mask).mul_(level).add_(1).mul_(x)
+        return zero_invalid_(_empty_like(x).normal_(generator=generator), mask).mul_(level).add_(1).mul_(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,9 +434,9 @@ class Shot(Noise):
         mean = x.detach() / gain
         # beyond 2^30, the noise is below 1/32768 of x and counts do not fit everywhere; a level of 0 has an infinite mean
         if largest / gain.amin() < 2.0**30 and not is_differentiated(x):
-            return draw(mean, _poisson_, generator).mul_(gain)
+            return torch.poisson(mean, generator=generator).mul_(gain)
         countable = mean < 2.0**30
-        counts = draw(torch.where(countable, mean, 0.0), _poisson_, generator)
+        counts = torch.poisson(torch.where(countable, mean, 0.0), generator=generator)
         return torch.where(countable, counts.mul_(gain), x)
 
 
@@ -480,7 +480,7 @@ class SNR(Noise):
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, 1)
         mask = _valid(x, mask)
-        noise = zero_invalid_(draw(torch.empty_like(x), Tensor.normal_, generator), mask)
+        noise = zero_invalid_(torch.empty_like(x).normal_(generator=generator), mask)
         flat, valid = x.flatten(1), None if mask is None else mask.flatten(1)
         signal = _valid_part(flat, valid)
         if self.center:
@@ -558,7 +558,7 @@ class ColoredNoise(Noise):
             )
         half, real = n // 2 + 1, x.dtype.to_real()
         shape = [*[2] * x.is_complex(), *x.movedim(self.dim, -1).shape[:-1], half]
-        z = draw(torch.empty([*shape, 2], dtype=real, device=x.device), Tensor.normal_, generator)
+        z = torch.empty([*shape, 2], dtype=real, device=x.device).normal_(generator=generator)
         frequency = torch.arange(half, dtype=real, device=x.device)
         strongest = 1 if self.exponent > 0 else half - 1  # amplitudes are relative to the strongest, so they cannot overflow
         amplitude = frequency.div_(strongest) ** (-self.exponent / 2)
@@ -609,7 +609,7 @@ class Drift(Noise):
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_axes(self, x, -self.dim)
         mask = _valid(x, mask)
-        steps = zero_invalid_(draw(torch.empty_like(x), Tensor.normal_, generator), mask)
+        steps = zero_invalid_(torch.empty_like(x).normal_(generator=generator), mask)
         return add_scaled(x, steps.cumsum_(self.dim), level * count_valid(mask, x, self.dim).rsqrt_(), mask)
 
 
@@ -887,18 +887,19 @@ class SwapNoise(Noise):
         mask = _valid(x, mask)
         if mask is None:
             steps, source = _draw_steps(x, level, n - 1, generator), torch.cat([x, x])
-            cells = steps.mul_(size).add_(torch.arange(size, size + x.numel(), device=x.device).view(x.shape))
+            after = torch.arange(size, size + x.numel(), dtype=steps.dtype, device=x.device)  # the cells of the next row
+            cells = after.add_(steps.view(-1), alpha=size)
         else:
             valid, source = mask.cumsum(0), x
             rows = _pass_valid(_draw_steps(x, level, valid[-1:] - 1, generator), valid, mask)
-            cells = rows.mul_(size).add_(torch.arange(size, device=x.device).view(x.shape[1:]))
-        return source.view(-1).index_select(0, cells.view(-1)).view(x.shape)  # takes a quarter of the time of a gather
+            cells = torch.arange(size, device=x.device).view(x.shape[1:]).add(rows, alpha=size).view(-1)
+        return source.view(-1).index_select(0, cells).view(x.shape)  # takes a quarter of the time of a gather
 
 
 def _valid(x: Tensor, mask: Tensor | None) -> Tensor | None:
     """Returns the elements that the mask marks and that are not NaN, or ``None`` if all are valid."""
     # elsewhere the program would wait for the answer
-    may_be_nan = (x.is_floating_point() or x.is_complex()) and (x.device.type != "cpu" or bool(x.detach().sum().isnan()))
+    may_be_nan = (x.is_floating_point() or x.is_complex()) and (x.device.type != "cpu" or cmath.isnan(x.detach().sum().item()))
     return valid_positions(x, mask) if may_be_nan else mask
 
 
@@ -907,10 +908,6 @@ def _valid_part(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return x
     return torch.where(mask, x, 0.0) if x.requires_grad else zero_invalid_(x.clone(), mask)
-
-
-def _poisson_(mean: Tensor, generator: torch.Generator) -> Tensor:
-    return mean.copy_(torch.poisson(mean, generator=generator))
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -942,10 +939,9 @@ def _draw_steps(x: Tensor, level: float | Tensor, others: int | Tensor, generato
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     level = level.to(wide).clamp_min(2**-60) if isinstance(level, Tensor) else level
     others = others.to(wide) if isinstance(others, Tensor) else others
-    scale = others / (level * 2**31)
-    scale = scale if isinstance(scale, Tensor) else torch.full((), scale, dtype=wide, device=x.device)
     # for u < p, u / p is uniform, and for u >= p, it is at least 1
-    steps = (draw_bits(x, generator).bitwise_or_(1) * scale).clamp_max_(others)
+    u = draw_bits(x, generator).bitwise_or_(1).to(wide)
+    steps = u.mul_(others / (level * 2**31)).clamp_max_(others)
     return steps.to(torch.int32 if 2 * x.numel() < 2**31 else torch.int64)
 
 
