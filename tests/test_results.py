@@ -49,6 +49,18 @@ def test_values_are_those_of_metrics_that_each_batch_updates(shapes):
         assert {name: totals[name] for name in metrics.totals()} == pytest.approx(metrics.totals(), rel=0, abs=0, nan_ok=True)
 
 
+def test_batches_of_several_dtypes_are_not_converted_to_one():
+    generator = torch.Generator("cpu").manual_seed(0)
+    whole, parts = Results(Multiclass()), Results(Multiclass())
+    for dtype in (torch.float16, torch.float32, torch.float64, torch.bfloat16):
+        preds = torch.randn(50, 5, generator=generator, device="cpu").to(dtype)
+        target, groups = torch.randint(5, (50,), generator=generator, device="cpu"), torch.arange(50) % N_GROUPS
+        for results in (whole, parts):
+            results.update([Reading(CLEAN, None, preds, preds, target, groups, groups, target)])
+        assert parts.metrics[CLEAN].totals()["accuracy"] > 0  # nothing waits any longer
+    assert whole.metrics[CLEAN].totals() == pytest.approx(parts.metrics[CLEAN].totals(), rel=0, abs=0)
+
+
 def test_metrics_are_reset_in_place_in_any_mode():
     results, target = Results(Multiclass()), torch.tensor([0, 1])
     preds, places = torch.eye(2), []

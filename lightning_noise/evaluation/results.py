@@ -124,7 +124,8 @@ class Results:
     def _can_wait(self, preds: Tensor, target: Tensor) -> bool:
         """Returns whether the predictions fit those of the batches before."""
         before = self._waiting[CLEAN][-1] if self._waiting else {"preds": preds, "target": target}
-        return before["preds"].shape[1:] == preds.shape[1:] and before["target"].shape[1:] == target.shape[1:]
+        pairs = (before["preds"], preds), (before["target"], target)
+        return all((one.shape[1:], one.dtype) == (two.shape[1:], two.dtype) for one, two in pairs)
 
     def _add_all(self) -> None:
         """Adds the batches that wait to the metrics."""
