@@ -511,10 +511,11 @@ def test_the_hooks_that_compute_a_weight_are_known():
         assert not part.weight.any()
 
 
-def test_the_parameters_of_a_module_are_those_that_it_has_itself():
-    module = nn.Sequential(nn.Linear(2, 2, bias=False))
-    assert [*internals.own_parameters(module)] == []
-    assert [*internals.own_parameters(module[0])] == [module[0].weight, None]
+def test_parts_are_those_of_torch_by_all_of_their_names():
+    module = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2, bias=False))
+    module.extend([module[0], nn.Sequential()])
+    module.register_module("none", None)
+    assert {name[:-1]: part for name, part in internals.parts_of(module)} == dict(module.named_modules(remove_duplicate=False))
 
 
 def test_the_losses_of_torch_are_known():

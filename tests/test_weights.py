@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise
 from lightning_noise.noise import as_noise
 from lightning_noise.perturb import groups
-from lightning_noise.perturb.weights import PerturbedParameters, find_parameters, weight_noise
+from lightning_noise.perturb.weights import PerturbedParameters, find_parameters, select, weight_noise
 
 # --- weights are clean whenever anybody but the forward and the backward pass can look
 
@@ -255,6 +255,60 @@ def test_activation_checkpoints_are_recomputed_with_the_noisy_weights(reentrant)
 # --- which parameters, in which units
 
 
+def unfreeze(module):
+    module[1].weight.requires_grad_()
+
+
+def freeze(module):
+    module[0].weight.requires_grad_(False)
+
+
+def replace(module):
+    module[0].weight = nn.Parameter(torch.ones(4, 4))
+
+
+def add(module):
+    module.append(nn.Linear(4, 4))
+
+
+def rename(module):
+    last = module.pop(2)
+    module.add_module("last", last)
+
+
+def tie(module):
+    module[1].weight = module[0].weight
+
+
+def widen(module):
+    module[0].weight.data = torch.ones(5, 4)
+
+
+def transpose(module):
+    module[0].weight.data = torch.ones(4, 4).t().contiguous().t()
+
+
+def prune(module):
+    nn.utils.prune.random_unstructured(module[0], "weight", 0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [freeze, unfreeze, replace, add, rename, tie, widen, transpose, prune, nn.Module.double],
+    ids=lambda change: change.__name__,
+)
+def test_a_selection_is_used_again_until_the_parameters_change(change):
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    module[1].weight.requires_grad_(False)
+    last = select(module, None, noise.Gaussian())
+    assert select(module, None, noise.Gaussian(), last) is last
+    change(module)
+    now = select(module, None, noise.Gaussian(), last)
+    assert now is not last
+    assert now.names == {parameter: name for name, parameter in find_parameters(module).items()}
+    assert select(module, None, noise.Gaussian(), now) is now
+
+
 def test_the_units_of_the_level_are_what_they_are_called():
     w = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     key = Key(("a",))
@@ -439,11 +493,11 @@ class Growing(Network):
 
 
 @GROWTH
-def test_weights_that_outgrow_the_noise_are_warned_of_once(arguments, warns):
+def test_weights_that_outgrow_the_noise_are_warned_of_once(arguments, warns, tmp_path):
     callback = WeightNoise(**NOISE | {"level": 0.01} | arguments)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit([callback], module=lambda: Growing(lr=0.0), log_every_n_steps=1, max_epochs=4)
+        fit([callback], module=lambda: Growing(lr=0.0), logger=CSVLogger(tmp_path), log_every_n_steps=1, max_epochs=4)
     messages = [str(warning.message) for warning in caught if "doubled" in str(warning.message)]
     assert len(messages) == warns
     assert all(

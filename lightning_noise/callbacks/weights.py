@@ -17,7 +17,7 @@ from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_w
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import check_relative
-from lightning_noise.perturb.weights import GradientOf, PerturbedParameters, RelativeTo, check_embeddings_are_dense
+from lightning_noise.perturb.weights import GradientOf, PerturbedParameters, RelativeTo, Selection, check_embeddings_are_dense
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class WeightNoise(NoiseCallback):
     elements. With ``"reparametrized"``, the backward pass needs up to two more copies of the small parameters.
 
     The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/ratio``, the norm of the noise over the norm of the
-    weights. If the level is in the units of the weights, the weights can outgrow the noise. There is a warning when the norm of
-    a tensor has doubled since the noise began in this fit.
+    weights. If the level is in the units of the weights, the weights can outgrow the noise. There is a warning if the norm of a
+    tensor in a logged step has doubled since the noise began in this fit.
 
     Let the level rise, as in ``schedules.Linear(0.0, 0.5, until=0.5)``: at equal mean dose, the rising level was a point of
     accuracy under noise better than a constant or falling level. An :class:`~lightning_noise.AdaptiveLevel` should start at 0.
@@ -149,6 +149,7 @@ class WeightNoise(NoiseCallback):
         self.params = plain(params)
         self.gradient: GradientOf = gradient
         self._noisy: PerturbedParameters | None = None  # during a perturbation
+        self._selection: Selection | None = None  # of the last training step
         self._first_norms: dict[str, float] | None = {}  # when the noise began; None after a warning
         self._is_watched = True  # until the first step of a fit has ended
 
@@ -166,6 +167,8 @@ class WeightNoise(NoiseCallback):
         check_parameters_are_whole(context.trainer, self.name)
         # the key of a probe differs between samples and ranks, but all of them evaluate the same model
         self._noisy = self._perturbed_parameters(context.module, level, key.everywhere if context.is_probe else key)
+        if not context.is_probe:
+            self._selection = self._noisy.selection
         is_watched = self._is_watched and not context.is_probe
         frozen = self._noisy.frozen_norms() if is_watched else {}
         try:
@@ -199,8 +202,13 @@ class WeightNoise(NoiseCallback):
             check_parameters_are_whole(trainer, self.name)
             self._first_norms, self._is_watched = {}, True
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._selection = None
+
     def _perturbed_parameters(self, module: LightningModule, level: float, key: Key) -> PerturbedParameters:
-        return PerturbedParameters(module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient)
+        units: Any = {"relative": self.relative, "gradient": self.gradient}
+        return PerturbedParameters(module, self.params, self.noise, level, key, **units, last=self._selection)
 
     def _measure(self, noisy: PerturbedParameters) -> Tensor:
         """Returns the norm of all noise over the norm of all weights."""

@@ -366,9 +366,12 @@ def register_forward_hook(module: nn.Module, hook: Any) -> RemovableHandle:
     return module.register_forward_hook(hook, with_kwargs=True)
 
 
-def own_parameters(module: nn.Module) -> Iterable[nn.Parameter | None]:
-    """Returns the parameters of the module without those of its parts. The public generator takes four times as long."""
-    return module._parameters.values()
+def parts_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Returns the module and its parts, a shared part by each of its names. The public generator takes three times as long."""
+    named = [("", module)]
+    for name, part in named:
+        named += [(f"{name}{own}.", each) for own, each in part._modules.items() if each is not None]
+    return named
 
 
 def hooks_of_weights(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:

@@ -20,7 +20,8 @@ from lightning_noise.loop.internals import (
     count_writes,
     hooks_of_weights,
     norms_of,
-    own_parameters,
+    parameters_of_layer,
+    parts_of,
     plain_name,
     preserve_version,
     register_gradient_hook,
@@ -37,6 +38,7 @@ __all__ = [
     "GradientOf",
     "PerturbedParameters",
     "RelativeTo",
+    "Selection",
     "check_dense",
     "check_embeddings_are_dense",
     "find_parameters",
@@ -112,7 +114,8 @@ class PerturbedParameters:
     ``state_dict()`` of the module and of its parts always returns clean parameters. The weights that pruning computes from
     parameters follow the parameters. :func:`find_parameters` and :func:`weight_noise` explain the
     arguments. The gradient is ``"straight_through"``, at the noisy weights, or ``"reparametrized"``, with respect to the clean
-    weights: it is multiplied by the Jacobian of the noise before any other hook runs.
+    weights: it is multiplied by the Jacobian of the noise before any other hook runs. ``last`` is the selection of an earlier
+    step, which is used again if it still holds.
 
     Raises:
         TypeError: If a parameter is complex and the noise takes real numbers alone.
@@ -141,12 +144,11 @@ class PerturbedParameters:
         *,
         relative: RelativeTo | None = None,
         gradient: GradientOf = "straight_through",
+        last: Selection | None = None,
     ):
         self.module = module
-        self._parts = list(module.modules())
-        reshard(self._parts)
-        found = find_parameters(module, params)
-        self.names = {parameter: name for name, parameter in found.items()}
+        self.selection = select(module, params, noise, last)
+        self.names = self.selection.names
         self.noise = noise
         self.level = level
         self.relative: RelativeTo | None = relative
@@ -154,7 +156,6 @@ class PerturbedParameters:
         # the Jacobian of absolute noise is the identity
         self.reparametrized = gradient == "reparametrized" and not self.is_absolute
         self.clean: dict[nn.Parameter, Tensor] = {}
-        self._groups: list[Group[nn.Parameter]] = list(groups_of(found, noise))
         self._copies: dict[Group, Tensor] = {}  # the clean weights of each group
         # the storage that the noise was written to, and how often anything but a noise had written to it
         self._data: dict[nn.Parameter, Tensor] = {}
@@ -162,7 +163,7 @@ class PerturbedParameters:
         # the derivatives of noisy weights, from the first gradient of a group to the gradient of each parameter
         self._slopes: dict[nn.Parameter, tuple[Tensor, ...]] = {}
         self._is_curved = relative is not None  # whether the Jacobian depends on the weights
-        self._computed = hooks_of_weights(self._parts)
+        self._computed = hooks_of_weights(self.selection.parts)
         self._updates: dict[nn.Parameter, int] = {}
         self._paused: dict[nn.Parameter, tuple[Any, int]] = {}
         self._handles: list[Any] = []
@@ -173,7 +174,7 @@ class PerturbedParameters:
                 "gradient='reparametrized' needs whole parameters, but these are sharded over ranks; "
                 "type gradient='straight_through'"
             )
-        for name, parameter in found.items():
+        for parameter, name in self.names.items():
             if relative == "filter":
                 check_rows_are_whole(parameter, name)
             if parameter.is_complex() and noise.is_known and not noise.takes_complex:
@@ -186,9 +187,8 @@ class PerturbedParameters:
         """Perturbs all parameters."""
         _ENTERED.add(self)
         self.perturb(self.names)
-        owners = [part for part in self._parts if not self.names.keys().isdisjoint(own_parameters(part))]
-        self._handles = [register_state_dict_hook(owners, _CleanEntries(self))]
-        for group in self._groups if self.reparametrized else ():
+        self._handles = [register_state_dict_hook(self.selection.owners, _CleanEntries(self))]
+        for group in self.selection.groups if self.reparametrized else ():
             for parameter in group.tensors:
                 if parameter.requires_grad:
                     # this noise was written last, so its Jacobian comes first in the backward pass
@@ -202,7 +202,7 @@ class PerturbedParameters:
         self.restore(self.names)
         self._copies = {}
         _ENTERED.discard(self)
-        reshard(self._parts)
+        reshard(self.selection.parts)
 
     def check_untouched(self, parameters: Iterable[nn.Parameter], *, by_value: bool = False) -> None:
         """Raises a ValueError if the training step wrote to a noisy parameter.
@@ -290,7 +290,7 @@ class PerturbedParameters:
 
     def _grouped(self, parameters: Set[nn.Parameter]) -> Iterator[tuple[Group[nn.Parameter], list[nn.Parameter]]]:
         """Yields the groups, each with those of the parameters that it has."""
-        for group in self._groups if parameters else ():
+        for group in self.selection.groups if parameters else ():
             if members := [parameter for parameter in group.tensors if parameter in parameters]:
                 yield group, members
 
@@ -309,6 +309,10 @@ class PerturbedParameters:
             return [self._noisy_alone(group, clean, key)]
         if self.relative is None:
             return group.split(key.apply(self.noise, _float(clean), self.level).to(clean.dtype))
+        if len(group.tensors) == 1 and self.relative != "filter":  # a level for all elements saves a tensor of zeros
+            (w,) = group.stacks(_float(clean))
+            level = (self.level * unit_of(w, self.relative)).flatten().expand(len(clean))
+            return group.split(key.apply(self.noise, _float(clean), level).to(clean.dtype))
         noisy = self._direction(group, key)
         for w, direction in zip(group.stacks(_float(clean)), group.stacks(noisy), strict=True):
             torch.addcmul(w, direction, self.level * scale_of(w, direction, self.relative), out=direction)
@@ -406,6 +410,37 @@ class PerturbedParameters:
             if twice and gradient.requires_grad and _depends_on(gradient, w):
                 raise ValueError(_NO_SECOND_DERIVATIVES)
         return gradient
+
+
+class Selection:
+    """The parameters of a module that get noise, by name and in groups."""
+
+    def __init__(self, module: nn.Module, params: str | Sequence[str] | None, noise: Noise):
+        self.state: list[Any] = []  # what the selection depends on
+        self.alive: list[nn.Parameter] = []  # no other parameter can get their ids
+        self.parts = list(module.modules())
+        found = find_parameters(module, params)
+        self.names = {parameter: name for name, parameter in found.items()}
+        self.groups: list[Group[nn.Parameter]] = list(groups_of(found, noise))
+        self.owners = [part for part in self.parts if not self.names.keys().isdisjoint(parameters_of_layer(part).values())]
+
+
+def select(module: nn.Module, params: str | Sequence[str] | None, noise: Noise, last: Selection | None = None) -> Selection:
+    """Returns the last selection, or a new one if anything that it depends on has changed."""
+    parts = parts_of(module)
+    reshard(part for _, part in parts)
+    state, parameters = [params, noise.elementwise, noise.independent_rows], []
+    for name, part in parts:
+        state += name, part
+        for own, p in parameters_of_layer(part).items():
+            if p is not None:
+                is_dense = p.layout == torch.strided and not is_lazy(p)
+                state += own, id(p), p.requires_grad, p.dtype, p.device, is_dense and (p.shape, p.stride())
+                parameters.append(p)
+    if last is None or last.state != state:
+        last = Selection(module, params, noise)
+        last.state, last.alive = state, parameters
+    return last
 
 
 class _CleanEntries:
