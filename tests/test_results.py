@@ -68,7 +68,7 @@ def test_metrics_are_reset_in_place_in_any_mode():
         with torch.inference_mode(mode):
             results.reset()
             results.update([Reading(CLEAN, None, preds, preds, target, target, target, target)])
-            metrics = results.metrics[CLEAN]
+            metrics: Any = results.metrics[CLEAN]
         assert metrics.totals()["accuracy"] == 1
         places.append([value.data_ptr() for metric in metrics.values() for value in metric.metric_state.values()])
     # states that were made in inference mode are made once more; new ones each time would leave gaps in the memory
