@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import growth, memory, monitors, noises, peers, report, rows, steps, weights
-from benchmarks.tables import PAGE, RESULTS, insert
+from benchmarks import growth, memory, monitors, noises, report, rows, steps, weights
+from benchmarks.tables import PAGE, RESULTS, insert, merge
 from benchmarks.timing import Bench
 
 TABLES = {
@@ -42,21 +42,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="measure each side once on little data, to test the benchmarks")
     parser.add_argument("--write", action="store_true", help="write the results and docs/performance.md")
     options = parser.parse_args()
-    if options.write and (options.quick or len(options.only) < len(TABLES)):
-        parser.error("--write keeps a complete run; leave out --only and --quick")
+    if options.write and options.quick:
+        parser.error("--quick measures nothing that is worth keeping; leave out --write")
     return options
 
 
 def about(bench: Bench) -> str:
     """Returns where, when and with what the tables were made."""
     clock = "Processor time" if bench.on_cpu and bench.threads == 1 else "Wall time"
-    threads = f", {bench.threads} of {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}" if bench.on_cpu else ""
+    threads = f", {bench.threads} of {os.cpu_count()} processors" if bench.on_cpu else ""
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     versions = [f"{package} {version(package)}" for package in ("lightning_noise", "torch", "pytorch-lightning")]
     return (
         f"# Cost on {name(bench.device)}\n\n"
-        f"`{command}` on {datetime.date.today()}, Python {platform.python_version()}, {', '.join(versions)}{threads}. {clock}; "
-        f"medians, and in brackets the quartiles, of ratios of sides that took turns. Peers: {peers.describe()}."
+        f"`{command}` with Python {platform.python_version()}, {', '.join(versions)}{threads}. {clock}; "
+        f"medians, and in brackets the quartiles, of ratios of sides that took turns."
     )
 
 
@@ -76,17 +76,19 @@ def main() -> None:
     for logger in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     bench = Bench(torch.device(options.device), options.threads, options.quick)
-    sections = []
+    path = RESULTS / (bench.device.type + (f"-{bench.threads}-threads" if bench.threads > 1 else "") + ".md")
+    is_partial = len(options.only) < len(TABLES)
+    old, sections = path.read_text() if is_partial and path.exists() else "", [about(bench)]
+    print(sections[0], flush=True)
     for each in options.only:
         for table in TABLES[each](bench):
-            print(f"{table}\n", flush=True)
+            load = f" at a load of {os.getloadavg()[0]:.1f}" if bench.on_cpu else ""
+            table.text += f" Measured on {datetime.date.today()}{load}."
             sections.append(str(table))
-    head = about(bench)
-    print(head)
-    if options.write:
-        threads = f"-{bench.threads}-threads" if bench.threads > 1 else ""
-        (RESULTS / f"{bench.device.type}{threads}.md").write_text("\n\n".join([head, *sections]) + "\n")
-        PAGE.write_text(insert(PAGE.read_text()))
+            print(f"\n{table}", flush=True)
+        if options.write:  # now, because a run may be ended
+            path.write_text(merge(old, "\n\n".join(sections)))
+            PAGE.write_text(insert(PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -105,4 +105,5 @@ def of_dtype(bench: Bench, dtype: torch.dtype) -> Table:
         del found["unit"]
         cells = [found.pop(side, "") for side in ("ours", "by hand")]
         table.rows.append([name, *cells, ", ".join(f"{peer} {ratio}" for peer, ratio in found.items())])
+    table.text += f" Peers: {peers.describe()}."
     return table

@@ -27,7 +27,7 @@ from benchmarks.models import (
     transformer,
 )
 from benchmarks.tables import Table
-from benchmarks.timing import Bench, ratios, spread
+from benchmarks.timing import Bench, number, ratios, spread
 from lightning_noise import (
     ActivationNoise,
     CutMix,
@@ -171,24 +171,20 @@ def tables(bench: Bench) -> Iterator[Table]:
 
 
 def of_network(bench: Bench, name: str, network: Network, cases: dict[str, Case]) -> Table:
-    cases = cases | {TOGETHER: together(cases)}
-    timers: dict[str, Callable[[], float]] = {"none": partial(step_seconds, bench, network)}
-    for kind, case in cases.items():
-        for side, level in {"level 0": 0.0, "noise": case.level}.items():
-            timers[f"{kind} {side}"] = partial(step_seconds, bench, network, partial(case.callbacks, level, network.pattern))
-        if case.hand is not None:
-            timers[f"{kind} by hand"] = partial(step_seconds, bench, network, hand=case.hand)
-    times = bench.take_turns(timers, rounds=5)
-    found = {side: spread(values, ".3f") for side, values in ratios(times).items()}
-    milliseconds = {side: 1e3 * median(values) for side, values in times.items()}
     table = Table(
         f"Steps of {name}",
-        f"1 is a step without callbacks, {milliseconds['none']:.3g} ms from batch to batch. The last column is by how many "
-        "milliseconds a step with noise is longer.",
-        ["callback", "level 0", "with noise", "by hand", "added, ms"],
+        "1 is a step without callbacks, from batch to batch. The last column is by how much longer a step with noise is.",
+        ["callback", "level 0", "with noise", "by hand", "without, ms", "added, ms"],
     )
-    for kind in cases:
-        added = milliseconds[f"{kind} noise"] - milliseconds["none"]
-        cells = [found.get(f"{kind} {side}", "") for side in ("level 0", "noise", "by hand")]
-        table.rows.append([kind if kind == TOGETHER else f"`{kind}`", *cells, f"{added:+.2f}"])
+    for kind, case in (cases | {TOGETHER: together(cases)}).items():
+        timers: dict[str, Callable[[], float]] = {"none": partial(step_seconds, bench, network)}
+        for side, level in {"level 0": 0.0, "noise": case.level}.items():
+            timers[side] = partial(step_seconds, bench, network, partial(case.callbacks, level, network.pattern))
+        if case.hand is not None:
+            timers["by hand"] = partial(step_seconds, bench, network, hand=case.hand)
+        times = bench.take_turns(timers, rounds=5)
+        found = {side: spread(values, ".3f") for side, values in ratios(times).items()}
+        none, noisy = (1e3 * median(times[side]) for side in ("none", "noise"))
+        cells = [found.get(side, "") for side in ("level 0", "noise", "by hand")]
+        table.rows.append([kind if kind == TOGETHER else f"`{kind}`", *cells, number(none), f"{noisy - none:+.2f}"])
     return table

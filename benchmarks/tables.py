@@ -26,6 +26,14 @@ class Table:
         return f"## {self.title}\n\n{self.text}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def merge(old: str, new: str) -> str:
+    """Returns the results of a new run, and those tables of the old results that are not in the new ones."""
+    (head, *sections), (_, *rest) = new.strip().split("\n## "), old.strip().split("\n## ")
+    titles = [section.split("\n")[0] for section in sections]
+    kept = [section for section in rest if section.split("\n")[0] not in titles]
+    return "\n\n## ".join(each.strip() for each in [head, *sections, *kept]) + "\n"
+
+
 def insert(page: str, results: Path = RESULTS) -> str:
     """Returns the page with the current results between its marks.
 

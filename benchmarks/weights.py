@@ -56,4 +56,5 @@ def tables(bench: Bench) -> Iterator[Table]:
         found = {side: spread(values) for side, values in ratios(times).items()}
         cells = [found.get(side, "") for side in (*map(str, UNITS), "noise-injection")]
         table.rows.append([name, number(1e3 * median(times["by hand"])), *cells])
+    table.text += f" Peers: {peers.describe()}."
     yield table
