@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -126,7 +127,8 @@ def test_without_a_level_that_of_the_inputs_tunes_itself_and_says_so_before_the_
     levels = [event.value for event in with_.Scalars("train_noise/input/level")]
     assert levels[-1] == pytest.approx(0.15)
     assert not any(levels[:-1])
-    assert [event.value for event in with_.Scalars("train_noise/input/retention")] == [1, 1, 1, 1]
+    retained = [event.value for event in with_.Scalars("train_noise/input/retention")]
+    assert retained == pytest.approx([math.nan, 1, 1, 1], nan_ok=True)  # after one epoch there is no skill above chance
     assert "train_noise/input/moves" in with_.Tags()["images"]
     assert not [tag for tag in without.Tags()["scalars"] if tag.startswith("adaptive/")]
 
