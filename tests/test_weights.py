@@ -493,11 +493,11 @@ class Growing(Network):
 
 
 @GROWTH
-def test_weights_that_outgrow_the_noise_are_warned_of_once(arguments, warns, tmp_path):
+def test_weights_that_outgrow_the_noise_are_warned_of_once_without_a_logger(arguments, warns):
     callback = WeightNoise(**NOISE | {"level": 0.01} | arguments)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit([callback], module=lambda: Growing(lr=0.0), logger=CSVLogger(tmp_path), log_every_n_steps=1, max_epochs=4)
+        fit([callback], module=lambda: Growing(lr=0.0), log_every_n_steps=1, max_epochs=4)
     messages = [str(warning.message) for warning in caught if "doubled" in str(warning.message)]
     assert len(messages) == warns
     assert all(

@@ -77,7 +77,7 @@ class WeightNoise(NoiseCallback):
 
     The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/ratio``, the norm of the noise over the norm of the
     weights. If the level is in the units of the weights, the weights can outgrow the noise. There is a warning if the norm of a
-    tensor in a logged step has doubled since the noise began in this fit.
+    tensor has doubled since the noise began in this fit. The norms are taken every ``log_every_n_steps`` steps.
 
     Let the level rise, as in ``schedules.Linear(0.0, 0.5, until=0.5)``: at equal mean dose, the rising level was a point of
     accuracy under noise better than a constant or falling level. An :class:`~lightning_noise.AdaptiveLevel` should start at 0.

@@ -78,9 +78,9 @@ def is_fast_dev_run(trainer: Trainer) -> bool:
 
 
 def should_log(trainer: Trainer) -> bool:
-    """Returns before a training batch whether its values reach a logger, by ``log_every_n_steps``."""
+    """Returns before a training batch whether ``self.log`` would log in it, by ``log_every_n_steps``."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return bool(trainer.loggers and every) and (batches_that_stepped(trainer) + 1) % every == 0
+    return bool(every) and (batches_that_stepped(trainer) + 1) % every == 0
 
 
 def batches_that_stepped(trainer: Trainer) -> int:
