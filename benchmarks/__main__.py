@@ -80,7 +80,7 @@ def main() -> None:
     is_partial = len(options.only) < len(TABLES)
     old, sections = path.read_text() if is_partial and path.exists() else "", [about(bench)]
     print(sections[0], flush=True)
-    for each in options.only:
+    for each in (each for each in TABLES if each in options.only):
         for table in TABLES[each](bench):
             load = f" at a load of {os.getloadavg()[0]:.1f}" if bench.on_cpu else ""
             table.text += f" Measured on {datetime.date.today()}{load}."
