@@ -55,7 +55,7 @@ def about(bench: Bench) -> str:
     versions = [f"{package} {version(package)}" for package in ("lightning_noise", "torch", "pytorch-lightning")]
     return (
         f"# Cost on {name(bench.device)}\n\n"
-        f"`{command}` with Python {platform.python_version()}, {', '.join(versions)}{threads}. {clock}; "
+        f"Last written by `{command}`, with Python {platform.python_version()}, {', '.join(versions)}{threads}. {clock}; "
         f"medians, and in brackets the quartiles, of ratios of sides that took turns."
     )
 

@@ -184,7 +184,10 @@ def of_network(bench: Bench, name: str, network: Network, cases: dict[str, Case]
             timers["by hand"] = partial(step_seconds, bench, network, hand=case.hand)
         times = bench.take_turns(timers, rounds=5)
         found = {side: spread(values, ".3f") for side, values in ratios(times).items()}
-        none, noisy = (1e3 * median(times[side]) for side in ("none", "noise"))
+        added = 1e3 * median(noisy - one for noisy, one in zip(times["noise"], times["none"], strict=True))
+        none = 1e3 * median(times["none"])
         cells = [found.get(side, "") for side in ("level 0", "noise", "by hand")]
-        table.rows.append([kind if kind == TOGETHER else f"`{kind}`", *cells, number(none), f"{noisy - none:+.2f}"])
+        table.rows.append(
+            [kind if kind == TOGETHER else f"`{kind}`", *cells, number(1e3 * median(times["none"])), f"{added:+.2f}"]
+        )
     return table
