@@ -34,9 +34,9 @@ class Slow(pl.LightningModule):
 
 
 class SlowReport(RobustnessMonitor):
-    def _make_report(self, trainer):
+    def _make_report(self):
         time.sleep(1.2)
-        return super()._make_report(trainer)
+        return super()._make_report()
 
 
 if __name__ == "__main__":
