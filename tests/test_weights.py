@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.utils.prune import random_unstructured
 from torch.utils.checkpoint import checkpoint
 
 from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise
@@ -289,7 +290,7 @@ def transpose(module):
 
 
 def prune(module):
-    nn.utils.prune.random_unstructured(module[0], "weight", 0.5)
+    random_unstructured(module[0], "weight", 0.5)
 
 
 @pytest.mark.parametrize(
