@@ -88,7 +88,7 @@ class Noise(Value, ABC):
         takes_complex: Whether the noise also takes complex values.
         keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that nobody has to put them back.
         takes_half: Whether :meth:`perturb` also takes half precision, and rounds once, at the end. A GPU then saves two copies.
-        level_usage: What to type for a level, with a place for a number that one would take for the level.
+        level_usage: What to type as the level, with ``{}`` in place of a number that a user would take for the level.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
 
     Example:
@@ -374,6 +374,7 @@ class Impulse(Noise):
             low = column(candidates.amin(1), x) if low is None else low
             high = column(candidates.amax(1), x) if high is None else high
         low, high = (bound if isinstance(bound, Tensor) else _number(bound, x) for bound in (low, high))
+        # the size of the integer says whether an element is hit, and its lowest bit chooses the value
         bits, last = draw_bits(x, generator), _last_bits(level)
         if not _is_fast_as_bits(x):
             hit = bits <= last if mask is None else (bits <= last).logical_and_(mask)
@@ -916,12 +917,12 @@ def _empty_like(x: Tensor) -> Tensor:
 
 
 def _last_bits(level: float | Tensor) -> int | Tensor:
-    """Returns the largest of the integers of :func:`draw_bits` that a share of elements has, or -1."""
+    """Returns the integer that a share ``level`` of the draws of :func:`draw_bits` does not exceed; -1 for no draw."""
     return (level * 2**31).long().sub_(1).int() if isinstance(level, Tensor) else int(level * 2**31) - 1
 
 
 def _is_fast_as_bits(x: Tensor) -> bool:
-    """Returns whether products of the bits of ``x`` with 0 and 1 replace ``torch.where``, which takes ten times as long."""
+    """Returns whether to multiply the bits of ``x`` by 0 or 1, because ``torch.where`` takes ten times as long."""
     is_large = x.numel() > 2**13  # otherwise the number of calls counts
     return is_large and x.device.type == "cpu" and x.dtype == torch.float32 and not is_differentiated(x)
 
@@ -932,21 +933,22 @@ def _number(value: float, x: Tensor) -> Tensor:
 
 
 def _draw_steps(x: Tensor, level: float | Tensor, others: int | Tensor, generator: torch.Generator) -> Tensor:
-    """Returns how many of the other rows a cell passes on its way to the next: at a share of cells, some or none.
+    """Returns how many rows each cell skips before it takes the value of the next row, in a circle of rows.
 
-    The other cells pass all others, so the next row is their own.
+    A share ``level`` of the cells skips fewer rows than there are ``others``. The remaining cells skip all others, so the next
+    row is their own.
     """
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     level = level.to(wide).clamp_min(2**-60) if isinstance(level, Tensor) else level
     others = others.to(wide) if isinstance(others, Tensor) else others
-    # for u < p, u / p is uniform, and for u >= p, it is at least 1
+    # for u < p, u / p is uniform, and for u >= p, it is at least 1; with u = 0, a level of 0 would swap a cell
     u = draw_bits(x, generator).bitwise_or_(1).to(wide)
     steps = u.mul_(others / (level * 2**31)).clamp_max_(others)
     return steps.to(torch.int32 if 2 * x.numel() < 2**31 else torch.int64)
 
 
 def _pass_valid(steps: Tensor, valid: Tensor, mask: Tensor) -> Tensor:
-    """Returns the next row after so many valid rows, in a circle of valid rows, and the own row of an invalid cell."""
+    """Returns the next row for a cell that skips valid rows in a circle of valid rows. An invalid cell gets its own row."""
     n, own = valid[-1:], column(torch.arange(len(mask), device=mask.device), mask)
     rank = torch.where(mask, valid - 1, n + own - valid)  # valid rows first
     order = torch.empty_like(rank).scatter_(0, rank, own.expand_as(rank))
