@@ -15,6 +15,7 @@ from lightning_noise._checks import is_flag
 __all__ = [
     "add_scaled",
     "as_type_of",
+    "at_least_float32",
     "center_span",
     "column",
     "count_valid",
@@ -29,6 +30,11 @@ __all__ = [
     "without_overrides",
     "zero_invalid_",
 ]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Returns ``x`` in at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:

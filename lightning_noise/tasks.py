@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_noise._tensor import at_least_float32
 from lightning_noise._usage import Guided, nearest
 from lightning_noise.batch import describe, leaves, write_access
 from lightning_noise.metrics.base import Predictions, are_distributions
@@ -274,7 +275,7 @@ class _Classification(_Labels):
 
     def _as_logits(self, values: Tensor) -> Tensor:
         """Returns values of shape (B, K, *) as logits in at least float32. The logarithms of probabilities are logits."""
-        values = _at_least_float32(values)
+        values = at_least_float32(values)
         return values.clamp_min(torch.finfo(torch.float32).tiny).log() if self.probabilities else values
 
 
@@ -405,7 +406,7 @@ class _YesOrNo(_Classification):
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         if not self.fits(output, target):
             raise self._refuse(output, target)
-        yes = _at_least_float32(output)
+        yes = at_least_float32(output)
         no = 1 - yes if self.probabilities else torch.zeros_like(yes)
         return self._as_logits(torch.stack([no, yes], 1)), target.long()
 
@@ -524,7 +525,7 @@ class Regression(_Labels):
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         if not self.fits(output, target):
             raise self._refuse(output, target)
-        return _at_least_float32(_squeeze(output, target)), _at_least_float32(target)
+        return at_least_float32(_squeeze(output, target)), at_least_float32(target)
 
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics({"mse": MeanSquaredError(n_groups), "mae": MeanAbsoluteError(n_groups), "r2": R2Score(n_groups)})
@@ -677,10 +678,6 @@ def _are_in_unit_interval(values: Tensor) -> bool:
 
 def _is_floating(output: Any) -> bool:
     return isinstance(output, Tensor) and output.is_floating_point()
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _describe_range(target: Tensor) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from lightning_noise._tensor import at_least_float32
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.loop.dispatch import parameters_of, wrap_closure
@@ -207,7 +208,7 @@ class GradientNoise(NoiseCallback):
             copy_all_(map(local, found), noisy)
             if self._is_logged:
                 signal = signal + _energy(found, clean)
-                error = error + _energy(found, subtract_all(map(_float, noisy), map(_float, clean)))
+                error = error + _energy(found, subtract_all(map(at_least_float32, noisy), map(at_least_float32, clean)))
             perturbation.effective = self._has_acted = True
         if self._is_logged:
             perturbation.stats["ratio"] = (error / signal).sqrt()
@@ -248,9 +249,5 @@ def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
 def _energy(gradients: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
     """Returns the sum of squares of tensors like the gradients, over all shards, from the parts that this rank holds."""
     if any(map(is_sharded, gradients)):
-        return whole(_float(with_local(gradients[0], parts[0])).abs().square().sum())
-    return torch.stack(norms_of(map(_float, parts))).square().sum()
-
-
-def _float(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+        return whole(at_least_float32(with_local(gradients[0], parts[0])).abs().square().sum())
+    return torch.stack(norms_of(map(at_least_float32, parts))).square().sum()

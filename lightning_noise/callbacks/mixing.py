@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_noise._checks import plain
-from lightning_noise._tensor import column, detached, like, span, validate_dim
+from lightning_noise._tensor import at_least_float32, column, detached, like, span, validate_dim
 from lightning_noise.batch import (
     Path,
     Selector,
@@ -75,7 +75,7 @@ class _Mix:
         return self.paste(mask.reshape(_view_of(mask, x))).view(mask.shape)
 
     def blend(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = at_least_float32(x)
         lam = column(self.lam, x).to(wide.dtype)
         return wide.index_select(0, self.partners).lerp_(wide, lam).to(x.dtype)  # an index of rows would be slower
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from lightning_noise._tensor import at_least_float32
 from lightning_noise.loop.internals import (
     add_callback_metrics,
     current_hook,
@@ -119,7 +119,7 @@ class Replay:
         metrics = self._results.metrics(on_step=False)["callback"]
         add_callback_metrics(self._logged, metrics)
         for name in (logged_name(self._results, value) for value in new.values()):
-            self._values[name] = metrics[name].squeeze().to(torch.promote_types(metrics[name].dtype, torch.float32))
+            self._values[name] = at_least_float32(metrics[name].squeeze())
         self._collected |= new.keys()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_noise._checks import check_counts
-from lightning_noise._tensor import column
+from lightning_noise._tensor import at_least_float32, column
 from lightning_noise.batch import describe
 from lightning_noise.loop.internals import plot_values, state_names, states_hidden, sync_states
 
@@ -165,7 +165,7 @@ class Predictions:
     n_odds = 4096
 
     def __init__(self, logits: Tensor):
-        self.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in half precision the sums would overflow
+        self.logits = at_least_float32(logits)  # in half precision the sums would overflow
         self._scored: tuple[Tensor, Tensor] | None = None
 
     @classmethod

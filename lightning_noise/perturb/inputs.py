@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import is_flag, is_number, plain
-from lightning_noise._tensor import column, detached, like
+from lightning_noise._tensor import at_least_float32, column, detached, like
 from lightning_noise.batch import Path, describe, format_path, get, modify
 from lightning_noise.masks import Mask, align_mask, find_documents, find_masks, in_documents, number_documents, valid_positions
 from lightning_noise.noise import Noise, Uniform
@@ -124,7 +124,7 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path], mask: Mask | None = None) 
         pairs = [(leaf, changed, found)] if isinstance(leaf, Tensor) else _pairs(leaf, changed, found)
         for x, y, valid in pairs:
             if x.is_floating_point() or x.is_complex():  # a distance of category codes is meaningless
-                x, y = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (detached(x), detached(y)))
+                x, y = (at_least_float32(part) for part in (detached(x), detached(y)))
                 mine = valid_positions(x, _valid(valid, x))
                 signal, error = signal + _power(x, mine), error + _power(y - x, mine)
     return 10 * torch.log10(signal / error)
@@ -262,7 +262,7 @@ def _std(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Returns the standard deviation of the valid elements of each row."""
     if x.shape[1:].numel() == 1:  # one number has no deviation, not even in an empty batch
         raise ValueError(f"relative='std' needs samples of more than one number, got a tensor of shape {tuple(x.shape)}")
-    rows = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    rows = at_least_float32(x.flatten(1))
     if mask is None:
         std = rows.std(1, correction=0)
         if x.device.type == "cpu" and not std.isnan().any():  # elsewhere, to look would wait for the device

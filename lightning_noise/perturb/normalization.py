@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import plain
+from lightning_noise._tensor import at_least_float32
 
 __all__ = ["Normalization", "normalization_of", "per_channel"]
 
@@ -50,7 +51,7 @@ class Normalization:
 
         What is smaller than the rounding error of its normalization is 0, so that a black pixel is not negative.
         """
-        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = at_least_float32(x)
         scaled, mean = y * per_channel("std", self.std, y), per_channel("mean", self.mean, y)
         raw = scaled + mean
         eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, torch.float32))  # data are seldom normalized in float64

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_noise._tensor import at_least_float32
 from lightning_noise.batch import describe
 from lightning_noise.loop.internals import (
     copy_all_,
@@ -75,7 +76,7 @@ def weight_noise(w: Tensor, noise: Noise, level: float | Tensor, key: Key, relat
         tensor([0.5000, 0.0000])
     """
     # half precision is perturbed in float32, to round once; a noise takes each row for a sample
-    x = _float(w if w.ndim else w[None])
+    x = at_least_float32(w if w.ndim else w[None])
     if relative == "filter":
         direction = key.apply(noise, torch.zeros_like(x), 1.0)
         y = x + level * direction * scale_of(x[None], direction[None], relative)[0]
@@ -275,8 +276,8 @@ class PerturbedParameters:
         """Returns the names of the noisy parameters, and the norms of noise and weights, on this rank."""
         names, noise, weights = [], [], []
         for _, members in self._grouped(self.clean.keys()):
-            noisy = [_float(local(parameter)) for parameter in members]
-            clean = [_float(self.clean[parameter]) for parameter in members]
+            noisy = [at_least_float32(local(parameter)) for parameter in members]
+            clean = [at_least_float32(self.clean[parameter]) for parameter in members]
             names += [self.names[parameter] for parameter in members]
             noise += norms_of(subtract_all(noisy, clean))
             weights += norms_of(clean)
@@ -286,7 +287,7 @@ class PerturbedParameters:
         """Returns the norms of the other parameters that are not trained, on this rank."""
         others = {name: p for name, p in self.module.named_parameters() if p not in self.names and not is_lazy(p)}
         frozen = {name: local(p) for name, p in others.items() if not p.requires_grad and p.is_floating_point()}
-        return {name: torch.linalg.vector_norm(_float(p)) for name, p in frozen.items()}
+        return {name: torch.linalg.vector_norm(at_least_float32(p)) for name, p in frozen.items()}
 
     def _grouped(self, parameters: Set[nn.Parameter]) -> Iterator[tuple[Group[nn.Parameter], list[nn.Parameter]]]:
         """Yields the groups, each with those of the parameters that it has."""
@@ -308,13 +309,13 @@ class PerturbedParameters:
         if not group.is_flat:
             return [self._noisy_alone(group, clean, key)]
         if self.relative is None:
-            return group.split(key.apply(self.noise, _float(clean), self.level).to(clean.dtype))
+            return group.split(key.apply(self.noise, at_least_float32(clean), self.level).to(clean.dtype))
         if len(group.tensors) == 1 and self.relative != "filter":  # a level for all elements saves a tensor of zeros
-            (w,) = group.stacks(_float(clean))
+            (w,) = group.stacks(at_least_float32(clean))
             level = (self.level * unit_of(w, self.relative)).flatten().expand(len(clean))
-            return group.split(key.apply(self.noise, _float(clean), level).to(clean.dtype))
+            return group.split(key.apply(self.noise, at_least_float32(clean), level).to(clean.dtype))
         noisy = self._direction(group, key)
-        for w, direction in zip(group.stacks(_float(clean)), group.stacks(noisy), strict=True):
+        for w, direction in zip(group.stacks(at_least_float32(clean)), group.stacks(noisy), strict=True):
             torch.addcmul(w, direction, self.level * scale_of(w, direction, self.relative), out=direction)
         return group.split(noisy.to(clean.dtype))
 
@@ -327,7 +328,7 @@ class PerturbedParameters:
 
     def _direction(self, group: Group, key: Key) -> Tensor:
         """Returns the noise of level 1 for a group, without a unit."""
-        return key.apply(self.noise, torch.zeros_like(_float(self._copies[group])), 1.0)
+        return key.apply(self.noise, torch.zeros_like(at_least_float32(self._copies[group])), 1.0)
 
     def _compute_weights(self) -> None:
         with torch.enable_grad():
@@ -376,16 +377,16 @@ class PerturbedParameters:
             raise ValueError(_NO_SECOND_DERIVATIVES)
         if not direction:
             return (gradient * slope).to(gradient.dtype)
-        along = _float(gradient) * direction[0]
+        along = at_least_float32(gradient) * direction[0]
         if self.relative != "filter":
             along = along.sum()
         elif along.ndim > 1:
             along = along.sum(tuple(range(1, along.ndim)), keepdim=True)
-        return torch.addcmul(_float(gradient), slope, along).to(gradient.dtype)
+        return torch.addcmul(at_least_float32(gradient), slope, along).to(gradient.dtype)
 
     def _differentiate(self, group: Group, key: Key) -> list[tuple[Tensor, ...]]:
         """Returns the derivative of each noisy weight; for relative noise that of its scale, and the noise of level 1."""
-        clean = _float(self._copies[group]).detach()
+        clean = at_least_float32(self._copies[group]).detach()
         with torch.enable_grad():
             if self.relative is None:
                 noisy = _check_differentiable(key.apply(self.noise, clean.requires_grad_(), self.level))
@@ -505,10 +506,6 @@ def check_dense(name: str, gradient: Tensor) -> None:
             f"noise needs dense gradients, but the gradient of {name!r} is {gradient.layout}; "
             "type nn.Embedding(…, sparse=False)"
         )
-
-
-def _float(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_differentiable(noisy: Tensor) -> Tensor:
