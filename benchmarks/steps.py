@@ -173,8 +173,8 @@ def tables(bench: Bench) -> Iterator[Table]:
 def of_network(bench: Bench, name: str, network: Network, cases: dict[str, Case]) -> Table:
     table = Table(
         f"Steps of {name}",
-        "1 is a step without callbacks, from batch to batch. The last column is by how much longer a step with noise is.",
-        ["callback", "level 0", "with noise", "by hand", "without, ms", "added, ms"],
+        "1 is a step without callbacks, from batch to batch.",
+        ["callback", "level 0", "with noise", "by hand", "without, ms"],
     )
     for kind, case in (cases | {TOGETHER: together(cases)}).items():
         timers: dict[str, Callable[[], float]] = {"none": partial(step_seconds, bench, network)}
@@ -184,8 +184,6 @@ def of_network(bench: Bench, name: str, network: Network, cases: dict[str, Case]
             timers["by hand"] = partial(step_seconds, bench, network, hand=case.hand)
         times = bench.take_turns(timers, rounds=5)
         found = {side: spread(values, ".3f") for side, values in ratios(times).items()}
-        added = 1e3 * median(noisy - one for noisy, one in zip(times["noise"], times["none"], strict=True))
-        none = 1e3 * median(times["none"])
         cells = [found.get(side, "") for side in ("level 0", "noise", "by hand")]
-        table.rows.append([kind if kind == TOGETHER else f"`{kind}`", *cells, number(none), f"{added:+.2f}"])
+        table.rows.append([kind if kind == TOGETHER else f"`{kind}`", *cells, number(1e3 * median(times["none"]))])
     return table
