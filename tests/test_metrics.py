@@ -138,6 +138,17 @@ def test_estimates_are_nan_if_a_prediction_is_nan(metric):
     assert [any(math.isnan(value) for value in each.values()) for each in rest] == [group != bad for group in range(4)]
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_reset_leaves_the_tensors_that_others_hold(metric):
+    # forward of torchmetrics 1.0 holds the sums of earlier batches while it resets, and adds them again
+    metric = metric(n_groups=4)
+    metric.update(**batch_of(metric))
+    held, sums = metric.metric_state, {state: value.clone() for state, value in metric.metric_state.items()}
+    metric.reset()
+    assert not any(value.any() for value in metric.metric_state.values())
+    assert all(torch.equal(held[state], value) for state, value in sums.items())
+
+
 def test_groups_are_at_least_one():
     with pytest.raises(ValueError, match="n_groups must be at least 1, got 0"):
         CrossEntropy(0)

@@ -81,10 +81,13 @@ class Sums(Metric):
         values = {key: value.float().to(self.device) for key, value in self._values(_double(sums)).items()}
         return values[self.key] if self.key else values
 
-    def reset(self) -> None:
-        """Sets the sums to 0, in place: new tensors at each validation would leave gaps in the memory of the process."""
+    def reset_in_place(self) -> None:
+        """Resets without new tensors, which would leave gaps in the memory of the process at each validation.
+
+        ``reset`` makes new ones, because ``forward`` of early torchmetrics holds the sums of earlier batches meanwhile.
+        """
         with states_hidden(self):
-            super().reset()
+            self.reset()
         with torch.inference_mode(False):
             for state in state_names(self):
                 values = getattr(self, state)  # if made in inference mode, it cannot be written to outside

@@ -24,6 +24,11 @@ class GroupedMetrics(MetricCollection):
         super().__init__(metrics, compute_groups=False)  # type: ignore[arg-type]
         self._read = read
 
+    def reset(self) -> None:
+        """Sets all sums to 0, in place."""
+        for metric in self._sums():
+            metric.reset_in_place()
+
     def read(self, preds: Any) -> Any:
         """Returns predictions that several collections can be updated with, so that they are read once."""
         return preds if self._read is None else self._read(preds)
