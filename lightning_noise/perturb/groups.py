@@ -16,7 +16,7 @@ from lightning_noise.rng import Key
 __all__ = ["Group", "groups_of"]
 
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
-_ELEMENTS = 2**22  # of several tensors: what a draw needs for a while is then small beside the weights of a large model
+_ELEMENTS = 2**22  # of several tensors: the temporary memory of a draw is then small beside a large model
 
 
 class Group(Generic[AnyTensor]):
@@ -72,7 +72,7 @@ class Group(Generic[AnyTensor]):
 
 
 def groups_of(tensors: Mapping[str, AnyTensor], noise: Noise) -> Iterator[Group[AnyTensor]]:
-    """Yields groups of tensors, of which none but a single large tensor has more than 2^22 elements."""
+    """Yields groups of tensors. A group has at most 2^22 elements, unless it is a single tensor."""
     is_flat = noise.elementwise and noise.independent_rows
     kinds: dict[Any, list[str]] = {}
     for name, x in tensors.items():

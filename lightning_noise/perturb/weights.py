@@ -101,7 +101,7 @@ def unit_of(stack: Tensor, relative: RelativeTo) -> Tensor:
 
 
 def scale_of(stack: Tensor, direction: Tensor, relative: RelativeTo) -> Tensor:
-    """Returns what the noise of level 1 is multiplied with for the level to have its unit."""
+    """Returns the factor that gives noise of level 1 the unit of the level."""
     unit = unit_of(stack, relative)
     if relative == "filter":
         unit = unit / unit_of(direction, relative).clamp_min(torch.finfo(stack.dtype).tiny)
@@ -113,10 +113,11 @@ class PerturbedParameters:
 
     In between, some parameters can be restored for an update, and perturbed by a new draw after the update. The
     ``state_dict()`` of the module and of its parts always returns clean parameters. The weights that pruning computes from
-    parameters follow the parameters. :func:`find_parameters` and :func:`weight_noise` explain the
-    arguments. The gradient is ``"straight_through"``, at the noisy weights, or ``"reparametrized"``, with respect to the clean
-    weights: it is multiplied by the Jacobian of the noise before any other hook runs. ``last`` is the selection of an earlier
-    step, which is used again if it still holds.
+    parameters follow the parameters.
+
+    :func:`find_parameters` and :func:`weight_noise` explain the arguments. The gradient is ``"straight_through"``, at the noisy
+    weights, or ``"reparametrized"``, with respect to the clean weights: it is multiplied by the Jacobian of the noise before
+    any other hook runs. ``last`` is the selection of an earlier step, which is used again until the parameters change.
 
     Raises:
         TypeError: If a parameter is complex and the noise takes real numbers alone.
@@ -418,7 +419,7 @@ class Selection:
 
     def __init__(self, module: nn.Module, params: str | Sequence[str] | None, noise: Noise):
         self.state: list[Any] = []  # what the selection depends on
-        self.alive: list[nn.Parameter] = []  # no other parameter can get their ids
+        self.alive: list[nn.Parameter] = []  # all parameters, so that no other can get an id that is in the state
         self.parts = list(module.modules())
         found = find_parameters(module, params)
         self.names = {parameter: name for name, parameter in found.items()}
