@@ -466,8 +466,10 @@ def state_names(metric: Metric) -> list[str]:
 def states_hidden(metric: Metric) -> Iterator[None]:
     """Hides the states of a metric from ``Metric.reset``, which would make new ones."""
     defaults, metric._defaults = metric._defaults, {}
-    yield
-    metric._defaults = defaults
+    try:
+        yield
+    finally:
+        metric._defaults = defaults
 
 
 def plot_values(metric: Metric, values: Any, axes: Any) -> Any:
