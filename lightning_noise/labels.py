@@ -247,9 +247,8 @@ class ConfusionFlips(LabelNoise):
 
     def draw_other(self, target: Tensor, u: Tensor, ignore_index: int = -100) -> Tensor:
         n = self.n_classes
-        found = (
-            torch.searchsorted(self._steps.to(target.device, non_blocking=True), target + u.double(), right=True) - n * target
-        )
+        steps = self._steps.to(target.device, non_blocking=True)
+        found = torch.searchsorted(steps, target + u.double(), right=True) - n * target
         return found.clamp_(0, n - 1)
 
     @cached_property

@@ -77,7 +77,7 @@ class _Mix:
     def blend(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
         lam = column(self.lam, x).to(wide.dtype)
-        return wide.index_select(0, self.partners).lerp_(wide, lam).to(x.dtype)  # an index of rows would be slower
+        return wide.index_select(0, self.partners).lerp_(wide, lam).to(x.dtype)  # indexing is slower
 
     def paste(self, x: Tensor) -> Tensor:
         assert self.box is not None

@@ -52,7 +52,7 @@ class SideEffects:
         self._sizes: list[int] = []
         self._items: list[Any] = []  # in the views, to be compared by identity
         self._run: Contents = []
-        self._results: Any = None  # of a forward pass that logs nothing
+        self._results: Any = None  # where the forward passes log
         self._private: list[tuple[dict, Any, Any]] = []  # small arrays and generators, of which a forward pass gets copies
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._counts: dict[int, int] = {}  # the writes to each large tensor
@@ -79,7 +79,8 @@ class SideEffects:
     def undone(self, trainer: Trainer) -> Iterator[None]:
         """Undoes what is changed in the body, which may be entered several times for a batch."""
         try:
-            self._results = empty_results(trainer) if self._results is None or self._results else self._results
+            if self._results is None or self._results:  # the last forward pass has logged
+                self._results = empty_results(trainer)
             exchange_evaluation_results(trainer, self._results, logged_so_far(trainer))
             for container, key, value in self._private:
                 dict.__setitem__(container, key, copy.deepcopy(value))

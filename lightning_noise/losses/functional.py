@@ -55,8 +55,8 @@ def smoothed_cross_entropy(
     """
     # torch's own loss is the fastest; with class weights it would wait for the device
     if weight is None and level.device.type == "cpu" and not torch.compiler.is_compiling():
-        options = {"ignore_index": ignore_index, "reduction": reduction}
-        return F.cross_entropy(input, target, **options, label_smoothing=float(level.numpy()))
+        smoothing = float(level.numpy())
+        return F.cross_entropy(input, target, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing)
     if target.is_floating_point():
         soft = _smooth(target, level, input.shape[class_dim(input)])
         return F.cross_entropy(input, soft, weight, ignore_index=ignore_index, reduction=reduction)

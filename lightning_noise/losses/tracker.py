@@ -36,7 +36,7 @@ class Tracker:
         self.target = target
         self._entries = [Tracked(target, labels, share)]
         self._identities = {id(target)}
-        self._is_complete = True  # the identities; a compiler knows none
+        self._is_complete = True  # whether the identities are those of all entries; a compiler knows no identity
 
     def find(self, tensor: Any) -> Tracked | None:
         """Returns the entry of a tensor, or ``None`` if the tensor is not tracked."""
