@@ -48,9 +48,9 @@ class GradientNoise(NoiseCallback):
     Only optimizers of torch that update parameters of the module in a training step count.
 
     The draws are the same on all ranks, so that replicas stay equal; each shard of a parameter has its own draw. An elementwise
-    noise perturbs gradients of one dtype as one tensor, so the draw of a gradient depends on which parameters the optimizer
-    has. All evaluations of a closure in one update share a draw, as in LBFGS. In a manual step, each update has its own draw,
-    at the level of the batch.
+    noise perturbs gradients of one dtype together, up to four million elements at a time. So the draw of a gradient depends on
+    which trained parameters the optimizer has. All evaluations of a closure in one update share a draw, as in LBFGS. In a
+    manual step, each update has its own draw, at the level of the batch.
 
     The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/ratio``, the norm of the noise over the norm of the
     gradient. Both norms are over all parameters of the last update of the batch.

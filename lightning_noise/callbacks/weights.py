@@ -69,8 +69,8 @@ class WeightNoise(NoiseCallback):
     parametrization, follows the noise and is computed again after the step. Complex parameters get complex noise.
 
     Each micro-batch of an accumulation and each rank has its own draw. All evaluations of a closure in one update share a draw.
-    An elementwise noise, such as :class:`~lightning_noise.noise.Gaussian`, perturbs parameters of one dtype as one tensor. So
-    the draw of a parameter depends on which other parameters are perturbed.
+    An elementwise noise, such as :class:`~lightning_noise.noise.Gaussian`, perturbs parameters of one dtype together, up to
+    four million elements at a time. So the draw of a parameter depends on which other parameters are perturbed.
 
     The memory cost is one copy of the perturbed parameters, and a few copies of the largest parameter or of four million
     elements. With ``"reparametrized"``, the backward pass needs up to two more copies of the small parameters.
