@@ -207,8 +207,9 @@ class WeightNoise(NoiseCallback):
         self._selection = None
 
     def _perturbed_parameters(self, module: LightningModule, level: float, key: Key) -> PerturbedParameters:
-        units: Any = {"relative": self.relative, "gradient": self.gradient}
-        return PerturbedParameters(module, self.params, self.noise, level, key, **units, last=self._selection)
+        return PerturbedParameters(
+            module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient, last=self._selection
+        )
 
     def _measure(self, noisy: PerturbedParameters) -> Tensor:
         """Returns the norm of all noise over the norm of all weights."""
