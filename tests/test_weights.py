@@ -408,7 +408,8 @@ def test_parameters_of_all_kinds_get_independent_noise_of_the_level_and_are_rest
             torch.testing.assert_close(drawn.flatten(1).norm(dim=1), w.flatten(1).norm(dim=1), rtol=0.01, atol=0)
             continue
         unit = 1.0 if relative is None else (w.std(correction=0) if relative == "std" else w.abs().max())
-        assert abs((drawn / unit).var() - 1) < 5 * math.sqrt(2 / w.numel()) + 0.01
+        # five standard errors of a variance; bfloat16 rounds the noisy weights, which adds less than a thousandth to it
+        assert abs((drawn / unit).var() - 1) < 5 * math.sqrt(2 / w.numel()) + 0.001
     same = [(i, j) for i in range(len(z)) for j in range(i) if z[i].shape == z[j].shape and z[i].numel() > 100]
     for i, j in same:
         correlation = torch.corrcoef(torch.stack([z[i].flatten(), z[j].flatten()]))[0, 1]
