@@ -264,6 +264,28 @@ def test_a_report_says_what_chance_is_and_that_there_is_no_skill(tmp_path):
     assert report.read(tmp_path).chance == blind.chance
 
 
+def test_a_report_of_a_regression_says_that_there_is_no_skill():
+    blind = judged(Constant(torch.tensor(1.0)), torch.linspace(-1, 1, 60), tasks.Regression())
+    assert "The R² without noise is not above chance, so there is no skill to retain" in report.markdown(blind)
+
+
+class Fragile(Rare):
+    """Returns NaN for large inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).where(x.max() < 2, math.nan)
+
+
+def test_a_report_does_not_deny_the_skill_of_a_model_that_returns_nan_under_noise():
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.001, 1.0])
+    assert math.isnan(validated(monitor, Fragile(), table(), batch_size=100)["accuracy_retention"])
+    assert monitor.report is not None
+    text = report.markdown(monitor.report)
+    assert "Accuracy is **100.00 %**" in text
+    assert "no skill" not in text
+    assert "nan" not in text
+
+
 def test_retentions_above_another_chance_are_not_compared():
     task, target, guesses = GUESSES["multiclass"]
     new = judged(Constant(guesses[0]), target, task)

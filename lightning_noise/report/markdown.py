@@ -151,8 +151,9 @@ def _notes(report: Report, columns: Iterable[Column]) -> str:
         lines.append(
             f"**chance**: the accuracy of the best constant guess, the most frequent class: {100 * guess.value:.3g} %."
         )
-    if math.isnan(report.values.get((OVERALL, "accuracy_retention"), 0.0)):
-        lines.append("The accuracy without noise is not above chance, so there is no skill to retain.")
+    for metric in ("accuracy", "r2"):
+        if report.chance is not None and report.values.get((CLEAN, metric), math.nan) <= report.chance:
+            lines.append(f"The {column_of(metric).name} without noise is not above chance, so there is no skill to retain.")
     draws = "one draw" if report.n_draws == 1 else f"{report.n_draws} draws"
     targets = f" with {report.n_targets:,} targets" if report.n_targets > report.n else ""
     lines += [
@@ -200,7 +201,7 @@ def _table(report: Report, columns: Mapping[str, Column], rows: Rows, show: Call
 def _show_value(rows: Rows, condition: Condition, metric: str) -> str:
     text = _text(rows.get((condition, metric)), column_of(metric), _INTERVAL if metric in _WITH_INTERVAL else _VALUE)
     floor = rows.get((condition, "ece_floor"))
-    if metric != "ece" or floor is None:
+    if metric != "ece" or floor is None or text == _NOTHING:
         return text
     p = rows.get((condition, "ece_p"))
     expected = f"{column_of(metric).factor * floor.value:.{len(text.partition('.')[2])}f}"  # as many decimals
