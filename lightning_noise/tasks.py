@@ -247,7 +247,8 @@ class _Classification(_Labels):
         return (
             f"a constant guess is right for {100 * share:.3g} % of the targets of the first batch, so one point of accuracy is "
             f"{1 / (1 - share):.0f} % of the skill above chance; {ignore}for a metric in which all classes weigh alike, type "
-            f"task=tasks.Custom({metric}) of torchmetrics.classification, and rules.Governor(chance={chance}) if a level adapts"
+            f"RobustnessMonitor(task=tasks.Custom({metric})) with torchmetrics.classification, or "
+            f"AdaptiveLevel(rules.Governor(chance={chance}), task=tasks.Custom({metric}))"
         )
 
     def _balanced(self, preds: Tensor) -> tuple[str, str]:
