@@ -217,7 +217,13 @@ def test_chance_is_exactly_one_of_the_number_of_classes_if_they_are_balanced(n_c
 def test_more_classes_than_are_counted_apart_are_a_little_too_many():
     metric, n = ConstantGuess(), 50_000
     metric.update(torch.arange(n))
-    assert metric.totals()["chance"] == pytest.approx(1 / n, abs=1 / 4096)
+    assert metric.totals()["chance"] == 13 / n  # 12 or 13 classes share a count
+
+
+def test_labels_that_are_not_counted_apart_share_a_guess():
+    metric, labels = ConstantGuess(per_label=True), torch.tensor([0, 1, 2048])
+    metric.update(2 * labels + torch.tensor([[1, 0, 0], [1, 0, 0]]))
+    assert metric.totals()["chance"] == 4 / 6  # with a guess for each label it would be 1
 
 
 def test_the_number_of_classes_may_differ_between_batches():

@@ -22,7 +22,8 @@ class ConstantGuess(Sums):
     is :math:`1 / K`, else it is larger. A classifier that returns the same class for every sample has at most this accuracy.
 
     ``update(classes, groups=None)`` adds class indices, which are :math:`2 l + k` with ``per_label``. Indices are counted
-    modulo 4096, so the value is too large by about 1/4096 if there are more classes.
+    modulo 4096. With more classes, the value is too large by about 1/4096. With more than 2048 labels, some labels share a
+    guess, so the value may be too small.
 
     Args:
         per_label: Whether the guess may differ between labels.
