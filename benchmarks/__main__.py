@@ -77,11 +77,12 @@ def main() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
     bench = Bench(torch.device(options.device), options.threads, options.quick)
     path = RESULTS / (bench.device.type + (f"-{bench.threads}-threads" if bench.threads > 1 else "") + ".md")
-    is_partial = len(options.only) < len(TABLES)
+    chosen = [tables for part, tables in TABLES.items() if part in options.only]
+    is_partial = len(chosen) < len(TABLES)
     old, sections = path.read_text() if is_partial and path.exists() else "", [about(bench)]
     print(sections[0], flush=True)
-    for each in (each for each in TABLES if each in options.only):
-        for table in TABLES[each](bench):
+    for tables in chosen:
+        for table in tables(bench):
             load = f" at a load of {os.getloadavg()[0]:.1f}" if bench.on_cpu else ""
             table.text += f" Measured on {datetime.date.today()}{load}."
             sections.append(str(table))

@@ -22,7 +22,10 @@ FEATURES = 16  # of a row of the table
 def validation_seconds(bench: Bench, net: nn.Module, batches: list[Any], callbacks: Callbacks, n: int = 2) -> float:
     """Returns the median of the validations of a fit after the first, with what all callbacks do at their end."""
     times: list[float] = []
-    note = lambda *_: times.append(bench.now())  # noqa: E731
+
+    def note(*_: object) -> None:
+        times.append(bench.now())
+
     stopwatch = LambdaCallback(on_validation_start=note, on_train_epoch_end=note)  # the next hook
     fit(bench.device, Classifier(net), batches, [stopwatch, *callbacks()], limit_train_batches=1, max_epochs=n + 1)
     return median(end - begin for begin, end in zip(times[2::2], times[3::2], strict=True))
