@@ -110,7 +110,8 @@ def test_weights_levels_and_measurements_are_bitwise_those_of_the_other_namespac
     for tag in ("train_noise/input/level", "train_noise/input/snr_db", "replay/weight/0.2/val_loss", "robustness/score"):
         assert tag in logged[0][0]
     measured = {key: value.item() for key, value in one_trainer.callback_metrics.items()}
-    assert measured == {key: value.item() for key, value in two_trainer.callback_metrics.items()}
+    again = {key: value.item() for key, value in two_trainer.callback_metrics.items()}
+    assert measured == pytest.approx(again, rel=0, abs=0, nan_ok=True)  # NaN retention of a model not above chance
     assert {"robustness_levels/gaussian/0.2/loss", "own_levels/weight/0.2/hits"} <= measured.keys()
     assert not torch.equal(weights(one)[0], weights(fit(both[0], [])[0])[0]), "the noise is in both"
 
