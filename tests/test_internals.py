@@ -706,10 +706,6 @@ class Total(Metric):
         return self.total + self.count
 
 
-def test_the_states_of_a_metric_are_known_by_name():
-    assert internals.state_names(Total()) == ["total", "count"]
-
-
 def test_values_of_a_metric_are_plotted_on_axes():
     axes = Figure().subplots()
     internals.plot_values(Total(), torch.tensor(3.0), axes)

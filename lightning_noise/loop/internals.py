@@ -457,11 +457,6 @@ def takes_scaled_gradients(optimizer: Optimizer) -> bool:
 # --- torchmetrics
 
 
-def state_names(metric: Metric) -> list[str]:
-    """Returns the names of the states of a metric."""
-    return list(metric._defaults)
-
-
 @contextmanager
 def states_hidden(metric: Metric) -> Iterator[None]:
     """Hides the states of a metric from ``Metric.reset``, which would make new ones."""

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_noise._checks import check_counts
 from lightning_noise._tensor import at_least_float32, column
 from lightning_noise.batch import describe
-from lightning_noise.loop.internals import plot_values, state_names, states_hidden, sync_states
+from lightning_noise.loop.internals import plot_values, states_hidden, sync_states
 
 __all__ = ["RESOLUTION", "Predictions", "Sums", "are_distributions", "bin_indices", "quantize"]
 
@@ -89,7 +89,7 @@ class Sums(Metric):
         with states_hidden(self):
             self.reset()
         with torch.inference_mode(False):
-            for state in state_names(self):
+            for state in self.metric_state:
                 values = getattr(self, state)  # if made in inference mode, it cannot be written to outside
                 setattr(self, state, torch.zeros_like(values) if values.is_inference() else values.zero_())
 
@@ -124,10 +124,10 @@ class Sums(Metric):
         raise NotImplementedError
 
     def _sums(self) -> dict[str, Tensor]:
-        return {state: getattr(self, state).sum(0).cpu() for state in state_names(self)}
+        return {state: getattr(self, state).sum(0).cpu() for state in self.metric_state}
 
     def _states(self) -> dict[str, Tensor]:
-        return {state: getattr(self, state).cpu() for state in state_names(self)}  # not every device has float64
+        return {state: getattr(self, state).cpu() for state in self.metric_state}  # not every device has float64
 
     def _synchronized_states(self) -> dict[str, Tensor]:
         with sync_states(self):
