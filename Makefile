@@ -8,7 +8,7 @@ OLDEST := $(shell sed -n 's/.*"pytorch-lightning>=\(.*\)".*/\1/p' pyproject.toml
 # whatever depends on the loop of Lightning; globs, so that a module of tests can be split
 OLDEST_TESTS := $(patsubst %,tests/test_%*.py,adaptive callbacks measurements monitors namespaces processes replay together weights)
 
-.PHONY: help check test slow docs screenshots both oldest wheel
+.PHONY: help check test slow docs site screenshots both oldest wheel
 
 help: ## List the commands.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -26,6 +26,9 @@ slow: ## Run the slow tests.
 
 docs: ## Run the examples of the docstrings, the README and the docs.
 	pytest lightning_noise tests/test_readme*.py
+
+site: ## Build the documentation site in build/site, with warnings as errors.
+	$(PYTHON) -m sphinx --fail-on-warning --nitpicky --quiet -d build/doctrees docs build/site
 
 screenshots: ## Take the pictures in docs/images; needs the extra docs, and Chromium.
 	$(PYTHON) docs/screenshots.py
@@ -46,6 +49,7 @@ oldest: ## Run the tests of the loop with the oldest supported Lightning, instal
 
 wheel: ## Build the wheel and use it in an environment of its own.
 	rm -rf dist build/wheel
-	$(PYTHON) -m build --wheel
+	$(PYTHON) -m build
+	$(PYTHON) -m twine check --strict dist/*
 	$(PYTHON) -m venv build/wheel
 	source build/wheel/bin/activate && $(PIP_INSTALL) dist/*.whl && python -I .ci/use_wheel.py

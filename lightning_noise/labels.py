@@ -42,9 +42,9 @@ class LabelNoise(Value, ABC):
     def probabilities(self, target: Tensor, level: float, *, ignore_index: int = -100) -> Tensor:
         """Returns the probabilities of the noisy labels.
 
-        Class indices of shape (N, *) give probabilities of shape (N, K, *). For two classes, binary labels of any shape, floats
-        in [0, 1], give the probability of a yes. At positions with ``ignore_index``, or with a number that is no class, each
-        class has the probability 0.
+        Class indices of shape :math:`(N, *)` give probabilities of shape :math:`(N, K, *)`. For two classes, binary labels of
+        any shape, floats in [0, 1], give the probability of a yes. At positions with ``ignore_index``, or with a number that is
+        no class, each class has the probability 0.
         """
         if target.is_floating_point():
             no, yes = self.probabilities(torch.arange(2, device=target.device), level)[:, 1].to(target.dtype)
@@ -95,7 +95,7 @@ class LabelNoise(Value, ABC):
 
     @abstractmethod
     def partners(self, target: Tensor) -> float | Tensor:
-        """Returns the probabilities :math:`c_{yk}` of the other classes, in a shape that broadcasts to (N, K, *)."""
+        """Returns the probabilities :math:`c_{yk}` of the other classes, in a shape that broadcasts to :math:`(N, K, *)`."""
 
     @abstractmethod
     def draw_other(self, target: Tensor, u: Tensor, ignore_index: int = -100) -> Tensor:

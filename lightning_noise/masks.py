@@ -223,7 +223,7 @@ class Packing:
         return cls(document, position, starts // numbers.shape[1], int(position.max()) + 1)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Returns a tensor of shape (B, T, *) as documents, of shape (n, length, *), with zeros at their ends."""
+        """Returns a tensor of shape :math:`(B, T, *)` as documents, :math:`(n, length, *)`, with zeros at their ends."""
         documents = x.new_zeros(len(self.rows), self.length, *x.shape[2:])
         return documents.index_put((self.document, self.position), x.flatten(0, 1))
 

@@ -59,7 +59,7 @@ class Key:
 
     @property
     def seed(self) -> int:
-        """The seed of the draw: a hash of coordinates and rank."""
+        """The seed of the draw, which is a hash of coordinates and rank."""
         return _seed(*self.coordinates, "rank", self.rank)
 
     def generator(self, device: torch.device | str) -> torch.Generator:
@@ -67,7 +67,7 @@ class Key:
         return torch.Generator(device).manual_seed(self.seed)
 
     def uniform(self, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Returns uniform numbers in [0, 1) of a shape (B, *), whose rows depend only on the key and their index.
+        """Returns uniform numbers in [0, 1) of a shape :math:`(B, *)`, whose rows depend only on the key and their index.
 
         The index has shape (B,). It holds, for example, the position of each sample in the data set.
 
@@ -82,7 +82,7 @@ class Key:
         return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(shape)  # the 24 bits of a float32 in [0.5, 1)
 
     def apply(self, noise: Callable[..., Tensor], x: Tensor, level: float | Tensor, mask: Tensor | None = None) -> Tensor:
-        """Applies a noise to a tensor of shape (B, *) or, with positions, to each row.
+        """Applies a noise to a tensor of shape :math:`(B, *)` or, with positions, to each row.
 
         The level is a number, or a tensor of shape (B,). The mask has the shape of ``x``. There must be as many positions as
         rows. A noise whose rows are independent is drawn for many positions at once.

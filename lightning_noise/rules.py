@@ -106,7 +106,7 @@ class Rule(ABC):
 
     @property
     def band(self) -> tuple[float, float] | None:
-        """The values of the followed number between which the level stays, for figures. Default: not known."""
+        """The values of the followed number between which the level stays, for figures, or ``None``."""
         return None
 
     def limit(self, max_level: float) -> Rule:

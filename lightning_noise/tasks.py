@@ -71,7 +71,7 @@ class Task(Guided, ABC):
 
     @property
     def governed(self) -> str:
-        """The metric that adaptive levels follow. Default: the main metric."""
+        """The metric that adaptive levels follow, by default the main metric."""
         return self.main
 
     @property

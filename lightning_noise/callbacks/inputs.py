@@ -63,9 +63,9 @@ class InputNoise(NoiseCallback):
             valid positions. It has the shape of the input, of its first axes, as (B, T) of (B, T, C), or of the first axis and
             the last ones, as (B, T) of (B, C, T). A list of samples has a list of masks. Padding stays as it is and counts
             neither for the noise nor for ``relative``. NaN is never valid.
-        documents: The documents of packed rows of shape (B, T, *): a leaf of the batch, or a function of the batch, with the
-            length of each document of each row, or the position ids. Noises along an axis then take each document as a series
-            of its own.
+        documents: The documents of packed rows of shape :math:`(B, T, *)`: a leaf of the batch, or a function of the batch,
+            with the length of each document of each row, or the position ids. Noises along an axis then take each document as
+            a series of its own.
         mean: The mean of the normalization of the data: a number, or a list with a number for each channel, which is axis 1 or
             the last axis. Level and clip are then in the units of the data before the normalization. Default: 0 if ``std`` is
             set.

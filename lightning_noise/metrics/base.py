@@ -97,7 +97,7 @@ class Sums(Metric):
         """Plots values on the axes of pyplot, or on given axes, as each metric of torchmetrics does.
 
         Args:
-            val: A value, or a list of the values of several steps. Default: the value of :meth:`compute`.
+            val: A value, or a list of the values of several steps. Default: the value of ``compute``.
             ax: The axes. Default: those of a new figure.
 
         Returns:

@@ -45,7 +45,7 @@ def area_under_curve(curve: Mapping[float, float]) -> float:
 def corruption_error(errors: Sequence[float], baseline: Sequence[float]) -> float:
     r"""Returns the errors under a noise, relative to a baseline.
 
-    .. math:: \text{CE} = \sum_s E_s \Big/ \sum_s E_s^\text{baseline}
+    .. math:: \text{CE} = \frac{\sum_s E_s}{\sum_s E_s^\text{baseline}}
 
     A value below 1 means that the model is more robust than the baseline. If the baseline makes no error, the value is NaN.
 

@@ -66,7 +66,7 @@ class CrossEntropy(Sums):
 class Perplexity(CrossEntropy):
     r"""The mean cross-entropy of all predictions, and the perplexity, its exponential.
 
-    .. math:: \exp \Big( \frac{1}{n} \sum_i -\log p_{i y_i} \Big)
+    .. math:: \exp \left( \frac{1}{n} \sum_i -\log p_{i y_i} \right)
 
     A model that chooses evenly among :math:`m` tokens has the perplexity :math:`m`. The values are ``loss`` and ``perplexity``.
 
@@ -274,7 +274,7 @@ class R2Score(_RegressionSums):
     r"""The coefficient of determination of a regression: the share of the target's variance that is explained.
 
     .. math:: R^2 = 1 - \frac{\text{MSE}}{\text{Var}(y)}, \quad
-        \text{Var}(y) = \frac{1}{n} \sum_i y_i^2 - \Big( \frac{1}{n} \sum_i y_i \Big)^2
+        \text{Var}(y) = \frac{1}{n} \sum_i y_i^2 - \left( \frac{1}{n} \sum_i y_i \right)^2
 
     Predicting the mean of the target gives 0, and a worse model is negative. All :math:`n` elements count alike: several
     outputs share one mean, unlike in scikit-learn, which averages a score for each output. Without a group, mean and variance
