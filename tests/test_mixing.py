@@ -64,13 +64,22 @@ def test_mixup_is_the_loss_of_two_terms_of_the_mixed_input(n, per_sample):
     x, y = dataset.tensors
     (seen, labels), loss = one_step(Mixup(1.0, per_sample=per_sample, seed=0), dataset)
     mix = mixed_of(Mixup(1.0, per_sample=per_sample), x)
-    lam, partners = mix.lam, mix.partners
+    lam, partners = mix.lam, mix.partners_of(torch.arange(n))
     assert lam.shape == (n if per_sample else 1,)
     torch.testing.assert_close(seen, lam[:, None] * x + (1 - lam[:, None]) * x[partners], rtol=0, atol=1e-6)  # float32 near 1
     assert torch.equal(labels, y)
     logits = Linear()(seen)
     terms = [F.cross_entropy(logits, labels, reduction="none") for labels in (y, y[partners])]
     torch.testing.assert_close(loss, (lam * terms[0] + (1 - lam) * terms[1]).mean(), rtol=1e-5, atol=0)  # sums of float32
+
+
+def test_each_other_sample_is_equally_likely_as_a_partner():
+    n, draws, x = 5, 4000, torch.arange(5.0)
+    partners = torch.stack([Mixup()._mix(x, 1.0, Key((draw,))).partners_of(x) for draw in range(draws)]).long()
+    rates = F.one_hot(partners, n).double().mean(0)
+    assert (rates.diagonal() == 0).all()
+    others = rates[~torch.eye(n, dtype=torch.bool)]
+    assert ((others - 1 / (n - 1)).abs() <= 5 * math.sqrt((n - 2) / (n - 1) ** 2 / draws)).all()  # five standard errors
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
@@ -144,7 +153,7 @@ def test_targets_of_a_regression_are_mixed_in_the_batch():
     (seen_x, seen_y), _ = one_step(Mixup(1.0, seed=0), TensorDataset(x, y), loss=F.mse_loss)
     mix = mixed_of(Mixup(), x)
     torch.testing.assert_close(seen_x, mix.blend(x), rtol=0, atol=0)
-    torch.testing.assert_close(seen_y, mix.lam * y + (1 - mix.lam) * y[mix.partners], rtol=1e-6, atol=1e-6)  # float32
+    torch.testing.assert_close(seen_y, mix.lam * y + (1 - mix.lam) * mix.partners_of(y), rtol=1e-6, atol=1e-6)  # float32
 
 
 def zeros_and_ones(n: int = 12) -> Tensor:
@@ -213,7 +222,7 @@ def test_a_target_that_is_missing_for_either_sample_is_missing():
     y = torch.arange(12.0)
     y[[2, 7]] = math.nan
     (_, seen), _ = one_step(Mixup(1.0, seed=0), TensorDataset(x, y), loss=lambda logits, y: logits.sum() * y.nansum())
-    assert torch.equal(seen.isnan(), y.isnan() | y[mixed_of(Mixup(), x).partners].isnan())
+    assert torch.equal(seen.isnan(), y.isnan() | mixed_of(Mixup(), x).partners_of(y).isnan())
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -232,7 +241,7 @@ def test_sampled_labels_are_those_of_one_of_the_two_with_their_shares():
     (_, y), _ = one_step(callback, dataset, loss=lambda logits, y: logits.sum())
     mix = mixed_of(callback, torch.zeros(n, 8))
     own = y == torch.arange(n)
-    assert torch.equal(y[~own], mix.partners[~own])
+    assert torch.equal(y[~own], mix.partners_of(torch.arange(n))[~own])
     lam = mix.lam.item()
     assert abs(own.double().mean().item() - lam) <= 5 * math.sqrt(lam * (1 - lam) / n) + 1 / n  # and a fixed point or two
 
@@ -253,9 +262,9 @@ def test_the_share_of_cutmix_is_exactly_that_of_the_elements_that_are_left(dim, 
     for draw in range(10):
         mix = CutMix(dim=dim, per_sample=per_sample)._mix(x, 1.0, Key((draw,)))
         mixed = mix.of_input(x)
-        assert ((mixed == x) | (mixed == x[mix.partners])).all()
+        assert ((mixed == x) | (mixed == mix.partners_of(x))).all()
         left = (mixed == x).flatten(1).double().mean(1)
-        moved = mix.partners != torch.arange(n)
+        moved = mix.partners_of(torch.arange(n)) != torch.arange(n)
         # the mean of zeros and ones rounds once in float32
         torch.testing.assert_close(left[moved], mix.lam.double().expand(n)[moved], rtol=0, atol=1e-6)
         shares |= set(mix.lam.tolist())
@@ -278,7 +287,7 @@ def boxes(monkeypatch: pytest.MonkeyPatch, share: float, shape: tuple[int, ...],
     draws = torch.stack(torch.meshgrid(*[u] * (2 * len(dim)), indexing="ij")).reshape(len(dim), 2, -1)
     callback, samples = CutMix(dim=dim, per_sample=True), draws.shape[-1]
     with monkeypatch.context() as patch:
-        patch.setattr(callback, "_draw", lambda x, level, key: (torch.arange(samples), torch.full((samples,), 1 - share)))
+        patch.setattr(callback, "_draw", lambda x, level, generator: (1, torch.full((samples,), 1 - share)))
         patch.setattr(torch, "rand", lambda *size, **kwargs: draws)
         box = callback._mix(torch.zeros(samples, 1, *shape), 1.0, Key((0,))).box
     assert box is not None
@@ -316,13 +325,13 @@ def test_the_loss_of_cutmix_has_the_share_that_is_left():
     mix = mixed_of(CutMix(), x, name="cutmix")
     assert torch.equal(seen, mix.of_input(x))
     logits = Linear((1, 6, 6))(seen)
-    terms = [F.cross_entropy(logits, labels) for labels in (y, y[mix.partners])]
+    terms = [F.cross_entropy(logits, labels) for labels in (y, mix.partners_of(y))]
     torch.testing.assert_close(loss, mix.lam[0] * terms[0] + (1 - mix.lam[0]) * terms[1], rtol=1e-6, atol=0)  # float32
 
 
 def test_a_label_for_each_pixel_is_pasted_with_its_pixel():
     n, size = 12, 6
-    y = torch.arange(n)[:, None, None].expand(n, size, size).contiguous() % N_CLASSES
+    y = torch.arange(n)[:, None, None].expand(n, size, size).contiguous() // (n // N_CLASSES)
     x = y[:, None].float() + 0.5
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -367,7 +376,7 @@ def test_mixup_gives_the_module_the_union_of_the_masks(dtype, features, per_samp
     before = {key: value.clone() for key, value in batch.items()}
     callback = Mixup(1.0, inputs="x", target="y", mask="mask", per_sample=per_sample, seed=0)
     seen, mix = mixed_series(callback, batch)
-    own, other = batch["mask"] > 0, batch["mask"][mix.partners] > 0
+    own, other = batch["mask"] > 0, mix.partners_of(batch["mask"]) > 0
     assert seen["mask"].dtype == dtype
     assert torch.equal(seen["mask"], (own | other).to(dtype))
     x = torch.where(own.view(16, 20, *[1] * len(features)), batch["x"], 0)
@@ -382,7 +391,7 @@ def test_cutmix_pastes_the_mask_with_the_input(features, dim):
     callback = CutMix(1.0, dim=dim, inputs="x", target="y", mask="mask", per_sample=True, seed=0)
     seen, mix = mixed_series(callback, batch)
     assert torch.equal(seen["x"], mix.paste(batch["x"]))
-    assert torch.equal(seen["mask"], torch.where(mix.box, batch["mask"][mix.partners], batch["mask"]))
+    assert torch.equal(seen["mask"], torch.where(mix.box, mix.partners_of(batch["mask"]), batch["mask"]))
     assert not torch.equal(seen["mask"], batch["mask"])
 
 
@@ -390,7 +399,7 @@ def test_a_mask_of_the_pixels_is_pasted_for_all_channels():
     x, mask = torch.randn(8, 3, 6, 5), torch.rand(8, 6, 5) < 0.5
     mix = CutMix(per_sample=True)._mix(x, 1.0, Key((0,)))
     assert mix.box is not None
-    assert torch.equal(mix.of_mask(mask, x), torch.where(mix.box, mask[mix.partners], mask))
+    assert torch.equal(mix.of_mask(mask, x), torch.where(mix.box, mix.partners_of(mask), mask))
     full = mask[:, None].expand_as(x)
     assert torch.equal(mix.of_mask(full, x), mix.of_mask(mask, x)[:, None].expand_as(x))
 
@@ -400,7 +409,7 @@ def test_a_value_that_is_missing_in_one_sample_is_that_of_the_other(per_sample):
     x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     x[torch.rand(12, 5, generator=torch.Generator().manual_seed(1)) < 0.3] = math.nan
     mix = Mixup(per_sample=per_sample)._mix(x, 1.0, Key((0,)))
-    mixed, other = mix.of_input(x), x[mix.partners]
+    mixed, other = mix.of_input(x), mix.partners_of(x)
     assert torch.equal(mixed.isnan(), x.isnan() & other.isnan())
     assert torch.equal(mixed[x.isnan()].nan_to_num(9), other[x.isnan()].nan_to_num(9))
     assert torch.equal(mixed[other.isnan()].nan_to_num(9), x[other.isnan()].nan_to_num(9))
@@ -411,8 +420,8 @@ def test_a_value_that_is_missing_in_one_sample_is_that_of_the_other(per_sample):
     mask[:6] = False
     with_mask = mix.of_input(x, mask)
     known = mask & ~x.isnan()
-    expected = (mask | mask[mix.partners]) & ~(known | known[mix.partners])
-    assert torch.equal(with_mask.isnan() & (mask | mask[mix.partners]), expected)
+    expected = (mask | mix.partners_of(mask)) & ~(known | mix.partners_of(known))
+    assert torch.equal(with_mask.isnan() & (mask | mix.partners_of(mask)), expected)
 
 
 def test_a_mask_that_is_not_given_is_noticed():
@@ -513,7 +522,7 @@ def test_the_targets_of_several_heads_are_mixed_with_the_same_shares():
     logits = Linear()(mix.blend(x))
     for loss, labels in zip(module.losses, (y, z), strict=True):
         expected = mix.lam[0] * F.cross_entropy(logits, labels) + (1 - mix.lam[0]) * F.cross_entropy(
-            logits, labels[mix.partners]
+            logits, mix.partners_of(labels)
         )
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # float32
 

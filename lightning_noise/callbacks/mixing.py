@@ -7,13 +7,12 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_noise._checks import plain
-from lightning_noise._tensor import at_least_float32, column, detached, like, span, validate_dim
+from lightning_noise._tensor import at_least_float32, column, detached, is_differentiated, like, span, validate_dim
 from lightning_noise.batch import (
     Path,
     Selector,
@@ -46,14 +45,17 @@ __all__ = ["CutMix", "Mixup"]
 class _Mix:
     """The partners and shares of a batch, and the box of CutMix.
 
+    The partner of each sample comes ``shift`` samples before, around the end of the batch. So a tensor is mixed by slices,
+    without a copy of the partners.
+
     Attributes:
-        partners: The index of the partner of each sample, of shape (B,).
-        lam: The share of the sample itself, of shape (1,) or (B,).
+        shift: The distance to the partner.
+        lam: The share of the sample itself, of shape (1,) in the memory of the CPU, or (B,) on the device of the inputs.
         box: A mask of the pasted elements, of shape (1 or B, *) with the lengths of the axes ``dim``.
         dim: The axes of the box, counted from the end.
     """
 
-    partners: Tensor
+    shift: int
     lam: Tensor
     box: Tensor | None = None
     dim: tuple[int, ...] = ()
@@ -65,26 +67,39 @@ class _Mix:
         mixed = self.blend(x if mask is None else torch.where(mask, x, 0))
         if mixed.device.type != "cpu" or mixed.sum().isnan():  # on other devices the question would synchronize
             known = x if mask is None else x.masked_fill(~mask, torch.nan)
-            mixed = torch.where(mixed.isnan(), torch.fmax(known, known.index_select(0, self.partners)), mixed)
-        return mixed if mask is None else torch.where(mask | mask[self.partners], mixed, x)
+            mixed = torch.where(mixed.isnan(), torch.fmax(known, self.partners_of(known)), mixed)
+        return mixed if mask is None else torch.where(mask | self.partners_of(mask), mixed, x)
 
     def of_mask(self, mask: Tensor, x: Tensor) -> Tensor:
         """Returns the mask of the mixed inputs, of the shape and dtype of the mask of the inputs ``x``."""
         if self.box is None:
-            return torch.maximum(mask, mask[self.partners])
+            return torch.maximum(mask, self.partners_of(mask))
         return self.paste(mask.reshape(_view_of(mask, x))).view(mask.shape)
 
+    def partners_of(self, x: Tensor) -> Tensor:
+        """Returns the partner of each row."""
+        return x.roll(self.shift, 0)
+
     def blend(self, x: Tensor) -> Tensor:
+        if self.lam.device.type == "cpu" and len(self.lam) == 1:
+            return self._lerp(x, self.lam.tolist()[0])  # a number of a kernel, which rounds once
         wide = at_least_float32(x)
-        lam = column(self.lam, x).to(wide.dtype)
-        return wide.index_select(0, self.partners).lerp_(wide, lam).to(x.dtype)  # indexing is slower
+        return self._lerp(wide, column(self.lam, x).to(wide.dtype)).to(x.dtype)
+
+    def _lerp(self, x: Tensor, lam: float | Tensor) -> Tensor:
+        if is_differentiated(x):
+            return torch.lerp(self.partners_of(x), x, lam)
+        mixed, n = torch.empty_like(x), len(x) - self.shift
+        for own, partner in ((slice(self.shift), slice(n, None)), (slice(self.shift, None), slice(n))):
+            torch.lerp(x[partner], x[own], lam[own] if isinstance(lam, Tensor) else lam, out=mixed[own])
+        return mixed
 
     def paste(self, x: Tensor) -> Tensor:
         assert self.box is not None
         shape = [len(self.box), *[1] * (x.ndim - 1)]
         for dim, length in zip(self.dim, self.box.shape[1:], strict=True):
             shape[dim] = length
-        return torch.where(self.box.view(shape).expand_as(x), x.index_select(0, self.partners), x)
+        return torch.where(self.box.view(shape), self.partners_of(x), x)
 
     def has_box(self, target: Tensor) -> bool:
         """Returns whether the target has the axes of the box."""
@@ -182,7 +197,8 @@ class _Mixing(TargetCallback):
             is_regression = self.via is None and target.is_floating_point() and path not in self._labels
             if self._changes_loss and not is_regression and not mix.has_box(target):
                 lam = mix.lam if self.per_sample else mix.lam.squeeze(0)  # of shape (), as the mode expects
-                modes.append(MixedLabelLoss(target, mix.partners.to(target.device), lam.to(target.device)))
+                partners = mix.partners_of(torch.arange(len(target), device=target.device))
+                modes.append(MixedLabelLoss(target, partners, lam if lam.ndim == 0 else lam.to(target.device)))
             else:
                 batch = modify(batch, [path], lambda leaf, path: self._mix_target(leaf, mix, key))
         with self._change_loss(modes, perturbation):
@@ -218,13 +234,12 @@ class _Mixing(TargetCallback):
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
         """Returns the mix of a batch of inputs like ``x``."""
 
-    def _draw(self, x: Tensor, level: float, key: Key) -> tuple[Tensor, Tensor]:
-        """Returns the partners and the shares."""
-        partners = torch.randperm(len(x), generator=(key / "partners").generator("cpu"))
-        # numpy, because the distributions of torch take no generator
-        random = np.random.default_rng((key / "lam").seed)
-        lam = torch.from_numpy(random.beta(level, level, len(x) if self.per_sample else 1))
-        return partners.to(x.device, non_blocking=True), lam.float().to(x.device, non_blocking=True)
+    def _draw(self, x: Tensor, level: float, generator: torch.Generator) -> tuple[int, Tensor]:
+        """Returns the shift and the shares."""
+        u = torch.rand(1 + 2 * (len(x) if self.per_sample else 1), generator=generator, dtype=torch.float64)
+        shift = int(u[:1].tolist()[0] * (len(x) - 1)) + 1 if len(x) > 1 else 0
+        lam = _symmetric_beta(level, *u[1:].view(2, -1)).float()
+        return shift, lam.to(x.device, non_blocking=True) if self.per_sample else lam
 
     def _mix_target(self, target: Tensor, mix: _Mix, key: Key) -> Tensor:
         """Returns the mixed target for the batch."""
@@ -232,10 +247,22 @@ class _Mixing(TargetCallback):
             return mix.paste(target)
         if self.via == "sample":
             u = torch.rand(len(target), generator=(key / "sample").generator(target.device), device=target.device)
-            return torch.where(column(u < mix.lam, target), target, target[mix.partners])
+            return torch.where(column(u < mix.lam.to(u.device, non_blocking=True), target), target, mix.partners_of(target))
         if target.is_floating_point():
             return mix.blend(target)
         return mix.blend(SmoothLabels(self.n_classes).probabilities(target, 0.0))
+
+
+def _symmetric_beta(alpha: float, u: Tensor, v: Tensor) -> Tensor:
+    """Returns numbers of the Beta distribution with both parameters ``alpha``, from two uniform numbers each.
+
+    The formula follows from the polar method for Student's t (Bailey, 1994): if T has 2 alpha degrees of freedom, then
+    (1 + T / sqrt(2 alpha + T^2)) / 2 has this distribution.
+    """
+    angle = torch.cos(2 * torch.pi * v)
+    q = torch.expm1(u.log() / -alpha) * angle * angle  # T^2 / (2 alpha)
+    small = 0.5 / ((1 + q) * (1 + (1 + 1 / q) ** -0.5))  # also if it is far below the precision of 1
+    return torch.where(angle < 0, small, 1 - small)
 
 
 _OTHER_MASK = "a mask is above 0 at valid positions, so if mask=… is the opposite, put mask == 0 into the batch"
@@ -260,6 +287,9 @@ class Mixup(_Mixing):
     r"""Mixes pairs of samples and their targets.
 
     .. math:: \tilde x_i = \lambda x_i + (1 - \lambda) x_{\pi(i)}, \quad \lambda \sim \mathrm{Beta}(\alpha, \alpha)
+
+    The partner :math:`\pi(i) = i - s \bmod B` comes :math:`s` samples before, with one uniform draw of :math:`s` for the batch. So
+    each other sample is equally likely. Shuffle the training data, because samples in a fixed order meet in a fixed order.
 
     The loss is :math:`\lambda L(y_i) + (1 - \lambda) L(y_{\pi(i)})`. It applies if the module computes ``cross_entropy``,
     ``nll_loss``, ``binary_cross_entropy`` or ``binary_cross_entropy_with_logits`` of the target. Class indices stay integers,
@@ -320,7 +350,7 @@ class Mixup(_Mixing):
     """
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
-        return _Mix(*self._draw(x, level, key))
+        return _Mix(*self._draw(x, level, key.generator("cpu")))
 
 
 class CutMix(_Mixing):
@@ -403,12 +433,13 @@ class CutMix(_Mixing):
                 raise ValueError(f"labels with axes must be as fine as the input, {describe(first)}, got {describe(target)}")
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
-        partners, lam = self._draw(x, level, key)
-        u = torch.rand(len(self.dim), 2, len(lam), generator=(key / "box").generator("cpu")).to(x.device, non_blocking=True)
-        side = (1 - lam) ** (1 / len(self.dim))
+        generator = key.generator("cpu")
+        shift, lam = self._draw(x, level, generator)
+        u = torch.rand(len(self.dim), 2, len(lam), generator=generator).to(x.device, non_blocking=True)
+        side = (1 - lam.to(x.device, non_blocking=True)) ** (1 / len(self.dim))
         box = torch.ones((), dtype=torch.bool, device=x.device)
         for dim, (center, rounding) in zip(self.dim, u, strict=True):
             n = x.shape[dim]
             box = box & span(center * n - side * n / 2 - rounding, side * n, x, dim)
         box = box.reshape(len(lam), *(x.shape[dim] for dim in self.dim))
-        return _Mix(partners, (~box).flatten(1).float().mean(1), box, self.dim)
+        return _Mix(shift, (~box).flatten(1).float().mean(1), box, self.dim)
