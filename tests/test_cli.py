@@ -614,7 +614,7 @@ def test_what_is_read_but_wrong_is_refused_in_the_words_of_the_class(changed, me
 
 
 def test_the_lines_of_the_guide_read(tmp_path: Path):
-    (lines,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.DOTALL)
+    (lines,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "howto" / "cli.md").read_text(), re.DOTALL)
     config = tmp_path / "guide.yaml"
     config.write_text(lines)
     assert found(read(config, "--seed_everything=0")) == [
