@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "mathml",
+    "noise_cards",
     "public_names",
 ]
 nitpicky = True
