@@ -43,7 +43,7 @@ def check_finite(**values: float | None) -> None:
 
 def check_level(level: float, max_level: float = math.inf) -> float:
     """Returns a level as a float, or raises an error if the level is not a number in [0, max_level]."""
-    if not is_number(level):
+    if type(level) is not float and not is_number(level):  # a float is the usual case, in every step
         raise TypeError(f"a level must be a number, got {level!r}; type {_advise_level(level)}")
     level = float(level)
     if not (0 <= level <= max_level and math.isfinite(level)):

@@ -126,6 +126,8 @@ def is_differentiated(x: Tensor) -> bool:
 
 def like(leaf: Tensor, y: Tensor) -> Tensor:
     """Returns ``y`` as the subclass of ``leaf``, with its attributes and ``requires_grad``."""
+    if type(leaf) is Tensor and not (leaf.requires_grad or y.requires_grad):
+        return y
     y = as_type_of(leaf, y)
     with without_overrides():
         return Tensor.requires_grad_(y, leaf.requires_grad)
@@ -138,6 +140,8 @@ def without_overrides() -> AbstractContextManager[None]:
 
 def detached(leaf: Tensor) -> Tensor:
     """Returns the data of a leaf as a plain tensor, and calls nothing that a subclass may override."""
+    if type(leaf) is Tensor and not leaf.requires_grad:
+        return leaf
     return Tensor.as_subclass(leaf, Tensor).detach()
 
 

@@ -53,14 +53,14 @@ _ATOMS = (Tensor, str, bytes, int, float, complex, type)
 
 
 def leaves(batch: Any) -> Iterator[tuple[Path, Tensor]]:
-    """Yields every leaf with its path, depth first.
+    """Returns an iterator over every leaf with its path, depth first.
 
     Example:
         >>> import torch
         >>> [format_path(path) for path, _ in leaves({"x": [torch.zeros(2), torch.ones(2)], "id": "a"})]
         ['x.0', 'x.1']
     """
-    yield from _walk(batch, (), ())
+    return _walk(batch, (), ())
 
 
 def select(batch: Any, selector: Selector, *, absent: bool = False) -> dict[Path, Tensor]:
@@ -111,7 +111,8 @@ def modify(batch: Any, paths: Iterable[Path], function: Callable[[Any, Path], An
     changes: dict[Any, Any] = {}  # nested, as the batch is
     for path in dict.fromkeys(paths):
         new = function(get(batch, path), path)
-        for place, leaf in zip(_places(batch, path), new if isinstance(new, list) else [new], strict=True):
+        places = zip(_places(batch, path), new, strict=True) if isinstance(new, list) else [(path, new)]
+        for place, leaf in places:
             if not place:
                 return leaf
             container = changes
@@ -422,16 +423,23 @@ def _walk(value: Any, path: Path, ancestors: tuple[int, ...]) -> Iterator[tuple[
 
 
 def _modify(value: Any, changes: Any) -> Any:
-    """Returns the value with the changes, a new leaf or the changes of its children."""
-    if not isinstance(changes, dict):
-        return changes
-    children = {key: _child(value, key) for key in changes}
-    changed = {key: new for key, child in children.items() if (new := _modify(child, changes[key])) is not child}
+    """Returns the value with the changes of its children: new leaves, or the changes of theirs."""
+    changed = {}
+    for key, change in changes.items():
+        child = _child(value, key)
+        new = _modify(child, change) if isinstance(change, dict) else change
+        if new is not child:
+            changed[key] = new
     return _with(value, changed) if changed else value
 
 
 def _with(batch: Any, changed: dict[Any, Any]) -> Any:
     """Returns a copy with other values for some children."""
+    if type(batch) is list or type(batch) is dict:
+        result = batch.copy()
+        for key, value in changed.items():
+            result[key] = value
+        return result
     if _is_namedtuple(batch):
         return batch._replace(**changed)
     if isinstance(batch, tuple):

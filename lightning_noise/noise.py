@@ -150,9 +150,11 @@ class Noise(Value, ABC):
         mask = None if mask is None else mask.contiguous()
         keeps_invalid = self.keeps_invalid and not x.is_complex()  # 0 times infinity is NaN + NaN i
         mask = mask if keeps_invalid else _valid(source, mask)
-        as_is = not self.requires_float or (self.takes_half and x.device.type != "cpu")  # on the CPU, mixed types are slow
-        y = self.perturb(source if as_is else source.to(dtype), level, generator, mask).to(x.dtype)
-        keeps_bits = keeps_invalid and x.dtype == dtype and x.device.type == "cpu"  # a GPU and a conversion know one NaN
+        on_cpu, is_wide = x.device.type == "cpu", x.dtype == dtype
+        as_is = is_wide or not self.requires_float or (self.takes_half and not on_cpu)  # on the CPU, mixed types are slow
+        y = self.perturb(source if as_is else source.to(dtype), level, generator, mask)
+        y = y if y.dtype == x.dtype else y.to(x.dtype)
+        keeps_bits = keeps_invalid and is_wide and on_cpu  # a GPU and a conversion know one NaN
         if mask is not None and not keeps_bits:
             y = torch.where(mask, y, source)
         return y if x.is_contiguous() else torch.empty_like(x).copy_(y)

@@ -48,9 +48,11 @@ class Key:
     rank: int | None = None
     positions: Sequence[int] | None = None
 
-    def __truediv__(self, coordinate: Coordinate) -> Key:
-        """Returns a key with another coordinate: ``key / "image"`` and ``key / "mask"`` are independent."""
-        return Key((*self.coordinates, coordinate), self.rank, self.positions)
+    def at(self, *coordinates: Coordinate) -> Key:
+        """Returns a key with more coordinates: ``key.at("image")`` or ``key / "image"``, independent of ``key / "mask"``."""
+        return Key((*self.coordinates, *coordinates), self.rank, self.positions)
+
+    __truediv__ = at
 
     @property
     def everywhere(self) -> Key:
@@ -64,7 +66,7 @@ class Key:
 
     def generator(self, device: torch.device | str) -> torch.Generator:
         """Returns a new generator on the device, seeded with coordinates and rank."""
-        return torch.Generator(device).manual_seed(self.seed)
+        return torch.Generator(device).manual_seed(_seed(*self.coordinates, "rank", self.rank))
 
     def uniform(self, index: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Returns uniform numbers in [0, 1) of a shape :math:`(B, *)`, whose rows depend only on the key and their index.

@@ -1,4 +1,4 @@
-"""A training step neither waits for the device nor keeps memory because of a callback.
+"""A training step neither waits for the device nor keeps memory because of a callback, and makes few calls.
 
 On the CPU, the fits are of tensors of the meta device, which have no values: whatever asks for one is found. With `--device
 cuda`, CUDA itself raises an error.
@@ -10,6 +10,8 @@ import gc
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+import lightning_noise
 from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, TargetNoise, WeightNoise, labels, noise
 
 SHAPE = (3, 8, 8)
@@ -248,3 +251,34 @@ def test_a_fit_with_all_callbacks_keeps_nothing_of_its_steps():
     callbacks = [CALLBACKS[name](0.1) for name in order]
     fit([Measure(), *callbacks], module=Forgetful, train=loader(Rows(8 * 151)), max_epochs=1, limit_val_batches=0)
     assert held[1] - held[0] < 50  # one object a step would be 100
+
+
+class Calls(pl.Callback):
+    """Counts the calls of functions of the package in each step, from batch to batch. A resumed generator counts, too."""
+
+    package = str(Path(lightning_noise.__file__).parent)
+
+    def __init__(self):
+        self.counts: list[int] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.counts.append(0)
+        sys.setprofile(self._count)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        sys.setprofile(None)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        sys.setprofile(None)
+
+    def _count(self, frame: FrameType, event: str, arg: Any) -> None:
+        self.counts[-1] += event == "call" and frame.f_code.co_filename.startswith(self.package)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "most"), [("input", 0.0, 14), ("input", 0.3, 57), ("activation", 0.0, 16), ("activation", 0.3, 63)]
+)
+def test_a_step_makes_few_calls(name, level, most):
+    calls = Calls()
+    fit([calls, CALLBACKS[name](level)], train=loader(Rows(24)), max_epochs=1, limit_val_batches=0, logger=False)
+    assert 0 < calls.counts[1] <= most  # in Python 3.11, in which a comprehension is a call

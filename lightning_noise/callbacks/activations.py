@@ -69,7 +69,7 @@ class Call:
 
     @property
     def key(self) -> Key:
-        return self.active.key / "module" / self.name / self.index
+        return self.active.key.at("module", self.name, self.index)
 
 
 class OutputCallback(NoiseCallback):

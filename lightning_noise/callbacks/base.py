@@ -109,6 +109,8 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         self._largest_level: float | None = None  # of the schedule in this run
         self._is_scheduled = False  # whether the schedule changes the level in this run
         self._clock = Clock()
+        self._seed = 0  # of this run
+        self._takes_iterator = False  # whether the training step fetches its batches
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was checked
         self._is_logged = False  # whether this batch is logged
@@ -123,12 +125,12 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         return super()._advise(args, kwargs)
 
     def perturbation(self, context: Context, batch: Any, level: float, key: Key) -> Perturbation:
-        def body(perturbation: Perturbation) -> Iterator[Any]:
-            yield from self.perturb(context, batch, level, key, perturbation)
-            if perturbation.effective is False and context.is_probe:
-                raise ValueError(self.describe_no_effect("the prediction"))
+        return Perturbation(partial(self._probe if context.is_probe else self.perturb, context, batch, level, key))
 
-        return Perturbation(body)
+    def _probe(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
+        yield from self.perturb(context, batch, level, key, perturbation)
+        if perturbation.effective is False:
+            raise ValueError(self.describe_no_effect("the prediction"))
 
     @abstractmethod
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
@@ -151,9 +153,11 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
             self._checked = True
         self._batch_idx = batch_idx
         # the extra epoch of weight averaging only recomputes the statistics of batch normalization
-        training = not recomputes_statistics(trainer)
-        self.current_level = self._level_of(trainer, batch_idx) if training else 0.0
-        self._is_logged = training and should_log(trainer)
+        if recomputes_statistics(trainer):
+            self.current_level, self._is_logged = 0.0, False
+        else:
+            self.current_level = self.level if isinstance(self.level, float) else self._level_of(trainer, batch_idx)
+            self._is_logged = should_log(trainer)
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> Perturbation:
         key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
@@ -180,7 +184,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
             )
         if self.adaptive is not None:
             inputs, target = getattr(self, "inputs", None), getattr(self, "target", None)
-            self.adaptive.prepare(stage, seed=self._seed, inputs=inputs, target=target)
+            self.adaptive.prepare(stage, seed=self._choose_seed(), inputs=inputs, target=target)
             if stage == "fit":
                 say(trainer, self.adaptive.describe_cost())
 
@@ -205,7 +209,8 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         self._is_scheduled = len(levels) > 1
         self._level_of(trainer, 0)
         self._checked, self._effective = False, None
-        TrainingDispatcher.attach(trainer)
+        self._seed = self._choose_seed()
+        self._takes_iterator = TrainingDispatcher.attach(trainer).takes_iterator
         description.log_configuration(trainer, self)
         if perturbing(trainer)[-1] is self:
             self._log_schedules(trainer)
@@ -226,8 +231,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._is_logged, self._perturbations = False, []
-        dispatcher = TrainingDispatcher.of(trainer)
-        if dispatcher is None or not dispatcher.takes_iterator:  # an iterator has not fetched the batch yet
+        if not self._takes_iterator:  # an iterator has not fetched the batch yet
             self.start_batch(trainer, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -303,8 +307,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         if self.adaptive is not None:
             self.adaptive.release(trainer)
 
-    @property
-    def _seed(self) -> int:
+    def _choose_seed(self) -> int:
         return run_seed() if self.seed is None else self.seed
 
     def _dimension(self, noise: Noise, relative: str | None) -> str:
@@ -319,8 +322,8 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         effects = [perturbation.effective for perturbation in self._perturbations if perturbation.effective is not None]
         if effects:
             self._effective = any([self._effective, *effects])
-        if not self.judged_by_epoch:
-            self._check_effect("the training step")
+            if not self.judged_by_epoch:
+                self._check_effect("the training step")
 
     def _check_effect(self, where: str) -> None:
         if self._effective is False:

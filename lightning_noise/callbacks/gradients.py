@@ -125,6 +125,8 @@ class GradientNoise(NoiseCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self.current_level == 0:
+            return
         # no rank: all ranks must add the same noise
         key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
         self._perturb(optimizer, key, _scale(trainer, optimizer))

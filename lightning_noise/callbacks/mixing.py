@@ -155,7 +155,7 @@ class _Mixing(TargetCallback):
                     f"{type(self).__name__} needs one tensor, but the input {format_path(path)!r} is a list of {len(x)} "
                     "samples; pad them in the collate_fn, or mix them in the data set"
                 )
-            check_dense(x, f"the input {format_path(path)!r}", "inputs")
+            check_dense(x, path)
             if x.dtype == torch.bool:
                 raise TypeError(
                     f"{type(self).__name__} mixes masks on their own, but the input {format_path(path)!r} is {describe(x)}; "

@@ -111,6 +111,8 @@ class TrainingDispatcher:
         self._is_automatic = trainer.lightning_module.automatic_optimization
         self._iterator: _NoisyIterator | None = None
         self.fetched = -1  # the index of the last batch that an iterator gave
+        self._callbacks: list[Perturbing] = []  # those among the callbacks of the trainer
+        self._found_among: list[Any] = []
         self._covering: list[Perturbing] = []  # the noises that act until the end of this step
         self._in_step = False
         self._updating: list[Optimizer] = []  # nested, outermost first
@@ -128,12 +130,14 @@ class TrainingDispatcher:
         return attached if isinstance(attached, TrainingDispatcher) else None
 
     @staticmethod
-    def attach(trainer: Trainer) -> None:
-        """Attaches a dispatcher, once."""
-        if TrainingDispatcher.of(trainer) is None:
-            dispatcher = TrainingDispatcher(trainer)
-            for owner, name, _, stand_in in dispatcher._stand_ins():
-                setattr(owner, name, stand_in)
+    def attach(trainer: Trainer) -> TrainingDispatcher:
+        """Returns the dispatcher, which is attached once."""
+        if (attached := TrainingDispatcher.of(trainer)) is not None:
+            return attached
+        dispatcher = TrainingDispatcher(trainer)
+        for owner, name, _, stand_in in dispatcher._stand_ins():
+            setattr(owner, name, stand_in)
+        return dispatcher
 
     @staticmethod
     def detach(trainer: Trainer) -> None:
@@ -227,8 +231,10 @@ class TrainingDispatcher:
         return self._in_step and not set(parameters_of(optimizer)).isdisjoint(self.trainer.lightning_module.parameters())
 
     def _perturb(self, batch: Any) -> Any:
-        # the learning rate finder removes the callbacks for a while, and must not meet their noise
-        for callback in perturbing(self.trainer):
+        among: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if among != self._found_among:  # the learning rate finder removes callbacks for a while, and must not meet their noise
+            self._found_among, self._callbacks = list(among), perturbing(self.trainer)
+        for callback in self._callbacks:
             if callback.current_level != 0 and callback not in self._covering:
                 batch = self._perturbations.enter_context(callback.training_perturbation(self.trainer, batch))
                 self._covering += [callback] if callback.one_draw_per_batch else []

@@ -80,7 +80,7 @@ def is_fast_dev_run(trainer: Trainer) -> bool:
 def should_log(trainer: Trainer) -> bool:
     """Returns before a training batch whether ``self.log`` would log in it, by ``log_every_n_steps``."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return bool(every) and (batches_that_stepped(trainer) + 1) % every == 0
+    return bool(every) and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
 
 
 def batches_that_stepped(trainer: Trainer) -> int:
@@ -351,8 +351,9 @@ def plain_name(name: str) -> str:
 
 
 def original_module(module: Any) -> Any:
-    """Returns the module within a compiled module, or the module itself."""
-    return getattr(module, "_orig_mod", module)
+    """Returns the module within a compiled module, or the module itself. For a module, a failed ``getattr`` is slow."""
+    parts = module._modules
+    return parts["_orig_mod"] if "_orig_mod" in parts else module  # noqa: SIM401 (those of a scripted module have no get)
 
 
 def is_loss(module: nn.Module) -> bool:

@@ -68,4 +68,4 @@ class Perturbation(AbstractContextManager[Any]):
 
 @contextmanager
 def _run(body: Callable[[Perturbation], Iterator[Any]], perturbation: Perturbation) -> Iterator[Any]:
-    yield from body(perturbation)
+    return body(perturbation)

@@ -73,7 +73,9 @@ def perturb_batch(
     """
     if level == 0:
         return batch
-    found, packed = find_masks(batch, mask), find_documents(batch, documents)
+    found = None if mask is None else find_masks(batch, mask)
+    packed = None if documents is None else find_documents(batch, documents)
+    every = probability == 1 and not per_sample
 
     def rows(leaf: Tensor, path: Path, levels: float | Tensor, key: Key, valid: Tensor | None) -> Tensor:
         if leaf.is_complex() and (clip is not None or normalization is not None):
@@ -93,10 +95,9 @@ def perturb_batch(
     def perturb(leaf: Any, path: Path) -> Any:
         check_leaf(leaf, path, noise)
         own = key if positions is None else replace(key, positions=positions(path, len(leaf)))
-        every = probability == 1 and not per_sample
         levels = level if every else _draw_levels(leaf, level, own, probability, per_sample)
         if isinstance(leaf, Tensor):
-            return like(leaf, rows(detached(leaf), path, levels, own, _valid(found, leaf)))
+            return like(leaf, rows(detached(leaf), path, levels, own, None if found is None else _valid(found, leaf)))
         if found is not None and len(found) != len(leaf):
             raise ValueError(
                 f"mask=… must have a mask for each of the {len(leaf)} samples of {format_path(path)!r}, got {len(found)}"
@@ -132,39 +133,37 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path], mask: Mask | None = None) 
 
 def check_leaf(leaf: Any, path: Path, noise: Noise, role: Literal["input", "target"] = "input") -> None:
     """Raises a TypeError if a leaf, or a leaf of a list, cannot take the noise."""
-    name = f"the {role} {format_path(path)!r}"
     if isinstance(leaf, Tensor) and not leaf.ndim:
         raise TypeError(
-            f"{name} must have a row for each sample, got {describe(leaf)}; type {_ARGUMENTS[role]}=… for another leaf"
+            f"the {role} {format_path(path)!r} must have a row for each sample, got {describe(leaf)}; type "
+            f"{_ARGUMENTS[role]}=… for another leaf"
         )
     if noise.mixes_samples and not isinstance(leaf, Tensor):
         raise TypeError(
-            f"{noise.title} takes values of other rows of a tensor, but {name} is a list of {len(leaf)} samples; stack them in "
-            "the collate_fn, or type another noise"
+            f"{noise.title} takes values of other rows of a tensor, but the {role} {format_path(path)!r} is a list of "
+            f"{len(leaf)} samples; stack them in the collate_fn, or type another noise"
         )
     for each in [leaf] if isinstance(leaf, Tensor) else leaf:
-        _check_tensor(each, name, noise, role)
+        check_dense(each, path, role)
+        if each.is_complex() and not noise.takes_complex:
+            raise TypeError(
+                f"{noise.title} needs real numbers, but the {role} {format_path(path)!r} is {describe(each)}; type "
+                "torch.view_as_real(x) or x.abs() in the data set, or an additive noise such as noise.Gaussian()"
+            )
+        if noise.requires_float and not (each.is_floating_point() or each.is_complex()):
+            raise TypeError(
+                f"{noise.title} needs floats, but the {role} {format_path(path)!r} is {describe(each)}. {_WAYS_OUT[role]}"
+            )
 
 
-def _check_tensor(leaf: Tensor, name: str, noise: Noise, role: Literal["input", "target"]) -> None:
-    check_dense(leaf, name, _ARGUMENTS[role])
-    if leaf.is_complex() and not noise.takes_complex:
-        raise TypeError(
-            f"{noise.title} needs real numbers, but {name} is {describe(leaf)}; type torch.view_as_real(x) or x.abs() in the "
-            "data set, or an additive noise such as noise.Gaussian()"
-        )
-    if noise.requires_float and not (leaf.is_floating_point() or leaf.is_complex()):
-        raise TypeError(f"{noise.title} needs floats, but {name} is {describe(leaf)}. {_WAYS_OUT[role]}")
-
-
-def check_dense(leaf: Tensor, name: str, argument: str) -> None:
-    """Raises a TypeError if a leaf, which an argument selects, is sparse or nested."""
+def check_dense(leaf: Tensor, path: Path, role: Literal["input", "target"] = "input") -> None:
+    """Raises a TypeError if a leaf is sparse or nested."""
     if leaf.layout != torch.strided or leaf.is_nested:
         kind = "a nested tensor" if leaf.is_nested else f"of {leaf.layout}"
         dense = "torch.nested.to_padded_tensor(x, 0.0) and mask=…" if leaf.is_nested else "x.to_dense()"
         raise TypeError(
-            f"noise needs a dense tensor, but {name} is {kind}; type {dense} in the data set or collate_fn, or {argument}=… "
-            "for another leaf"
+            f"noise needs a dense tensor, but the {role} {format_path(path)!r} is {kind}; type {dense} in the data set or "
+            f"collate_fn, or {_ARGUMENTS[role]}=… for another leaf"
         )
 
 
@@ -215,7 +214,7 @@ def apply_noise(
     documents: Tensor | None = None,
 ) -> Tensor:
     """Returns a leaf with noise, drawn by the key and the path."""
-    key, levels = key / "leaf" / format_path(path), levels * _std(x, mask) if relative else levels
+    key, levels = key.at("leaf", format_path(path)), levels * _std(x, mask) if relative else levels
     if documents is None or noise.elementwise:
         return key.apply(noise, x, levels, mask)
     numbers = number_documents(documents.to(x.device), x)

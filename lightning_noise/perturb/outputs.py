@@ -102,7 +102,8 @@ def _noisy_output(leaf: Tensor, path: Path, noise: Noise, level: float, key: Key
 
 def _is_plain(output: Any, path: Path) -> bool:
     """Returns whether the path leads only through containers."""
-    return all(
-        isinstance(part, tuple | list | Mapping) or is_dataclass(part)
-        for part in (get(output, path[:i]) for i in range(len(path)))
-    )
+    for key in path:
+        if not (isinstance(output, tuple | list | Mapping) or is_dataclass(output)):
+            return False
+        output = get(output, (key,))
+    return True
