@@ -96,9 +96,10 @@ def test_the_reference_lists_every_public_name(family):
     assert not {name for name in names if not {name, f"{family}.{name}"} & listed}
 
 
-def test_the_calls_in_the_table_of_the_readme_are_right():
+@pytest.mark.parametrize("page", ["README.md", "docs/coming-from.md"])
+def test_the_calls_in_the_right_column_of_a_table_are_right(page):
     names = vars(lightning_noise) | {"metrics": MeanSquaredError()}
-    cells = [line.split("|")[2] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+    cells = [line.split("|")[2] for line in (ROOT / page).read_text().splitlines() if line.startswith("| ")]
     calls = re.findall(r"`([A-Za-z][\w.]*\(.*?\))`", "".join(cells))
     assert len(calls) > 15
     for call in calls:

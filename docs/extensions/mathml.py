@@ -5,32 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from docutils import nodes
-from docutils.utils.math import pick_math_environment
-from docutils.utils.math.latex2mathml import tex2mathml
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
-
-MISSING = {r"\dots": r"\ldots", r"\bmod": r"\;\text{mod}\;"}  # commands that docutils does not know
-
-
-def to_mathml(tex: str, as_block: bool = False) -> str:
-    """Returns a formula as an element ``math``."""
-    for command, known in MISSING.items():
-        tex = tex.replace(command, known)
-    return tex2mathml(tex, as_block=as_block)
 
 
 def visit_math(self: Any, node: nodes.math) -> None:
     """Writes a formula within a line."""
-    self.body.append(to_mathml(node.astext()))
+    self.body.append(convert(node.astext()))
     raise nodes.SkipNode
 
 
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
     """Writes a formula on a line of its own."""
-    tex = node.astext()
-    if "\\\\" in tex and "begin{" not in tex:
-        tex = rf"\begin{{{pick_math_environment(tex)}}}{tex}\end{{{pick_math_environment(tex)}}}"
-    self.body.append(f'<div class="math">{to_mathml(tex, as_block=True)}</div>')
+    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
     raise nodes.SkipNode
 
 
