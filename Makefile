@@ -28,7 +28,7 @@ docs: ## Run the examples of the docstrings, the README and the docs.
 	pytest lightning_noise tests/test_readme*.py
 
 site: ## Build the documentation site in build/site, with warnings as errors.
-	$(PYTHON) -m sphinx --fail-on-warning --nitpicky --quiet -d build/doctrees docs build/site
+	$(PYTHON) -m sphinx --fail-on-warning --nitpicky --quiet --fresh-env --write-all -d build/doctrees docs build/site
 
 screenshots: ## Take the pictures in docs/images; needs the extra docs, and Chromium.
 	$(PYTHON) docs/screenshots.py

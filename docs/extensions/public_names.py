@@ -56,12 +56,17 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
     if node.get("refdomain") != "py":
         return None
     target, domain = node["reftarget"], env.get_domain("py")
-    names = (
-        [DEFINED[target]] if target in DEFINED else [name for name, *_ in domain.get_objects() if name.endswith(f".{target}")]
-    )
-    if len(names) != 1 or names[0] == target:
-        return None
-    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", names[0], node, content)
+    name = DEFINED.get(target)
+    if name is None:
+        (name, *others) = [name for name, *_ in domain.get_objects() if name.endswith(f".{target}")] or [target]
+        name = target if others else name
+    return None if name == target else domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, content)
+
+
+def skip_private(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out members of a module that are not in its ``__all__``; the others come in the order of the source."""
+    module = getattr(obj, "__module__", "")
+    return True if what == "module" and module in MODULES and f"{module}.{name}" not in NAMES else None
 
 
 def check_complete(app: Sphinx, env: BuildEnvironment) -> None:
@@ -74,6 +79,7 @@ def check_complete(app: Sphinx, env: BuildEnvironment) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Adds the transform, the resolver and the check."""
     app.add_transform(LinkPublicNames)
+    app.connect("autodoc-skip-member", skip_private)
     app.connect("missing-reference", resolve)
     app.connect("env-check-consistency", check_complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
