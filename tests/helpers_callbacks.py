@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
-from helpers import N_CLASSES, Classifier, Deterministic, assert_same, fit, weights
+from helpers import N_CLASSES, Classifier, Deterministic, assert_same, fit, loader, weights
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -17,14 +20,21 @@ def same_weights(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one), weights(two), strict=True))
 
 
+@cache
+def fit_without(*, shuffle: bool = True, **kwargs: Any) -> Classifier:
+    """The module after a run without noise, which many tests compare with and no test changes."""
+    return fit(train=loader(shuffle=shuffle), **kwargs)[0]
+
+
 def assert_resumes(make, level, folder, train, every_n_train_steps, resume_at, **kwargs):
+    """Resumes from the first, a middle and the last of the checkpoints at the given steps."""
     saver = ModelCheckpoint(folder, every_n_train_steps=every_n_train_steps, save_top_k=-1, filename="{step}")
     kwargs = {"module": Deterministic, "max_epochs": 4, **kwargs}
     whole, _ = fit([make(level), saver], train=train(), enable_checkpointing=True, **kwargs)
     checkpoints = {int(path.stem.removeprefix("step=")): path for path in folder.glob("*.ckpt")}
-    resumable = [path for step, path in checkpoints.items() if resume_at(step)]
+    resumable = [path for step, path in sorted(checkpoints.items()) if resume_at(step)]
     assert len(resumable) >= 3
-    for checkpoint in resumable:
+    for checkpoint in (resumable[0], resumable[len(resumable) // 2], resumable[-1]):
         resumed, _ = fit([make(level)], train=train(), ckpt_path=str(checkpoint), seed=0, **kwargs)
         assert len(resumed.seen) < len(whole.seen)
         assert_same(weights(resumed), weights(whole))

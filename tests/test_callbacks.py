@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from helpers import Classifier, Deterministic, Rows, assert_same, fit, loader, make_trainer, resumes, weights
-from helpers_callbacks import AFTER_THE_LOSS, Failing, LevelLog, assert_resumes, same_weights
+from helpers_callbacks import AFTER_THE_LOSS, Failing, LevelLog, assert_resumes, fit_without, same_weights
 from members import every_callback, every_variant
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
@@ -45,7 +45,7 @@ ADAPTIVE: dict[str, AnyLevel] = {"adaptive": AdaptiveLevel(SignedGap(step=0.1, z
 @every_variant
 @pytest.mark.parametrize("level", [0, 0.0, schedules.Constant(0.0)], ids=repr)
 def test_level_0_is_bitwise_the_run_without(make, level):
-    without, _ = fit()
+    without = fit_without()
     with_, _ = fit([make(level)])
     assert_same(weights(with_), weights(without))
     for one, two in zip(with_.seen, without.seen, strict=True):
@@ -55,7 +55,7 @@ def test_level_0_is_bitwise_the_run_without(make, level):
 @every_variant
 @pytest.mark.parametrize("level", (LEVELS | ADAPTIVE).values(), ids=LEVELS | ADAPTIVE)
 def test_two_runs_are_equal_and_differ_from_the_run_without(make, level):
-    one, two, without = fit([make(level)])[0], fit([make(level)])[0], fit()[0]
+    one, two, without = fit([make(level)])[0], fit([make(level)])[0], fit_without()
     assert_same(weights(one), weights(two))
     assert not same_weights(one, without)
 

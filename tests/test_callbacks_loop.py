@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import Classifier, Deterministic, Rows, assert_same, fit, loader, make_trainer, search_rate, weights
-from helpers_callbacks import AFTER_THE_LOSS, Failing, Normalised, same_weights
+from helpers_callbacks import AFTER_THE_LOSS, Failing, Normalised, fit_without, same_weights
 from members import every_callback
 from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.tuner.tuning import Tuner
@@ -39,10 +39,10 @@ from lightning_noise.callbacks.base import NoiseCallback
 @pytest.mark.filterwarnings("ignore:.*overfit_batches.*:UserWarning")  # Lightning's word on shuffling there
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
 def test_a_mode_of_the_trainer_works_as_without(make, mode):
-    train = loader if "overfit_batches" in mode else lambda: loader(shuffle=True)
-    without, _ = fit(train=train(), **mode)
-    zero, _ = fit([make(0.0)], train=train(), **mode)
-    noisy, _ = fit([make(0.5)], train=train(), **mode)
+    shuffle = "overfit_batches" not in mode
+    without = fit_without(shuffle=shuffle, **mode)
+    zero, _ = fit([make(0.0)], train=loader(shuffle=shuffle), **mode)
+    noisy, _ = fit([make(0.5)], train=loader(shuffle=shuffle), **mode)
     assert_same(weights(zero), weights(without))
     assert len(noisy.seen) == len(without.seen)
     assert all(one[0].dtype == two[0].dtype for one, two in zip(noisy.seen, without.seen, strict=True))
@@ -57,21 +57,26 @@ def test_learning_rate_0_leaves_the_weights(make):
     assert_same(weights(module), weights(Classifier()))
 
 
-@every_callback
-def test_the_search_for_a_learning_rate_finds_what_it_finds_without(make, tmp_path):
-    def found(callbacks):
-        losses, module, trainer = search_rate(callbacks, tmp_path)
-        trainer.fit(module, loader(), loader())
-        return losses, module
+def find_rate(callbacks, folder):
+    losses, module, trainer = search_rate(callbacks, folder)
+    trainer.fit(module, loader(), loader())
+    return losses, module
 
-    without, clean = found([])
-    with_, noisy = found([make(0.5)])
+
+@pytest.fixture(scope="module")
+def rate_without(tmp_path_factory: pytest.TempPathFactory):
+    return find_rate([], tmp_path_factory.mktemp("rate"))
+
+
+@every_callback
+def test_the_search_for_a_learning_rate_finds_what_it_finds_without(make, rate_without, tmp_path):
+    without, clean = rate_without
+    with_, noisy = find_rate([make(0.5)], tmp_path)
     assert with_ == without
     assert noisy.losses != clean.losses, "the fit after the search has noise"
 
 
-@every_callback
-def test_the_search_for_a_batch_size_finds_what_it_finds_without(make, tmp_path):
+def find_batch_size(callbacks, folder):
     class Data(pl.LightningDataModule):
         def __init__(self):
             super().__init__()
@@ -89,14 +94,21 @@ def test_the_search_for_a_batch_size_finds_what_it_finds_without(make, tmp_path)
                 raise RuntimeError("CUDA out of memory.")
             return super().training_step(batch, batch_idx)
 
-    def found(callbacks):
-        data, trainer, module = Data(), make_trainer(callbacks, default_root_dir=tmp_path), Large()
-        Tuner(trainer).scale_batch_size(module, datamodule=data, max_trials=5, steps_per_trial=1)
-        assert "training_step" not in vars(trainer.strategy)
-        assert all(torch.equal(x, Rows().x[: len(x)]) for x, _ in module.seen), "the search has no noise"
-        return data.batch_size
+    data, trainer, module = Data(), make_trainer(callbacks, default_root_dir=folder), Large()
+    Tuner(trainer).scale_batch_size(module, datamodule=data, max_trials=5, steps_per_trial=1)
+    assert "training_step" not in vars(trainer.strategy)
+    assert all(torch.equal(x, Rows().x[: len(x)]) for x, _ in module.seen), "the search has no noise"
+    return data.batch_size
 
-    assert found([make(0.5)]) == found([]) == 8
+
+@pytest.fixture(scope="module")
+def size_without(tmp_path_factory: pytest.TempPathFactory) -> int:
+    return find_batch_size([], tmp_path_factory.mktemp("size"))
+
+
+@every_callback
+def test_the_search_for_a_batch_size_finds_what_it_finds_without(make, size_without, tmp_path):
+    assert find_batch_size([make(0.5)], tmp_path) == size_without == 8
 
 
 class Diary(NoiseCallback):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -188,14 +189,13 @@ def assert_reads_back(call: partial, folder: Path) -> None:
     assert found(read(saved(cli))) == expected
 
 
-@pytest.mark.parametrize("member", NOISES, ids=repr)
-def test_a_noise_reads_back_from_a_file_and_from_what_a_run_saves(member, tmp_path: Path):
-    assert_reads_back(partial(InputNoise, member, 0.1), tmp_path)
+# reading takes long, so a run reads both
+BOTH = list(islice(zip(cycle(NOISES), cycle(SCHEDULES), strict=False), max(len(NOISES), len(SCHEDULES))))
 
 
-@pytest.mark.parametrize("member", SCHEDULES, ids=repr)
-def test_a_schedule_reads_back_from_a_file_and_from_what_a_run_saves(member, tmp_path: Path):
-    assert_reads_back(partial(InputNoise, noise.Gaussian(), member), tmp_path)
+@pytest.mark.parametrize(("member", "level"), BOTH, ids=repr)
+def test_a_noise_and_a_schedule_read_back_from_a_file_and_from_what_a_run_saves(member, level, tmp_path: Path):
+    assert_reads_back(partial(InputNoise, member, level), tmp_path)
 
 
 RAMP = schedules.Linear(0.1, 0.5, begin=1, until=3, unit="epoch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def test_lightning_is_imported_at_run_time_only_where_a_trainer_is_at_hand(name)
     assert not found or name.startswith(LIGHTNING)
 
 
+@cache
 def own_names() -> set[str]:
     """The private names that the package itself defines: functions, classes and attributes."""
     found = set()
