@@ -1,0 +1,109 @@
+"""The results as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.evidence.claims import ARTICLE, OURS, Claim, Records, by_seed, difference, outcome
+from benchmarks.evidence.recipes import DOSE, RECIPES, SHAPES
+from benchmarks.evidence.runs import Run
+from benchmarks.tables import Table
+
+MEASURES = {
+    "clean": "clean",
+    "noisy": "under noise",
+    "seen": "seen",
+    "unseen": "unseen",
+    "corrupted": "corrupted",
+    "weights": "noisy weights",
+    "ece": "ECE",
+    "noisy ece": "ECE under noise",
+    "flips": "flips",
+    "norm": "norm of the weights",
+}
+HEAD = """# Evidence
+
+Every number is the mean over {seeds} seeds and its standard error, in per cent of the test data if nothing else is said. Under
+noise: the mean over the noises of the task, five levels each. Seen: under the noise of the training; unseen: under the others.
+Corrupted: blur, weather, compression and the like from imagecorruptions, at severities 2 and 4. Written by
+`python -m benchmarks.evidence`."""
+
+
+def of_claims(title: str, text: str, claims: Iterable[Claim], records: Records) -> Table:
+    table = Table(title, text, ["claim", "data", "recipe", "beside", "measure", "difference", "t", "p", "verdict"])
+    for claim in claims:
+        found = outcome(claim, records)
+        if found is not None:
+            versus, d = found
+            cells = [
+                claim.says,
+                ", ".join(claim.task),
+                claim.recipe,
+                versus,
+                MEASURES.get(claim.measure, "under noise in inputs"),
+            ]
+            table.rows.append([*cells, str(d), f"{d.t:.1f}", f"{d.p:.2g}", claim.verdict(d)])
+    return table
+
+
+def of_shapes(records: Records) -> Iterator[Table]:
+    """Schedules of one mean level, beside the constant level."""
+    place = ("mnist", "plain")
+    for site, dose in DOSE.items():
+        measures = ["clean", "noisy", "ece", "noisy ece", "norm"]
+        table = Table(
+            f"Schedules of the mean level {dose:g}: {site}",
+            f"Paired differences from the constant level on {', '.join(place)}; the first row has the means.",
+            ["schedule", "seeds", *(MEASURES[each] for each in measures)],
+        )
+        constant = records.get((*place, f"{site} constant"), {})
+        for recipe in (each for each in SHAPES if each.startswith(f"{site} ")):
+            runs = records.get((*place, recipe), {})
+            cells = [
+                with_error(by_seed(runs, each).values())
+                if recipe.endswith("constant")
+                else str(difference(by_seed(runs, each), by_seed(constant, each)) or "")
+                for each in measures
+            ]
+            table.rows.append([recipe.removeprefix(f"{site} "), str(len(runs)), *cells])
+        yield table
+
+
+def of_place(place: tuple[str, str], records: Records) -> Table:
+    """All recipes of a task and network."""
+    runs = {name: records[(*place, name)] for name in RECIPES[place] if (*place, name) in records}
+    measures = [
+        each for each in MEASURES if any(value == value for one in runs.values() for value in by_seed(one, each).values())
+    ]
+    table = Table(
+        f"All recipes: {', '.join(place)}",
+        "Means and standard errors.",
+        ["recipe", "seeds", *(MEASURES[each] for each in measures)],
+    )
+    for name, one in runs.items():
+        table.rows.append([name, str(len(one)), *(with_error(by_seed(one, each).values()) for each in measures)])
+    return table
+
+
+def with_error(values: Iterable[float]) -> str:
+    found = torch.tensor(list(values))
+    if not len(found) or found.isnan().any():
+        return ""
+    return f"{found.mean():.1f}" + (f" ± {found.std() / len(found) ** 0.5:.1f}" if len(found) > 1 else "")
+
+
+def report(finished: dict[Run, dict[str, Any]]) -> str:
+    records: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for run, record in finished.items():
+        records.setdefault((run.task, run.net, run.recipe), {})[run.seed] = record
+    seeds = max((len(runs) for runs in records.values()), default=0)
+    tables = [
+        of_claims("Claims of others", "What is often said of noise.", ARTICLE, records),
+        of_claims("Claims of this package", "What its defaults and rules rest on.", OURS, records),
+        *of_shapes(records),
+        *(of_place(place, records) for place in RECIPES if any(key[:2] == place for key in records)),
+    ]
+    return "\n\n".join([HEAD.format(seeds=seeds), *map(str, tables)]) + "\n"
