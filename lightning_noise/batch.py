@@ -361,13 +361,17 @@ def _sample_or_input(batch: Any, path: Path, star: int, selector: int | str) -> 
 
 
 def _refuse_packed(batch: Any, path: Path) -> None:
-    for i in range(len(path)):
-        if _EACH not in path[:i] and isinstance(get(batch, path[:i]), PackedSequence):
+    container = batch
+    for i, key in enumerate(path):
+        if isinstance(container, PackedSequence):
             raise TypeError(
                 f"the input {format_path(path)!r} is part of a PackedSequence, in which rows are not samples; put the padded "
                 "tensor and the lengths into the batch, pack them in the module, and type mask=lambda batch: torch.arange(T) < "
                 'batch["lengths"][:, None]'
             )
+        if key == _EACH or i == len(path) - 1:
+            return
+        container = _child(container, key)
 
 
 def _counts(value: Any) -> Iterator[int]:

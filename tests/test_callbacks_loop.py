@@ -10,7 +10,7 @@ import torch
 from helpers import Classifier, Deterministic, Rows, assert_same, fit, loader, make_trainer, search_rate, weights
 from helpers_callbacks import AFTER_THE_LOSS, Failing, Normalised, fit_without, same_weights
 from members import every_callback
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.callbacks import LambdaCallback, StochasticWeightAveraging
 from pytorch_lightning.tuner.tuning import Tuner
 
 from lightning_noise import InputNoise, WeightNoise, noise, schedules
@@ -298,3 +298,17 @@ def test_noise_adds_no_graph_to_a_compiled_model(part):
     ramp = schedules.Linear(0.1, 0.5)
     noisy = [InputNoise(noise.Gaussian(), ramp), WeightNoise(noise.Speckle(), ramp, gradient="reparametrized")]
     assert graphs(noisy) == graphs([]) > 0
+
+
+def test_the_seed_of_a_run_is_that_at_its_start(monkeypatch):
+    def inputs(seed: int, then: int) -> list[torch.Tensor]:
+        change = LambdaCallback(
+            on_fit_start=lambda *_: monkeypatch.setenv("PL_GLOBAL_SEED", str(seed)),
+            on_train_batch_start=lambda *_: monkeypatch.setenv("PL_GLOBAL_SEED", str(then)),
+        )
+        module, _ = fit([InputNoise(noise.Gaussian(), 0.3), change], max_epochs=1)
+        return [batch[0] for batch in module.seen]
+
+    first, again, other = inputs(1, then=2), inputs(1, then=1), inputs(2, then=1)
+    assert_same(first, again)
+    assert not torch.equal(first[0], other[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import random
 import re
 from collections.abc import Callable
@@ -167,7 +168,7 @@ def test_the_epoch_of_weight_averaging_that_does_not_train_is_known():
     epochs, recomputes, trains = [], [], []
 
     def start(trainer: pl.Trainer, *_: Any) -> None:
-        epochs.append((trainer.current_epoch, internals.last_epoch_that_trains(trainer)))
+        epochs.append((trainer.current_epoch, internals.epochs_before_averaging(trainer)))
         recomputes.append(internals.recomputes_statistics(trainer))
         trains.append(False)
 
@@ -182,10 +183,8 @@ def test_the_epoch_of_weight_averaging_that_does_not_train_is_known():
     assert recomputes == [not trained for trained in trains]
 
 
-@pytest.mark.parametrize(("max_epochs", "last"), [(4, 4), (-1, -1), (None, -1)])
-def test_without_weight_averaging_all_epochs_train(max_epochs, last):
-    trainer = make_trainer(max_epochs=max_epochs, max_steps=10)
-    assert internals.last_epoch_that_trains(trainer) == last
+def test_without_weight_averaging_all_epochs_train():
+    assert internals.epochs_before_averaging(make_trainer(max_epochs=4)) == math.inf
 
 
 @pytest.mark.parametrize(

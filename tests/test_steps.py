@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import lightning_noise
-from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, TargetNoise, WeightNoise, labels, noise
+from lightning_noise import ActivationNoise, EmbeddingNoise, InputNoise, TargetNoise, WeightNoise, labels, noise, schedules
 
 SHAPE = (3, 8, 8)
 N_STEPS = 2
@@ -276,7 +276,14 @@ class Calls(pl.Callback):
 
 
 @pytest.mark.parametrize(
-    ("name", "level", "most"), [("input", 0.0, 14), ("input", 0.3, 57), ("activation", 0.0, 16), ("activation", 0.3, 63)]
+    ("name", "level", "most"),
+    [
+        ("input", 0.0, 13),
+        ("input", 0.3, 54),
+        ("input", schedules.Linear(0.1, 0.5), 62),
+        ("activation", 0.0, 15),
+        ("activation", 0.3, 61),
+    ],
 )
 def test_a_step_makes_few_calls(name, level, most):
     calls = Calls()

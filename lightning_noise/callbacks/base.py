@@ -32,7 +32,7 @@ from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
 from lightning_noise.rng import Key
 from lightning_noise.rules import Rule
-from lightning_noise.schedules import Progress, Schedule, level_at
+from lightning_noise.schedules import Progress, Schedule
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -202,6 +202,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
             check_validation(trainer, "AdaptiveLevel")
             check_held_out_data(trainer, "AdaptiveLevel")
             self.adaptive.try_out(trainer, pl_module)
+        self._clock.start(trainer)
         # a callable may read the state of the run, which is not known in advance
         outline = self._clock.outline(trainer) if isinstance(self.level, Schedule) else ()
         levels = {self._level_at(progress) for progress in outline}
@@ -319,11 +320,11 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
 
     def _note_effects(self) -> None:
         """Notes whether the perturbations of this step have changed anything, and raises an error if one should have."""
-        effects = [perturbation.effective for perturbation in self._perturbations if perturbation.effective is not None]
-        if effects:
-            self._effective = any([self._effective, *effects])
-            if not self.judged_by_epoch:
-                self._check_effect("the training step")
+        for perturbation in self._perturbations:
+            if perturbation.effective is not None:
+                self._effective = bool(self._effective) or perturbation.effective
+        if self._effective is False and not self.judged_by_epoch:
+            self._check_effect("the training step")
 
     def _check_effect(self, where: str) -> None:
         if self._effective is False:
@@ -352,7 +353,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
             loggers.log_figure(trainer, "train_noise/schedules", draw, step=0)
 
     def _level_at(self, progress: Progress) -> float:
-        return check_level(level_at(self.level, progress), self.max_level)
+        return check_level(self.level(progress), self.max_level)
 
     def _end_epoch(self, trainer: Trainer) -> None:
         """Notes the length of the epoch, and warns if it changes the level."""

@@ -100,10 +100,10 @@ def recomputes_statistics(trainer: Trainer) -> bool:
     return trainer.fit_loop._skip_backward
 
 
-def last_epoch_that_trains(trainer: Trainer) -> float:
-    """Returns the number of epochs that train. StochasticWeightAveraging adds an epoch that does not."""
+def epochs_before_averaging(trainer: Trainer) -> float:
+    """Returns after how many epochs StochasticWeightAveraging adds one that does not train; infinity without it."""
     ends = [callback.swa_end + 1 for callback in class_of_callbacks(trainer, object) if hasattr(callback, "swa_end")]
-    return min(-1 if trainer.max_epochs is None else trainer.max_epochs, *ends, float("inf"))
+    return min(ends, default=float("inf"))
 
 
 def ends_batch(trainer: Trainer) -> bool:

@@ -10,8 +10,8 @@ from lightning_noise.loop.internals import (
     LIGHTNING,
     batches_that_stepped,
     class_of_callbacks,
+    epochs_before_averaging,
     is_fast_dev_run,
-    last_epoch_that_trains,
     steps_taken,
 )
 from lightning_noise.schedules import Progress
@@ -33,6 +33,13 @@ class Clock:
 
     def __init__(self):
         self.length: int | None = None
+        self._timers: list[Any] = []
+        self._averages_after = math.inf  # epochs
+
+    def start(self, trainer: Trainer) -> None:
+        """Notes at the start of a training what ends the run, beside the limits of the trainer."""
+        self._timers = class_of_callbacks(trainer, tuple(namespace.callbacks.Timer for namespace in LIGHTNING))
+        self._averages_after = epochs_before_averaging(trainer)
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Adds the length to a checkpoint, unless the loader tells it."""
@@ -48,10 +55,10 @@ class Clock:
         shares = []
         if trainer.max_steps > 0:
             shares.append(trainer.global_step / trainer.max_steps)
-        if (share := _share_of_time(trainer)) is not None:
+        if self._timers and (share := self._share_of_time(trainer)) is not None:
             shares.append(share)
         length = min(trainer.num_training_batches, math.inf if self.length is None else self.length)
-        if (epochs := last_epoch_that_trains(trainer)) > 0 and length < math.inf:
+        if (epochs := self._epochs(trainer)) > 0 and length < math.inf:
             shares.append((trainer.current_epoch + min(batch_idx / length, 1.0)) / epochs)
         return Progress(steps_taken(trainer), trainer.current_epoch, min(max(shares), 1.0) if shares else None)
 
@@ -73,7 +80,7 @@ class Clock:
         steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
         if not (0 < steps < math.inf and batches < math.inf):
             return None
-        if (epochs := last_epoch_that_trains(trainer)) > 0:
+        if (epochs := self._epochs(trainer)) > 0:
             steps = min(steps, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
         return int(steps)
 
@@ -83,10 +90,25 @@ class Clock:
         batches = max(batch_idx, trainer.fit_loop.epoch_loop.batch_idx) + 1
         before = self.progress(trainer, batches)
         self.length = None if batches == trainer.num_training_batches else batches
-        epochs = last_epoch_that_trains(trainer)
+        epochs = self._epochs(trainer)
         share = min((trainer.current_epoch + 1) / epochs, 1.0) if epochs > 0 else None
         known = [share for share in (before.fraction, share) if share is not None]
         return before, before._replace(fraction=max(known, default=None))
+
+    def _epochs(self, trainer: Trainer) -> float:
+        """Returns the number of epochs that train, or at most 0 if there is no limit."""
+        return min(trainer.max_epochs or 0, self._averages_after)
+
+    def _share_of_time(self, trainer: Trainer) -> float | None:
+        """Returns the share of ``max_time`` that is over, the same on all ranks, or ``None`` without such a limit.
+
+        The share is in thousandths, so that a limit far away leaves the level to the other clocks.
+        """
+        times = [(timer.time_elapsed(), left) for timer in self._timers if (left := timer.time_remaining()) is not None]
+        if not times:
+            return None
+        share = max(elapsed / (elapsed + left) for elapsed, left in times)
+        return trainer.strategy.broadcast(math.floor(1000 * share) / 1000)
 
 
 def is_stopped(trainer: Trainer) -> bool:
@@ -98,19 +120,6 @@ def ends_run(trainer: Trainer) -> bool:
     """Returns whether a validation is known to be the last, after the last batch of the run."""
     is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
     return (trainer.is_last_batch and is_last_epoch) or 0 < trainer.max_steps <= trainer.global_step
-
-
-def _share_of_time(trainer: Trainer) -> float | None:
-    """Returns the share of ``max_time`` that is over, the same on all ranks, or ``None`` without such a limit.
-
-    The share is in thousandths, so that a limit far away leaves the level to the other clocks.
-    """
-    timers = class_of_callbacks(trainer, tuple(namespace.callbacks.Timer for namespace in LIGHTNING))
-    times = [(timer.time_elapsed(), left) for timer in timers if (left := timer.time_remaining()) is not None]
-    if not times:
-        return None
-    share = max(elapsed / (elapsed + left) for elapsed, left in times)
-    return trainer.strategy.broadcast(math.floor(1000 * share) / 1000)
 
 
 def check_validation(trainer: Trainer, name: str, every_n_epochs: int = 1) -> None:
