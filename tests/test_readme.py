@@ -41,6 +41,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plt.close("all")
 
 
+# Lightning 2.6 calls what jsonargparse 4.53 deprecates
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs_and_trains_a_model_with_skill(page, run):
     trainer = run(page).get("trainer")
