@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ from torch import Tensor
 __all__ = ["Key"]
 
 Coordinate = int | str
-# of a block at most: more would save little of the cost of calls, and waste more on positions that other ranks have
-_ROWS = 256
-_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
+# The numbers and the rows of a block at most. More would save little of the cost of calls, and waste more on positions that
+# belong to other ranks or to the next batch.
+_LIMITS = {"cpu": (2**17, 64), "cuda": (2**24, 256)}
+_SMALL_LIMITS = 2**13, 256  # of rows whose call takes longer than their draw
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,14 @@ class Key:
         n = _rows_of_block(x) if getattr(noise, "independent_rows", False) else 1
         y, generator = None, torch.Generator(x.device)
         for rows, block, places in _blocks(self.positions, n):
-            fill = None if rows.stop - rows.start == n else (n, places)
-            amount = _block(level[rows], fill) if isinstance(level, Tensor) else level
-            valid = None if mask is None else _block(mask[rows], fill)
+            k = rows.stop - rows.start
+            own, amount, valid = (each[rows] if k < len(x) and isinstance(each, Tensor) else each for each in (x, level, mask))
+            if k < n:
+                own, amount, valid = (_fill(each, n, places) for each in (own, amount, valid))
             seed = _seed(*self.coordinates, "block", n, block)
-            drawn = _call(noise, _block(x[rows], fill), amount, valid, generator.manual_seed(seed))
-            drawn = drawn if fill is None else drawn[places]
-            if len(drawn) == len(x) and places.step == 1:  # every other row of a block is not dense
+            drawn = _call(noise, own, amount, valid, generator.manual_seed(seed))
+            drawn = drawn if k == n else drawn[places]
+            if k == len(x) and places.step == 1:  # every other row of a block is not dense
                 return drawn
             y = torch.empty_like(x, dtype=drawn.dtype) if y is None else y
             y[rows] = drawn
@@ -122,8 +125,9 @@ def _call(
 
 def _rows_of_block(x: Tensor) -> int:
     """Returns how many rows are drawn at once. It depends on their size alone, so a row always has the same noise."""
-    elements = _ELEMENTS.get(x.device.type, _ELEMENTS["cuda"])
-    return min(_ROWS, 2 ** int(math.log2(max(1, elements // x[0].numel()))))
+    size, limits = math.prod(x.shape[1:]), (_LIMITS.get(x.device.type, _LIMITS["cuda"]), _SMALL_LIMITS)
+    n = max(1, *(min(rows, numbers // size) for numbers, rows in limits))
+    return 2 ** (n.bit_length() - 1)
 
 
 def _blocks(positions: Sequence[int], n: int) -> Iterator[tuple[slice, int, slice]]:
@@ -143,11 +147,10 @@ def _blocks(positions: Sequence[int], n: int) -> Iterator[tuple[slice, int, slic
         yield slice(begin, end), block, slice(place, place + step * (end - begin - 1) + 1, step)
 
 
-def _block(rows: Tensor, fill: tuple[int, slice] | None) -> Tensor:
-    """Returns rows as a whole block of ``n`` rows. The first one fills the places without a row."""
-    if fill is None:
+def _fill(rows: Any, n: int, places: slice) -> Any:
+    """Returns rows as a whole block of ``n`` rows; the first one fills the places without a row. A number is for all rows."""
+    if not isinstance(rows, Tensor):
         return rows
-    n, places = fill
     block = rows[:1].expand(n, *rows.shape[1:]).clone()
     block[places] = rows
     return block

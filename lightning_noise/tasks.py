@@ -123,15 +123,18 @@ class Task(Guided, ABC):
                 if the values themselves leave a doubt.
         """
 
-    def guess(self, n_groups: int = 1) -> ConstantGuess | None:
-        """Returns the metric of the best constant guess, or ``None`` if it does not depend on the targets."""
+    def guess(self, outputs: Any, n_groups: int = 1) -> ConstantGuess | None:
+        """Returns the metric of the best constant guess, or ``None`` if it does not depend on the targets.
+
+        The outputs are those of the first batch as :meth:`read` returns them, which tell the number of classes or labels.
+        """
         return None
 
     def classes(self, target: Tensor) -> Tensor | None:
         """Returns what the metric of :meth:`guess` counts of a target as the task reads it."""
         return None
 
-    def balance_doubt(self, preds: Any, classes: Tensor) -> str | None:
+    def balance_doubt(self, outputs: Any, classes: Tensor) -> str | None:
         """Returns a warning if the classes of a batch leave little room above chance."""
         return None
 
@@ -224,8 +227,8 @@ class _Classification(_Labels):
     def governed_metrics(self, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics({"calibration": CalibrationBins(n_groups=n_groups)}, read=Predictions.of)
 
-    def guess(self, n_groups: int = 1) -> ConstantGuess:
-        return ConstantGuess(n_groups=n_groups)
+    def guess(self, outputs: Tensor, n_groups: int = 1) -> ConstantGuess:
+        return ConstantGuess(outputs.shape[1], n_groups=n_groups)
 
     def classes(self, target: Tensor) -> Tensor:
         return target
@@ -233,8 +236,8 @@ class _Classification(_Labels):
     def chance(self, values: Mapping[str, Any]) -> Any:
         return values.get("chance", math.nan)
 
-    def balance_doubt(self, preds: Tensor, classes: Tensor) -> str | None:
-        guess = self.guess().to(classes.device)
+    def balance_doubt(self, outputs: Tensor, classes: Tensor) -> str | None:
+        guess = self.guess(outputs).to(classes.device)
         guess.update(classes)
         share = guess.count[0].amax(-1).sum().item() / max(1, classes.numel())
         if classes.numel() < _ENOUGH or not _UNBALANCED <= share < 1:  # a batch of a sorted data set has one class
@@ -243,7 +246,7 @@ class _Classification(_Labels):
         ignore = (
             f"for positions that do not count, type task=tasks.{name}(ignore_index=…); " if self.ignore_index is None else ""
         )
-        metric, chance = self._balanced(preds)
+        metric, chance = self._balanced(outputs)
         return (
             f"a constant guess is right for {100 * share:.3g} % of the targets of the first batch, so one point of accuracy is "
             f"{1 / (1 - share):.0f} % of the skill above chance; {ignore}for a metric in which all classes weigh alike, type "
@@ -251,7 +254,7 @@ class _Classification(_Labels):
             f"AdaptiveLevel(rules.Governor(chance={chance}), task=tasks.Custom({metric}))"
         )
 
-    def _balanced(self, preds: Tensor) -> tuple[str, str]:
+    def _balanced(self, outputs: Tensor) -> tuple[str, str]:
         """Returns a metric in which all classes weigh alike, and its value for a constant guess."""
         raise NotImplementedError
 
@@ -354,7 +357,7 @@ class Multiclass(_Classification):
 
     def _fitting_dims(self, output: Any, target: Tensor) -> list[int]:
         dims = (1, -1) if self.class_dim is None else (self.class_dim,)
-        return [dim for dim in dims if _has_classes(output, dim) and output.select(dim, 0).shape == target.shape]
+        return [dim for dim in dims if _has_classes(output, dim) and _without(output.shape, dim) == target.shape]
 
     def _are_probabilities(self, preds: Tensor, are_squashed: Callable[[], bool]) -> bool:
         return are_distributions(preds) or (_are_in_unit_interval(preds) and are_squashed())
@@ -367,8 +370,8 @@ class Multiclass(_Classification):
             "predict=…"
         )
 
-    def _balanced(self, preds: Tensor) -> tuple[str, str]:
-        return f"MulticlassAccuracy(num_classes={preds.shape[1]})", f"1/{preds.shape[1]}"
+    def _balanced(self, outputs: Tensor) -> tuple[str, str]:
+        return f"MulticlassAccuracy(num_classes={outputs.shape[1]})", f"1/{outputs.shape[1]}"
 
     def _advise_on_labels(self, target: Tensor, n_classes: int) -> str:
         outside = target[(target < 0) | (target >= n_classes)].unique().tolist() if target.dtype != torch.bool else []
@@ -398,7 +401,7 @@ class _YesOrNo(_Classification):
 
     kinds: ClassVar[tuple[str, str]] = ("logits", "probabilities in [0, 1]")
 
-    def _balanced(self, preds: Tensor) -> tuple[str, str]:
+    def _balanced(self, outputs: Tensor) -> tuple[str, str]:
         return "BinaryAUROC(thresholds=200)", "1/2"
 
     def fits(self, output: Any, target: Tensor) -> bool:
@@ -483,10 +486,10 @@ class Multilabel(_YesOrNo):
     ignore_index: int | None = None
     probabilities: bool = False
 
-    def guess(self, n_groups: int = 1) -> ConstantGuess:
-        return ConstantGuess(per_label=True, n_groups=n_groups)
+    def guess(self, outputs: Tensor, n_groups: int = 1) -> ConstantGuess:
+        return ConstantGuess(2 * outputs.shape[2:3].numel(), per_label=True, n_groups=n_groups)
 
-    def _balanced(self, preds: Tensor) -> tuple[str, str]:
+    def _balanced(self, outputs: Tensor) -> tuple[str, str]:
         return "MultilabelAUROC(num_labels=…, thresholds=200)", "1/2"
 
     def classes(self, target: Tensor) -> Tensor:
@@ -671,6 +674,11 @@ def _squeeze(output: Any, target: Tensor) -> Any:
 
 def _has_classes(output: Any, dim: int) -> bool:
     return _is_floating(output) and output.ndim >= 2 and -output.ndim < dim < output.ndim and output.shape[dim] >= 2
+
+
+def _without(shape: torch.Size, dim: int) -> torch.Size:
+    dim %= len(shape)
+    return shape[:dim] + shape[dim + 1 :]
 
 
 def _are_in_unit_interval(values: Tensor) -> bool:

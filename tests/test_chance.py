@@ -214,16 +214,23 @@ def test_chance_is_exactly_one_of_the_number_of_classes_if_they_are_balanced(n_c
     assert metric.totals()["chance"] == 1 / n_classes
 
 
-def test_more_classes_than_are_counted_apart_are_a_little_too_many():
-    metric, n = ConstantGuess(), 50_000
+def test_chance_of_many_classes_and_labels_is_exact():
+    n = 50_000
+    metric = tasks.Multiclass().guess(torch.empty(1, n))
     metric.update(torch.arange(n))
-    assert metric.totals()["chance"] == 13 / n  # 12 or 13 classes share a count
+    assert metric.totals()["chance"] == 1 / n
+    target = torch.zeros(2, n, dtype=torch.long).index_fill_(1, torch.arange(0, n, 2048), 1)
+    metric = tasks.Multilabel().guess(torch.empty(2, 2, n))
+    metric.update(tasks.Multilabel().classes(target))
+    assert metric.totals()["chance"] == 1
 
 
-def test_labels_that_are_not_counted_apart_share_a_guess():
-    metric, labels = ConstantGuess(per_label=True), torch.tensor([0, 1, 2048])
-    metric.update(2 * labels + torch.tensor([[1, 0, 0], [1, 0, 0]]))
-    assert metric.totals()["chance"] == 4 / 6  # with a guess for each label it would be 1
+def test_of_more_classes_than_the_first_batch_has_chance_is_not_known():
+    metric = ConstantGuess(5000)
+    metric.update(torch.tensor([0, 4999, 0]))
+    assert metric.totals()["chance"] == 2 / 3
+    metric.update(torch.tensor([5000]), torch.tensor([0]))
+    assert math.isnan(metric.totals()["chance"])
 
 
 def test_the_number_of_classes_may_differ_between_batches():

@@ -357,9 +357,10 @@ def test_a_value_goes_to_the_results_that_were_put_in_place():
         assert type(results) is type(own)
         assert results == {}
         results.batch, results.batch_size = None, 1
-        internals.exchange_evaluation_results(trainer, results, {})
+        before = internals.exchange_evaluation_results(trainer, results, {})
+        assert before[0] is own
         pl_module.log("aside", 2.0)
-        internals.exchange_evaluation_results(trainer, own, {})
+        assert internals.exchange_evaluation_results(trainer, *before)[0] is results
         assert [value.meta.name for value in results.values()] == ["aside"]
         assert results.metrics(on_step=False)["callback"] == {"aside": 2.0}
 
@@ -372,8 +373,9 @@ def test_metrics_that_were_added_are_read_after_they_were_put_in_place():
         logged = internals.logged_so_far(trainer)
         internals.add_callback_metrics(logged, {"added": torch.tensor(1.0)})
         assert trainer.callback_metrics == before, "copies"
-        internals.exchange_evaluation_results(trainer, internals.empty_results(trainer), logged)
+        *_, read = internals.exchange_evaluation_results(trainer, internals.empty_results(trainer), logged)
         assert trainer.callback_metrics == before | {"added": 1.0}
+        assert read["_callback_metrics"] == before
 
     module, trainer = fit(max_epochs=1)
     assert trainer.callback_metrics
@@ -709,6 +711,19 @@ def test_values_of_a_metric_are_plotted_on_axes():
     axes = Figure().subplots()
     internals.plot_values(Total(), torch.tensor(3.0), axes)
     assert np.asarray(axes.lines[0].get_ydata()).tolist() == [3.0]
+
+
+def test_a_state_of_zeros_is_held_once_and_is_reset_to_zeros():
+    metric = Total()
+    internals.add_zeros(metric, "counts", 2, 3)
+    assert metric._defaults["counts"].untyped_storage().nbytes() == 8  # type: ignore[union-attr]
+    for _ in range(2):
+        counts = metric.counts
+        assert counts.is_contiguous()
+        assert torch.equal(counts, torch.zeros(2, 3, dtype=torch.long))
+        counts += 1
+        metric.reset()
+    assert metric._reductions["counts"] is metric._reductions["total"], "sums"
 
 
 def test_a_state_keeps_the_dtype_that_it_was_given_after_a_reset():

@@ -60,7 +60,10 @@ def held_out(member: noise.Noise, x: torch.Tensor, level: float | torch.Tensor, 
     return Key((0, "probe"), positions=positions).apply(member, x[rows], level, None if mask is None else mask[rows])
 
 
-@pytest.mark.parametrize("shape", [(300, 2, 3, 4), (20, 3, 64, 64), (5, 3, 150, 150)], ids=["256 rows", "8 rows", "a row"])
+SHAPES = {"256 rows": (300, 2, 3, 4), "64 rows": (150, 8, 20), "8 rows": (20, 3, 64, 64), "a row": (5, 3, 150, 150)}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 @pytest.mark.parametrize("member", [each for each in NOISES if not each.mixes_samples], ids=repr)
 def test_a_row_depends_on_its_position_alone(member, shape):
     x, generator = rand(*shape), torch.Generator("cpu").manual_seed(1)
@@ -104,11 +107,13 @@ def calls_for(kind: type[Count], x: torch.Tensor) -> int:
 
 def test_rows_of_a_table_are_drawn_many_at_a_time_if_they_are_independent():
     assert calls_for(Count, torch.zeros(500, 20)) == 2  # of 256 rows, which are the most
+    assert calls_for(Count, torch.zeros(500, 50)) == 4  # of 128 rows, because 163 hold 8192 numbers
     assert calls_for(Dependent, torch.zeros(500, 20)) == 500
 
 
 @pytest.mark.cpu
 def test_an_image_is_drawn_with_as_many_others_as_hold_131072_numbers():
+    assert calls_for(Count, torch.zeros(128, 1, 28, 28)) == 2  # of 64 images, which are the most
     assert calls_for(Count, torch.zeros(40, 3, 64, 64)) == 5  # of 8 images of 12288 numbers, the next power of two below 131072
 
 

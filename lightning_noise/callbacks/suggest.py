@@ -25,6 +25,7 @@ from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.snapshot import restore_after
 from lightning_noise.loop.terminal import follow_passes
 from lightning_noise.masks import Mask
+from lightning_noise.metrics.guess import ConstantGuess
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.perturb.inputs import Clip
 from lightning_noise.perturb.normalization import Numbers
@@ -206,7 +207,8 @@ class _Count(Callback):
         self.against_target = against_target
         self.held_out = Pass(predictor, dataloader_idx=dataloader_idx)
         self.counts = torch.zeros(len(list(conditions)) + 2, dtype=torch.long)
-        self.guess = predictor.task.guess() if against_target else None
+        self.task = predictor.task
+        self.guess: ConstantGuess | None = None
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -221,19 +223,21 @@ class _Count(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts: Tensor = trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")  # type: ignore[assignment]
         values = {f"{_KEY}{i}": float(count) for i, count in enumerate(counts)}
-        if self.guess is not None:
-            values[f"{_KEY}chance"] = self.guess.to(pl_module.device).totals()["chance"]
+        if self.against_target:  # also on a rank that saw no batch
+            guess = self.guess or self.task.guess(torch.empty(0, 2))
+            values[f"{_KEY}chance"] = guess.to(pl_module.device).totals()["chance"]  # type: ignore[union-attr]
         # the values are those of all ranks; the log rounds them to seven digits
         pl_module.log_dict(values, sync_dist=True, rank_zero_only=True)
 
     def _count(self, readings: Iterable[Reading]) -> Iterator[Tensor]:
         reference = preds = None
-        for condition, _, _, preds, target, *_, classes in readings:
+        for condition, _, outputs, preds, target, *_, classes in readings:
             label = preds.argmax(1)
             if condition == CLEAN:
                 reference = target if self.against_target else label
-                if self.guess is not None and classes is not None:
-                    self.guess.to(target.device).update(classes)
+                if self.against_target and classes is not None:
+                    self.guess = self.guess or self.task.guess(outputs)
+                    self.guess.to(target.device).update(classes)  # type: ignore[union-attr]
             yield ((label != reference) | preds.isnan().any(1)).sum()  # argmax takes NaN for the largest
         if reference is not None and preds is not None:
             yield torch.tensor(reference.numel(), device=preds.device)

@@ -91,7 +91,7 @@ class Pass:
                 self._check(context, batch, arguments, preds, target[:n] if counts is None else target[:n][counts])
                 classes = self.predictor.task.classes(labels)
                 classes = classes if classes is None or counts is None else classes[counts]
-                self.predictor.check_balance(preds, classes)
+                self.predictor.check_balance(outputs, classes)
             yield Reading(
                 condition, seen, outputs, preds, labels if counts is None else labels[counts], groups, samples, classes
             )

@@ -111,12 +111,12 @@ class Predictor:
                 f"module({arguments.write(batch)}); type inputs=… for an argument of the module, or predict=…. {_WITHOUT}"
             )
 
-    def check_balance(self, preds: Any, classes: Tensor | None) -> None:
+    def check_balance(self, outputs: Any, classes: Tensor | None) -> None:
         """Warns if the classes of the first batch leave little room above chance."""
         if self._has_checked_balance or classes is None or not self.labelled:
             return
         self._has_checked_balance = True
-        doubt = self.task.balance_doubt(preds, classes)
+        doubt = self.task.balance_doubt(outputs, classes)
         if doubt is not None:
             rank_zero_warn(doubt)
 
@@ -160,6 +160,8 @@ class Predictor:
 
     def _read_logits(self, output: Any) -> Any:
         """Returns the logits of an output that names them, and any other output as it is."""
+        if isinstance(output, Tensor):
+            return output
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
         others = [leaf for _, leaf in leaves(output) if leaf is not logits and leaf.is_floating_point() and leaf.ndim]
         is_clear = self.task.has_classes or not others  # numbers may also be in another leaf

@@ -17,6 +17,7 @@ from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.positions import N_GROUPS, check_ranks, sum_over_ranks
 from lightning_noise.metrics.base import Sums
 from lightning_noise.metrics.collections import GroupedMetrics, TaskMetrics
+from lightning_noise.metrics.guess import ConstantGuess
 from lightning_noise.metrics.robustness import area_under_curve, retention
 from lightning_noise.metrics.statistics import average, jackknife_error, t_interval, wilson_interval
 from lightning_noise.tasks import Task
@@ -100,9 +101,9 @@ class Results:
 
     def update(self, readings: Iterable[Reading]) -> None:
         """Adds the readings of a batch. The reading without noise comes first."""
-        is_small = False
-        for condition, _, _, preds, target, groups, samples, classes in readings:
-            metrics = self._metrics_of(condition, preds, groups.device)
+        is_small, kept = False, torch.empty(0)
+        for condition, _, outputs, preds, target, groups, samples, classes in readings:
+            metrics = self._metrics_of(condition, outputs, groups.device)
             if condition == CLEAN:
                 self.is_empty = False
                 self._sizes = self._sizes.to(groups.device).index_add_(0, samples, torch.ones_like(samples))
@@ -111,11 +112,13 @@ class Results:
                 if not is_small or not self._can_wait(preds, target):
                     self._add_all()
                 self._n_waiting += preds.numel() if is_small else 0
-            # copies, because the step may write to the target, and predictions may be a view of a large tensor
-            added = {"preds": preds.clone(), "target": target.clone()} if is_small else {"preds": preds, "target": target}
+                # a copy, because the step may write to the target
+                kept = target.clone() if is_small else target
+            # predictions may be a view of a large tensor
+            added = {"preds": preds.clone() if is_small else preds, "target": kept, "groups": groups}
             if classes is not None:
-                added["classes"] = added["target"] if classes is target else classes
-            self._waiting.setdefault(condition, []).append({**added, "groups": groups})
+                added["classes"] = kept if classes is target else classes
+            self._waiting.setdefault(condition, []).append(added)
             if not is_small:
                 self._add(condition)
         if not is_small or self._n_waiting >= _AT_ONCE:
@@ -143,15 +146,15 @@ class Results:
             self._clean_preds = added["preds"] = metrics.read(added["preds"])
         metrics.update(clean_preds=self._clean_preds, **added)
 
-    def _metrics_of(self, condition: Condition, preds: Any, device: torch.device) -> TaskMetrics:
+    def _metrics_of(self, condition: Condition, outputs: Any, device: torch.device) -> TaskMetrics:
         if condition not in self._metrics:
-            metrics = self._idle.pop(condition, None) or self._create(condition, preds)
+            metrics = self._idle.pop(condition, None) or self._create(condition, outputs)
             self._metrics[condition] = metrics.to(device)
         return self._metrics[condition]
 
-    def _create(self, condition: Condition, preds: Any) -> TaskMetrics:
-        metrics = self.task.governed_metrics(N_GROUPS) if self.only_governed else self.task.metrics(preds, N_GROUPS)
-        guess = self.task.guess(N_GROUPS) if condition == CLEAN else None
+    def _create(self, condition: Condition, outputs: Any) -> TaskMetrics:
+        metrics = self.task.governed_metrics(N_GROUPS) if self.only_governed else self.task.metrics(outputs, N_GROUPS)
+        guess = self.task.guess(outputs, N_GROUPS) if condition == CLEAN else None
         if guess is not None and isinstance(metrics, GroupedMetrics):
             metrics.add_metrics({"guess": guess})
         return metrics
@@ -172,6 +175,8 @@ class Results:
             metric.sync_on_compute = False
         if not self.n_targets:
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
+        if any(isinstance(metric, ConstantGuess) and metric.undefined.any() for metric in sums):
+            rank_zero_warn(f"{name} knows no chance: a batch has more classes than the first, so the retention is NaN")
 
     @property
     def sizes(self) -> list[int]:

@@ -254,10 +254,16 @@ def empty_results(trainer: Trainer) -> Results:
     return kind(training=False)
 
 
-def exchange_evaluation_results(trainer: Trainer, results: Results, read: Mapping[str, Any]) -> None:
-    """Makes ``self.log`` log to the results, and ``trainer.callback_metrics`` and its siblings begin with ``read``."""
-    trainer._evaluation_loop._results = results
-    vars(trainer._logger_connector).update(read)
+def exchange_evaluation_results(trainer: Trainer, results: Results, read: Mapping[str, Any]) -> tuple[Results, dict[str, Any]]:
+    """Makes ``self.log`` log to the results, and ``trainer.callback_metrics`` and its siblings begin with ``read``.
+
+    Returns what was there before.
+    """
+    loop, connector = trainer._evaluation_loop, vars(trainer._logger_connector)
+    before = loop._results, {name: connector[name] for name in read}
+    loop._results = results
+    connector.update(read)
+    return before
 
 
 def logged_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
@@ -471,6 +477,13 @@ def states_hidden(metric: Metric) -> Iterator[None]:
 def plot_values(metric: Metric, values: Any, axes: Any) -> Any:
     """Plots values of a metric by its bounds, as each metric of torchmetrics does. No public function knows the convention."""
     return metric._plot(values, axes)
+
+
+def add_zeros(metric: Metric, state: str, *shape: int) -> None:
+    """Adds a state of integers, which is summed over processes. ``Metric.add_state`` would keep a second tensor of zeros."""
+    zeros = torch.zeros(shape, dtype=torch.long)
+    metric.add_state(state, zeros, dist_reduce_fx="sum")
+    metric._defaults[state] = zeros.new_zeros(()).expand(shape)
 
 
 def cast_states(metric: Metric, states: Iterable[str], dtype: torch.dtype) -> None:

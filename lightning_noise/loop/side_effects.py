@@ -51,7 +51,6 @@ class SideEffects:
         self._views: list[Any] = []  # of what each container holds
         self._sizes: list[int] = []
         self._items: list[Any] = []  # in the views, to be compared by identity
-        self._run: Contents = []
         self._results: Any = None  # where the forward passes log
         self._private: list[tuple[dict, Any, Any]] = []  # small arrays and generators, of which a forward pass gets copies
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
@@ -60,11 +59,11 @@ class SideEffects:
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Notes the state of the run, the module and the random streams, to which each forward pass of a batch returns."""
         self._rng = rng_states()
-        self._contents = find_contents([module])
+        run: Contents = [(vars(part), dict(vars(part))) for part in state_of_run(trainer)]
+        self._contents = [*find_contents([module]), *run]
         self._views = [view for container, _ in self._contents for view in _views(container)]
         self._sizes, self._items = list(map(len, self._views)), list(chain.from_iterable(self._views))
-        self._run = [(vars(part), dict(vars(part))) for part in state_of_run(trainer)]
-        held_by_key = [(container, held.items()) for container, held in self._contents if isinstance(held, dict)]
+        held_by_key = [(container, held.items()) for container, held in self._contents[: -len(run)] if isinstance(held, dict)]
         values = [(container, key, value) for container, items in held_by_key for key, value in items if is_written(value)]
         self._private = [each for each in values if not isinstance(each[2], Tensor)]
         tensors = {id(value): value for _, _, value in values if isinstance(value, Tensor)}
@@ -81,16 +80,16 @@ class SideEffects:
         try:
             if self._results is None or self._results:  # the last forward pass has logged
                 self._results = empty_results(trainer)
-            exchange_evaluation_results(trainer, self._results, logged_so_far(trainer))
+            before = exchange_evaluation_results(trainer, self._results, logged_so_far(trainer))
             for container, key, value in self._private:
                 dict.__setitem__(container, key, copy.deepcopy(value))
             yield
         finally:
+            exchange_evaluation_results(trainer, *before)
             self._undo()
             return_to_rng_states(self._rng)
 
     def _undo(self) -> None:
-        put(self._run)
         is_resized = self._sizes != list(map(len, self._views))
         if is_resized or not all(map(is_, chain.from_iterable(self._views), self._items)):
             put(self._contents)

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_noise._checks import check_counts
 from lightning_noise._tensor import at_least_float32, column
 from lightning_noise.batch import describe
-from lightning_noise.loop.internals import plot_values, states_hidden, sync_states
+from lightning_noise.loop.internals import add_zeros, plot_values, states_hidden, sync_states
 
 __all__ = ["RESOLUTION", "Predictions", "Sums", "are_distributions", "bin_indices", "quantize"]
 
@@ -49,7 +49,7 @@ class Sums(Metric):
         self.n_groups = n_groups
         self._has_read = False
         for state, shape in {**shapes, "undefined": ()}.items():
-            self.add_state(state, torch.zeros(n_groups, *shape, dtype=torch.long), dist_reduce_fx="sum")
+            add_zeros(self, state, n_groups, *shape)
 
     def _read(self, preds: Tensor | Predictions, target: Tensor | None = None) -> Predictions:
         """Returns the predictions, or raises a ValueError if they do not fit the target or are no logits.

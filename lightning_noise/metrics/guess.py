@@ -9,7 +9,7 @@ from lightning_noise.metrics.base import Sums
 
 __all__ = ["ConstantGuess"]
 
-_N_CLASSES = 4096  # that are counted apart, whatever their number, which may differ between batches
+_FEWEST = 4096  # indices that are counted apart, because a later batch may have more classes than the first
 
 
 class ConstantGuess(Sums):
@@ -21,11 +21,11 @@ class ConstantGuess(Sums):
     ``per_label``, a guess for each of several labels of two classes. If all :math:`K` classes are equally frequent, the value
     is :math:`1 / K`, else it is larger. A classifier that returns the same class for every sample has at most this accuracy.
 
-    ``update(classes, groups=None)`` adds class indices, which are :math:`2 l + k` with ``per_label``. Indices are counted
-    modulo 4096. With more classes, the value is too large by about 1/4096. With more than 2048 labels, some labels share a
-    guess, so the value may be too small.
+    ``update(classes, groups=None)`` adds class indices, which are :math:`2 l + k` with ``per_label``. If an index is not below
+    ``n_indices``, nor below 4096, the value is NaN.
 
     Args:
+        n_indices: The number of class indices.
         per_label: Whether the guess may differ between labels.
         n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
 
@@ -46,11 +46,13 @@ class ConstantGuess(Sums):
 
     key = "chance"
 
-    def __init__(self, per_label: bool = False, n_groups: int = 1):
-        super().__init__(n_groups, count=(_N_CLASSES // 2, 2) if per_label else (1, _N_CLASSES))
+    def __init__(self, n_indices: int = _FEWEST, per_label: bool = False, n_groups: int = 1):
+        self.n_indices = max(n_indices, _FEWEST)
+        super().__init__(n_groups, count=(self.n_indices // 2, 2) if per_label else (1, self.n_indices))
 
     def update(self, classes: Tensor, groups: Tensor | None = None) -> None:
-        self._add_binned(groups, classes % _N_CLASSES, count=torch.ones_like(classes))
+        self._add_binned(groups, classes.clamp_max(self.n_indices - 1), count=torch.ones_like(classes))
+        self._add(groups, undefined=classes >= self.n_indices)
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"chance": sums["count"].amax(-1).sum(-1) / sums["count"].sum((-2, -1))}
