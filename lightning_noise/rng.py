@@ -104,9 +104,12 @@ class Key:
         y, generator = None, torch.Generator(x.device)
         for rows, block, places in _blocks(self.positions, n):
             k = rows.stop - rows.start
-            own, amount, valid = (each[rows] if k < len(x) and isinstance(each, Tensor) else each for each in (x, level, mask))
+            parts: list[Any] = [x, level, mask]
+            if k < len(x):
+                parts = [part[rows] if isinstance(part, Tensor) else part for part in parts]
             if k < n:
-                own, amount, valid = (_fill(each, n, places) for each in (own, amount, valid))
+                parts = [_fill(part, n, places) if isinstance(part, Tensor) else part for part in parts]
+            own, amount, valid = parts
             seed = _seed(*self.coordinates, "block", n, block)
             drawn = _call(noise, own, amount, valid, generator.manual_seed(seed))
             drawn = drawn if k == n else drawn[places]
@@ -147,10 +150,8 @@ def _blocks(positions: Sequence[int], n: int) -> Iterator[tuple[slice, int, slic
         yield slice(begin, end), block, slice(place, place + step * (end - begin - 1) + 1, step)
 
 
-def _fill(rows: Any, n: int, places: slice) -> Any:
-    """Returns rows as a whole block of ``n`` rows; the first one fills the places without a row. A number is for all rows."""
-    if not isinstance(rows, Tensor):
-        return rows
+def _fill(rows: Tensor, n: int, places: slice) -> Tensor:
+    """Returns rows as a whole block of ``n`` rows; the first one fills the places without a row."""
     block = rows[:1].expand(n, *rows.shape[1:]).clone()
     block[places] = rows
     return block

@@ -373,7 +373,7 @@ def test_metrics_that_were_added_are_read_after_they_were_put_in_place():
         logged = internals.logged_so_far(trainer)
         internals.add_callback_metrics(logged, {"added": torch.tensor(1.0)})
         assert trainer.callback_metrics == before, "copies"
-        *_, read = internals.exchange_evaluation_results(trainer, internals.empty_results(trainer), logged)
+        _, read = internals.exchange_evaluation_results(trainer, internals.empty_results(trainer), logged)
         assert trainer.callback_metrics == before | {"added": 1.0}
         assert read["_callback_metrics"] == before
 
@@ -718,7 +718,7 @@ def test_a_state_of_zeros_is_held_once_and_is_reset_to_zeros():
     internals.add_zeros(metric, "counts", 2, 3)
     assert metric._defaults["counts"].untyped_storage().nbytes() == 8  # type: ignore[union-attr]
     for _ in range(2):
-        counts = metric.counts
+        counts: Any = metric.counts
         assert counts.is_contiguous()
         assert torch.equal(counts, torch.zeros(2, 3, dtype=torch.long))
         counts += 1

@@ -244,9 +244,10 @@ class ReplayMonitor(Monitor, Replaying):
         replay, n = Replay(trainer), n_evaluation_loaders(trainer)
         index = None if n == 1 else 0
         indices = (0,) if index is None else (0, index)
+        rng = dict.fromkeys(("rng_of_hook", "rng"), rng_states())
         with suppress(Exception), restore_trainer(trainer), replay.entered(replay.state.current()):
             step = trainer.strategy.validation_step
-            replay.run_step(step, copy_batch(batch), indices, batch_idx=0, dataloader_idx=index, rng=rng_states())
+            replay.run_step(step, copy_batch(batch), indices, batch_idx=0, dataloader_idx=index, **rng)
         return n * replay.keys
 
     def before_transfer(self, trainer: Trainer) -> None:
@@ -270,14 +271,22 @@ class ReplayMonitor(Monitor, Replaying):
         positions, _ = sample_positions.take(trainer, self._dataloader_idx, self._batch_idx, self._count_rows(batch))
         context = Context(trainer, trainer.lightning_module, is_probe=True, positions=sample_positions.of_input)
         noisy = self._current_conditions(trainer).perturb(context, batch, positions)
-        conditions = chain([(CLEAN, nullcontext(batch))], noisy)
+        conditions, rng = chain([(CLEAN, nullcontext(batch))], noisy), rng_states()
         for condition, perturbation in self._follow(trainer, self._batch_idx, conditions):
             replay = self._replays[condition]
-            with restore_trainer(trainer), perturbation as perturbed:
+            with restore_trainer(trainer, rng), perturbation as perturbed:
                 own = copy_batch(perturbed)
                 replay.state.take_over(self._changes, _pair_leaves(batch, own))
                 with replay.entered(before):
-                    replay.run_step(step, own, indices, batch_idx=self._batch_idx, dataloader_idx=dataloader_idx, rng=self._rng)
+                    replay.run_step(
+                        step,
+                        own,
+                        indices,
+                        batch_idx=self._batch_idx,
+                        dataloader_idx=dataloader_idx,
+                        rng_of_hook=self._rng,
+                        rng=rng,
+                    )
 
     def _end_loaders(self, trainer: Trainer, until: int) -> None:
         """Computes the metrics of all earlier loaders on all ranks, also on ranks without a batch."""

@@ -17,9 +17,11 @@ from lightning_noise.loop.internals import (
     logged_name,
     logged_so_far,
     reduce_logged,
+    return_to_rng_states,
+    set_rng_states,
 )
 from lightning_noise.loop.loggers import SilentLogger
-from lightning_noise.loop.snapshot import Contents, State, restore_rng, restore_trainer
+from lightning_noise.loop.snapshot import Contents, State, restore_trainer
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -61,6 +63,7 @@ class Replay:
         *,
         batch_idx: int,
         dataloader_idx: int | None,
+        rng_of_hook: dict[str, Any],
         rng: dict[str, Any],
     ) -> None:
         """Runs the step, and the module's hooks before and after it, within :meth:`entered`.
@@ -71,13 +74,15 @@ class Replay:
             indices: The further arguments of the step.
             batch_idx: The index of the batch, for the hooks.
             dataloader_idx: The index of the loader, or ``None`` if there is one loader.
-            rng: The random streams with which the hook before the step begins. The step begins with the current streams.
+            rng_of_hook: The random streams with which the hook before the step begins.
+            rng: Those with which the step begins.
         """
         results = self._results
         results.dataloader_idx, results.batch, results.batch_size = dataloader_idx, batch, None
         arguments = (batch, batch_idx) if dataloader_idx is None else (batch, batch_idx, dataloader_idx)
-        with restore_rng(rng):
-            self._call("batch_start", *arguments)
+        return_to_rng_states(rng_of_hook)
+        self._call("batch_start", *arguments)
+        set_rng_states(rng)  # no earlier state: the hook may have drawn otherwise
         self._call("batch_end", step(batch, *indices), *arguments)
 
     @property

@@ -77,10 +77,10 @@ class SideEffects:
     @contextmanager
     def undone(self, trainer: Trainer) -> Iterator[None]:
         """Undoes what is changed in the body, which may be entered several times for a batch."""
+        if self._results is None or self._results:  # the last forward pass has logged
+            self._results = empty_results(trainer)
+        before = exchange_evaluation_results(trainer, self._results, logged_so_far(trainer))
         try:
-            if self._results is None or self._results:  # the last forward pass has logged
-                self._results = empty_results(trainer)
-            before = exchange_evaluation_results(trainer, self._results, logged_so_far(trainer))
             for container, key, value in self._private:
                 dict.__setitem__(container, key, copy.deepcopy(value))
             yield

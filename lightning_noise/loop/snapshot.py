@@ -32,8 +32,8 @@ from lightning_noise.loop.dispatch import parameters_of
 from lightning_noise.loop.internals import (
     parameters_of_layer,
     private_attributes,
+    return_to_rng_states,
     rng_states,
-    set_rng_states,
     state_of_run,
     wraps_tensors,
 )
@@ -130,10 +130,10 @@ class State:
 
 
 @contextmanager
-def restore_trainer(trainer: Trainer) -> Iterator[None]:
+def restore_trainer(trainer: Trainer, rng: dict[str, Any] | None = None) -> Iterator[None]:
     """Restores what a step changes outside the module: random streams, gradients, and attributes of the trainer.
 
-    The step begins without gradients.
+    The step begins without gradients. ``rng`` are the current random streams, if they are known.
 
     Raises:
         RuntimeError: An optimizer is about to update the weights.
@@ -150,7 +150,7 @@ def restore_trainer(trainer: Trainer) -> Iterator[None]:
             )
 
     handle = register_optimizer_step_pre_hook(refuse_update)
-    with restore_rng():
+    with restore_rng(rng):
         try:
             for parameter in parameters:
                 parameter.grad = None
@@ -189,19 +189,17 @@ def restore_after(trainer: Trainer, module: LightningModule, *others: Any) -> It
 
 
 @contextmanager
-def restore_rng(begin: dict[str, Any] | None = None) -> Iterator[None]:
+def restore_rng(before: dict[str, Any] | None = None) -> Iterator[None]:
     """Restores the global random streams of torch, numpy and Python, also after an exception.
 
     Args:
-        begin: The states with which the streams begin. Default: the current states.
+        before: The states of the streams, if they are known.
     """
-    before = rng_states()
+    before = before or rng_states()
     try:
-        if begin is not None:
-            set_rng_states(begin)
         yield
     finally:
-        set_rng_states(before)
+        return_to_rng_states(before)
 
 
 def copy_batch(batch: Any) -> Any:
