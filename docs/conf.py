@@ -44,7 +44,7 @@ napoleon_use_ivar = True
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 html_theme = "furo"
