@@ -12,29 +12,35 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the models are tiny; threads only cost
-LONG = (
+LONG = (  # of all tests and of the slow tests, by the processor time of a file
     "test_callbacks",
     "test_demonstration",
-    "test_monitors",
-    "test_suggest",
-    "test_together",
-    "test_measurements",
-    "test_processes",
+    "test_cli",
     "test_terminal",
+    "test_processes",
+    "test_monitors",
     "test_noise_cli",
+    "test_notebooks",
+    "test_callbacks_loop",
     "test_evaluate",
     "test_activations_recomputed",
     "test_physics_of_weights",
+    "test_weights_by_hand",
+    "test_measurements_shown",
+    "test_measurements",
+    "test_adaptive_resume",
     "test_physics",
     "test_compare",
-    "test_measurements_shown",
-    "test_cli",
-    "test_notebooks",
+    "test_plots",
     "test_readme",
-    "test_targets",
+    "test_project_files",
+    "test_together",
+    "test_suggest",
+    "test_task_values",
+    "test_loggers",
+    "test_replay_isolation",
+    "test_first_scripts",
     "test_callbacks_batches",
-    "test_replay",
-    "test_callbacks_loop",
 )
 # the laws that hold on every device: those of values, and those of callbacks in a fit
 LAWS_OF_VALUES = ("test_labels", "test_losses", "test_losses_derived", "test_metrics", "test_noise", "test_perturb", "test_rng")

@@ -385,11 +385,18 @@ def test_plots_of_values_that_are_not_finite_are_drawn():
         plots.robustness_curve(nothing),
         plots.robustness_curve(report_of({"a": broken, "b": {0.1: math.inf, 1.0: 0.5}}), nothing),
         plots.range_test(broken, math.nan, 0.9),
+        plots.range_test({0.1: math.nan, 1.0: 0.9}, 1.0, 0.9),
         plots.adaptation([Decision(10, 0.1, math.nan, math.inf, "non_finite", math.nan)], Governor()),
         plots.reliability_diagram({str(i): [torch.zeros(15)] * 4 for i in range(40)}),
     ):
         figure.savefig(io.BytesIO())
         assert (figure.get_size_inches() * figure.dpi).max() <= 1500
+
+
+def test_a_range_test_leaves_out_level_0_which_a_logarithmic_axis_lacks():
+    (axes,) = plots.range_test({0.0: 1.0, 0.1: 0.9, 1.0: 0.3}, 0.1, 0.9).axes
+    assert axes.lines[1].get_xdata().tolist() == [0.1, 1.0]
+    assert 0 < axes.get_xlim()[0] < 0.1
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 8, 8), (6, 1, 100)], ids=["images", "signals"])

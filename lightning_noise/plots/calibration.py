@@ -41,7 +41,7 @@ def reliability_diagram(panels: Mapping[str, CalibrationBins | Sequence[Tensor]]
         'clean\naccuracy 60.0 %, n = 100\nECE 20.0 %, by chance 3.2 %'
     """
     panels = {title: panels[title] for title in spread(list(panels), 12)}
-    figure, grid = style.panels(len(panels), grid=False)
+    figure, grid = style.panels(len(panels), grid=False, one_x=True)
     for axes, (title, found) in zip(grid, panels.items(), strict=True):
         sums = found.bins() if isinstance(found, CalibrationBins) else found
         _draw(axes, title, *(x.double().cpu() for x in sums))

@@ -140,7 +140,7 @@ def range_test(
     """Draws a metric against the level on a logarithmic axis, and marks the level that a range test suggests.
 
     Args:
-        curve: The value at each level.
+        curve: The value at each level. Level 0 has no place on a logarithmic axis and is left out.
         level: The suggested level, or NaN if the range test suggests no level.
         value: The value at that level.
         metric: The name of the metric.
@@ -153,7 +153,7 @@ def range_test(
     """
     figure, (axes,) = panels(1)
     column = column_of(metric)
-    levels, values = zip(*sorted(curve.items()), strict=True)
+    levels, values = zip(*sorted(point for point in curve.items() if point[0] > 0), strict=True)
     values = finite([column.factor * each for each in values])
     axes.axhline(column.factor * value, color=GRAY, linewidth=0.8, linestyle="--")
     axes.semilogx(levels, values, color=_BLUE, marker="o", clip_on=False, zorder=3)
@@ -168,5 +168,6 @@ def range_test(
     shown = values[np.isfinite(values)]
     axes.set(xlabel=label_of(unit), ylabel=label_of(column.name, column.unit))
     axes.set_ylim(min([0, *shown]), 1.03 * max([column.factor, *shown]))
+    axes.set_xlim(levels[0] / 1.2, 1.2 * levels[-1])  # also if a value alone is finite
     arrange(figure)
     return figure

@@ -95,8 +95,11 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
     return draw_in_style
 
 
-def panels(n: int, *, grid: bool = True) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of n panels that share their y axis."""
+def panels(n: int, *, grid: bool = True, one_x: bool = False) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of n panels that share their y axis.
+
+    If all have the same x axis, only the lowest panel of each column labels the ticks, because texts take long to draw.
+    """
     columns = n if n <= 3 else 2 if n == 4 else 3 if n <= 9 else 4
     figure = PaperFigure(dpi=DPI)
     places = figure.add_gridspec(math.ceil(n / columns), columns)
@@ -106,6 +109,8 @@ def panels(n: int, *, grid: bool = True) -> tuple[Figure, list[Axes]]:
         set_up(axes, grid=grid)
         if i % columns:
             axes.tick_params(labelleft=False)
+        if one_x and i + columns < n:
+            axes.tick_params(labelbottom=False)
     return figure, every
 
 
