@@ -12,11 +12,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from helpers import N_CLASSES, N_FEATURES, Classifier, Rows, as_one, assert_same, fit, loader, make_trainer, weights
+from helpers import DEVICE, N_CLASSES, N_FEATURES, Classifier, Rows, as_one, assert_same, fit, loader, make_trainer, weights
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.utils.prune import random_unstructured
 
 from lightning_noise import GradientNoise, Key, RobustnessMonitor, noise, schedules
 from lightning_noise.schedules import Progress
@@ -331,6 +332,97 @@ def test_the_noise_of_a_gradient_does_not_depend_on_whether_the_others_exist():
         assert torch.equal(clean, used[name][0])
         assert torch.equal(noisy, used[name][1])
         assert not torch.equal(noisy, clean)
+
+
+def test_all_ranks_add_the_noise_of_the_seed_of_the_first_rank(monkeypatch):
+    class SecondRank(SingleDeviceStrategy):
+        def broadcast(self, obj, src=0):
+            return 0 if obj == 1 else obj
+
+    def run(seed: str, strategy: Any) -> list[Tensor]:
+        module, trainer = Plain(), make_trainer([GradientNoise(noise.Gaussian(), 0.5)], strategy=strategy)
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)  # as seed_everything(rank) sets it
+        trainer.fit(module, loader(), loader(Rows(13, seed=1)))
+        return weights(module)
+
+    torch.manual_seed(0)
+    first = run("0", SingleDeviceStrategy(DEVICE))
+    torch.manual_seed(0)
+    assert_same(run("1", SecondRank(DEVICE)), first)
+
+
+class Changing(Plain):
+    """Changes its parameters between the epochs."""
+
+    def __init__(self, change: Callable[[Any], object]):
+        super().__init__()
+        self.net[1].requires_grad_(False)
+        self.change = change
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.change(self)
+
+
+def unfreeze(module: Changing) -> None:
+    module.net[1].requires_grad_(True)
+    module.optimizers().add_param_group({"params": [*module.net[1].parameters()]})  # type: ignore[union-attr]
+
+
+def rename(module: Changing) -> None:
+    head = module.net[4]
+    del module.net[4]
+    module.net.add_module("head", head)
+
+
+def prune(module: Changing) -> None:
+    random_unstructured(module.net[4], "weight", 0.5)
+
+
+def replace(module: Changing) -> None:
+    module.net[4] = nn.Linear(8, N_CLASSES)
+    module.trainer.strategy.optimizers = [torch.optim.SGD(module.net[4].parameters(), lr=0.1)]
+
+
+@pytest.mark.parametrize("change", [unfreeze, rename, prune, replace], ids=lambda change: change.__name__)
+def test_the_noise_follows_parameters_that_change_in_mid_run(change):
+    """Each update has the noise that a run would have if it began with the parameters as they are then."""
+    kept = before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=lambda: Changing(change))
+    assert len(kept) == 6
+    for step, gradients in enumerate(kept):
+        assert len(gradients) == (4 if change is unfreeze and step >= 3 else 2)
+        assert any("head" in name or "orig" in name for name in gradients) == (change in (rename, prune) and step >= 3)
+        expected = drawn({name: clean for name, (clean, _) in gradients.items()}, step)
+        assert_same([noisy for _, noisy in gradients.values()], [expected[name] for name in gradients])
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_a_gradient_with_a_graph_gets_noise():
+    class Penalized(Plain):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            gradients = torch.autograd.grad(loss, [*self.parameters()], create_graph=True)
+            return loss + sum(g.square().sum() for g in gradients)
+
+        def backward(self, loss):
+            loss.backward(create_graph=True)
+
+    for step, gradients in enumerate(before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=Penalized)):
+        expected = drawn({name: clean.detach() for name, (clean, _) in gradients.items()}, step)
+        assert_same([noisy.detach() for _, noisy in gradients.values()], [expected[name] for name in gradients])
+
+
+def test_a_gradient_that_is_not_a_number_stays_so():
+    class Broken(Plain):
+        def on_after_backward(self):
+            self.get_parameter("net.4.bias").grad[1] = math.nan  # type: ignore[index]
+
+    for gradients in before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=Broken, limit_train_batches=1, max_epochs=1):
+        assert gradients["net.4.bias"][1].isnan().tolist() == [False, True, False]
+        assert not any(noisy.isnan().any() for name, (_, noisy) in gradients.items() if name != "net.4.bias")
 
 
 def test_a_parameter_that_no_module_has_gets_noise():

@@ -137,6 +137,44 @@ def test_each_update_of_a_step_has_its_own_draw():
     assert_same(weights(noisy), by_hand(torch.optim.SGD, n_updates=2, lr=0.1, momentum=0.9))
 
 
+def test_optimizers_of_the_same_parameters_have_draws_of_their_own():
+    class Twice(Unwrapped):
+        def training_step(self, batch, batch_idx):
+            for _ in range(2):
+                self.zero_grad()
+                F.cross_entropy(self(batch[0]), batch[1]).backward()
+                torch.optim.SGD(self.parameters(), lr=0.1).step()
+
+    noisy, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=Twice, train=loader(), limit_val_batches=0)
+    assert_same(weights(noisy), by_hand(torch.optim.SGD, n_updates=2, lr=0.1))
+
+
+def test_an_optimizer_gets_noise_after_another_has_failed():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            raise ArithmeticError
+
+    class Trying(Unwrapped):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Parameter(torch.zeros(1))
+            self.failing = Failing([self.other], lr=0.1)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
+
+        def training_step(self, batch, batch_idx):
+            with pytest.raises(ArithmeticError):
+                self.failing.step()
+            super().training_step(batch, batch_idx)
+
+    one, two = (
+        fit([GradientNoise(noise.Gaussian(), 0.5)], module=module, train=loader(), limit_val_batches=0)[0]
+        for module in (Trying, Unwrapped)
+    )
+    assert_same(weights(one.net), weights(two.net))
+
+
 def test_an_optimizer_within_another_adds_no_second_noise():
     noisy, _ = fit([GradientNoise(noise.Gaussian(), 0.5)], module=Wrapped, train=loader(), limit_val_batches=0)
     torch.testing.assert_close(weights(noisy), by_hand(torch.optim.SGD, lr=0.1), rtol=0, atol=1e-6)

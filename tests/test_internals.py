@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -512,11 +513,16 @@ def test_the_hooks_that_compute_a_weight_are_known():
         assert not part.weight.any()
 
 
-def test_parts_are_those_of_torch_by_all_of_their_names():
+def test_the_structure_of_a_module_is_the_same_until_the_name_of_a_parameter_changes():
     module = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2, bias=False))
     module.extend([module[0], nn.Sequential()])
     module.register_module("none", None)
-    assert {name[:-1]: part for name, part in internals.parts_of(module)} == dict(module.named_modules(remove_duplicate=False))
+    before, parameters = internals.structure_of(module)
+    assert sorted(map(id, parameters)) == sorted(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+    assert all(map(is_, before, internals.structure_of(module)[0]))
+    part: Any = module[0]
+    part.add_module("other", part.pop(0))
+    assert not all(map(is_, before, internals.structure_of(module)[0]))
 
 
 def test_the_losses_of_torch_are_known():
@@ -627,7 +633,9 @@ def test_writes_to_a_tensor_are_counted_and_reads_are_not():
     internals.copy_all_([tensor], [torch.ones(2)])
     assert internals.count_writes(tensor) == before + 2
     with torch.inference_mode():
-        assert internals.count_writes(torch.zeros(2).add_(1)) == 0
+        uncounted = torch.zeros(2).add_(1)
+    assert internals.count_writes(uncounted) == 0
+    assert internals.writes_of([tensor, uncounted]) == [before + 2, 0]
 
 
 def test_autograd_does_not_see_writes_whose_count_is_taken_back():

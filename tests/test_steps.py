@@ -283,6 +283,10 @@ class Calls(pl.Callback):
         ("input", schedules.Linear(0.1, 0.5), 62),
         ("activation", 0.0, 15),
         ("activation", 0.3, 61),
+        ("weight", 0.0, 14),
+        ("weight", 0.3, 100),
+        ("gradient", 0.0, 20),
+        ("gradient", 0.3, 82),
     ],
 )
 def test_a_step_makes_few_calls(name, level, most):

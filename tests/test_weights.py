@@ -396,7 +396,7 @@ def test_parameters_of_all_kinds_get_independent_noise_of_the_level_and_are_rest
     noisy = PerturbedParameters(module, "*", noise.Gaussian(), 0.1, Key((0,)), relative=relative)
     noisy.enter()
     z = [(one.float() - two.float()) / 0.1 for one, two in zip(weights_of(module), clean, strict=True)]
-    noisy.check_untouched(noisy.names, by_value=True)
+    noisy.check_untouched(by_value=True)
     noisy.exit()
     assert_same(weights_of(module), clean)
     assert [w.stride() for w in weights_of(module)] == strides

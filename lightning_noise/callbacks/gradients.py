@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ from lightning_noise._tensor import at_least_float32
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback, check_parameters_are_whole
 from lightning_noise.loop.dispatch import parameters_of, wrap_closure
-from lightning_noise.loop.internals import copy_all_, norms_of, plain_name, subtract_all, takes_scaled_gradients
+from lightning_noise.loop.internals import copy_all_, norms_of, plain_name, structure_of, subtract_all, takes_scaled_gradients
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
-from lightning_noise.perturb.groups import groups_of
+from lightning_noise.perturb.groups import Group, are_same, groups_of
 from lightning_noise.perturb.sharding import gradient_of, is_sharded, local, whole, with_local
 from lightning_noise.perturb.weights import check_dense, check_embeddings_are_dense
 from lightning_noise.rng import Key
@@ -90,9 +91,12 @@ class GradientNoise(NoiseCallback):
         self._trainer: Trainer | None = None  # from the start of the training to the end of the fit
         self._handles: list[RemovableHandle] = []
         self._has_acted = False  # in this fit
-        self._perturbed: set[Parameter] = set()  # by the hook of Lightning, and not updated yet
+        self._layouts: MutableMapping[Optimizer, _Layout] = {}  # of the last update of each optimizer
+        # parameters by their id: those that the hook of Lightning has perturbed and that are not updated yet, and how often
+        # optimizers have updated each without Lightning in this batch
+        self._perturbed: set[int] = set()
+        self._updates: Counter[int] = Counter()
         self._updating: list[Optimizer] = []  # nested, outermost first
-        self._updates: Counter[Optimizer] = Counter()  # in this batch, of each optimizer that steps without Lightning
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         check_embeddings_are_dense(pl_module)
@@ -112,7 +116,8 @@ class GradientNoise(NoiseCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._trainer, self._has_acted = trainer, False
+        self._trainer, self._has_acted, self._layouts = trainer, False, WeakKeyDictionary()
+        self._seed = trainer.strategy.broadcast(self._seed)  # ranks may be seeded differently
         # global hooks, because a module may have optimizers that Lightning does not know, or call them without Lightning
         self._handles = [
             register_optimizer_step_pre_hook(self._before_update),
@@ -125,18 +130,17 @@ class GradientNoise(NoiseCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if self.current_level == 0:
-            return
-        # no rank: all ranks must add the same noise
-        key = Key((self._seed, self.name, trainer.global_step)) / "gradient"
-        self._perturb(optimizer, key, _scale(trainer, optimizer))
-        self._perturbed.update(parameters_of(optimizer))
+        if self.last_perturbation is not None:
+            # no rank: all ranks must add the same noise
+            key = Key((self._seed, self.name, trainer.global_step, "gradient"))
+            self._perturb(optimizer, key, _scale(trainer, optimizer))
+            self._perturbed |= _ids_of(optimizer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
         for handle in self._handles:
             handle.remove()
-        self._trainer, self._handles = None, []
+        self._trainer, self._handles, self._layouts = None, [], {}
         self._perturbed, self._updating, self._updates = set(), [], Counter()
 
     def describe_no_effect(self, where: str) -> str:
@@ -151,9 +155,10 @@ class GradientNoise(NoiseCallback):
         if optimizer in self._updating:  # its last update raised an exception
             del self._updating[self._updating.index(optimizer) :]
         self._updating.append(optimizer)
-        if len(self._updating) > 1:  # an optimizer within another shares its gradients
+        own, outer = _ids_of(optimizer), self._updating[:-1]
+        if not all(own.isdisjoint(_ids_of(each)) for each in outer):  # an optimizer within another shares its gradients
             return None
-        self._updates[optimizer] += 1
+        self._updates |= dict.fromkeys(own, 1 + max(map(self._updates.__getitem__, own)))
         with_noise = wrap_closure(args, kwargs, lambda closure: partial(self._evaluate, closure, optimizer))
         if with_noise is None:
             self._perturb_unless_done(optimizer)
@@ -175,23 +180,24 @@ class GradientNoise(NoiseCallback):
         """Returns whether the optimizer updates parameters of the module in a training step with noise."""
         if self._trainer is None or self.current_level == 0:
             return False
-        module = self._trainer.lightning_module
         batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
         in_step = batches.started > batches.processed  # not in on_train_batch_end, nor between epochs
-        return in_step and not set(parameters_of(optimizer)).isdisjoint(module.parameters())
+        _, parameters = structure_of(self._trainer.lightning_module)
+        return in_step and not _ids_of(optimizer).isdisjoint(map(id, parameters))
 
     def _perturb_unless_done(self, optimizer: Optimizer) -> None:
         """Perturbs the gradients if Lightning has not called its hook for them."""
-        parameters, trainer = set(parameters_of(optimizer)), self._trainer
-        if trainer is None or parameters <= self._perturbed:
-            self._perturbed -= parameters
+        own, trainer = _ids_of(optimizer), self._trainer
+        if trainer is None or own <= self._perturbed:
+            self._perturbed -= own
             return
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError(
                 f"{self.name!r} cannot know the loss scale of gradients that an optimizer takes without Lightning; type "
                 "optimizer.step(closure) on the optimizer of self.optimizers(), or Trainer(precision='bf16-mixed')"
             )
-        key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx)) / "gradient" / self._updates[optimizer]
+        update = max(map(self._updates.__getitem__, own))
+        key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx, "gradient", update))
         self._perturb(optimizer, key, getattr(optimizer, "grad_scale", None))  # set by a scaler of the module
 
     @torch.no_grad()
@@ -199,21 +205,50 @@ class GradientNoise(NoiseCallback):
         if (perturbation := self.last_perturbation) is None or self._trainer is None:
             return
         signal = error = torch.zeros(())
-        for group in groups_of(_gradients(self._trainer.lightning_module, optimizer), self.noise):
-            found = [gradient for gradient in group.tensors if not isinstance(gradient, Parameter)]
-            if not found:
+        layout, gradients = self._lay_out(self._trainer.lightning_module, optimizer)
+        for group in layout.groups:
+            if not (names := [name for name in group.names if name in gradients]):
                 continue
-            elements = group.empty() if len(found) == len(group.tensors) else group.empty().zero_()
-            clean = group.pick(group.split(elements), found)
-            copy_all_(clean, map(local, found))
-            noisy = group.pick(group.split(self._noisy(elements, group.key(key), scale)), found)
-            copy_all_(map(local, found), noisy)
+            found = [gradients[name] for name in names]
+            parts = found if group.is_flat else [local(gradient) for gradient in found]
+            elements = group.empty(parts[0])
+            if len(names) < len(group.names):
+                elements.zero_()
+            clean = group.split(elements, names)
+            copy_all_(clean, parts)
+            noisy = group.split(self._noisy(elements, group.key(key), scale), names)
+            copy_all_(parts, noisy)
             if self._is_logged:
                 signal = signal + _energy(found, clean)
                 error = error + _energy(found, subtract_all(map(at_least_float32, noisy), map(at_least_float32, clean)))
             perturbation.effective = self._has_acted = True
         if self._is_logged:
             perturbation.stats["ratio"] = (error / signal).sqrt()
+
+    def _lay_out(self, pl_module: LightningModule, optimizer: Optimizer) -> tuple[_Layout, dict[str, Tensor]]:
+        """Returns the layout of the last update, or a new one if anything has changed, and the gradients by name."""
+        parameters = parameters_of(optimizer)
+        gradients = [p.grad if type(p) is Parameter else gradient_of(p) for p in parameters]
+        # a trained parameter without a gradient stands for it, so that the draws of the others do not depend on the batch
+        tensors = [
+            g if g is not None else p if p.requires_grad and not is_lazy(p) else None
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
+        structure, _ = structure_of(pl_module)
+        structure += parameters
+        kinds = [
+            None if x is None else (x.dtype, x.device, x.layout == torch.strided and (x.shape, x.stride())) for x in tensors
+        ]
+        layout = self._layouts.get(optimizer)
+        if layout is None or kinds != layout.kinds or not are_same(structure, layout.structure):
+            names = {parameter: plain_name(name) for name, parameter in pl_module.named_parameters()}
+            # a parameter of no module is named by its position in the optimizer
+            labels = [names.get(parameter, str(i)) for i, parameter in enumerate(parameters)]
+            named = {label: x for label, x in zip(labels, tensors, strict=True) if x is not None}
+            for label, x in named.items():
+                check_dense(label, x)
+            layout = self._layouts[optimizer] = _Layout(structure, kinds, labels, list(groups_of(named, self.noise)))
+        return layout, {label: g for label, g in zip(layout.labels, gradients, strict=True) if g is not None}
 
     def _noisy(self, gradient: Tensor, key: Key, scale: Tensor | None) -> Tensor:
         if scale is None:
@@ -223,21 +258,17 @@ class GradientNoise(NoiseCallback):
         return torch.where(gradient.isfinite(), noisy, gradient)
 
 
-def _gradients(pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Returns the gradients of the optimizer, by the name of their parameter.
+class _Layout(NamedTuple):
+    """The names and groups of the gradients of an optimizer, and the objects and values that they depend on."""
 
-    A trained parameter without a gradient stands for it, so that the draws of the others do not depend on the batch.
-    """
-    names = {parameter: plain_name(name) for name, parameter in pl_module.named_parameters()}
-    gradients: dict[str, Tensor] = {}
-    for i, parameter in enumerate(parameters_of(optimizer)):
-        name = names.get(parameter, str(i))  # a parameter of no module is named by its position in the optimizer
-        if (gradient := gradient_of(parameter)) is not None:
-            check_dense(name, gradient)
-            gradients[name] = gradient
-        elif parameter.requires_grad and not is_lazy(parameter):
-            gradients[name] = parameter
-    return gradients
+    structure: list[Any]
+    kinds: list[Any]
+    labels: list[str]
+    groups: list[Group]
+
+
+def _ids_of(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:

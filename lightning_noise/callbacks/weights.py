@@ -164,7 +164,8 @@ class WeightNoise(NoiseCallback):
                 noisy.exit()
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
-        check_parameters_are_whole(context.trainer, self.name)
+        if context.is_probe:  # a fit has checked it
+            check_parameters_are_whole(context.trainer, self.name)
         # the key of a probe differs between samples and ranks, but all of them evaluate the same model
         self._noisy = self._perturbed_parameters(context.module, level, key.everywhere if context.is_probe else key)
         if not context.is_probe:
@@ -177,7 +178,7 @@ class WeightNoise(NoiseCallback):
                 perturbation.stats["ratio"] = self._measure(self._noisy)
             yield batch
             if not context.is_probe:
-                self._noisy.check_untouched(self._noisy.names, by_value=is_watched or context.is_logged)
+                self._noisy.check_untouched(by_value=is_watched or context.is_logged)
                 if is_watched:
                     self._is_watched = False
                     self._warn_of_averages(frozen, self._noisy.frozen_norms())

@@ -342,8 +342,8 @@ def wrap_closure(args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[
 
 def parameters_of(*optimizers: Optimizer) -> list[Parameter]:
     """Returns the parameters of the optimizers, each once."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return list(dict.fromkeys(parameter for group in groups for parameter in group["params"]))
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    return list(dict.fromkeys(parameters))
 
 
 def _put_back(owner: Any, name: str, original: Callable[..., Any]) -> None:

@@ -373,12 +373,20 @@ def register_forward_hook(module: nn.Module, hook: Any) -> RemovableHandle:
     return module.register_forward_hook(hook, with_kwargs=True)
 
 
-def parts_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Returns the module and its parts, a shared part by each of its names. The public generator takes three times as long."""
-    named = [("", module)]
-    for name, part in named:
-        named += [(f"{name}{own}.", each) for own, each in part._modules.items() if each is not None]
-    return named
+def structure_of(module: nn.Module) -> tuple[list[Any], list[nn.Parameter]]:
+    """Returns the objects that decide the names of the parameters of a module, and the parameters, by each of their names.
+
+    If the objects are the same as before, so are the names. The public generators take several times as long.
+    """
+    parts: list[Any] = [module]
+    structure, parameters = [], []
+    for part in parts:
+        if part is not None:
+            inner, own = part._modules, part._parameters
+            structure += part, *inner, None, *own
+            parts += inner.values()
+            parameters += own.values()
+    return structure + parameters, [parameter for parameter in parameters if parameter is not None]
 
 
 def hooks_of_weights(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:
@@ -414,11 +422,11 @@ def register_gradient_hook(parameter: nn.Parameter, hook: Callable[[Tensor], Ten
 # --- torch: tensors and autograd
 
 
-@torch.no_grad()
 def copy_all_(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     """Copies each source into its target, in few kernels. No public function does."""
     if targets := list(targets):
-        torch._foreach_copy_(targets, list(sources))  # type: ignore[attr-defined]
+        with torch.no_grad():  # as a decorator, it would take longer than the copies of a small model
+            torch._foreach_copy_(targets, list(sources))  # type: ignore[attr-defined]
 
 
 def subtract_all(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
@@ -434,6 +442,11 @@ def norms_of(tensors: Iterable[Tensor], order: float = 2.0) -> list[Tensor]:
 def count_writes(tensor: Tensor) -> int:
     """Returns how often the tensor was written to; 0 for an inference tensor, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def writes_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Returns how often each tensor was written to; see :func:`count_writes`."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def preserve_version(tensor: Tensor) -> AbstractContextManager[None]:

@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_noise.rng import Key
-
 if TYPE_CHECKING or torch.distributed.is_available():
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 else:  # a build of torch without torch.distributed
     DTensor = FSDPModule = type("Absent", (), {})
 
-__all__ = ["check_rows_are_whole", "gradient_of", "is_sharded", "local", "parameter_key", "reshard", "whole", "with_local"]
+__all__ = [
+    "check_rows_are_whole",
+    "coordinates_of_shard",
+    "gathering",
+    "gradient_of",
+    "is_sharded",
+    "local",
+    "reshard",
+    "whole",
+    "with_local",
+]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -52,14 +60,12 @@ def gradient_of(parameter: Tensor) -> Tensor | None:
     return parameter.grad
 
 
-def parameter_key(key: Key, name: str, parameter: Tensor) -> Key:
-    """Returns the key of a parameter, different for each shard."""
-    key = key / name
-    if isinstance(parameter, DTensor):
-        coordinates = parameter.device_mesh.get_coordinate() or ()
-        for coordinate, placement in zip(coordinates, parameter.placements, strict=True):
-            key = key / coordinate if placement.is_shard() else key
-    return key
+def coordinates_of_shard(tensor: Tensor) -> list[int]:
+    """Returns what distinguishes the part of this rank from the other parts of a tensor."""
+    if not isinstance(tensor, DTensor):
+        return []
+    places = zip(tensor.device_mesh.get_coordinate() or (), tensor.placements, strict=True)
+    return [coordinate for coordinate, placement in places if placement.is_shard()]
 
 
 def check_rows_are_whole(parameter: Tensor, name: str) -> None:
@@ -69,11 +75,15 @@ def check_rows_are_whole(parameter: Tensor, name: str) -> None:
         raise ValueError(f"relative='filter' needs whole filters, but {name!r} is sharded as {placements}; type relative='std'")
 
 
+def gathering(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Returns the modules that gather sharded parameters."""
+    return [module for module in modules if isinstance(module, FSDPModule)]
+
+
 def reshard(modules: Iterable[nn.Module]) -> None:
-    """Frees the gathered copies of sharded parameters.
+    """Frees the copies of sharded parameters that modules have gathered.
 
     After an evaluation, a module still holds these copies as its parameters. They do not follow changes of the shards.
     """
     for module in modules:
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        module.reshard()  # type: ignore[operator]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import compress
@@ -18,21 +18,21 @@ from lightning_noise._tensor import at_least_float32
 from lightning_noise.batch import describe
 from lightning_noise.loop.internals import (
     copy_all_,
-    count_writes,
     hooks_of_weights,
     norms_of,
     parameters_of_layer,
-    parts_of,
     plain_name,
     preserve_version,
     register_gradient_hook,
     register_state_dict_hook,
+    structure_of,
     subtract_all,
+    writes_of,
 )
 from lightning_noise.noise import Noise
 from lightning_noise.patterns import match
-from lightning_noise.perturb.groups import Group, groups_of
-from lightning_noise.perturb.sharding import check_rows_are_whole, is_sharded, local, reshard, whole, with_local
+from lightning_noise.perturb.groups import Group, are_same, groups_of
+from lightning_noise.perturb.sharding import check_rows_are_whole, gathering, is_sharded, local, reshard, whole, with_local
 from lightning_noise.rng import Key
 
 __all__ = [
@@ -150,107 +150,90 @@ class PerturbedParameters:
     ):
         self.module = module
         self.selection = select(module, params, noise, last)
-        self.names = self.selection.names
+        self.parameters = self.selection.parameters
         self.noise = noise
         self.level = level
         self.relative: RelativeTo | None = relative
         self.is_absolute: bool = relative is None and noise.additive
         # the Jacobian of absolute noise is the identity
         self.reparametrized = gradient == "reparametrized" and not self.is_absolute
-        self.clean: dict[nn.Parameter, Tensor] = {}
+        # ranks that share a tensor must see the same noise
+        self.key = key.everywhere if self.selection.is_sharded else key
+        self.clean: dict[str, Tensor] = {}
         self._copies: dict[Group, Tensor] = {}  # the clean weights of each group
         # the storage that the noise was written to, and how often anything but a noise had written to it
-        self._data: dict[nn.Parameter, Tensor] = {}
-        self._versions: dict[nn.Parameter, int] = {}
+        self._data: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
         # the derivatives of noisy weights, from the first gradient of a group to the gradient of each parameter
-        self._slopes: dict[nn.Parameter, tuple[Tensor, ...]] = {}
+        self._slopes: dict[str, tuple[Tensor, ...]] = {}
         self._is_curved = relative is not None  # whether the Jacobian depends on the weights
         self._computed = hooks_of_weights(self.selection.parts)
-        self._updates: dict[nn.Parameter, int] = {}
-        self._paused: dict[nn.Parameter, tuple[Any, int]] = {}
+        self._updates: dict[str, int] = {}
+        self._paused: dict[str, tuple[Any, int]] = {}
         self._handles: list[Any] = []
-        sharded = any(is_sharded(parameter) for parameter in self.names)
-        self.key = key.everywhere if sharded else key  # ranks that share a tensor must see the same noise
-        if sharded and self.reparametrized:
+        if self.selection is not last:
+            self._check()
+
+    def _check(self) -> None:
+        """Raises an error if a parameter cannot be perturbed in this way."""
+        if self.selection.is_sharded and self.reparametrized:
             raise ValueError(
                 "gradient='reparametrized' needs whole parameters, but these are sharded over ranks; "
                 "type gradient='straight_through'"
             )
-        for parameter, name in self.names.items():
-            if relative == "filter":
+        for name, parameter in self.parameters.items():
+            if self.relative == "filter":
                 check_rows_are_whole(parameter, name)
-            if parameter.is_complex() and noise.is_known and not noise.takes_complex:
+            if parameter.is_complex() and self.noise.is_known and not self.noise.takes_complex:
                 raise TypeError(
-                    f"{noise.title} needs real numbers, but the parameter {name!r} is {describe(parameter)}; "
+                    f"{self.noise.title} needs real numbers, but the parameter {name!r} is {describe(parameter)}; "
                     "type params=… to perturb other parameters"
                 )
 
     def enter(self) -> None:
         """Perturbs all parameters."""
         _ENTERED.add(self)
-        self.perturb(self.names)
+        self._perturb(self.parameters)
         self._handles = [register_state_dict_hook(self.selection.owners, _CleanEntries(self))]
         for group in self.selection.groups if self.reparametrized else ():
-            for parameter in group.tensors:
-                if parameter.requires_grad:
+            for name in group.names:
+                if (parameter := self.parameters[name]).requires_grad:
                     # this noise was written last, so its Jacobian comes first in the backward pass
-                    hook = partial(self._multiply_by_jacobian, group, parameter)
+                    hook = partial(self._multiply_by_jacobian, group, name)
                     self._handles.append(register_gradient_hook(parameter, hook))
 
     def exit(self) -> None:
         """Restores all parameters."""
         for handle in self._handles:
             handle.remove()
-        self.restore(self.names)
+        self._restore(self.parameters)
         self._copies = {}
         _ENTERED.discard(self)
-        reshard(self.selection.parts)
+        reshard(self.selection.gathering)
 
-    def check_untouched(self, parameters: Iterable[nn.Parameter], *, by_value: bool = False) -> None:
-        """Raises a ValueError if the training step wrote to a noisy parameter.
+    def check_untouched(self, parameters: Iterable[nn.Parameter] | None = None, *, by_value: bool = False) -> None:
+        """Raises a ValueError if the training step wrote to a noisy parameter. Default: to any.
 
         torch does not count writes to ``.data``. They are found by value, which draws the noise again.
         """
         by_value = by_value and self.noise.is_known  # a function may count its calls
-        chosen = set(parameters)
+        names = self._data if parameters is None else [name for name in self._names_of(parameters) if name in self._data]
+        held = [self.parameters[name] for name in names]
         doubtful = {
-            parameter
-            for parameter, data in self._data.items()
-            if parameter in chosen
-            and (by_value or count_writes(parameter) != self._versions[parameter] or parameter.data_ptr() != data.data_ptr())
+            name
+            for name, parameter, writes in zip(names, held, writes_of(held), strict=True)
+            if by_value or writes != self._versions[name] or parameter.data_ptr() != self._data[name].data_ptr()
         }
-        changed = set(self._find_changed(doubtful))
-        for name in (name for parameter, name in self.names.items() if parameter in changed):
+        changed = set(self._find_changed(doubtful)) if doubtful else ()
+        for name in (name for name in self.parameters if name in changed):
             raise ValueError(
                 f"the training step has written to {name!r} while it held noise; write to weights in "
                 "on_train_batch_end, where they are clean, or type params=… to perturb other parameters"
             )
 
-    @torch.no_grad()
     def perturb(self, parameters: Iterable[nn.Parameter]) -> None:
         """Perturbs the parameters that are clean."""
-        for group, members in self._grouped(set(parameters) - self.clean.keys()):
-            if group not in self._copies:
-                self._copies[group] = group.empty()
-            clean = group.pick(group.split(self._copies[group]), members)
-            copy_all_(clean, map(local, members))
-            self.clean.update(zip(members, clean, strict=True))
-            self._data.update((parameter, parameter.data) for parameter in members if not is_sharded(parameter))
-            self._write(members, self._draw(group, members, self._noisy))
-            self._versions.update(zip(members, map(count_writes, members), strict=True))
-        self._compute_weights()
-
-    @torch.no_grad()
-    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Restores the parameters that are noisy."""
-        found = [*(self.clean.keys() & set(parameters))]
-        for parameter in found:
-            data = self._data.pop(parameter, None)
-            if data is not None and data.data_ptr() != parameter.data_ptr():
-                parameter.data = data
-            self._slopes.pop(parameter, None)
-        self._write(found, [self.clean.pop(parameter) for parameter in found])
-        self._compute_weights()
+        self._perturb(self._names_of(parameters))
 
     def pause(self, parameters: Iterable[nn.Parameter]) -> None:
         """Restores the parameters until :meth:`perturb`.
@@ -258,51 +241,84 @@ class PerturbedParameters:
         If nothing else writes to a parameter in between, autograd does not see the writes. A graph of before the pause can then
         run its backward pass after the pause, as in a closure that does not repeat the forward pass.
         """
-        found = [parameter for parameter in parameters if parameter in self.clean]
-        counts = [preserve_version(parameter) for parameter in found]
-        self.restore(found)
-        self._paused.update(
-            (parameter, (count, count_writes(parameter))) for parameter, count in zip(found, counts, strict=True)
-        )
+        names = [name for name in self._names_of(parameters) if name in self.clean]
+        held = [self.parameters[name] for name in names]
+        counts = [preserve_version(parameter) for parameter in held]
+        self._restore(names)
+        self._paused.update(zip(names, zip(counts, writes_of(held), strict=True), strict=True))
 
     def count_update(self, parameters: Iterable[nn.Parameter]) -> None:
         """Counts an update: the next perturbation is a new draw."""
-        for parameter in parameters:
-            if parameter not in self.clean:
-                self._updates[parameter] = self._updates.get(parameter, 0) + 1
-                self._paused.pop(parameter, None)
+        for name in self._names_of(parameters):
+            if name not in self.clean:
+                self._updates[name] = self._updates.get(name, 0) + 1
+                self._paused.pop(name, None)
 
     @torch.no_grad()
     def norms(self) -> tuple[list[str], Tensor, Tensor]:
         """Returns the names of the noisy parameters, and the norms of noise and weights, on this rank."""
         names, noise, weights = [], [], []
-        for _, members in self._grouped(self.clean.keys()):
-            noisy = [at_least_float32(local(parameter)) for parameter in members]
-            clean = [at_least_float32(self.clean[parameter]) for parameter in members]
-            names += [self.names[parameter] for parameter in members]
+        for _, members in self._grouped(self.clean):
+            noisy = [at_least_float32(local(self.parameters[name])) for name in members]
+            clean = [at_least_float32(self.clean[name]) for name in members]
+            names += members
             noise += norms_of(subtract_all(noisy, clean))
             weights += norms_of(clean)
         return names, torch.stack(noise), torch.stack(weights)
 
     def frozen_norms(self) -> dict[str, Tensor]:
         """Returns the norms of the other parameters that are not trained, on this rank."""
-        others = {name: p for name, p in self.module.named_parameters() if p not in self.names and not is_lazy(p)}
+        others = {name: p for name, p in self.module.named_parameters() if p not in self.selection.names and not is_lazy(p)}
         frozen = {name: local(p) for name, p in others.items() if not p.requires_grad and p.is_floating_point()}
         return {name: torch.linalg.vector_norm(at_least_float32(p)) for name, p in frozen.items()}
 
-    def _grouped(self, parameters: Set[nn.Parameter]) -> Iterator[tuple[Group[nn.Parameter], list[nn.Parameter]]]:
-        """Yields the groups, each with those of the parameters that it has."""
-        for group in self.selection.groups if parameters else ():
-            if members := [parameter for parameter in group.tensors if parameter in parameters]:
+    def clean_value(self, parameter: nn.Parameter) -> Tensor | None:
+        """Returns the part of a noisy parameter on this rank without noise, or ``None`` if the parameter is clean."""
+        return self.clean.get(self.selection.names.get(parameter, ""))
+
+    def _names_of(self, parameters: Iterable[nn.Parameter]) -> list[str]:
+        """Returns the names of those parameters that this noise perturbs."""
+        names = self.selection.names
+        return [names[parameter] for parameter in parameters if parameter in names]
+
+    def _grouped(self, names: Collection[str]) -> Iterator[tuple[Group, list[str]]]:
+        """Yields the groups, each with those of the names that it has."""
+        for group in self.selection.groups if names else ():
+            if members := [name for name in group.names if name in names]:
                 yield group, members
 
-    def _draw(
-        self, group: Group[nn.Parameter], parameters: Sequence[nn.Parameter], draw: Callable[[Group, Key], list[T]]
-    ) -> list[T]:
+    @torch.no_grad()
+    def _perturb(self, names: Iterable[str]) -> None:
+        for group, members in self._grouped({name for name in names if name not in self.clean}):
+            parameters = [self.parameters[name] for name in members]
+            parts = parameters if group.is_flat else [local(parameter) for parameter in parameters]
+            if group not in self._copies:
+                self._copies[group] = group.empty(parts[0])
+            clean = group.split(self._copies[group], members)
+            copy_all_(clean, parts)
+            self.clean.update(zip(members, clean, strict=True))
+            if parts[0] is parameters[0]:
+                self._data.update(zip(members, [parameter.data for parameter in parameters], strict=True))
+            self._write(members, self._draw(group, members, self._noisy))
+            self._versions.update(zip(members, writes_of(parameters), strict=True))
+        self._compute_weights()
+
+    @torch.no_grad()
+    def _restore(self, names: Iterable[str]) -> None:
+        found = [name for name in names if name in self.clean]
+        for name in found:
+            data, parameter = self._data.pop(name, None), self.parameters[name]
+            if data is not None and data.data_ptr() != parameter.data_ptr():
+                parameter.data = data
+            self._slopes.pop(name, None)
+        self._write(found, [self.clean.pop(name) for name in found])
+        self._compute_weights()
+
+    def _draw(self, group: Group, names: Sequence[str], draw: Callable[[Group, Key], list[T]]) -> list[T]:
         """Returns what draws of the whole group give to some of its parameters. Each update has its own draw."""
-        key, updates = group.key(self.key / "parameter"), [self._updates.get(parameter, 0) for parameter in parameters]
+        key, updates = group.key(self.key / "parameter"), [self._updates.get(name, 0) for name in names]
         drawn = {n: draw(group, key / n if n else key) for n in set(updates)}
-        return [drawn[n][group.index[parameter]] for n, parameter in zip(updates, parameters, strict=True)]
+        return [drawn[n][group.index[name]] for n, name in zip(updates, names, strict=True)]
 
     def _noisy(self, group: Group, key: Key) -> list[Tensor]:
         """Returns the noisy weights of a group, from the copy of the clean weights."""
@@ -311,7 +327,7 @@ class PerturbedParameters:
             return [self._noisy_alone(group, clean, key)]
         if self.relative is None:
             return group.split(key.apply(self.noise, at_least_float32(clean), self.level).to(clean.dtype))
-        if len(group.tensors) == 1 and self.relative != "filter":  # a level for all elements saves a tensor of zeros
+        if len(group.names) == 1 and self.relative != "filter":  # a level for all elements saves a tensor of zeros
             (w,) = group.stacks(at_least_float32(clean))
             level = (self.level * unit_of(w, self.relative)).flatten().expand(len(clean))
             return group.split(key.apply(self.noise, at_least_float32(clean), level).to(clean.dtype))
@@ -322,7 +338,7 @@ class PerturbedParameters:
 
     def _noisy_alone(self, group: Group, w: Tensor, key: Key) -> Tensor:
         """Returns the noisy weights of a group of one parameter, as a function of the weights."""
-        (parameter,) = group.tensors
+        parameter = self.parameters[group.names[0]]
         if is_sharded(parameter) and self.relative in ("std", "max"):  # the unit is that of the whole tensor
             return weight_noise(w, self.noise, self.level * unit_of(whole(parameter).float()[None], self.relative).view(1), key)
         return weight_noise(w, self.noise, self.level, key, self.relative)
@@ -332,48 +348,50 @@ class PerturbedParameters:
         return key.apply(self.noise, torch.zeros_like(at_least_float32(self._copies[group])), 1.0)
 
     def _compute_weights(self) -> None:
-        with torch.enable_grad():
-            for module, hook in self._computed:
+        for module, hook in self._computed:
+            with torch.enable_grad():
                 hook(module, ())
 
-    def _write(self, parameters: list[nn.Parameter], values: Iterable[Tensor]) -> None:
+    def _write(self, names: Sequence[str], values: Iterable[Tensor]) -> None:
         """Writes in place: optimizers, replicas and graphs keep the storage. Other noises do not count the write."""
-        others = [other for other in _ENTERED if other is not self]
-        before = [count_writes(parameter) for parameter in parameters] if others else []
+        parameters = [self.parameters[name] for name in names]
+        others = [other for other in _ENTERED if other is not self] if len(_ENTERED) > 1 else []
+        before = writes_of(parameters) if others else []
         with ExitStack() as paused:
-            for parameter in parameters if self._paused else ():
-                count, writes = self._paused.pop(parameter, (nullcontext(), -1))
-                if count_writes(parameter) == writes:  # the bits that graphs of before the pause have saved
+            for name, parameter in zip(names, parameters, strict=True) if self._paused else ():
+                count, writes = self._paused.pop(name, (nullcontext(), -1))
+                if writes_of([parameter]) == [writes]:  # the bits that graphs of before the pause have saved
                     paused.enter_context(count)
-            copy_all_(map(local, parameters), values)
+            copy_all_(map(local, parameters) if self.selection.is_sharded else parameters, values)
         for other in others:
-            for parameter, count in zip(parameters, before, strict=True):
-                if parameter in other._versions:
-                    other._versions[parameter] += count_writes(parameter) - count
+            for parameter, count, now in zip(parameters, before, writes_of(parameters), strict=True):
+                if (name := other.selection.names.get(parameter)) in other._versions:
+                    other._versions[name] += now - count
 
     @torch.no_grad()
-    def _find_changed(self, parameters: Set[nn.Parameter]) -> Iterator[nn.Parameter]:
+    def _find_changed(self, names: Collection[str]) -> Iterator[str]:
         """Yields the parameters that do not hold their noisy values. Waits for the device once for each group."""
-        for group, members in self._grouped(parameters):
+        for group, members in self._grouped(names):
             noisy = self._draw(group, members, self._noisy)
-            differences = subtract_all(noisy, members)  # not in place, because a noise may return the clean copy itself
+            # not in place, because a noise may return the clean copy itself
+            differences = subtract_all(noisy, [self.parameters[name] for name in members])
             norms = norms_of([*noisy, *differences], math.inf)
             largest, difference = torch.stack(norms).double().view(2, -1).cpu()
             # sharpness-aware minimization adds to the weights and subtracts again, which costs a few roundings
             changed = largest.isfinite() & ~(difference <= 8 * torch.finfo(noisy[0].dtype).eps * largest)
             yield from compress(members, changed.tolist())
 
-    def _multiply_by_jacobian(self, group: Group[nn.Parameter], parameter: nn.Parameter, gradient: Tensor) -> Tensor | None:
-        if parameter not in self.clean:
+    def _multiply_by_jacobian(self, group: Group, name: str, gradient: Tensor) -> Tensor | None:
+        if name not in self.clean:
             return None
-        check_dense(self.names[parameter], gradient)
+        check_dense(name, gradient)
         twice = torch.is_grad_enabled()  # the backward pass builds a graph, for a gradient of the gradient
         if not group.is_flat:
             return self._multiply_alone(group, gradient, twice)
-        if parameter not in self._slopes:
-            members = [member for member in group.tensors if member in self.clean]
+        if name not in self._slopes:
+            members = [member for member in group.names if member in self.clean]
             self._slopes.update(zip(members, self._draw(group, members, self._differentiate), strict=True))
-        slope, *direction = self._slopes.pop(parameter)
+        slope, *direction = self._slopes.pop(name)
         if twice and self._is_curved:
             raise ValueError(_NO_SECOND_DERIVATIVES)
         if not direction:
@@ -403,10 +421,10 @@ class PerturbedParameters:
         parts = [part for slope in slopes for part in slope.unbind()]
         return [(slope.view_as(z), z) for slope, z in zip(parts, directions, strict=True)]
 
-    def _multiply_alone(self, group: Group[nn.Parameter], gradient: Tensor, twice: bool) -> Tensor:
+    def _multiply_alone(self, group: Group, gradient: Tensor, twice: bool) -> Tensor:
         with torch.enable_grad():
             w = self._copies[group].detach().requires_grad_()
-            (noisy,) = self._draw(group, group.tensors, lambda group, key: [self._noisy_alone(group, w, key)])
+            (noisy,) = self._draw(group, group.names, lambda group, key: [self._noisy_alone(group, w, key)])
             (gradient,) = torch.autograd.grad(_check_differentiable(noisy), w, gradient, create_graph=twice)
             # w is a copy, so a second derivative would miss how the Jacobian depends on the weights
             if twice and gradient.requires_grad and _depends_on(gradient, w):
@@ -418,31 +436,35 @@ class Selection:
     """The parameters of a module that get noise, by name and in groups."""
 
     def __init__(self, module: nn.Module, params: str | Sequence[str] | None, noise: Noise):
-        self.state: list[Any] = []  # what the selection depends on
-        self.alive: list[nn.Parameter] = []  # all parameters, so that no other can get an id that is in the state
         self.parts = list(module.modules())
-        found = find_parameters(module, params)
-        self.names = {parameter: name for name, parameter in found.items()}
-        self.groups: list[Group[nn.Parameter]] = list(groups_of(found, noise))
+        self.gathering = gathering(self.parts)
+        reshard(self.gathering)
+        self.state, self.structure = _state_of(module, params, noise)  # what the selection depends on
+        self.parameters = find_parameters(module, params)
+        self.names = {parameter: name for name, parameter in self.parameters.items()}
+        self.groups = list(groups_of(self.parameters, noise))
+        self.is_sharded = any(map(is_sharded, self.names))
         self.owners = [part for part in self.parts if not self.names.keys().isdisjoint(parameters_of_layer(part).values())]
 
 
 def select(module: nn.Module, params: str | Sequence[str] | None, noise: Noise, last: Selection | None = None) -> Selection:
     """Returns the last selection, or a new one if anything that it depends on has changed."""
-    parts = parts_of(module)
-    reshard(part for _, part in parts)
-    state, parameters = [params, noise.elementwise, noise.independent_rows], []
-    for name, part in parts:
-        state += name, part
-        for own, p in parameters_of_layer(part).items():
-            if p is not None:
-                is_dense = p.layout == torch.strided and not is_lazy(p)
-                state += own, id(p), p.requires_grad, p.dtype, p.device, is_dense and (p.shape, p.stride())
-                parameters.append(p)
-    if last is None or last.state != state:
-        last = Selection(module, params, noise)
-        last.state, last.alive = state, parameters
-    return last
+    if last is not None:
+        reshard(last.gathering)
+        state, structure = _state_of(module, params, noise)
+        if state == last.state and are_same(structure, last.structure):
+            return last
+    return Selection(module, params, noise)
+
+
+def _state_of(module: nn.Module, params: str | Sequence[str] | None, noise: Noise) -> tuple[list[Any], list[Any]]:
+    structure, parameters = structure_of(module)
+    has_shape = [p.layout == torch.strided and (type(p) is nn.Parameter or not is_lazy(p)) for p in parameters]
+    kinds = [
+        (p.requires_grad, p.dtype, p.device, shaped and (p.shape, p.stride()))
+        for p, shaped in zip(parameters, has_shape, strict=True)
+    ]
+    return [params, noise.elementwise, noise.independent_rows, *kinds], structure
 
 
 class _CleanEntries:
@@ -453,7 +475,7 @@ class _CleanEntries:
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            entry, clean = state_dict.get(prefix + name), self.noisy.clean.get(parameter) if self.noisy else None
+            entry, clean = state_dict.get(prefix + name), self.noisy.clean_value(parameter) if self.noisy else None
             # an entry with other storage was already replaced for a noise that was entered earlier
             if entry is not None and clean is not None and local(entry).data_ptr() == local(parameter).data_ptr():
                 state_dict[prefix + name] = with_local(parameter, clean)
