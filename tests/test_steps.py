@@ -250,7 +250,7 @@ def test_a_fit_with_all_callbacks_keeps_nothing_of_its_steps():
     order = ("flips", "input", "mixup", "smoothing", "weight", "gradient", "activation")
     callbacks = [CALLBACKS[name](0.1) for name in order]
     fit([Measure(), *callbacks], module=Forgetful, train=loader(Rows(8 * 151)), max_epochs=1, limit_val_batches=0)
-    assert held[1] - held[0] < 50  # one object a step would be 100
+    assert held[1] - held[0] < 80  # one object a step would be 100
 
 
 class Calls(pl.Callback):
