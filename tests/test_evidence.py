@@ -6,11 +6,12 @@ import pytest
 import torch
 from scipy.stats import ttest_rel
 
-from benchmarks.evidence.claims import ARTICLE, OURS, Claim, best_constant, difference, outcome
+from benchmarks.evidence.claims import ARTICLE, OURS, Claim, best_constant, difference, families, outcome
 from benchmarks.evidence.networks import Module, network
 from benchmarks.evidence.recipes import RECIPES, SHAPES, callbacks
 from benchmarks.evidence.report import report
-from benchmarks.evidence.runs import Run, calibration_error, score, under_weight_noise
+from benchmarks.evidence.runs import Run, calibration_error, measured, score, under_weight_noise
+from benchmarks.evidence.tasks import noisy, split
 from lightning_noise import metrics
 from lightning_noise.callbacks.base import NoiseCallback
 
@@ -49,6 +50,9 @@ def test_a_difference_is_that_of_a_paired_t_test():
     assert found is not None
     assert (found.mean, found.t, found.p, found.n) == pytest.approx((1.1875, expected.statistic, expected.pvalue, 4))
     assert difference({0: 1.0}, {0: 2.0}) is None
+    same = difference(one, one)
+    assert same is not None
+    assert (same.t, same.p) == (0, 1)
 
 
 def record(recipe: str, seed: int, noisy: float) -> tuple[Run, dict]:
@@ -85,6 +89,26 @@ def test_a_claim_is_judged_by_the_interval_of_its_difference():
     assert found[1].mean == pytest.approx(0.2)
     assert "| Gaussian noise in the inputs helps under noise |" not in report(runs), "input 0.7 was not trained"
     assert "| input governed from 0 | 3 | 90.0 ± 0.0 | 71.2 ± 0.6 |" in report(runs)
+
+
+def test_the_noise_of_the_training_is_the_seen_noise():
+    first = {recipe: families({"task": "mnist", "recipe": recipe})[0] for recipe in ("none", "impulse 0.2", "weights 0.6")}
+    assert first == {"none": "gaussian", "impulse 0.2": "impulse", "weights 0.6": "weights"}
+
+
+def test_columns_are_standardized_by_the_training_part():
+    parts = split("wine", 0)
+    torch.testing.assert_close(parts["train"][0].mean(0), torch.zeros(13), atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts["train"][0].std(0), torch.ones(13))
+    assert parts["test"][0].mean(0).abs().max() > 0.01
+
+
+def test_flips_are_those_of_the_middle_level_of_the_first_noise():
+    run = Run("wine", "plain", "none", 0)
+    x = split("wine", 0)["test"][0]
+    module = Module(network(x, 3, "plain"))
+    flips = module(x).argmax(1) != module(noisy("wine", 0)["test"]["gaussian"][2]).argmax(1)
+    assert measured(module, run, "test")["flips"] == pytest.approx(flips.float().mean().item(), abs=1e-5)
 
 
 def test_measures_are_those_of_the_package():

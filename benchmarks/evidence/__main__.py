@@ -20,7 +20,8 @@ from benchmarks.tables import RESULTS
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
-    parser.add_argument("--tasks", nargs="+", default=sorted({task for task, _ in RECIPES}), help="some of the tasks")
+    every = list(dict.fromkeys(task for task, _ in RECIPES))
+    parser.add_argument("--tasks", nargs="+", choices=every, default=every, help="some of the tasks")
     parser.add_argument("--processes", type=int, default=2, help="how many trainings run side by side")
     parser.add_argument("--table", action="store_true", help="train nothing, and write the tables")
     return parser.parse_args()

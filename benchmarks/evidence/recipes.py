@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.tasks import TASKS, valid
 from lightning_noise import (
     ActivationNoise,
     AdaptiveLevel,
@@ -22,7 +22,6 @@ from lightning_noise import (
     schedules,
     tasks,
 )
-from lightning_noise.masks import before_padding
 
 INPUT_LEVELS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 WEIGHT_LEVELS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3)
@@ -48,10 +47,8 @@ def _shapes(dose: float) -> dict[str, Any]:
 
 def _input(task: str, level: Any, kind: noise.Noise | None = None, **options: Any) -> InputNoise:
     first = next(iter(TASKS[task].families.values())).noise
-    if task == "vowels":
-        options["mask"] = lambda batch: before_padding(batch[0]).any(1)
-    elif task == "languages":
-        options["mask"] = lambda batch: batch[0] != 0
+    if task in ("vowels", "languages"):
+        options["mask"] = lambda batch: valid(task, batch[0])
     return InputNoise(kind or first, level, **options)
 
 
@@ -112,7 +109,7 @@ TARGETS: dict[str, Callbacks] = {
     f"targets {a:g}": lambda task, a=a: [TargetNoise(noise.Gaussian(), a)] for a in (0.1, 0.3, 1.0)
 }
 TEXT: dict[str, Callbacks] = {
-    f"NEFTune {a:g}": lambda task, a=a: [EmbeddingNoise(a, mask=lambda batch: batch[0] != 0)] for a in (1.0, 5.0, 10.0)
+    f"NEFTune {a:g}": lambda task, a=a: [EmbeddingNoise(a, mask=lambda batch: valid(task, batch[0]))] for a in (1.0, 5.0, 10.0)
 } | {f"typos {a:g}": lambda task, a=a: [_input(task, a)] for a in (0.05, 0.1, 0.2)}
 
 CLASSES = NONE | INPUTS | SMOOTHINGS | MIXES | FLIPS

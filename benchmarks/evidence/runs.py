@@ -87,9 +87,9 @@ def measured(module: Module, run: Run, part: str) -> dict[str, float]:
     values["norm"] = sum(weight.square().sum().item() for weight in module.parameters() if weight.ndim > 1) ** 0.5
     if not y.is_floating_point():
         noisy = [output for found in outputs.values() for output in found]
-        middle = next(iter(outputs.values()))[len(outputs) // 2]
+        first = next(iter(outputs.values()))
         values["ece"], values["noisy ece"] = calibration_error(clean, y), mean(calibration_error(each, y) for each in noisy)
-        values["flips"] = (middle.argmax(1) != clean.argmax(1)).float().mean().item()
+        values["flips"] = (first[len(first) // 2].argmax(1) != clean.argmax(1)).float().mean().item()
     if tasks.TASKS[run.task].corrupted and part == "test":
         images = tasks.corrupted(run.task, run.seed)
         values["corrupted"] = mean(score(module(each), y[: len(each)]) for each in images)

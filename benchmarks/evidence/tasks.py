@@ -82,13 +82,11 @@ def series(name: str) -> Arrays:
 
 
 def table(name: str) -> Arrays:
-    """A set of scikit-learn, its columns standardized; numbers are standardized, too."""
+    """A set of scikit-learn, as it is."""
     from sklearn import datasets
-    from sklearn.preprocessing import scale
 
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-    y = scale(y) if name == "diabetes" else y
-    return torch.tensor(scale(x), dtype=torch.float32), torch.tensor(y, dtype=torch.float32 if name == "diabetes" else None)
+    return torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32 if name == "diabetes" else None)
 
 
 def languages() -> Arrays:
@@ -153,7 +151,25 @@ def split(task: str, seed: int) -> dict[str, Arrays]:
         classes = y[rest] if TASKS[task].n_classes else None
         rest, rows[part] = train_test_split(rest, test_size=size, stratify=classes, random_state=seed)
     rows["train"] = np.random.default_rng(seed).permutation(rest)[: TASKS[task].sizes[0]]
-    return {part: (x[rows[part]], y[rows[part]]) for part in PARTS}
+    parts = {part: (x[rows[part]], y[rows[part]]) for part in PARTS}
+    return standardized(parts) if TASKS[task].families is COLUMNS else parts
+
+
+def standardized(parts: dict[str, Arrays]) -> dict[str, Arrays]:
+    """Columns, and numbers to predict, in units of their training part."""
+    x, y = parts["train"]
+    numbers = y.is_floating_point()
+    return {
+        part: ((each - x.mean(0)) / x.std(0), (target - y.mean()) / y.std() if numbers else target)
+        for part, (each, target) in parts.items()
+    }
+
+
+def valid(task: str, x: Tensor) -> Tensor | None:
+    """What is not padding, if the task has padding."""
+    if task == "vowels":
+        return (x != 0).any(1, keepdim=True).expand_as(x)
+    return x != 0 if task == "languages" else None
 
 
 @lru_cache(maxsize=1)
@@ -165,8 +181,7 @@ def noisy(task: str, seed: int) -> dict[str, dict[str, list[Tensor]]]:
         found[part] = {}
         for name, (each, levels) in TASKS[task].families.items():
             generator = torch.Generator().manual_seed(seed)
-            mask = (x != 0).any(1, keepdim=True).expand_as(x) if task == "vowels" else x != 0 if task == "languages" else None
-            found[part][name] = [each(x, level, generator=generator, mask=mask) for level in levels]
+            found[part][name] = [each(x, level, generator=generator, mask=valid(task, x)) for level in levels]
     return found
 
 
