@@ -25,7 +25,7 @@ slow: ## Run the slow tests.
 	pytest -m slow
 
 docs: ## Run the examples of the docstrings, the README and the docs.
-	pytest lightning_noise tests/test_readme*.py
+	pytest -m "slow or not slow" lightning_noise tests/test_readme*.py
 
 site: ## Build the documentation site in build/site, with warnings as errors.
 	$(PYTHON) -m sphinx --fail-on-warning --nitpicky --quiet --fresh-env --write-all -d build/doctrees docs build/site
