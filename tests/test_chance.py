@@ -233,6 +233,14 @@ def test_of_more_classes_than_the_first_batch_has_chance_is_not_known():
     assert math.isnan(metric.totals()["chance"])
 
 
+def test_a_monitor_knows_chance_also_of_a_later_module_with_more_classes():
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.3])
+    for n in (3, 5000):
+        validated(monitor, Constant(torch.zeros(n)), TensorDataset(torch.randn(4, 5), torch.tensor([0, n - 1, 0, 1])))
+        assert monitor.report is not None
+        assert monitor.report.chance == 0.5
+
+
 def test_the_number_of_classes_may_differ_between_batches():
     # positions in a document, of which a batch has as many as its longest
     metric = ConstantGuess()

@@ -482,6 +482,19 @@ def test_the_stream_of_numpy_returns_to_a_state_after_any_draws(n_before, n):
     assert np.random.randn(3).tolist() == expected
 
 
+@pytest.mark.parametrize(("n_before", "n"), [(0, 0), (1, 2), (2, 1)])
+def test_the_stream_of_numpy_returns_to_a_state_also_if_a_step_seeds_it(n_before, n):
+    np.random.seed(0)
+    np.random.randn(n_before)
+    states = internals.rng_states()
+    expected = np.random.randn(3).tolist()
+    np.random.seed(0)
+    np.random.randn(n)
+    internals.return_to_rng_states(states)
+    assert internals.rng_states()["numpy"][2:] == states["numpy"][2:]
+    assert np.random.randn(3).tolist() == expected
+
+
 # --- torch: modules and their hooks
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from scripts import range_test
 from scripts.range_test import found
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_noise import ActivationNoise, InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise, suggest_level, tasks
 from lightning_noise.evaluation.range_test import RangeTest, find_crossing
@@ -150,6 +150,28 @@ def test_the_batch_size_does_not_matter():
 def test_two_processes_find_what_one_finds(strategy, tmp_path: Path):
     execute(range_test.main, tmp_path / "two", strategy, 2)
     assert torch.load(tmp_path / "two" / "found.pt") == asdict(found())
+
+
+class Uneven(IterableDataset):
+    """Has data for the first process alone."""
+
+    def __iter__(self):
+        yield from [] if torch.distributed.get_rank() else zip(*at_distance(2.0, 100), strict=True)
+
+
+class ManyClasses(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(super().forward(x), (0, 5000), value=-100.0)
+
+
+@pytest.mark.slow
+def test_a_process_without_a_batch_knows_how_many_classes_there_are():
+    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_fork"}
+    few, many = (
+        suggest_level(make_trainer(**two), kind(), noise.Gaussian(), dataloaders=DataLoader(Uneven(), 10))
+        for kind in (Linear, ManyClasses)
+    )
+    assert few == many
 
 
 def test_levels_are_geometric_up_to_the_largest_that_has_a_meaning():

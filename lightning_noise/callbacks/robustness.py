@@ -213,6 +213,7 @@ class RobustnessMonitor(Monitor, Returning):
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
         self._is_tried = self._figures.has_logged_samples = False
         self._predictor.forget()
+        self._results = Results(self.task, self._shared)  # another module may have more classes
         self._begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -209,6 +209,7 @@ class _Count(Callback):
         self.counts = torch.zeros(len(list(conditions)) + 2, dtype=torch.long)
         self.task = predictor.task
         self.guess: ConstantGuess | None = None
+        self.shape = torch.zeros(2, dtype=torch.long)  # of the outputs of a sample
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -223,8 +224,10 @@ class _Count(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts: Tensor = trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")  # type: ignore[assignment]
         values = {f"{_KEY}{i}": float(count) for i, count in enumerate(counts)}
-        if self.against_target:  # also on a rank that saw no batch
-            guess = self.guess or self.task.guess(torch.empty(0, 2))
+        if self.against_target:
+            # a rank that saw no batch counts as many classes as the others
+            shape: Any = trainer.strategy.reduce(self.shape.to(pl_module.device), reduce_op="max")
+            guess = self.guess or self.task.guess(torch.empty(0, *shape.tolist()))
             values[f"{_KEY}chance"] = guess.to(pl_module.device).totals()["chance"]  # type: ignore[union-attr]
         # the values are those of all ranks; the log rounds them to seven digits
         pl_module.log_dict(values, sync_dist=True, rank_zero_only=True)
@@ -237,6 +240,7 @@ class _Count(Callback):
                 reference = target if self.against_target else label
                 if self.against_target and classes is not None:
                     self.guess = self.guess or self.task.guess(outputs)
+                    self.shape = torch.tensor([*outputs.shape[1:3], 1][:2])
                     self.guess.to(target.device).update(classes)  # type: ignore[union-attr]
             yield ((label != reference) | preds.isnan().any(1)).sum()  # argmax takes NaN for the largest
         if reference is not None and preds is not None:

@@ -332,20 +332,29 @@ def set_rng_states(states: dict[str, Any]) -> None:
 
 def return_to_rng_states(states: dict[str, Any]) -> None:
     """Sets the global random streams to states that they had before. That of numpy takes 0.1 ms, if draws have changed it."""
-    if _is_state_of_numpy(states["numpy"]):
+    if _drop_kept_number(states["numpy"]):
         states = {name: state for name, state in states.items() if name != "numpy"}
     _SEED._set_rng_states(states)
 
 
-def _is_state_of_numpy(state: Any) -> bool:
-    """Returns whether numpy's global stream has not moved since a state, as the memory of its Mersenne Twister shows."""
+def _drop_kept_number(state: Any) -> bool:
+    """Drops the normal number that numpy's global stream may keep for the next draw, if the stream is otherwise in a state.
+
+    Returns whether it is. A step that seeds the stream may leave a number, which the memory of the Mersenne Twister does not
+    show.
+    """
     generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     if not (isinstance(state, tuple) and isinstance(generator, np.random.MT19937)):
         return False
     _, words, position, has_gauss, _ = state
-    memory = ctypes.string_at(generator.ctypes.state_address, words.nbytes + 4)
-    # without a kept number: to use it would not show
-    return not has_gauss and memory == words.tobytes() + position.to_bytes(4, sys.byteorder)
+    memory, address = words.tobytes() + position.to_bytes(4, sys.byteorder), generator.ctypes.state_address
+    if has_gauss or ctypes.string_at(address, len(memory)) != memory:
+        return False
+    np.random.standard_normal()  # the number that is kept, or else a new one, which moves the stream and keeps another
+    if ctypes.string_at(address, len(memory)) != memory:
+        np.random.standard_normal()
+        ctypes.memmove(address, memory, len(memory))
+    return True
 
 
 # --- torch: modules and their hooks
