@@ -335,9 +335,9 @@ class Tokens(Deterministic):
 def test_embeddings_of_tokens_are_looked_at_with_noise():
     rows = Rows(101, seed=1)
     rows.x = torch.randint(10, (101, 5), generator=torch.Generator().manual_seed(0))
-    callback = EmbeddingNoise(AdaptiveLevel(Plan((30.0, 60.0))), seed=7)
+    callback = EmbeddingNoise(AdaptiveLevel(Plan((30.0, 120.0))), seed=7)
     fit([callback], module=Tokens, train=loader(rows), validation=loader(rows), max_epochs=3)
-    assert [decision.level for decision in history(callback)] == [0.0, 30.0, 60.0]
+    assert [decision.level for decision in history(callback)] == [0.0, 30.0, 120.0]
     assert history(callback)[0].clean == history(callback)[0].boundary
     assert history(callback)[2].clean != history(callback)[2].boundary
 
