@@ -780,17 +780,3 @@ def test_states_are_synchronized_as_in_compute_and_are_the_own_again(sync_on_com
         assert metric.total + metric.count == (12 if sync_on_compute else 6)
     assert metric.total + metric.count == 6
     assert metric.compute() == (12 if sync_on_compute else 6)
-
-
-def test_compiled_code_takes_tensors_of_a_subclass_if_its_inputs_are_not_checked():
-    class Label(Tensor):
-        pass
-
-    torch.compiler.reset()
-    compiled = torch.compile(lambda y: y + 1, backend="aot_eager")
-    internals.set_check_of_compiled_inputs(False)
-    try:
-        found = compiled(torch.arange(3).as_subclass(Label))
-    finally:
-        internals.set_check_of_compiled_inputs(True)
-    assert found.tolist() == [1, 2, 3]

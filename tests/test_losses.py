@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from lightning_noise.losses import (
     MixedLabelLoss,
     NoisyLabelLoss,
     SmoothedLabelLoss,
-    followed,
+    modes,
     smoothed_binary_cross_entropy_with_logits,
     smoothed_cross_entropy,
     smoothed_nll_loss,
@@ -232,6 +234,35 @@ def test_two_targets_have_a_mode_each():
     assert all(map(torch.equal, found, expected))
 
 
+def test_two_threads_change_the_loss_on_one_target_each_in_its_own_way():
+    x, target, barrier = logits(6, 7).detach(), labels(6), Barrier(2, timeout=10)
+
+    def step(value: float) -> tuple[torch.Tensor, torch.Tensor]:
+        own = x.clone().requires_grad_()
+        barrier.wait()
+        with SmoothedLabelLoss(target, level(value)):
+            barrier.wait()  # both modes are active
+            loss = F.cross_entropy(own, target.clone())
+            barrier.wait()
+            return loss.detach(), gradient(loss, own)
+
+    values = (0.1, 0.6)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(step, values))
+    for value, (loss, grad) in zip(values, found, strict=True):
+        own = x.clone().requires_grad_()
+        expected = F.cross_entropy(own, target, label_smoothing=value)
+        assert torch.equal(loss, expected)
+        assert torch.equal(grad, gradient(expected, own))
+
+
+def test_the_labels_and_what_a_step_makes_of_them_are_plain_tensors():
+    target = labels(6)
+    with SmoothedLabelLoss(target, level()):
+        made = [target, target.clone(), target[target > 1], F.one_hot(target, CLASSES), F.cross_entropy(logits(6, 7), target)]
+        assert [type(item) for item in made] == [torch.Tensor] * len(made)
+
+
 def test_metrics_of_the_step_see_the_labels():
     x, target = logits(64, 7), labels(64)
     clean, noisy = MulticlassAccuracy(CLASSES, average="micro"), MulticlassAccuracy(CLASSES, average="micro")
@@ -312,8 +343,7 @@ def test_an_exception_leaves_no_mode_behind():
     with pytest.raises(ValueError, match="batch_size"):
         step()
     assert torch.equal(F.cross_entropy(x, target), expected)
-    assert followed.active_modes() == ()
-    assert type(target) is torch.Tensor
+    assert modes._active.get() == ()
 
 
 def test_a_focal_loss_is_that_function_of_the_softened_loss():

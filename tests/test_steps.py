@@ -287,8 +287,6 @@ class Calls(pl.Callback):
         ("weight", 0.3, 100),
         ("gradient", 0.0, 20),
         ("gradient", 0.3, 82),
-        ("smoothing", 0.3, 210),
-        ("mixup", 0.3, 255),
     ],
 )
 def test_a_step_makes_few_calls(name, level, most):

@@ -17,14 +17,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_noise.loop.internals import Callback, class_of_callbacks
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.losses.followed import resume_modes, suspend_modes
+from lightning_noise.losses.modes import resume_modes, suspend_modes
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -176,9 +175,9 @@ class TrainingDispatcher:
             suspend_modes()  # the loop clears each gradient before the backward pass
         return output
 
-    def _run_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        resume_modes(loss)  # a checkpoint computes the loss again
-        self._backward(loss, *args, **kwargs)
+    def _run_backward(self, *args: Any, **kwargs: Any) -> None:
+        resume_modes()  # a checkpoint computes the loss again
+        self._backward(*args, **kwargs)
         if self._is_automatic:
             self._perturbations.close()
 

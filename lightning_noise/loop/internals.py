@@ -360,16 +360,6 @@ def _drop_kept_number(state: Any) -> bool:
 # --- torch: modules and their hooks
 
 
-def set_check_of_compiled_inputs(on: bool) -> None:
-    """Sets whether compiled code is checked for custom functions that alias their inputs, by default at its first call.
-
-    The check fails if an input is of a subclass of a tensor, as a label that a mode follows.
-    """
-    config: Any = sys.modules.get("torch._functorch.config")  # missing until something is compiled
-    if hasattr(config, "check_custom_op_aliasing"):
-        config.check_custom_op_aliasing = on
-
-
 def plain_name(name: str) -> str:
     """Returns the name without the ``_orig_mod`` of ``torch.compile``."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name

@@ -9,22 +9,23 @@ the true labels, and ignored positions stay ignored.
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
 
 from lightning_noise._tensor import column
 from lightning_noise.batch import describe
 from lightning_noise.losses import functional
-from lightning_noise.losses.followed import Mode, activate, active_modes, as_plain, call_seen, deactivate
 from lightning_noise.losses.functional import class_dim, log_softmax, scale, sum_weights
-from lightning_noise.losses.tracker import Tracked, Tracker
+from lightning_noise.losses.tracker import ALIAS, Tracked, Tracker, find_tensors
 from lightning_noise.losses.uses import Uses
 
 __all__ = [
@@ -33,12 +34,14 @@ __all__ = [
     "MixedLabelLoss",
     "NoisyLabelLoss",
     "SmoothedLabelLoss",
+    "resume_modes",
+    "suspend_modes",
 ]
 
 Loss = Callable[..., Tensor]
 
 
-class LabelLoss(Mode):
+class LabelLoss(TorchFunctionMode, ABC):
     """Transforms the losses that are computed on a target while the mode is active.
 
     A mode transforms a loss on the target, and on a tensor that torch functions derive from the target; see
@@ -76,46 +79,53 @@ class LabelLoss(Mode):
     reads_tokens: ClassVar[bool] = False
 
     def __init__(self, target: Tensor):
+        super().__init__()
         self.target = target
         self.applied = False
         self.tracker = Tracker(target)
         self.searches = True
         self.unfollowed: list[str] = []
         self._uses: Uses | None = None
-        self._modes: tuple[Mode, ...] = ()
+        self._modes: tuple[LabelLoss, ...] = ()
+        self._is_suspended = False
 
     def __enter__(self) -> LabelLoss:
         self.tracker = Tracker(self.target, **self.paired_tensors())
         if self.searches:
-            self._uses = Uses(self.tracker.target, weights=self.reads_weights, tokens=self.reads_tokens)
-        self._modes = (self, *active_modes())
-        activate(self, self.target)
-        return self
+            self._uses = Uses(self.tracker, weights=self.reads_weights, tokens=self.reads_tokens)
+        self._modes = (self, *_active.get())
+        _active.set(self._modes)
+        return super().__enter__()
 
-    def __exit__(self, *exception: Any) -> None:
-        deactivate(self, self.tracker.tensors)
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        if not self._is_suspended:
+            super().__exit__(exc_type, exc_val, exc_tb)
+        self._is_suspended = False
+        _active.set(self._modes[1:])
         self.tracker, self._uses = Tracker(self.target), None  # frees the tensors of the step
 
-    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _BACKWARD:
+            return self._run_backward(*args, **kwargs)
+        is_compiled = torch.compiler.is_compiling()
+        if func is torch.autograd.grad and not is_compiled:
+            self._trace(_find_edges(kwargs["outputs"] if "outputs" in kwargs else args[0]))
+        if not (is_compiled or self.tracker.may_contain((*args, *kwargs.values()))):
+            return func(*args, **kwargs)  # nearly all calls of a step end here
         if func in _PARAMETERS:
             call = _bind(func, args, kwargs)
-            modes = [mode for mode in self._modes if isinstance(mode, LabelLoss) and mode._tracks(call.get("target"))]
+            modes = [mode for mode in self._modes if mode.tracker.find(call.get("target")) is not None]
             if modes:
                 loss = _transform(modes, func, call)
                 for mode in modes:
                     mode._follow_loss(loss)
                 return loss
-        output = self.tracker.track(func, args, kwargs, call_seen(func, args, kwargs))
-        if self._uses is not None and not torch.compiler.is_compiling():
+        output = func(*args, **kwargs)
+        self.tracker.track(func, args, kwargs, output)
+        if not is_compiled and self._uses is not None:
             self._uses.see(func, args, kwargs, output)
         return output
-
-    def see_backward(self, roots: Any) -> None:
-        """Finds the functions of the target that a backward pass needs."""
-        if self._uses is not None:
-            roots = roots if isinstance(roots, tuple | list) and not isinstance(roots, GradientEdge) else [roots]
-            nodes = [root.node if isinstance(root, GradientEdge) else root.grad_fn for root in roots]
-            self.unfollowed = self._uses.trace([node for node in nodes if node is not None])
 
     @abstractmethod
     def transform_loss(self, modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
@@ -141,12 +151,34 @@ class LabelLoss(Mode):
             )
         return entry
 
-    def _tracks(self, target: Any) -> bool:
-        return self.tracker.find(target) is not None
+    def _run_backward(self, tensors: Any, inputs: Any = None, **arguments: Any) -> None:
+        """Runs the backward pass with the mode active, so that activation checkpointing recomputes the transformed loss.
+
+        Torch disables a mode within the function that it intercepts, but does not intercept a call on gradient edges.
+        """
+        arguments["grad_tensors"] = arguments.pop("gradient", arguments.get("grad_tensors"))
+        if inputs is not None:
+            for tensor in find_tensors(inputs):
+                tensor.retain_grad()  # as torch does for each input that is a tensor
+            arguments["inputs"] = _find_edges(inputs)
+        edges = _find_edges(tensors)
+        self._trace(edges)
+        super().__enter__()
+        try:
+            torch.autograd.backward(edges, **arguments)
+        finally:
+            super().__exit__(None, None, None)
 
     def _follow_loss(self, loss: Tensor) -> None:
-        if self._uses is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self._uses is not None:
             self._uses.add_loss(loss)
+
+    def _trace(self, edges: Iterable[GradientEdge]) -> None:
+        """Finds the functions of the target that a backward pass needs, for all modes."""
+        nodes = [edge.node for edge in edges]
+        for mode in self._modes:
+            if mode._uses is not None:
+                mode.unfollowed = mode._uses.trace(nodes)
 
 
 class SmoothedLabelLoss(LabelLoss):
@@ -319,6 +351,24 @@ class MixedLabelLoss(LabelLoss):
         return _weigh(transformed, call, lam) + _weigh(transformed, call | {"target": partner}, 1 - lam)
 
 
+_active: ContextVar[tuple[LabelLoss, ...]] = ContextVar("active", default=())  # innermost first
+
+
+def suspend_modes() -> None:
+    """Takes the active modes off the stack of torch, where they slow down every call."""
+    for mode in _active.get():
+        TorchFunctionMode.__exit__(mode, None, None, None)
+        mode._is_suspended = True
+
+
+def resume_modes() -> None:
+    """Puts suspended modes back on the stack of torch."""
+    for mode in reversed(_active.get()):
+        if mode._is_suspended:
+            TorchFunctionMode.__enter__(mode)
+            mode._is_suspended = False
+
+
 _SMOOTHED: dict[Loss, Loss] = {
     F.cross_entropy: functional.smoothed_cross_entropy,
     F.nll_loss: functional.smoothed_nll_loss,
@@ -326,6 +376,7 @@ _SMOOTHED: dict[Loss, Loss] = {
     F.binary_cross_entropy_with_logits: functional.smoothed_binary_cross_entropy_with_logits,
 }
 _PARAMETERS = {loss: tuple(inspect.signature(loss).parameters) for loss in _SMOOTHED}
+_BACKWARD = frozenset({Tensor.backward, torch.autograd.backward})
 
 
 def _bind(func: Loss, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -354,8 +405,7 @@ def _check_ignored(call: dict[str, Any], ignore_index: int) -> None:
 def _transform(modes: list[LabelLoss], loss: Loss, call: dict[str, Any]) -> Tensor:
     """Returns the loss of a call, transformed by all modes."""
     if not modes:
-        with as_plain(call.values()):  # so that no outer mode transforms the loss again
-            return loss(**call)
+        return loss(**call | {"target": ALIAS(call["target"])})
     if torch.is_grad_enabled():  # a loss without a gradient is only logged
         modes[0].applied = True
     return modes[0].transform_loss(modes[1:], loss, call)
@@ -382,3 +432,9 @@ def _weigh(transformed: Callable[[dict[str, Any]], Tensor], call: dict[str, Any]
     if target.is_floating_point():
         return losses.mean()
     return losses.sum() / sum_weights(target, call.get("weight"), call.get("ignore_index", -100))
+
+
+def _find_edges(tensors: Any) -> list[GradientEdge]:
+    """Returns the edges of the tensors in the autograd graph."""
+    tensors = [tensors] if isinstance(tensors, (Tensor, GradientEdge)) else tensors
+    return [get_gradient_edge(item) if isinstance(item, Tensor) else item for item in tensors]

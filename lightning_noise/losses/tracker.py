@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_noise.losses.followed import call_seen, find_tensors, follow
-
-__all__ = ["CREATING", "PICKING", "Tracked", "Tracker", "find_functions"]
+__all__ = ["ALIAS", "CREATING", "PICKING", "Tracked", "Tracker", "find_functions", "find_tensors"]
 
 
 class Tracked(NamedTuple):
@@ -36,11 +35,8 @@ class Tracker:
     def __init__(self, target: Tensor, labels: Tensor | None = None, share: Tensor | None = None):
         self.target = target
         self._entries = [Tracked(target, labels, share)]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The target and the tensors that derive from the target."""
-        return [entry.target for entry in self._entries]
+        self._identities = {id(target)}
+        self._is_complete = True  # whether the identities are those of all entries; a compiler knows no identity
 
     def find(self, tensor: Any) -> Tracked | None:
         """Returns the entry of a tensor, or ``None`` if the tensor is not tracked."""
@@ -49,31 +45,40 @@ class Tracker:
                 return entry
         return None
 
-    def track(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        """Returns the output of a torch function, and tracks the output if it derives from tracked tensors."""
+    def add(self, tensor: Tensor) -> None:
+        """Adds a tensor to those that :meth:`may_contain` looks for."""
+        self._identities.add(id(tensor))
+
+    def may_contain(self, values: Iterable[Any]) -> bool:
+        """Returns whether nested lists and tuples may contain a tensor that derives from the target."""
+        for value in values:
+            if id(value) in self._identities or (isinstance(value, (tuple, list)) and self.may_contain(value)):
+                return True
+        return not self._is_complete
+
+    def track(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Tracks the output of a torch function if it derives from tracked tensors."""
         outputs = _to_tuple(output)
         made = [item for item in outputs if isinstance(item, Tensor)]
         learned = len(made) > 0 and made[0].requires_grad and not self._entries[0].target.requires_grad
-        # an assignment to an index returns nothing, and writes into the target
-        if learned or not (made or func is Tensor.__setitem__) or func in CREATING:
-            return output
+        # a function that returns None may write into the target, as an assignment to an index does
+        if learned or not (made or output is None) or func in CREATING or func is ALIAS:
+            return
         # the condition of where only chooses between the operands
         operands = find_tensors([*(args[1:] if func is torch.where else args), *kwargs.values()])
         sources = [self.find(tensor) for tensor in (operands[:1] if func in PICKING or func in _KEEPING else operands)]
         if not sources or any([source is None for source in sources]):
-            return output
+            return
         labels = self._derive_labels(func, args, kwargs, output)
         shares = self._derive_shares(func, args, kwargs, outputs, sources)
-        tracked = list(outputs)
-        for i, (item, label, share) in enumerate(zip(outputs, labels, shares, strict=True)):
+        for item, label, share in zip(outputs, labels, shares, strict=True):
             # the unique values of the labels may be more or fewer than those of the target
-            if isinstance(item, Tensor) and (label is None or label.shape == item.shape):
-                is_new, tracked[i] = self.find(item) is None, follow(item)
-                if is_new:
-                    self._entries.append(Tracked(tracked[i], label, share))
-        if not torch.compiler.is_compiling():
-            return output
-        return tuple(tracked) if isinstance(output, tuple | list) else tracked[0]
+            if isinstance(item, Tensor) and self.find(item) is None and (label is None or label.shape == item.shape):
+                self._entries.append(Tracked(item, label, share))
+                if torch.compiler.is_compiling():
+                    self._is_complete = False
+                else:
+                    self.add(item)
 
     def _derive_labels(self, func: Any, args: Any, kwargs: Any, output: Any) -> tuple[Any, ...]:
         if self._entries[0].labels is None:
@@ -99,9 +104,9 @@ class Tracker:
     def _apply(self, func: Any, args: Any, kwargs: Any, name: str) -> Any:
         """Applies a function to the paired tensors of its tracked arguments."""
         if func in PICKING:  # at the positions that are picked from the target
-            return call_seen(func, (self._exchange(args[0], name), *args[1:]), kwargs)
+            return func(self._exchange(args[0], name), *args[1:], **kwargs)
         func = _RESHAPING.get(func, func)
-        return call_seen(func, self._exchange(args, name), {key: self._exchange(item, name) for key, item in kwargs.items()})
+        return func(*self._exchange(args, name), **{key: self._exchange(item, name) for key, item in kwargs.items()})
 
     def _exchange(self, value: Any, name: str) -> Any:
         """Replaces each tracked tensor in an argument by the tensor that is paired with it."""
@@ -112,6 +117,10 @@ class Tracker:
             items = [self._exchange(item, name) for item in value]
             return items if isinstance(value, list) else tuple(items)
         return value
+
+
+# A loss that was transformed gets its target as an alias, which is not tracked, so that no mode transforms the loss again.
+ALIAS = torch.ops.aten.alias.default
 
 
 def find_functions(names: str) -> frozenset[Any]:
@@ -143,6 +152,13 @@ _RESHAPING: dict[Any, Any] = {Tensor.view: Tensor.reshape, Tensor.view_as: Tenso
 CREATING = find_functions(
     " ".join(name for name in {*dir(torch), *dir(Tensor)} if name.endswith("_like") or name.startswith("new_"))
 )
+
+
+def find_tensors(value: Any) -> list[Tensor]:
+    """Returns the tensors in nested lists and tuples."""
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in find_tensors(item)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def _to_tuple(output: Any) -> tuple[Any, ...]:

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from lightning_noise.losses.followed import find_tensors, follow
-from lightning_noise.losses.tracker import CREATING, PICKING, find_functions
+from lightning_noise.losses.tracker import ALIAS, CREATING, PICKING, Tracker, find_functions, find_tensors
 
 __all__ = ["Uses"]
 
@@ -36,28 +35,30 @@ class Uses:
     and a mask that leaves out padding.
 
     Args:
-        target: The target of the batch.
+        tracker: The tracker of the target, which also knows the tensors that this object follows.
         weights: Whether to count weights of the labels that are multiplied by a transformed loss.
         tokens: Whether to count an embedding of sequences of labels, as of a decoder that reads the previous labels.
     """
 
-    def __init__(self, target: Tensor, *, weights: bool, tokens: bool):
+    def __init__(self, tracker: Tracker, *, weights: bool, tokens: bool):
         self._found: dict[str, None] = {}
         self._weights = weights
         self._tokens = tokens
-        self._batch = target.shape[:1]
+        self._tracker = tracker
+        self._batch = tracker.target.shape[:1]
         # by identity, with a weak reference, because Python reuses the identity of a freed object
         self._contents: dict[int, tuple[weakref.ref[Tensor], _Content]] = {}
         self._losses: dict[int, weakref.ref[Tensor]] = {}
         self._loss_nodes: set[Node] = set()
         self._candidates: list[tuple[Node, str, _Content]] = []
-        self._add(target, _Content.LABELS)
+        self._add(tracker.target, _Content.LABELS)
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds a transformed loss, or a function of transformed losses alone."""
+        self._losses[id(loss)] = weakref.ref(loss)
+        self._tracker.add(loss)
         if loss.grad_fn is not None:
             self._loss_nodes.add(loss.grad_fn)
-        self._losses[id(loss)] = weakref.ref(follow(loss))
 
     def see(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Follows a function and the tensors that the function has made."""
@@ -65,9 +66,6 @@ class Uses:
         made = [item for item in outputs if isinstance(item, Tensor)]
         if not made:
             return
-        for item in made:
-            if item.requires_grad:
-                follow(item)  # up to the root of the backward pass
         tensors = find_tensors([*args, *kwargs.values()])
         contents = [content for tensor in tensors if (content := self._find(tensor)) is not None]
         learned = [tensor for tensor in tensors if tensor.requires_grad and self._find(tensor) is None]
@@ -131,7 +129,8 @@ class Uses:
         return reference is not None and reference() is tensor
 
     def _add(self, tensor: Tensor, content: _Content) -> None:
-        self._contents[id(tensor)] = weakref.ref(follow(tensor)), content
+        self._contents[id(tensor)] = weakref.ref(tensor), content
+        self._tracker.add(tensor)
 
 
 def _compare(func: Any, labels: Tensor, number: float) -> _Content | None:
@@ -175,7 +174,7 @@ _SPLITTING_AT_ZERO = find_functions("lt ge __lt__ __ge__")
 _NEGATING = find_functions("logical_not __invert__ bitwise_not")
 _FILLING = find_functions("masked_fill masked_fill_ __setitem__")
 # whether a label is known, and the order of labels
-_KNOWING = find_functions("isnan isfinite isinf argsort")
+_KNOWING = find_functions("isnan isfinite isinf argsort") | {ALIAS}
 # the first argument alone gives the values
 _SHAPING = find_functions("expand_as reshape_as view_as to type type_as")
 _COUNTING = find_functions("bincount histc unique unique_consecutive")
