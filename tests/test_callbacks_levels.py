@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from helpers import Classifier, Deterministic, fit
 from helpers_callbacks import LevelLog, Normalised
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from members import every_callback
+from pytorch_lightning.callbacks import LambdaCallback, StochasticWeightAveraging
 
 from lightning_noise import InputNoise, RobustnessMonitor, noise, schedules
 
@@ -68,6 +71,15 @@ def test_a_schedule_may_be_wrong_in_the_epoch_that_weight_averaging_adds():
     swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
     module, _ = fit([InputNoise(noise.Gaussian(), falling), swa], module=Normalised, max_epochs=2)
     assert len(module.seen) == 9
+
+
+@every_callback
+@pytest.mark.parametrize("level", [-0.1, math.nan, math.inf, "0.1", torch.full((8,), 0.1)], ids=str)
+def test_a_level_that_is_set_in_mid_run_is_checked(make, level):
+    callback = make(0.1)
+    change = LambdaCallback(on_train_epoch_start=lambda trainer, _: setattr(callback, "level", level))
+    with pytest.raises((TypeError, ValueError), match="a level must be"):
+        fit([callback, change])
 
 
 def test_steps_count_updates_and_not_batches():

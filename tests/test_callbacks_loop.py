@@ -312,3 +312,11 @@ def test_the_seed_of_a_run_is_that_at_its_start(monkeypatch):
     first, again, other = inputs(1, then=2), inputs(1, then=1), inputs(2, then=1)
     assert_same(first, again)
     assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("others", [[], [InputNoise(noise.Gaussian(), 0.1)]], ids=["alone", "beside another"])
+def test_a_callback_that_is_added_after_the_start_is_refused(others):
+    late = WeightNoise(noise.Gaussian(), 0.1)
+    add = LambdaCallback(on_train_epoch_start=lambda trainer, _: trainer.callbacks.append(late))
+    with pytest.raises(ValueError, match="'weight' was added after the training had started"):
+        fit([*others, add])

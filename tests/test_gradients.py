@@ -19,7 +19,8 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.utils.prune import random_unstructured
 
-from lightning_noise import GradientNoise, Key, RobustnessMonitor, noise, schedules
+from lightning_noise import GradientNoise, InputNoise, Key, RobustnessMonitor, WeightNoise, noise, schedules
+from lightning_noise.noise import as_noise
 from lightning_noise.schedules import Progress
 
 
@@ -334,13 +335,16 @@ def test_the_noise_of_a_gradient_does_not_depend_on_whether_the_others_exist():
         assert not torch.equal(noisy, clean)
 
 
-def test_all_ranks_add_the_noise_of_the_seed_of_the_first_rank(monkeypatch):
+@pytest.mark.parametrize("make", [GradientNoise, InputNoise, WeightNoise])
+def test_all_ranks_draw_with_the_seed_of_the_first(make, monkeypatch):
+    """They share gradients, sharded weights and the weights of a probe."""
+
     class SecondRank(SingleDeviceStrategy):
         def broadcast(self, obj, src=0):
             return 0 if obj == 1 else obj
 
     def run(seed: str, strategy: Any) -> list[Tensor]:
-        module, trainer = Plain(), make_trainer([GradientNoise(noise.Gaussian(), 0.5)], strategy=strategy)
+        module, trainer = Plain(), make_trainer([make(noise.Gaussian(), 0.5)], strategy=strategy)
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)  # as seed_everything(rank) sets it
         trainer.fit(module, loader(), loader(Rows(13, seed=1)))
         return weights(module)
@@ -397,6 +401,46 @@ def test_the_noise_follows_parameters_that_change_in_mid_run(change):
         assert any("head" in name or "orig" in name for name in gradients) == (change in (rename, prune) and step >= 3)
         expected = drawn({name: clean for name, (clean, _) in gradients.items()}, step)
         assert_same([noisy for _, noisy in gradients.values()], [expected[name] for name in gradients])
+
+
+def test_a_gradient_gets_the_same_draws_in_the_order_of_its_memory():
+    class Images(Plain):
+        """A gradient changes its memory format in mid-run."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 2, bias=False)
+
+        def forward(self, x):
+            return super().forward(x) + 0 * self.conv.weight.sum()
+
+        def on_after_backward(self):
+            gradient, parameter = torch.arange(24.0).view(3, 2, 2, 2), self.conv.weight
+            if self.current_epoch == 1:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+                gradient = gradient.to(memory_format=torch.channels_last)
+            parameter.grad = gradient
+
+    for step, gradients in enumerate(before_and_after(GradientNoise(noise.Gaussian(), 0.5), module=Images)):
+        clean, noisy = gradients["conv.weight"]
+        axes = (0, 1, 2, 3) if step < 3 else (0, 2, 3, 1)
+        assert noisy.permute(axes).is_contiguous()
+        others = {name: clean for name, (clean, _) in gradients.items()}
+        expected = drawn(others | {"conv.weight": clean.permute(axes)}, step)["conv.weight"]
+        assert torch.equal(noisy.permute(axes), expected)
+
+
+def test_a_noise_that_is_set_in_mid_run_sees_the_shapes_that_it_needs():
+    callback = GradientNoise(noise.Gaussian(), 0.5)
+
+    class Setting(Plain):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                callback.noise = as_noise(lambda x, level, *, generator: x + x.ndim)
+
+    for gradients in before_and_after(callback, module=Setting)[3:]:
+        for clean, noisy in gradients.values():
+            assert torch.equal(noisy, clean + clean.ndim)
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")

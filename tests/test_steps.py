@@ -237,7 +237,7 @@ def test_a_fit_with_all_callbacks_keeps_nothing_of_its_steps():
 
     class Measure(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if batch_idx in (50, 150):
+            if batch_idx in (50, 250):
                 gc.collect()
                 held.append(sys.getallocatedblocks())
 
@@ -249,8 +249,9 @@ def test_a_fit_with_all_callbacks_keeps_nothing_of_its_steps():
 
     order = ("flips", "input", "mixup", "smoothing", "weight", "gradient", "activation")
     callbacks = [CALLBACKS[name](0.1) for name in order]
-    fit([Measure(), *callbacks], module=Forgetful, train=loader(Rows(8 * 151)), max_epochs=1, limit_val_batches=0)
-    assert held[1] - held[0] < 80  # one object a step would be 100
+    fit([Measure(), *callbacks], module=Forgetful, train=loader(Rows(8 * 251)), max_epochs=1, limit_val_batches=0)
+    # one object a step would be 200; caches of the interpreter and of torch fill up for a while
+    assert held[1] - held[0] < 100
 
 
 class Calls(pl.Callback):

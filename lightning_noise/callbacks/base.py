@@ -110,7 +110,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         self._is_scheduled = False  # whether the schedule changes the level in this run
         self._clock = Clock()
         self._seed = 0  # of this run
-        self._takes_iterator = False  # whether the training step fetches its batches
+        self._takes_iterator: bool | None = None  # whether the training step fetches its batches; None before a training
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was checked
         self._is_logged = False  # whether this batch is logged
@@ -149,6 +149,11 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
 
     def start_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         if not self._checked:
+            if self._takes_iterator is None:
+                raise ValueError(
+                    f"{self.name!r} was added after the training had started; type Trainer(callbacks=[…]), with a schedule if "
+                    "the noise must begin later"
+                )
             self.check(trainer.lightning_module, batch)
             self._checked = True
         self._batch_idx = batch_idx
@@ -156,7 +161,9 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         if recomputes_statistics(trainer):
             self.current_level, self._is_logged = 0.0, False
         else:
-            self.current_level = self.level if isinstance(self.level, float) else self._level_of(trainer, batch_idx)
+            level = self.level  # which other callbacks may set
+            is_checked = isinstance(level, float) and 0 <= level < math.inf and level <= self.max_level
+            self.current_level = level if is_checked else self._level_of(trainer, batch_idx)
             self._is_logged = should_log(trainer)
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> Perturbation:
@@ -184,7 +191,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
             )
         if self.adaptive is not None:
             inputs, target = getattr(self, "inputs", None), getattr(self, "target", None)
-            self.adaptive.prepare(stage, seed=self._choose_seed(), inputs=inputs, target=target)
+            self.adaptive.prepare(stage, seed=self._choose_seed(trainer), inputs=inputs, target=target)
             if stage == "fit":
                 say(trainer, self.adaptive.describe_cost())
 
@@ -210,7 +217,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         self._is_scheduled = len(levels) > 1
         self._level_of(trainer, 0)
         self._checked, self._effective = False, None
-        self._seed = self._choose_seed()
+        self._seed = self._choose_seed(trainer)
         self._takes_iterator = TrainingDispatcher.attach(trainer).takes_iterator
         description.log_configuration(trainer, self)
         if perturbing(trainer)[-1] is self:
@@ -308,8 +315,9 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         if self.adaptive is not None:
             self.adaptive.release(trainer)
 
-    def _choose_seed(self) -> int:
-        return run_seed() if self.seed is None else self.seed
+    def _choose_seed(self, trainer: Trainer) -> int:
+        # that of the first rank, because ranks may be seeded differently, and share gradients, sharded weights and probes
+        return trainer.strategy.broadcast(run_seed() if self.seed is None else self.seed)
 
     def _dimension(self, noise: Noise, relative: str | None) -> str:
         if not noise.is_known:
@@ -341,7 +349,9 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         """Returns the level of a batch of this epoch."""
         if self.adaptive is not None:
             return self.adaptive.level
-        return self._level_at(self._clock.progress(trainer, batch_idx)) if callable(self.level) else self.level
+        if callable(self.level):
+            return self._level_at(self._clock.progress(trainer, batch_idx))
+        return check_level(self.level, self.max_level)
 
     def _log_schedules(self, trainer: Trainer) -> None:
         """Draws the schedules of all callbacks over the run, if its length is known."""

@@ -117,7 +117,6 @@ class GradientNoise(NoiseCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._trainer, self._has_acted, self._layouts = trainer, False, WeakKeyDictionary()
-        self._seed = trainer.strategy.broadcast(self._seed)  # ranks may be seeded differently
         # global hooks, because a module may have optimizers that Lightning does not know, or call them without Lightning
         self._handles = [
             register_optimizer_step_pre_hook(self._before_update),
@@ -236,7 +235,8 @@ class GradientNoise(NoiseCallback):
         ]
         structure, _ = structure_of(pl_module)
         structure += parameters
-        kinds = [
+        kinds: list[Any] = [self.noise.elementwise, self.noise.independent_rows]
+        kinds += [
             None if x is None else (x.dtype, x.device, x.layout == torch.strided and (x.shape, x.stride())) for x in tensors
         ]
         layout = self._layouts.get(optimizer)
