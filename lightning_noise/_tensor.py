@@ -140,8 +140,6 @@ def without_overrides() -> AbstractContextManager[None]:
 
 def detached(leaf: Tensor) -> Tensor:
     """Returns the data of a leaf as a plain tensor, and calls nothing that a subclass may override."""
-    if type(leaf) is Tensor and not leaf.requires_grad:
-        return leaf
     return Tensor.as_subclass(leaf, Tensor).detach()
 
 

@@ -173,6 +173,18 @@ def test_a_function_is_a_noise():
     assert torch.equal(perturb_batch([torch.zeros(2, 2)], [(0,)], noise.as_noise(shift), 0.5, KEY)[0], torch.full((2, 2), 0.5))
 
 
+def test_a_noise_that_takes_a_gradient_does_not_touch_the_batch():
+    def adversarial(x, level, *, generator):
+        (gradient,) = torch.autograd.grad(x.requires_grad_().square().sum(), x)
+        return x.detach() + level * gradient.sign()
+
+    x = torch.ones(4, 3)
+    noisy = perturb_batch(x, [()], noise.as_noise(adversarial), 0.5, KEY)
+    assert torch.equal(noisy, x + 0.5)
+    assert not noisy.requires_grad
+    assert not x.requires_grad
+
+
 def test_the_signal_to_noise_ratio_is_that_of_the_batch():
     x = torch.full((1, 4), 2.0)
     y = x + torch.tensor([0.2, -0.2, 0.2, -0.2])
