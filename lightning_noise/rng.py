@@ -127,7 +127,7 @@ def _call(
 
 
 def _rows_of_block(x: Tensor) -> int:
-    """Returns how many rows are drawn at once. It depends on their size alone, so a row always has the same noise."""
+    """Returns how many rows are drawn at once. Only their size and the device count, so a row always has the same noise."""
     size, limits = math.prod(x.shape[1:]), (_LIMITS.get(x.device.type, _LIMITS["cuda"]), _SMALL_LIMITS)
     n = max(1, *(min(rows, numbers // size) for numbers, rows in limits))
     return 2 ** (n.bit_length() - 1)

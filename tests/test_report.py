@@ -86,6 +86,13 @@ def test_the_error_is_that_of_busing_et_al():
     assert jackknife_error(total, without.tolist(), sizes.tolist()) == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_sum_that_no_group_changes_has_no_error_of_rounding():
+    sizes = [2, 4, 1, 1, 3, 1, 20]
+    without = [1 / (sum(sizes) - size) for size in sizes]
+    assert jackknife_error(1 / sum(sizes), without, sizes) == 0
+    assert math.isnan(jackknife_error(math.nan, without, sizes))
+
+
 def test_the_error_of_a_mean_over_groups_of_one_sample_is_that_of_the_textbook():
     x = stream().exponential(size=50)
     without = ((x.sum() - x) / 49).tolist()

@@ -62,7 +62,8 @@ def jackknife_error(total: ArrayLike, without: ArrayLike, sizes: Sequence[int]) 
     ratios = sum(sizes) / np.asarray(sizes)[used]
     pseudo = (ratios - 1) * (total[..., None] - np.asarray(without)[..., used])  # minus the estimate, so that 0 is exact
     scatter = pseudo - (pseudo / ratios).sum(-1, keepdims=True)
-    return _as_float(np.sqrt((scatter**2 / (ratios - 1)).mean(-1)))
+    error = np.sqrt((scatter**2 / (ratios - 1)).mean(-1))
+    return _as_float(np.where(error < 1e-12 * abs(total), 0.0, error))  # less is rounding, of which reports would show digits
 
 
 @np.errstate(invalid="ignore")
