@@ -395,7 +395,7 @@ def test_plots_of_values_that_are_not_finite_are_drawn():
 
 def test_a_range_test_leaves_out_level_0_which_a_logarithmic_axis_lacks():
     (axes,) = plots.range_test({0.0: 1.0, 0.1: 0.9, 1.0: 0.3}, 0.1, 0.9).axes
-    assert axes.lines[1].get_xdata().tolist() == [0.1, 1.0]
+    assert list(axes.lines[1].get_xdata()) == [0.1, 1.0]  # type: ignore[arg-type]
     assert 0 < axes.get_xlim()[0] < 0.1
 
 
