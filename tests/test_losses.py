@@ -235,7 +235,7 @@ def test_two_targets_have_a_mode_each():
 
 
 def test_two_threads_change_the_loss_on_one_target_each_in_its_own_way():
-    x, target, barrier = logits(6, 7).detach(), labels(6), Barrier(2, timeout=10)
+    x, target, barrier = logits(6, 7).detach(), labels(6), Barrier(2, timeout=600)
 
     def step(value: float) -> tuple[torch.Tensor, torch.Tensor]:
         own = x.clone().requires_grad_()

@@ -46,7 +46,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs_and_trains_a_model_with_skill(page, run):
     trainer = run(page).get("trainer")
-    assert trainer is None or trainer.callback_metrics.get("robustness/score", 1.0) > 0.5
+    if trainer is not None and re.search(r"callbacks = .*RobustnessMonitor|callbacks=\[.*RobustnessMonitor", page.read_text()):
+        assert trainer.callback_metrics["robustness/score"] > 0.5
+    else:
+        assert page.stem != "README"
 
 
 def test_only_code_of_other_packages_is_shown_without_being_run():

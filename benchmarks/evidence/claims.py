@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ def families(record: dict[str, Any]) -> list[str]:
 
 
 def _mean(record: dict[str, Any], part: str, names: Sequence[str]) -> float:
-    return sum(record[part][name] for name in names) / len(names) if names else math.nan
+    return fmean(record[part][name] for name in names) if names else math.nan
 
 
 COMPUTED: dict[str, Callable[[dict[str, Any], str], float]] = {
@@ -53,7 +54,9 @@ class Difference(NamedTuple):
 
     @property
     def t(self) -> float:
-        return self.mean / self.error if self.error else math.inf * self.mean if self.mean else 0.0
+        if self.mean == 0:
+            return 0.0
+        return self.mean / self.error if self.error else math.copysign(math.inf, self.mean)
 
     @property
     def p(self) -> float:

@@ -6,8 +6,8 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -41,11 +41,6 @@ def quiet() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
 
 
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
-
-
 def score(output: Tensor, y: Tensor) -> float:
     """The accuracy, or for numbers the coefficient of determination."""
     if y.is_floating_point():
@@ -73,7 +68,7 @@ def under_weight_noise(module: nn.Module, x: Tensor, y: Tensor) -> float:
             found.append(score(module(x), y))
     for weight, before in zip(weights, clean, strict=True):
         weight.copy_(before)
-    return mean(found)
+    return fmean(found)
 
 
 @torch.no_grad()
@@ -83,16 +78,16 @@ def measured(module: Module, run: Run, part: str) -> dict[str, float]:
     (x, y), families = tasks.split(run.task, run.seed)[part], tasks.noisy(run.task, run.seed)[part]
     clean, outputs = module(x), {name: [module(each) for each in levels] for name, levels in families.items()}
     values = {"clean": score(clean, y), "loss": module.loss(clean, y).item(), "weights": under_weight_noise(module, x, y)}
-    values |= {name: mean(score(output, y) for output in found) for name, found in outputs.items()}
+    values |= {name: fmean(score(output, y) for output in found) for name, found in outputs.items()}
     values["norm"] = sum(weight.square().sum().item() for weight in module.parameters() if weight.ndim > 1) ** 0.5
     if not y.is_floating_point():
         noisy = [output for found in outputs.values() for output in found]
         first = next(iter(outputs.values()))
-        values["ece"], values["noisy ece"] = calibration_error(clean, y), mean(calibration_error(each, y) for each in noisy)
+        values["ece"], values["noisy ece"] = calibration_error(clean, y), fmean(calibration_error(each, y) for each in noisy)
         values["flips"] = (first[len(first) // 2].argmax(1) != clean.argmax(1)).float().mean().item()
     if tasks.TASKS[run.task].corrupted and part == "test":
         images = tasks.corrupted(run.task, run.seed)
-        values["corrupted"] = mean(score(module(each), y[: len(each)]) for each in images)
+        values["corrupted"] = fmean(score(module(each), y[: len(each)]) for each in images)
     return {name: round(value, 5) for name, value in values.items()}
 
 

@@ -311,6 +311,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         TrainingDispatcher.detach(trainer)
+        self._checked, self._takes_iterator = False, None
         self._perturbations = []  # which cannot be pickled
         if self.adaptive is not None:
             self.adaptive.release(trainer)

@@ -338,10 +338,10 @@ def return_to_rng_states(states: dict[str, Any]) -> None:
 
 
 def _drop_kept_number(state: Any) -> bool:
-    """Drops the normal number that numpy's global stream may keep for the next draw, if the stream is otherwise in a state.
+    """Brings numpy's global stream to a state from which it differs at most by a normal number that it keeps for the next draw.
 
-    Returns whether it is. A step that seeds the stream may leave a number, which the memory of the Mersenne Twister does not
-    show.
+    Returns whether the stream is then in the state. A step that seeds the stream may leave such a number, which the memory of
+    the Mersenne Twister does not show.
     """
     generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     if not (isinstance(state, tuple) and isinstance(generator, np.random.MT19937)):
