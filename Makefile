@@ -47,9 +47,9 @@ oldest: ## Run the tests of the loop with the oldest supported Lightning, instal
 	source $(VENV)/bin/activate && pip install -q -c $(VENV)/constraints.txt -e ".[test]"
 	source $(VENV)/bin/activate && pytest $(OLDEST_TESTS) -k "not shard"
 
-wheel: ## Build the wheel and use it in an environment of its own.
+wheel: ## Build the wheel, and run the demonstration in an environment of its own.
 	rm -rf dist build/wheel
 	$(PYTHON) -m build
 	$(PYTHON) -m twine check --strict dist/*
 	$(PYTHON) -m venv build/wheel
-	source build/wheel/bin/activate && $(PIP_INSTALL) dist/*.whl && python -I .ci/use_wheel.py
+	source build/wheel/bin/activate && $(PIP_INSTALL) "$$(ls dist/*.whl)[demo]" && python -I .ci/use_wheel.py

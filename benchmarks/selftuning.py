@@ -6,7 +6,7 @@ with the highest mean accuracy under noise in validation, over the seeds; what t
 that are in the raw file are not repeated, so it can be stopped, resumed, and run by several processes.
 
 Run: python -m benchmarks.selftuning
-It needs: pip install "lightning_noise[selftuning]"
+It needs: pip install -c benchmarks/constraints.txt -e ".[selftuning]"
 """
 
 from __future__ import annotations

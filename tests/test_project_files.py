@@ -43,6 +43,14 @@ def test_the_tests_for_the_oldest_lightning_exist():
         assert list((ROOT / "tests").glob(f"test_{name}*.py")), name
 
 
+def test_the_benchmarks_differ_from_the_tests_in_two_packages():
+    tested, benchmarks = (
+        dict(re.findall(r"^(.+)==(.+)$", (ROOT / folder / "constraints.txt").read_text(), re.M))
+        for folder in ("", "benchmarks")
+    )
+    assert {name for name in tested.keys() & benchmarks.keys() if tested[name] != benchmarks[name]} == {"numpy", "pandas"}
+
+
 PICTURES = sorted((ROOT / "docs" / "images").glob("*.png"))
 
 

@@ -1,6 +1,6 @@
 """Trains what is not in the raw file yet, and writes the tables; it can be stopped and started again.
 
-It needs ``pip install -e ".[evidence]"``, and about two hours on two processors for five seeds.
+It needs ``pip install -c benchmarks/constraints.txt -e ".[evidence]"``, and about two hours on two processors for five seeds.
 """
 
 from __future__ import annotations
