@@ -12,9 +12,11 @@ from multiprocessing import get_context
 from typing import Any
 
 from benchmarks.evidence.recipes import RECIPES, names
-from benchmarks.evidence.report import report
+from benchmarks.evidence.report import report, summary
 from benchmarks.evidence.runs import RAW, Run, finished, quiet, train
-from benchmarks.tables import RESULTS
+from benchmarks.tables import RESULTS, ROOT, insert
+
+PAGES = [ROOT / "docs" / "evidence.md", ROOT / "README.md"]
 
 
 def parse() -> argparse.Namespace:
@@ -47,7 +49,11 @@ def main() -> None:
             for record in pool.map(train, planned(options)):
                 keep(record)
                 print(*(record[field] for field in Run._fields), record["seconds"], record["test"], flush=True)
-    (RESULTS / "evidence.md").write_text(report(finished()))
+    runs = finished()
+    (RESULTS / "evidence.md").write_text(report(runs))
+    (RESULTS / "evidence-summary.md").write_text(summary(runs))
+    for page in PAGES:
+        page.write_text(insert(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def by_seed(runs: Mapping[int, dict[str, Any]], measure: str, part: str = "test"
 
 
 class Difference(NamedTuple):
-    """The mean of paired differences, with its standard error, and the paired t-test."""
+    """The mean of paired differences, with its standard error and the t of a paired t-test."""
 
     mean: float
     error: float
@@ -57,10 +57,6 @@ class Difference(NamedTuple):
         if self.mean == 0:
             return 0.0
         return self.mean / self.error if self.error else math.copysign(math.inf, self.mean)
-
-    @property
-    def p(self) -> float:
-        return 2 * float(student.sf(abs(self.t), self.n - 1))
 
     def __str__(self) -> str:
         return f"{self.mean:+.2f} ± {self.error:.2f}"

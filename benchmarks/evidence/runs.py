@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -74,7 +75,6 @@ def under_weight_noise(module: nn.Module, x: Tensor, y: Tensor) -> float:
 @torch.no_grad()
 def measured(module: Module, run: Run, part: str) -> dict[str, float]:
     """Scores and calibration, clean and under each family of noise, and the size of the weights."""
-    module.eval()
     (x, y), families = tasks.split(run.task, run.seed)[part], tasks.noisy(run.task, run.seed)[part]
     clean, outputs = module(x), {name: [module(each) for each in levels] for name, levels in families.items()}
     values = {"clean": score(clean, y), "loss": module.loss(clean, y).item(), "weights": under_weight_noise(module, x, y)}
@@ -91,14 +91,12 @@ def measured(module: Module, run: Run, part: str) -> dict[str, float]:
     return {name: round(value, 5) for name, value in values.items()}
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Trains a model and returns what was measured of it; the runs of a seed begin with the same weights and data."""
-    began, task = time.process_time(), tasks.TASKS[run.task]
+def fit(task_name: str, net: str, seed: int, chosen: list[Callback]) -> Module:
+    """Trains a model; the trainings of a seed begin with the same weights and see the same data in the same order."""
+    task, parts = tasks.TASKS[task_name], tasks.split(task_name, seed)
     torch.set_num_threads(1)
-    pl.seed_everything(run.seed, verbose=False)
-    parts = tasks.split(run.task, run.seed)
-    module = Module(network(tasks.loaded(run.task)[0], task.n_classes or 1, run.net))
-    chosen = callbacks(run.task, run.net, run.recipe)
+    pl.seed_everything(seed, verbose=False)
+    module = Module(network(tasks.loaded(task_name)[0], task.n_classes or 1, net))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=task.epochs,
@@ -110,6 +108,13 @@ def train(run: Run) -> dict[str, Any]:
     )
     data = {part: TensorDataset(*parts[part]) for part in ("train", "validation")}
     trainer.fit(module, DataLoader(data["train"], BATCH, shuffle=True), DataLoader(data["validation"], BATCH))
+    return module.eval()
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Trains a model and returns what was measured of it."""
+    began, chosen = time.process_time(), callbacks(run.task, run.net, run.recipe)
+    module = fit(run.task, run.net, run.seed, chosen)
     found = {part: measured(module, run, part) for part in ("validation", "test")}
     levels = {"levels": moved(chosen[0])} if "governed" in run.recipe or "signed gap" in run.recipe else {}
     return {**run._asdict(), **found, **levels, "seconds": round(time.process_time() - began, 1)}
