@@ -7,9 +7,13 @@ from contextlib import nullcontext
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.utilities import move_data_to_device
+from torch import Tensor
+from torchmetrics import Metric
 
 torch.set_num_threads(1)  # the models are tiny; threads only cost
 LONG = (  # of all tests and of the slow tests, by the processor time of a file
@@ -98,4 +102,18 @@ def _packages_are_searched_once():
     """Each trainer asks every installed package for callbacks, which takes longer than the rest of making it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_fabric.utilities.registry.entry_points", cache(entry_points))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _a_logged_value_is_moved_without_a_search():
+    """At each call of ``log``, Lightning searches all that it notes of the value for tensors: a fifth of a fit."""
+
+    def move(metric: Metric, *args: Any, **kwargs: Any) -> Metric:
+        held = {key: value for key, value in vars(metric).items() if isinstance(value, Tensor | Metric)}
+        vars(metric).update({key: move_data_to_device(value, *args, **kwargs) for key, value in held.items()})
+        return metric
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pytorch_lightning.trainer.connectors.logger_connector.result._ResultMetric.to", move)
         yield

@@ -186,9 +186,7 @@ def plain(text: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("bar", "columns"), [("tqdm", 80), ("tqdm", 120), ("rich", 80), ("rich", 120), ("tqdm first", 120), ("rich first", 80)]
-)
+@pytest.mark.parametrize(("bar", "columns"), [("tqdm", 80), ("rich", 120), ("tqdm first", 120), ("rich first", 80)])
 def test_a_bar_moves_within_long_batches_and_lines_stand_alone(bar, columns, tmp_path):
     shown = plain(run(*bar.split(), str(tmp_path), columns=columns))
     ended = [line.split("\r")[-1] for line in shown.split("\r\n")]
