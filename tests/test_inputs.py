@@ -447,8 +447,19 @@ def test_channels_that_fit_two_axes_are_refused_with_both_lines_to_type():
         (torch.ones(2, 20), False),
         (torch.eye(20), False),  # sparse rows end in zeros, too
         (torch.ones(2, 1, 20).masked_fill(torch.arange(20) >= 15, 0.0), False),  # a common border
+        (torch.ones(2, 20).index_put((torch.tensor(0), torch.tensor(19)), torch.tensor(0.0)), False),  # a table
     ],
-    ids=["(B, C, T)", "(B, T, C)", "full", "sparse", "border"],
+    ids=["(B, C, T)", "(B, T, C)", "full", "sparse", "border", "last column"],
 )
 def test_series_that_end_in_zeros_are_taken_for_padded(x, is_told):
     assert (silence_doubt("the input", x, "batch[0]") is not None) == is_told
+
+
+def test_codes_of_categories_among_numbers_are_noticed_and_the_line_to_type_spares_them():
+    x = torch.cat([torch.randn(30, 20), torch.arange(30).view(-1, 1) % 3.0, torch.arange(30).view(-1, 1) % 2.0], dim=1)
+    (found,) = find_doubts({"x": x}, None, [("x",)], noise.Gaussian(), 0.2)
+    mask = eval(found.partition("type mask=")[2])
+    assert not list(find_doubts({"x": x}, None, [("x",)], noise.Gaussian(), 0.2, mask=mask))
+    noisy = perturb_batch({"x": x}, [("x",)], noise.Gaussian(), 0.2, Key(("test",)), mask=mask)["x"]
+    assert torch.equal((noisy != x).any(0), torch.arange(22) != 20)
+    assert not list(find_doubts({"x": x}, None, [("x",)], noise.SwapNoise(), 0.2))

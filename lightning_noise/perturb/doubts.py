@@ -70,9 +70,9 @@ def find_doubts(
                 f"fill the range of {x.dtype}; replace infinite values in the data set by NaN, which counts as missing"
             )
         if doubt is None and mask is None and documents is None and isinstance(leaf, Tensor):
-            doubt = padding_doubt(name, detached(leaf), batch, paths) or silence_doubt(
-                name, detached(leaf), _write(batch, path)
-            )
+            seen, access = detached(leaf), _write(batch, path)
+            doubt = padding_doubt(name, seen, batch, paths)
+            doubt = doubt or (not noise.mixes_samples and codes_doubt(name, seen, access)) or silence_doubt(name, seen, access)
         if doubt is None and noisy is not None and level and not noise.mixes_samples:
             snr = snr_db(batch, noisy, [path], mask).item()
             doubt = severities_doubt(name, x, values, noise) if are_severities and noise.additive and not relative else None
@@ -145,6 +145,26 @@ def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | 
     return None
 
 
+def codes_doubt(name: str, x: Tensor, access: str) -> str | None:
+    """Returns a warning if some columns of a table hold small whole numbers, as the codes of categories.
+
+    Example:
+        >>> x = torch.stack([torch.tensor([0.5, 0.1, -2.0]), torch.tensor([0.0, 2.0, 1.0])], dim=1)
+        >>> codes_doubt("the input 'x'", x, "batch['x']")
+        "the input 'x' has whole numbers in the columns [1]; to spare codes of categories, \
+type mask=lambda batch: batch['x'].new_tensor([i not in [1] for i in range(2)]).expand_as(batch['x'])"
+    """
+    if x.ndim != 2 or len(x) == 0:
+        return None
+    low, high = x.amin(0), x.amax(0)
+    is_code = (x == x.round()).all(0) & (low >= 0) & (low <= 1) & (high >= 2) & (high < len(x))
+    if not is_code.any() or (x == x.round()).all():
+        return None
+    columns = is_code.nonzero().flatten().tolist()
+    mask = f"{access}.new_tensor([i not in {columns} for i in range({x.shape[1]})]).expand_as({access})"
+    return f"{name} has whole numbers in the columns {columns}; to spare codes of categories, type mask=lambda batch: {mask}"
+
+
 def silence_doubt(name: str, x: Tensor, access: str) -> str | None:
     """Returns a warning if dense series end in zeros from different positions on, as padding does.
 
@@ -157,7 +177,8 @@ def silence_doubt(name: str, x: Tensor, access: str) -> str | None:
     time = max(range(1, x.ndim), key=lambda dim: x.shape[dim])
     filled = (x != 0).movedim(time, -1).flatten(1, -2).any(1) if x.ndim == 3 else x != 0
     lengths = (filled * torch.arange(1, filled.shape[-1] + 1, device=x.device)).amax(-1)
-    if filled.sum() < 0.99 * lengths.sum() or len(lengths.unique()) == 1:  # sparse data, or a common border
+    is_sparse = filled.sum() < 0.99 * lengths.sum()
+    if is_sparse or lengths.max() - lengths.min() <= 2:  # a common border, or last columns that are 0 in some rows
         return None
     return f"{name} ends in zeros from different positions on, as padding does; if so, type mask=lambda batch: {access} != 0"
 
