@@ -135,7 +135,8 @@ def test_a_task_is_measured_as_other_libraries_do(task):
         drop = found[f"{metric}_clean"] - fmean(found[f"soft/{level:g}/{metric}"] for level in LEVELS)
         assert values[OVERALL, f"{metric}_drop"] == pytest.approx(drop, abs=FLOAT32)
         assert values[Condition("soft"), f"{metric}_drop"] == pytest.approx(drop, abs=FLOAT32)
-    assert found[f"{main}_drop"] == pytest.approx(drop, abs=FLOAT32)
+    scored = "r2" if task == "regression" else main
+    assert found[f"{scored}_drop"] == pytest.approx(found[f"{scored}_clean"] - found[f"{scored}_noisy"], abs=FLOAT32)
     assert found[f"soft/1/{loss}"] != found[f"{loss}_clean"]
     assert (monitor.report.task, monitor.report.n) == ("multiclass" if task == "pixels" else task, 29)
 
@@ -150,7 +151,7 @@ def test_the_score_is_half_that_of_clean_and_half_that_of_noisy_data(task):
     assert score == pytest.approx((values[CLEAN, metric] + values[NOISY, metric]) / 2, abs=FLOAT32)
 
 
-def test_a_regression_logs_its_errors_their_drops_and_a_score(tmp_path):
+def test_a_regression_logs_its_errors_and_what_its_score_is_made_of(tmp_path):
     module, data = case("regression")
     logger = CSVLogger(tmp_path)
     monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, task=tasks.Regression(), n_draws=2)
@@ -161,7 +162,9 @@ def test_a_regression_logs_its_errors_their_drops_and_a_score(tmp_path):
         "mse_clean",
         "mse_noisy",
         "mse_worst",
-        "mse_drop",
+        "r2_clean",
+        "r2_noisy",
+        "r2_drop",
         "mae_clean",
         "mae_noisy",
     }

@@ -58,7 +58,7 @@ class RobustnessMonitor(Monitor, Returning):
     ``robustness/<metric>_clean``                          a metric without noise
     ``robustness/<metric>_noisy``                          averaged over noises and levels
     ``robustness/accuracy_worst``                          at the worst noise and level
-    ``robustness/<metric>_drop``                           clean minus noisy; of the main metric
+    ``robustness/<metric>_drop``                           clean minus noisy; of the metric of the score
     ``robustness/accuracy_retention``                      the share of the skill above chance that is left under noise
     ``robustness/mce``                                     the errors under noise relative to those of the baseline
     ``robustness_levels/<noise>/<level>/<metric>``         a metric under a noise at a level, averaged over the draws
@@ -66,8 +66,8 @@ class RobustnessMonitor(Monitor, Returning):
 
     A larger score is better for every task, so ``ModelCheckpoint(monitor="robustness/score", mode="max")`` always works. The
     score averages the clean and the noisy accuracy of a classifier, or :math:`R^2` of a regression. By default, accuracy, loss
-    (cross-entropy) and ECE are logged for a classifier, and MSE and MAE for a regression. The report holds all metrics of the
-    task; see :mod:`lightning_noise.metrics`. NaN is logged as NaN and does not stop a run.
+    (cross-entropy) and ECE are logged for a classifier, and MSE, MAE and :math:`R^2` for a regression. The report holds all
+    metrics of the task; see :mod:`lightning_noise.metrics`. NaN is logged as NaN and does not stop a run.
 
     Chance is the metric of the best constant guess: the share of the most frequent class among the targets that count, or an
     :math:`R^2` of 0. If the clean model is not above chance, the retention is NaN.
@@ -459,9 +459,9 @@ def log_key(prefix: str, condition: Condition, metric: str) -> str:
 
 def _summary(task: Task) -> list[tuple[Condition, str]]:
     """Returns what the summary logs, if there are values: at most eleven keys."""
-    main, *others = dict.fromkeys([task.main, *task.logged])
+    main, *others = dict.fromkeys([task.main, task.governed, *task.logged])
     cells = [(OVERALL, "score"), (CLEAN, main), (NOISY, main), (WORST, main)]
-    cells += [(OVERALL, f"{main}_drop"), (OVERALL, f"{task.governed}_retention")]
+    cells += [(OVERALL, f"{task.governed}_drop"), (OVERALL, f"{task.governed}_retention")]
     for metric in others[:2]:
         cells += [(CLEAN, metric), (NOISY, metric)]
     return [*cells, (OVERALL, "mce")]
