@@ -31,6 +31,11 @@ SHORTENINGS = {
         "range(100)": "range(2)",
     },
     "03_closed_loop": {"EPOCHS = 25": "EPOCHS = 4"},
+    "04_series": {"EPOCHS = 10": "EPOCHS = 1"},
+    "05_text": {"EPOCHS = 6": "EPOCHS = 1", "[::6]": "[::30]"},
+    "06_tables": {"EPOCHS = 25": "EPOCHS = 1"},
+    "07_tensorboard": {"EPOCHS = 16": "EPOCHS = 2"},
+    "08_compare": {"EPOCHS = 12": "EPOCHS = 1", "n_draws=2": "n_draws=1"},
     "noises_and_schedules": {},  # trains nothing
 }
 
