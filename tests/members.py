@@ -117,8 +117,8 @@ NOISES = [
 RULES = {
     "governor": Governor(chance=0.1),
     "governor that asks the task": Governor(),
-    "governor without patience": Governor(chance=0.1, warmup=0, cooldown=0, average=0.0),
-    "governor that rests": Governor(chance=0.1, warmup=1, cooldown=2),
+    "governor without patience": Governor(chance=0.1, warmup=0, average=0.0),
+    "governor that retains half": Governor(chance=0.1, warmup=1, retain=0.5),
     "governor of an error": Governor(chance=1.0, best=0.0),
     "governor between bounds": Governor(chance=0.1, lo=0.2, hi=0.5),
     "signed gap": SignedGap(),

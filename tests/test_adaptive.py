@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
+import math
 import pickle
 import re
 
@@ -113,6 +115,22 @@ def test_a_rule_is_wrapped_in_an_adaptive_level():
     assert callback.level == AdaptiveLevel(rule)
     assert callback.adaptive is not None
     assert InputNoise(noise.Gaussian(), AdaptiveLevel()).level.rule == Governor()
+
+
+@pytest.mark.parametrize(
+    ("level", "relative", "highest"),
+    [
+        (AdaptiveLevel(), "std", 1.0),
+        (AdaptiveLevel(), None, math.inf),
+        (AdaptiveLevel(Governor(hi=2.0)), "std", 2.0),
+        (AdaptiveLevel(start=0.9), "max", 1.0),
+    ],
+    ids=str,
+)
+def test_noise_in_weights_rises_until_it_is_as_strong_as_the_weights(level, relative, highest):
+    adaptive = WeightNoise(noise.Gaussian(), level, relative=relative).adaptive
+    assert adaptive is not None
+    assert adaptive._rule == dataclasses.replace(level.rule, hi=highest)
 
 
 # --- when it moves

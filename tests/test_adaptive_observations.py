@@ -46,12 +46,12 @@ class Snapshots(pl.Callback):
             self.models.append(model.eval())
 
 
-def at_the_input(model: Deterministic, level: float) -> Tensor:
+def at_the_input(model: Deterministic, level: float, validation: int = 0) -> Tensor:
     key = Key((7, "input", "boundary"), positions=range(101)) / "leaf" / "0"
     return predicted(model, key.apply(noise.Gaussian(), HELD_OUT.x, level))
 
 
-def at_each_input_its_own(model: Deterministic, level: float) -> Tensor:
+def at_each_input_its_own(model: Deterministic, level: float, validation: int) -> Tensor:
     """All samples get noise, also where the callback leaves some out in training, but each at its own level."""
     key = Key((7, "input", "boundary"), positions=range(101))
     levels = level * (key / "per_sample").apply(noise.Uniform(), torch.full((101,), 0.5), 0.5)  # from [0, 1)
@@ -59,11 +59,11 @@ def at_each_input_its_own(model: Deterministic, level: float) -> Tensor:
 
 
 @torch.no_grad()
-def in_the_weights(model: Deterministic, level: float) -> Tensor:
-    """Each batch of 34 has a draw of its own."""
+def in_the_weights(model: Deterministic, level: float, validation: int) -> Tensor:
+    """Each batch of 34 has a draw of its own in each validation."""
     logits = []
     for batch_idx, x in enumerate(HELD_OUT.x.split(34)):
-        noisy, key = copy.deepcopy(model), Key((7, "weight", "boundary", batch_idx)) / "parameter"
+        noisy, key = copy.deepcopy(model), Key((7, "weight", "boundary", validation, batch_idx)) / "parameter"
         matrices = {name: w for name, w in noisy.named_parameters() if w.ndim > 1}
         drawn = as_one(matrices, lambda first, w, key=key: (key / first).apply(noise.Gaussian(), torch.zeros_like(w), 1.0))
         for name, w in matrices.items():
@@ -72,7 +72,7 @@ def in_the_weights(model: Deterministic, level: float) -> Tensor:
     return torch.cat(logits)
 
 
-def in_the_activations(model: Deterministic, level: float) -> Tensor:
+def in_the_activations(model: Deterministic, level: float, validation: int) -> Tensor:
     key = Key((7, "activation", "boundary"), positions=range(101)) / "module" / "net.1" / 0 / "leaf" / ""
     hidden = predicted(model.net[:2], HELD_OUT.x)  # type: ignore[arg-type]
     return predicted(model.net[2:], key.apply(noise.Gaussian(), hidden, level))  # type: ignore[arg-type]
@@ -95,8 +95,8 @@ def test_clean_and_boundary_are_those_of_a_hand_written_loop(make, noisy):
     snapshots = Snapshots()
     fit([callback, snapshots], module=Deterministic, validation=held_out(), max_epochs=5)
     assert len(snapshots.models) == 5
-    for model, decision, observed in zip(snapshots.models, history(callback), seen(callback), strict=True):
-        clean, boundary = predicted(model, HELD_OUT.x), noisy(model, decision.level)
+    for i, (model, decision, observed) in enumerate(zip(snapshots.models, history(callback), seen(callback), strict=True)):
+        clean, boundary = predicted(model, HELD_OUT.x), noisy(model, decision.level, i)
         assert observed.clean == decision.clean == hits(clean).mean().item()
         assert observed.boundary == decision.boundary == hits(boundary if decision.level else clean).mean().item()
         assert observed.n == 101
@@ -240,14 +240,15 @@ def test_an_error_is_governed_as_the_share_of_the_variance_that_is_explained():
         noise.Gaussian(),
         AdaptiveLevel(Governor(chance=variance, best=0.0, warmup=0, step=0.5), task=tasks.Custom(MeanSquaredError())),
     )
-    share = InputNoise(noise.Gaussian(), AdaptiveLevel(Governor(warmup=0, step=0.5, tolerance=1.0), task=tasks.Regression()))
+    share = InputNoise(noise.Gaussian(), AdaptiveLevel(Governor(warmup=0, step=0.5, z=1e9), task=tasks.Regression()))
     for callback in (error, share):
         train, validation = loader(numbers(64, 0)), loader(rows, batch_size=34)
         fit([callback, Look()], module=Regressor, train=train, validation=validation, max_epochs=8, num_sanity_val_steps=0)
     # means in float32
     assert [decision.clean for decision in history(error)] == pytest.approx(errors[:8], rel=1e-5)
     for one, two in zip(history(error), history(share), strict=True):
-        assert (one.reason, one.next_level) == (two.reason, two.next_level)
+        assert one.reason == two.reason
+        assert one.next_level == pytest.approx(two.next_level, rel=1e-3)
         assert 1 - one.clean / variance == pytest.approx(two.clean, abs=1e-5)
         assert 1 - one.boundary / variance == pytest.approx(two.boundary, abs=1e-5)
     assert {"raised", "lowered"} <= {decision.reason for decision in history(error)}

@@ -61,7 +61,7 @@ def report_of(n: int = 1, levels: int = 5, metric: str = "accuracy", clean: floa
 
 
 def history(n: int) -> list[Decision]:
-    reasons = [("raised", 0.1), ("lowered", -0.1), ("held", 0.0), ("clean_skill_dropped", -0.05), ("below_min_skill", -0.1)]
+    reasons = [("raised", 0.1), ("lowered", -0.1), ("held", 0.0), ("non_finite", -0.05), ("below_min_skill", -0.1)]
     moves = [reasons[i % 5] for i in range(n)]
     return [Decision(100 * i, 0.5, 0.9, 0.8, reason, 0.5 + move, 0.9 + move) for i, (reason, move) in enumerate(moves)]
 

@@ -416,7 +416,7 @@ def test_a_governor_follows_the_labels_that_count():
     padded = TensorDataset(torch.cat([x, x]), torch.cat([y, torch.full_like(y, -100)]))
     decisions = []
     for task, data in ((Multiclass(), TensorDataset(x, y)), (Multiclass(ignore_index=-100), padded)):
-        level = AdaptiveLevel(Governor(warmup=0, cooldown=0), task=task)
+        level = AdaptiveLevel(Governor(warmup=0), task=task)
         callback = InputNoise(noise.Gaussian(), level)
         fit([callback], train=loader(TensorDataset(x, y)), validation=loader(data), module=Quiet, max_epochs=3)
         assert callback.adaptive is not None

@@ -46,7 +46,7 @@ class AdaptiveLevel(Value):
 
     In each validation of a fit, before the validation step, the callback evaluates the model without noise and, if the rule
     needs it, under its own noise at the current level. This costs two forward passes per batch. The draws are the same in each
-    validation. Weight noise is redrawn for each batch, so that the estimate does not hinge on one draw. ``per_sample`` applies,
+    validation. Noise in weights, which all samples share, is redrawn for each batch of each validation. ``per_sample`` applies,
     so the level settles higher than if every sample got the whole level. ``probability`` does not: every sample gets noise.
 
     The sanity check tries both evaluations and moves nothing. The adaptive levels of one trainer move in turn, one per
@@ -143,7 +143,7 @@ class Adaptation:
         self.callback = callback
         self.name = name
         self.history: list[Decision] = []
-        self._rule = rule.limit(callback.max_level)
+        self._rule = rule.limit(callback.max_level, usual=max(callback.usual_limit, setting.start))
         self._state = self._rule.init(setting.start)
         self._fitting = True  # a test of a checkpoint must not reset the level
         self._last: Observation | None = None
@@ -341,7 +341,7 @@ class Adaptation:
         if level > 0 and self._rule.needs_boundary:
             key = Key((self._seed, self.name, "boundary"), positions=positions)
             if self.callback.one_draw_per_batch:
-                key = key / batch_idx  # otherwise the estimate would hinge on one draw
+                key = key / len(self.history) / batch_idx  # otherwise the level would hinge on a few draws
             yield _BOUNDARY, self.callback.perturbation(context, batch, level, key)
 
     def _summarize(self, trainer: Trainer, results: Results) -> Observation:

@@ -133,6 +133,8 @@ class WeightNoise(NoiseCallback):
         name: str = "weight",
     ):
         self.noise = as_noise(noise, "WeightNoise({}, {})")
+        if relative is not None:
+            self.usual_limit = 1.0  # noise as strong as the weights
         super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
         if relative not in (None, "std", "max", "filter"):
             raise ValueError(f"relative must be 'std', 'max', 'filter' or None, got {relative!r}")

@@ -49,6 +49,7 @@ class Perturbing(ABC):
         current_level: The level of this batch. At level 0 the callback is skipped.
         severities: The levels at which a monitor evaluates the noise by default.
         max_level: The largest meaningful level.
+        usual_limit: The level above which an adaptive level does not rise, unless its rule says so.
         unit: What the level is, as the label of an axis.
         dimension: What the levels of several noises must have in common, so that they can be shared; ``""`` if not known.
         mixes_samples: Whether the noise of a sample depends on the other samples of its batch.
@@ -60,6 +61,7 @@ class Perturbing(ABC):
     current_level: float
     severities: tuple[float, ...] = ()
     max_level: float = math.inf
+    usual_limit: float = math.inf
     unit: str = "level"
     dimension: str = ""
     mixes_samples: bool = False

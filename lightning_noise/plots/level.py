@@ -75,12 +75,12 @@ def schedule_preview(schedules: Mapping[str, Level], *, steps: int, epochs: int 
 def adaptation(history: Sequence[Decision], rule: Rule | None = None) -> Figure:
     """Draws the course of an adaptive level, and beneath it the number that its rule follows.
 
-    A marker shows the reason of each change: a level that rose or fell. The level stays while the number is within the band,
-    which is shaded.
+    A marker shows the reason of each change: a level that rose or fell. A dashed line is the value of the number at which the
+    level settles.
 
     Args:
         history: The decision at each validation, such as ``callback.adaptive.history``.
-        rule: The rule, for the name of the number and the band.
+        rule: The rule, for the name of the number and its aim.
 
     Example:
         >>> moves = [Decision(100, 0.0, 0.9, 0.9, "raised", 0.15, 1.0), Decision(200, 0.15, 0.9, 0.84, "held", 0.15, 0.93)]
@@ -124,13 +124,8 @@ def _draw_followed(axes: Axes, history: Sequence[Decision], rule: Rule | None) -
     values = column.factor * finite([decision.followed for decision in history])
     axes.plot([decision.step for decision in history], values, color=_BLUE, marker=".")
     axes.set_ylabel(label_of(column.name.replace("_", " "), column.unit))
-    if rule is not None and rule.band is not None:
-        low, high = (column.factor * bound for bound in rule.band)
-        if low < high:
-            band = f"stays: {low:g} to {high:g} {column.unit}".rstrip()
-            axes.axhspan(low, high, color=_ORANGE, alpha=0.3, linewidth=0, label=band, zorder=0)
-        else:
-            axes.axhline(low, color=GRAY, linestyle="--", linewidth=0.8, zorder=1)
+    if rule is not None and rule.aim is not None:
+        axes.axhline(column.factor * rule.aim, color=GRAY, linestyle="--", linewidth=0.8, zorder=1)
 
 
 @styled
