@@ -8,7 +8,7 @@ OLDEST := $(shell sed -n 's/.*"pytorch-lightning>=\(.*\)".*/\1/p' pyproject.toml
 # whatever depends on the loop of Lightning; globs, so that a module of tests can be split
 OLDEST_TESTS := $(patsubst %,tests/test_%*.py,adaptive callbacks measurements monitors namespaces processes replay together weights)
 
-.PHONY: help check test slow docs site screenshots both oldest wheel
+.PHONY: help check test slow docs site screenshots both ray crash oldest wheel
 
 help: ## List the commands.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -39,6 +39,15 @@ both: ## Run the tests of the two Lightnings, installed together in VENV (defaul
 	source $(VENV)/bin/activate && $(PIP_INSTALL) -e ".[test]" lightning
 	set -o pipefail; source $(VENV)/bin/activate && pytest -rs tests/test_namespaces*.py | tee $(VENV)/tests.txt
 	@if grep '^SKIPPED' $(VENV)/tests.txt; then echo "no test may be skipped if both Lightnings are installed"; exit 1; fi
+
+ray: VENV ?= build/ray
+ray: ## Run the tests of torchrun and Ray, which is installed in VENV (default: build/ray).
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	source $(VENV)/bin/activate && $(PIP_INSTALL) -e ".[test]" "ray[train]"
+	source $(VENV)/bin/activate && pytest -n0 -rs -m slow tests/test_cluster.py
+
+crash: ## Kill 200 fits at random moments and examine what they leave behind; takes minutes.
+	cd tests && $(PYTHON) -W ignore -m crash --fits 200
 
 oldest: VENV ?= build/oldest
 oldest: ## Run the tests of the loop with the oldest supported Lightning, installed in VENV (default: build/oldest).

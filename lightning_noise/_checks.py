@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-__all__ = ["check_counts", "check_finite", "check_flags", "check_level", "check_numbers", "is_flag", "is_number", "plain"]
+__all__ = [
+    "check_counts",
+    "check_finite",
+    "check_flags",
+    "check_level",
+    "check_name",
+    "check_numbers",
+    "is_flag",
+    "is_number",
+    "plain",
+]
 
 
 def is_flag(value: Any) -> bool:
@@ -67,6 +77,25 @@ def _advise_level(value: Any) -> str:
     if isinstance(value, type) and value.__name__ == "AdaptiveLevel":
         return "AdaptiveLevel()"
     return "a number, a schedule such as schedules.Linear(0.0, 0.5), or AdaptiveLevel()"
+
+
+def check_name(name: str) -> str:
+    """Returns a name, or raises an error if it cannot be a part of log keys and of files in the log folder.
+
+    Example:
+        >>> check_name("weight/encoder")
+        'weight/encoder'
+        >>> check_name("../weight")
+        Traceback (most recent call last):
+        ValueError: a name must be 1 to 100 printable characters without '..' and a leading '/', got '../weight'
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a name must be a text, got {name!r}")
+    parts = name.replace("\\", "/").split("/")
+    if not (0 < len(name) <= 100 and name.isprintable()) or ".." in parts or not parts[0] or ":" in parts[0]:
+        shown = name if len(name) <= 100 else f"{name[:20]}… of {len(name)} characters"
+        raise ValueError(f"a name must be 1 to 100 printable characters without '..' and a leading '/', got {shown!r}")
+    return name
 
 
 def check_counts(**counts: int | None) -> None:

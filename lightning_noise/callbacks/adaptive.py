@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from lightning_noise import plots
 from lightning_noise._checks import check_counts, check_level, is_number
 from lightning_noise._usage import Value
+from lightning_noise._version import __version__
 from lightning_noise.batch import Selector
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.engine import Pass
@@ -115,6 +116,7 @@ class AdaptiveLevel(Value):
         self.rule.init(self.start)  # raises an error if the level is out of the range of the rule
 
 
+Row = TypeVar("Row", Decision, Observation)
 AnyLevel = Level | AdaptiveLevel | Rule
 
 
@@ -200,21 +202,46 @@ class Adaptation:
             self.continue_from(state_dict)
 
     def continue_from(self, state_dict: dict[str, Any]) -> None:
-        """Continues from a state, or, if the rule or the task has changed, from its level."""
-        self.history = [Decision(*decision) for decision in state_dict["history"]]
-        self._validations = state_dict["validations"]
-        self._due = state_dict["due"]
-        if state_dict["kind"] != self._kind:
+        """Continues from a state, or, if the rule or the task has changed, from its level.
+
+        Raises:
+            ValueError: The state cannot be read, and nothing of it was taken over.
+        """
+        try:
+            found, kind = self._read(state_dict), str(state_dict["kind"])
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"the checkpoint has no state of the level of {self.name!r} that lightning_noise {__version__} can read: "
+                f"{what}. To keep the weights and begin with a new level, type "
+                "trainer.fit(type(model).load_from_checkpoint(path)), without ckpt_path"
+            ) from error
+        if kind != self._kind:
             rank_zero_warn(
-                f"the level of {self.name!r} in the checkpoint was moved by {state_dict['kind']}, and is now moved by "
+                f"the level of {self.name!r} in the checkpoint was moved by {kind}, and is now moved by "
                 f"{self._kind}: the level continues, with a new state"
             )
-            self._state = self._rule.init(state_dict["state"]["level"])
-            self._last = self._best = None  # a callback that is used again may hold those of another rule
-            return
-        self._state = dict(state_dict["state"])
-        self._last = state_dict["last"] and Observation(*state_dict["last"])
-        self._best = state_dict["best"]
+        vars(self).update(found)
+
+    def _read(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Returns the attributes that a saved state gives."""
+        fresh = self._rule.init(check_level(saved["state"]["level"]))
+        last, best, due = saved["last"], saved["best"], saved["due"]
+        found = {
+            "history": [_checked(Decision(*decision)) for decision in saved["history"]],
+            "_validations": int(saved["validations"]),
+            "_due": None if due is None else int(due),
+        }
+        if saved["kind"] != self._kind:  # a callback that is used again may hold the last and best of another rule
+            return found | {"_state": fresh, "_last": None, "_best": None}
+        for name, value in fresh.items():
+            if is_number(value) and not is_number(saved["state"][name]):
+                raise TypeError(f"{name} is {saved['state'][name]!r}")
+        return found | {
+            "_state": dict(saved["state"]),
+            "_last": None if last is None else _checked(Observation(*last)),
+            "_best": None if best is None else list(map(float, best)),
+        }
 
     @property
     def _kind(self) -> str:
@@ -372,6 +399,15 @@ def _standard_error(estimates: list[float], sizes: list[int]) -> float:
     """Returns the standard error of a value from its values without each group; infinity if it is not known."""
     error = jackknife_error(estimates[0], estimates[1:], sizes) if len(estimates) > 1 else math.nan
     return math.inf if math.isnan(error) else error
+
+
+def _checked(row: Row) -> Row:
+    """Returns a row of a saved state, or raises a TypeError if a value of the row has another type."""
+    for name, value in row._asdict().items():
+        may_be_none = value is None and name in ("followed", "chance")
+        if not (isinstance(value, str) if name == "reason" else is_number(value) or may_be_none):
+            raise TypeError(f"{name} is {value!r}")
+    return row
 
 
 def _times(n: int) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_noise import plots
-from lightning_noise._checks import check_level
+from lightning_noise._checks import check_level, check_name
 from lightning_noise._usage import Guided
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLevel
@@ -25,7 +25,7 @@ from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, pertur
 from lightning_noise.loop.internals import Callback, class_of_callbacks, ends_batch, recomputes_statistics, should_log
 from lightning_noise.loop.monitored import check_followed_keys, noise_key
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.loop.progress import Clock, check_held_out_data, check_validation, is_stopped, logging_step, run_seed
+from lightning_noise.loop.progress import KEY, Clock, check_held_out_data, check_validation, is_stopped, logging_step, run_seed
 from lightning_noise.loop.returning import Returning
 from lightning_noise.loop.terminal import say
 from lightning_noise.losses.modes import LabelLoss
@@ -89,7 +89,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         if isinstance(level, Noise):
             raise TypeError(f"level must be a number, a schedule, a callable or an AdaptiveLevel, got {level!r}")
         self.seed = seed
-        self.name = name
+        self.name = check_name(name)
         if noise is not None:
             self.max_level = noise.max_level
         if isinstance(noise, Noise):
@@ -227,12 +227,15 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._clock.save(checkpoint)
+        checkpoint.setdefault(KEY, {}).setdefault("levels", {})[self.name] = self.current_level
         if self.adaptive is not None and ends_batch(trainer):  # a callback may save before this one has seen the batch end
             self.adaptive.end_batch(trainer)
             checkpoint["callbacks"][self.state_key] = self.adaptive.state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._clock.load(checkpoint)
+        if trainer.state.fn == "fit":  # a validation may come before the next batch
+            self.current_level = checkpoint.get(KEY, {}).get("levels", {}).get(self.name, 0.0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         description.show_hyperparameters(trainer, self)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_noise._checks import check_numbers, plain
+from lightning_noise._checks import check_name, check_numbers, plain
 from lightning_noise.batch import Path, Selector, find_inputs, format_path, get
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
@@ -205,7 +205,7 @@ def name_noises(
         dict_keys(['gaussian', 'even'])
     """
     if isinstance(noises, Mapping):
-        return dict(noises)
+        return {check_name(name): noise for name, noise in noises.items()}
     is_list = isinstance(noises, Sequence) and not isinstance(noises, str)
     probes: list[AnyProbe] = list(noises) if is_list else [noises]  # type: ignore[arg-type,list-item]
     names = [_name(probe, f"{user}({{}}, [{{}}])") for probe in probes]

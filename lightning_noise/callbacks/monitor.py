@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
-from lightning_noise._checks import check_counts, plain
+from lightning_noise._checks import check_counts, check_name, plain
 from lightning_noise._usage import Guided
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.base import NoiseCallback
@@ -78,7 +78,7 @@ class Monitor(Guided, Callback, ABC):
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
         self.seed = seed
-        self.name = name
+        self.name = check_name(name)
 
     @abstractmethod
     def charts(self) -> dict[str, loggers.Chart]:
@@ -123,6 +123,10 @@ class Monitor(Guided, Callback, ABC):
             self._check_pipe(trainer)
         if not trainer.sanity_checking and not self._is_laid_out:
             self._is_laid_out = loggers.log_layout(trainer, self)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for probe in self._probes.values():  # an interrupt may have kept one from ending
+            probe.teardown(trainer, pl_module, stage)
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Returns whether to evaluate in this validation or test. The sanity check is neither."""

@@ -190,6 +190,7 @@ class ReplayMonitor(Monitor, Replaying):
         self.teardown(trainer, pl_module, "")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._end_epoch()
         EvaluationDispatcher.detach(trainer)
 

@@ -278,6 +278,7 @@ class RobustnessMonitor(Monitor, Returning):
         self.teardown(trainer, pl_module, "")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._begin()  # lets go of the copies of what the module held
         if self._outcome:
             say(trainer, self._outcome)

@@ -169,23 +169,24 @@ class WeightNoise(NoiseCallback):
         if context.is_probe:  # a fit has checked it
             check_parameters_are_whole(context.trainer, self.name)
         # the key of a probe differs between samples and ranks, but all of them evaluate the same model
-        self._noisy = self._perturbed_parameters(context.module, level, key.everywhere if context.is_probe else key)
+        noisy = self._perturbed_parameters(context.module, level, key.everywhere if context.is_probe else key)
+        self._noisy = noisy
         if not context.is_probe:
-            self._selection = self._noisy.selection
+            self._selection = noisy.selection
         is_watched = self._is_watched and not context.is_probe
-        frozen = self._noisy.frozen_norms() if is_watched else {}
+        frozen = noisy.frozen_norms() if is_watched else {}
         try:
-            self._noisy.enter()
+            noisy.enter()
             if context.is_logged:
-                perturbation.stats["ratio"] = self._measure(self._noisy)
+                perturbation.stats["ratio"] = self._measure(noisy)
             yield batch
             if not context.is_probe:
-                self._noisy.check_untouched(by_value=is_watched or context.is_logged)
+                noisy.check_untouched(by_value=is_watched or context.is_logged)
                 if is_watched:
                     self._is_watched = False
-                    self._warn_of_averages(frozen, self._noisy.frozen_norms())
+                    self._warn_of_averages(frozen, noisy.frozen_norms())
         finally:
-            self._noisy.exit()
+            noisy.exit()
             self._noisy = None
 
     def pause(self, parameters: list[Parameter]) -> None:
@@ -207,7 +208,9 @@ class WeightNoise(NoiseCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
-        self._selection = None
+        if self._noisy is not None:  # an interrupt kept it from ending
+            self._noisy.exit()
+        self._noisy = self._selection = None
 
     def _perturbed_parameters(self, module: LightningModule, level: float, key: Key) -> PerturbedParameters:
         return PerturbedParameters(

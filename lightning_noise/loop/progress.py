@@ -19,9 +19,9 @@ from lightning_noise.schedules import Progress
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["Clock", "check_held_out_data", "check_validation", "ends_run", "is_stopped", "logging_step", "run_seed"]
+__all__ = ["KEY", "Clock", "check_held_out_data", "check_validation", "ends_run", "is_stopped", "logging_step", "run_seed"]
 
-_KEY = "lightning_noise"  # in a checkpoint
+KEY = "lightning_noise"  # in a checkpoint
 
 
 class Clock:
@@ -44,11 +44,11 @@ class Clock:
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Adds the length to a checkpoint, unless the loader tells it."""
         if self.length is not None:
-            checkpoint[_KEY] = {"epoch_length": self.length}
+            checkpoint.setdefault(KEY, {})["epoch_length"] = self.length
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Continues from a checkpoint."""
-        self.length = checkpoint.get(_KEY, {}).get("epoch_length")
+        self.length = checkpoint.get(KEY, {}).get("epoch_length")
 
     def progress(self, trainer: Trainer, batch_idx: int) -> Progress:
         """Returns the progress before a training batch of this epoch. What is not known is no part of the fraction."""

@@ -168,6 +168,7 @@ class PerturbedParameters:
         self._slopes: dict[str, tuple[Tensor, ...]] = {}
         self._is_curved = relative is not None  # whether the Jacobian depends on the weights
         self._computed = hooks_of_weights(self.selection.parts)
+        self._order = 0  # among the noises that parameters hold
         self._updates: dict[str, int] = {}
         self._paused: dict[str, tuple[Any, int]] = {}
         self._handles: list[Any] = []
@@ -192,6 +193,7 @@ class PerturbedParameters:
 
     def enter(self) -> None:
         """Perturbs all parameters."""
+        self._order = 1 + max((other._order for other in _ENTERED), default=0)
         _ENTERED.add(self)
         self._perturb(self.parameters)
         self._handles = [register_state_dict_hook(self.selection.owners, _CleanEntries(self))]
@@ -203,10 +205,15 @@ class PerturbedParameters:
                     self._handles.append(register_gradient_hook(parameter, hook))
 
     def exit(self) -> None:
-        """Restores all parameters."""
+        """Restores all parameters. After an interrupt in the middle of this method, it can be called again."""
+        if self not in _ENTERED:
+            return
+        for later in [other for other in _ENTERED if other._order > self._order]:  # an interrupt kept them from ending
+            for name in later._names_of(self.parameters.values()):
+                later.clean.pop(name, None)
+        self._restore(self.parameters)
         for handle in self._handles:
             handle.remove()
-        self._restore(self.parameters)
         self._copies = {}
         _ENTERED.discard(self)
         reshard(self.selection.gathering)
@@ -307,11 +314,14 @@ class PerturbedParameters:
     def _restore(self, names: Iterable[str]) -> None:
         found = [name for name in names if name in self.clean]
         for name in found:
-            data, parameter = self._data.pop(name, None), self.parameters[name]
+            data, parameter = self._data.get(name), self.parameters[name]
             if data is not None and data.data_ptr() != parameter.data_ptr():
                 parameter.data = data
+        self._write(found, [self.clean[name] for name in found])
+        for name in found:  # only now, because an interrupt before the write must not lose the clean weights
+            self._data.pop(name, None)
             self._slopes.pop(name, None)
-        self._write(found, [self.clean.pop(name) for name in found])
+            del self.clean[name]
         self._compute_weights()
 
     def _draw(self, group: Group, names: Sequence[str], draw: Callable[[Group, Key], list[T]]) -> list[T]:

@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from lightning_noise._checks import check_numbers
 from lightning_noise._version import __version__
 from lightning_noise.evaluation.conditions import Condition
 from lightning_noise.evaluation.results import Estimate
@@ -18,6 +19,10 @@ from lightning_noise.report.model import FILE, NUMBERS, Report
 __all__ = ["read", "write"]
 
 _REQUIRED = [field.name for field in fields(Report) if field.default is MISSING and field.default_factory is MISSING]
+_KINDS: dict[str, type] = {"task": str, "version": str} | dict.fromkeys(
+    ["n", "n_draws", "n_targets", "n_trainings", "seed"], int
+)
+_KINDS |= dict.fromkeys(["noises", "levels", "units"], dict) | dict.fromkeys(["shared", "sizes", "estimates"], list)
 _WAY_OUT = "give a report.json that a RobustnessMonitor has written"
 
 
@@ -49,7 +54,7 @@ def read(path: str | Path) -> Report:
         raise ValueError(f"no report at {path}; {_WAY_OUT}, or its folder")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{file} is not JSON ({error}); {_WAY_OUT}") from error
     found = found if isinstance(found, dict) else {}
     missing = [name for name in _REQUIRED if name not in found]
@@ -57,7 +62,7 @@ def read(path: str | Path) -> Report:
         if missing:
             raise KeyError(*missing)
         return _to_report(found)
-    except (AttributeError, KeyError, TypeError) as error:  # other fields, or fields of other types
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:  # other fields, or fields of other types
         lacks = f"it lacks {list(error.args)}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         by = f" It is by lightning_noise {found['version']}; this is {__version__}." if "version" in found else ""
         raise ValueError(f"{file} is not a report that can be read: {lacks}.{by} {_WAY_OUT.capitalize()}") from error
@@ -65,12 +70,15 @@ def read(path: str | Path) -> Report:
 
 def _to_report(found: Mapping[str, Any]) -> Report:
     known = {name: found[name] for name in Report.__dataclass_fields__ if name in found}  # a later version may have more
+    for name, kind in _KINDS.items():
+        _check_kind(name, known.get(name, kind()), kind)
     return Report(
         **known
         | {
-            "levels": {name: tuple(levels) for name, levels in found["levels"].items()},
-            "shared": tuple(found["shared"]),
-            "sizes": tuple(found["sizes"]),
+            "levels": {name: tuple(map(_nan, levels)) for name, levels in found["levels"].items()},
+            "shared": tuple(map(str, found["shared"])),
+            "sizes": tuple(map(int, found["sizes"])),
+            "chance": None if found.get("chance") is None else _nan(found["chance"]),
             "estimates": tuple(map(_from_json, found["estimates"])),
         }
     )
@@ -90,7 +98,15 @@ def _to_json(report: Report) -> str:
     return f'{json.dumps(about, indent=1)[:-2]},\n "estimates": [\n  {lines}\n ]\n}}\n'
 
 
+def _check_kind(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}")
+
+
 def _from_json(row: Mapping[str, Any]) -> Estimate:
+    for name in ("noise", "metric"):
+        _check_kind(name, row[name], str)
+    check_numbers(level=row["level"])
     numbers = {name: _nan(row[name]) for name in NUMBERS}
     without = tuple(_nan(value) for value in row["without"])
     return Estimate(Condition(row["noise"], row["level"]), row["metric"], **numbers, without=without)
@@ -101,4 +117,5 @@ def _null(value: float) -> float | None:
 
 
 def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
+    check_numbers(number=value)
+    return math.nan if value is None else float(value)

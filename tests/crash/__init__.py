@@ -1,0 +1,1 @@
+"""Fits that are killed at random moments, and what must be true of the checkpoints that they leave behind."""

@@ -1,0 +1,1 @@
+"""Judges of the package that others wrote."""
