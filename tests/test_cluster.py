@@ -58,6 +58,7 @@ def ray_loop(config: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of Ray are its own
 def test_ray_starts_a_killed_run_again_which_ends_as_the_uninterrupted_one(tmp_path):
     ray = pytest.importorskip("ray", reason="ray is not installed; make ray installs it")
     train, starter = import_module("ray.train"), import_module("ray.train.torch")
