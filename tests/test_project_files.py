@@ -51,6 +51,12 @@ def test_the_benchmarks_differ_from_the_tests_in_two_packages():
     assert {name for name in tested.keys() & benchmarks.keys() if tested[name] != benchmarks[name]} == {"numpy", "pandas"}
 
 
+def test_the_constraints_pin_the_lightning_that_the_oldest_replaces():
+    pins = (ROOT / "constraints.txt").read_text()
+    assert "s/^pytorch-lightning==.*/" in MAKEFILE
+    assert re.search("^pytorch-lightning==", pins, re.MULTILINE)
+
+
 PICTURES = sorted((ROOT / "docs" / "images").glob("*.png"))
 
 
