@@ -26,15 +26,15 @@ def fit_without(*, shuffle: bool = True, **kwargs: Any) -> Classifier:
     return fit(train=loader(shuffle=shuffle), **kwargs)[0]
 
 
-def assert_resumes(make, level, folder, train, every_n_train_steps, resume_at, **kwargs):
-    """Resumes from the first, a middle and the last of the checkpoints at the given steps."""
+def assert_resumes(make, level, folder, train, every_n_train_steps, resume_at, *, from_all=False, **kwargs):
+    """Resumes from all checkpoints at the given steps, or from the first, a middle and the last."""
     saver = ModelCheckpoint(folder, every_n_train_steps=every_n_train_steps, save_top_k=-1, filename="{step}")
     kwargs = {"module": Deterministic, "max_epochs": 4, **kwargs}
     whole, _ = fit([make(level), saver], train=train(), enable_checkpointing=True, **kwargs)
     checkpoints = {int(path.stem.removeprefix("step=")): path for path in folder.glob("*.ckpt")}
     resumable = [path for step, path in sorted(checkpoints.items()) if resume_at(step)]
     assert len(resumable) >= 3
-    for checkpoint in (resumable[0], resumable[len(resumable) // 2], resumable[-1]):
+    for checkpoint in resumable if from_all else (resumable[0], resumable[len(resumable) // 2], resumable[-1]):
         resumed, _ = fit([make(level)], train=train(), ckpt_path=str(checkpoint), seed=0, **kwargs)
         assert len(resumed.seen) < len(whole.seen)
         assert_same(weights(resumed), weights(whole))

@@ -137,8 +137,10 @@ class Interrupted(Deterministic):
 @resumes
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize("hook", ["step", "epoch end", "end"])
-def test_a_run_that_failed_in_a_validation_resumes_with_the_same_levels(tmp_path, hook):
-    settings: dict[str, Any] = {"validation": held_out(), "val_check_interval": 2, "max_epochs": 3, "num_sanity_val_steps": 0}
+@pytest.mark.parametrize("every", [2, 5])  # batches: within an epoch, and at its end
+def test_a_run_that_failed_in_a_validation_resumes_with_the_same_levels(tmp_path, hook, every):
+    settings: dict[str, Any] = {"validation": held_out(), "val_check_interval": every, "num_sanity_val_steps": 0}
+    settings["max_epochs"] = 3 if every == 2 else 5
 
     def train():
         return StatefulDataLoader(Rows(40), batch_size=8)
@@ -247,6 +249,15 @@ def test_two_processes_decide_as_one(folders):
         assert result["smoothing"]["seen"][3] == pytest.approx(alone["smoothing"]["seen"][3], abs=1e-6)
         assert [move[4:6] for move in result["smoothing"]["history"]] == [move[4:6] for move in alone["smoothing"]["history"]]
     assert {"raised", "lowered"} <= {move[4] for name in ("input", "own") for move in alone[name]["history"]}
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_a_checkpoint_of_two(folders, tmp_path):
+    execute(adaptive_levels.continued_alone, tmp_path / "continued")
+    alone, continued = (torch.load(folder / "decided-0.pt") for folder in (folders[0], tmp_path / "continued"))
+    for name in ("input", "weight", "activation"):
+        assert continued[name]["history"] == alone[name]["history"]
+        assert continued[name]["summary"] == alone[name]["summary"]
 
 
 def test_a_process_without_a_batch_is_an_error_on_all(folders):

@@ -127,6 +127,21 @@ def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one(make, accumu
     )
 
 
+@pytest.mark.slow
+@resumes
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@every_variant
+@pytest.mark.parametrize("is_within", [False, True])
+def test_a_run_resumed_from_any_checkpoint_equals_the_uninterrupted_one(make, is_within, tmp_path):
+    def train():
+        return StatefulDataLoader(Rows(40), batch_size=8) if is_within else loader(Rows(40))
+
+    def at(step):
+        return step < 20 and (step % 5 > 0) == is_within
+
+    assert_resumes(make, schedules.Linear(0.0, 0.5), tmp_path, train, 1 if is_within else 5, at, from_all=True)
+
+
 # --- what must not change
 
 

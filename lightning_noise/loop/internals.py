@@ -121,7 +121,7 @@ def validates_after(trainer: Trainer) -> bool:
 def validate_within_fit(trainer: Trainer, epoch: int) -> None:
     """Runs in ``on_train_start`` the validation of an epoch that Lightning leaves out if it resumes right before it."""
     val_loop, progress = trainer.fit_loop.epoch_loop.val_loop, cast(Any, trainer.fit_loop.epoch_progress.current)
-    before = vars(progress).copy()
+    before, has_run = vars(progress).copy(), val_loop._has_run
     progress.processed = progress.completed = epoch  # at the end of an epoch, Lightning resumes in the next one
     val_loop.restarting = False  # otherwise the loop would count the batches of the validation before
     trainer.validating = True
@@ -130,6 +130,7 @@ def validate_within_fit(trainer: Trainer, epoch: int) -> None:
     finally:
         trainer.training = True
         vars(progress).update(before)
+        val_loop._has_run = has_run  # otherwise an epoch without further batches would not end its restart, and skip the next
 
 
 def automatic_hyperparameters(trainer: Trainer) -> dict[str, Any]:

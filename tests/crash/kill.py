@@ -49,13 +49,13 @@ class Whole:
 
 
 def is_within_update(saved: dict[str, Any]) -> bool:
-    """Returns whether the run was killed between the begin of an update and the end of its batch.
+    """Returns whether the run was killed after an update had begun and before its batch was processed.
 
     Lightning then repeats the batch when it resumes, with noise and without, and an update may be half done.
     """
     fit = saved["loops"]["fit_loop"]
     begun = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["ready"]
-    return begun > fit["epoch_loop.batch_progress"]["total"]["completed"]
+    return begun > fit["epoch_loop.batch_progress"]["total"]["processed"]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def kill_one(whole: Whole, folder: Path, way: str, share: float) -> Counter[str]
     resumed += [path for path in exact if path.stem != "exception"][-1:]
     for path in resumed:
         differs = run(folder / "resumed", path).completes(whole.outcome)
-        assert not differs, f"resumed from {path.name} after {way} at {share:.3f}, the run has other {differs}"
+        assert not differs, f"resumed from {path.name} after {way} at {share:.3f}, the run has other {differs[:200]}"
     counted = {f"{way}: {'killed' if killed else 'ended first'}": 1, "checkpoints": len(found), "resumed": len(resumed)}
     counted["within an update"] = len(found) - len(exact)
     return Counter(counted)

@@ -20,13 +20,13 @@ from lightning_noise.callbacks.base import NoiseCallback
 
 
 class KillOnce(pl.Callback):
-    """Kills the second process at the start of the second epoch, unless the file exists."""
+    """Kills the second process at the start of the third epoch, unless the file exists."""
 
     def __init__(self, file: Path):
         self.file = file
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_rank == 1 and trainer.current_epoch == 1 and not self.file.exists():
+        if trainer.global_rank == 1 and trainer.current_epoch == 2 and not self.file.exists():
             self.file.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
