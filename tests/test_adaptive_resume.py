@@ -156,6 +156,30 @@ def test_a_run_that_failed_in_a_validation_resumes_with_the_same_levels(tmp_path
     assert [history(one) for one in resumed] == [history(two) for two in uninterrupted]
 
 
+@resumes
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_a_run_that_failed_between_the_decisions_of_two_levels_resumes_with_the_same_levels(tmp_path):
+    settings: dict[str, Any] = {"module": Deterministic, "validation": held_out(), "val_check_interval": 2, "max_epochs": 3}
+    path = str(tmp_path / "failed.ckpt")
+
+    def train():
+        return StatefulDataLoader(Rows(40), batch_size=8)
+
+    def fail(trainer, _):
+        if trainer.global_step == 7:
+            raise RuntimeError("stop")
+
+    uninterrupted, resumed = moving(), moving()
+    whole, _ = fit(uninterrupted, train=train(), **settings)
+    first, *others = moving()
+    saver = LambdaCallback(on_validation_epoch_end=fail, on_exception=lambda trainer, *_: trainer.save_checkpoint(path))
+    with pytest.raises(RuntimeError, match="stop"):
+        fit([first, saver, *others], train=train(), **settings)
+    again, _ = fit(resumed, train=train(), ckpt_path=path, **settings)
+    assert_same(weights(again), weights(whole))
+    assert [history(one) for one in resumed] == [history(two) for two in uninterrupted]
+
+
 def test_the_state_is_of_primitives_and_each_callback_has_its_own(tmp_path):
     callbacks = moving()
     _, trainer = fit(callbacks, max_epochs=4)

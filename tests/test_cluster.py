@@ -35,7 +35,7 @@ def test_torchrun_starts_a_killed_run_again_which_ends_as_the_uninterrupted_one(
     killed, whole = tmp_path / "killed", spare(tmp_path / "whole")
     killed.mkdir()
     for folder in (killed, whole):
-        options = ["--nproc-per-node=2", "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+        options = ["--nproc-per-node=2", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
         command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "scripts.cluster", str(folder)]
         paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
         done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=900)

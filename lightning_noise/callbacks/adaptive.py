@@ -152,6 +152,7 @@ class Adaptation:
         self._best: list[float] | None = None  # the best clean metric, and the same without each group of samples
         self._validations = 0  # including those in which another level moved
         self._due: int | None = None  # the epoch of the validation that is due after the last batch
+        self._sits_out = False  # of a validation that runs again for other levels alone
         self._pass: Any = None  # over the data of this validation, if the level moves in it
         self._results: Results | None = None
         self._outcome = ""  # to be printed at the end of the run
@@ -292,7 +293,14 @@ class Adaptation:
             rank_zero_info(
                 f"the checkpoint was saved before a validation, which the level of {self.name!r} needs and which runs now"
             )
-            validate_within_fit(trainer, self._due)
+            drivers = _drivers(trainer)
+            try:
+                for driver in drivers:
+                    driver._sits_out = driver._due is None
+                validate_within_fit(trainer, self._due)
+            finally:
+                for driver in drivers:
+                    driver._sits_out = False
 
     def end_batch(self, trainer: Trainer) -> None:
         """Notes whether a validation is due after this batch, for a checkpoint that is saved before the validation."""
@@ -324,16 +332,21 @@ class Adaptation:
 
     def decide(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Moves the level at the end of a validation."""
-        self._validations, self._due = self._validations + 1, None
-        if self._results is None:
+        if self._sits_out:
             return
-        observation = trainer.strategy.broadcast(self._summarize(trainer, self._results))
-        level, followed = self.level, self._rule.measure(observation)
-        self._last, self._results = observation, None
-        self._state, reason = self._rule.update(self._state, observation)
-        check_level(self.level, self.callback.max_level)  # a rule of the user may return any level
+        new = {"_validations": self._validations + 1, "_due": None, "_results": None}
+        if self._results is None:
+            vars(self).update(new)
+            return
+        observation, best = self._summarize(trainer, self._results)
+        observation = trainer.strategy.broadcast(observation)
+        followed = self._rule.measure(observation)
+        state, reason = self._rule.update(self._state, observation)
+        level = check_level(state["level"], self.callback.max_level)  # a rule of the user may return any level
         known = followed if math.isfinite(followed) else None
-        self.history.append(Decision(step, level, observation.clean, observation.boundary, reason, self.level, known))
+        decision = Decision(step, self.level, observation.clean, observation.boundary, reason, level, known)
+        # at once, so that an interrupt leaves a state that can be resumed
+        vars(self).update(new, _state=state, _last=observation, _best=best, history=[*self.history, decision])
         # the value is that of all ranks already
         pl_module.log(self.followed_key, followed, sync_dist=True, rank_zero_only=True)
 
@@ -356,10 +369,11 @@ class Adaptation:
         self._outcome, self._pass, self._results = "", None, None
 
     def _is_its_turn(self, trainer: Trainer) -> bool:
-        drivers: list[Any] = [getattr(callback, "adaptive", None) for callback in perturbing(trainer)]
-        moving = [driver for driver in drivers if driver is not None]
+        drivers = _drivers(trainer)
         # the count of the first driver, because a driver that the checkpoint does not know has counted fewer validations
-        return _counts(trainer) and moving[0]._validations % len(moving) == moving.index(self)
+        first = next(driver for driver in drivers if not driver._sits_out)
+        is_next = first._validations % len(drivers) == drivers.index(self)
+        return _counts(trainer) and not self._sits_out and is_next
 
     def _perturb(
         self, level: float, batch_idx: int, context: Context, batch: Any, positions: range
@@ -371,7 +385,8 @@ class Adaptation:
                 key = key / len(self.history) / batch_idx  # otherwise the level would hinge on a few draws
             yield _BOUNDARY, self.callback.perturbation(context, batch, level, key)
 
-    def _summarize(self, trainer: Trainer, results: Results) -> Observation:
+    def _summarize(self, trainer: Trainer, results: Results) -> tuple[Observation, list[float] | None]:
+        """Returns the observation, and the best clean metric with it."""
         results.gather(trainer, f"AdaptiveLevel of {self.name!r}")
         task, metrics, sizes = self.setting.task, results.metrics, results.sizes
         values = metrics[CLEAN].estimates()
@@ -386,10 +401,10 @@ class Adaptation:
         best = clean if self._best is None else self._best
         error = _standard_error([now - before for now, before in zip(clean, best, strict=True)], sizes)
         score, best_score = (task.score({task.governed: metric[0]}) for metric in (clean, best))
-        if math.isfinite(clean[0]) and (self._best is None or score > best_score):
-            self._best = clean
+        is_best = math.isfinite(clean[0]) and (self._best is None or score > best_score)
         chance = task.chance({metric: value[0].item() for metric, value in values.items()})
-        return Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), chance)
+        observation = Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), chance)
+        return observation, clean if is_best else self._best
 
 
 _BOUNDARY = Condition("boundary")
@@ -416,6 +431,11 @@ def _times(n: int) -> str:
 
 def _span(first: object, last: object) -> str:
     return f"{first}" if first == last else f"{first} to {last}"
+
+
+def _drivers(trainer: Trainer) -> list[Adaptation]:
+    drivers = [getattr(callback, "adaptive", None) for callback in perturbing(trainer)]
+    return [driver for driver in drivers if driver is not None]
 
 
 def _counts(trainer: Trainer) -> bool:
