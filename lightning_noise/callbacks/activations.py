@@ -17,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_noise._checks import plain
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.evaluation.positions import data_share
 from lightning_noise.loop.internals import is_loss, original_module, plain_name, register_forward_hook, runs_backward
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, Shot, as_noise
@@ -123,7 +124,7 @@ class OutputCallback(NoiseCallback):
                 torch.backends.mha.set_fastpath_enabled(False)
             if not self._handles:  # a probe that is not a callback of the trainer
                 stack.callback(self._remove)
-                self._register(context.module)
+                self._register(context.trainer, context.module)
                 # code that was compiled without the hooks would not call them
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             elif not self._is_compiled_with_hooks:
@@ -137,7 +138,7 @@ class OutputCallback(NoiseCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         self._remove()
-        self._register(pl_module)
+        self._register(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
@@ -163,7 +164,12 @@ class OutputCallback(NoiseCallback):
         call = Call(name, module, inputs, output, active.count_call(name), active)
         return self.perturb_call(call) if active.level else None
 
-    def _register(self, pl_module: LightningModule) -> None:
+    def _register(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if data_share(trainer)[1] < trainer.world_size:
+            raise ValueError(
+                f"{self.name!r} cannot work with tensor parallelism, in which a rank may hold a part of an output; "
+                "type ModelParallelStrategy(tensor_parallel_size=1), or perturb inputs or weights"
+            )
         for name, module in self.select_modules(pl_module).items():
             self._handles.append(register_forward_hook(module, _Hook(self, name)))
 

@@ -19,6 +19,7 @@ from lightning_noise._checks import check_level, check_name
 from lightning_noise._usage import Guided
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLevel
+from lightning_noise.evaluation.positions import data_share
 from lightning_noise.labels import LabelNoise
 from lightning_noise.loop import description, loggers
 from lightning_noise.loop.dispatch import Perturbing, TrainingDispatcher, perturbing
@@ -110,6 +111,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         self._is_scheduled = False  # whether the schedule changes the level in this run
         self._clock = Clock()
         self._seed = 0  # of this run
+        self._rank = 0  # among the ranks with data of their own
         self._takes_iterator: bool | None = None  # whether the training step fetches its batches; None before a training
         self._batch_idx = 0
         self._checked = False  # whether a batch of this fit was checked
@@ -167,7 +169,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
             self._is_logged = should_log(trainer)
 
     def training_perturbation(self, trainer: Trainer, batch: Any) -> Perturbation:
-        key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx), rank=trainer.global_rank)
+        key = Key((self._seed, self.name, trainer.current_epoch, self._batch_idx), rank=self._rank)
         context = Context(trainer, trainer.lightning_module, is_logged=self._is_logged)
         perturbation = self.perturbation(context, batch, self.current_level, key)
         self._perturbations.append(perturbation)
@@ -218,6 +220,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         self._level_of(trainer, 0)
         self._checked, self._effective = False, None
         self._seed = self._choose_seed(trainer)
+        self._rank, _ = data_share(trainer)
         self._takes_iterator = TrainingDispatcher.attach(trainer).takes_iterator
         description.log_configuration(trainer, self)
         if perturbing(trainer)[-1] is self:

@@ -17,7 +17,7 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["N_GROUPS", "SamplePositions", "check_ranks", "groups_of", "sum_over_ranks"]
+__all__ = ["N_GROUPS", "SamplePositions", "check_ranks", "data_share", "groups_of", "sum_over_ranks"]
 
 N_GROUPS = 20  # the groups of the jackknife
 _GROUPS = Key(("groups of samples",))
@@ -78,14 +78,22 @@ def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:
         raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
 
 
+def data_share(trainer: Trainer) -> tuple[int, int]:
+    """Returns which share of the data this rank has, and the number of shares. Ranks of tensor parallelism have the same."""
+    share = trainer.distributed_sampler_kwargs
+    return (0, 1) if share is None else (share["rank"], share["num_replicas"])
+
+
 def sum_over_ranks(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the sums of tensors over all ranks, by one collective for each dtype."""
+    """Returns the sums of tensors over the shares of the data, by one collective for each dtype."""
     if trainer.world_size == 1:
         return list(tensors)
+    copies = trainer.world_size // data_share(trainer)[1]  # ranks that add the same numbers
     sums: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         index = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
         flat: Any = trainer.strategy.reduce(torch.cat([tensors[i].flatten() for i in index]), reduce_op="sum")
+        flat = flat if copies == 1 else flat // copies if not dtype.is_floating_point else flat / copies
         sums.update(zip(index, flat.split([tensors[i].numel() for i in index]), strict=True))
     return [sums[i].view(tensor.shape) for i, tensor in enumerate(tensors)]
 
@@ -109,7 +117,7 @@ def _share(trainer: Trainer, loader: Any, sampler: DistributedSampler | None) ->
         return sampler.rank, sampler.num_replicas
     if isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler | RandomSampler):
         return 0, 1  # each rank sees all data
-    return trainer.global_rank, trainer.world_size
+    return data_share(trainer)
 
 
 def _samples_of_batch(loader: Any, sampler: DistributedSampler, seen: int) -> float:
