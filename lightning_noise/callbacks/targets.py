@@ -13,6 +13,7 @@ from lightning_noise.batch import describe, find_target, get, modify, select_one
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import TargetCallback, Via
 from lightning_noise.labels import FlipLabels, LabelNoise, SmoothLabels
+from lightning_noise.loop.internals import class_of_callbacks
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import CheckedLabelLoss, LabelLoss, NoisyLabelLoss, SmoothedLabelLoss
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
@@ -20,7 +21,7 @@ from lightning_noise.perturb.inputs import check_leaf, perturb_batch
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule
+    from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["LabelSmoothing", "TargetNoise"]
 
@@ -69,7 +70,8 @@ class TargetNoise(TargetCallback):
     Raises:
         TypeError: If the target does not suit the noise.
         ValueError: If a level, label or path is wrong, if the criterion smooths labels itself or ignores another label than
-            ``ignore_index``, or if the first step with noise computes none of the four losses of the target.
+            ``ignore_index``, if two callbacks smooth the labels of one target, or if the first step with noise computes none of
+            the four losses of the target.
 
     Example:
         >>> from lightning_noise import labels, schedules
@@ -110,6 +112,15 @@ class TargetNoise(TargetCallback):
         self.index = index
         self.ignore_index = ignore_index
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        for other in class_of_callbacks(trainer, TargetNoise) if self._smooths else []:
+            if other is not self and other._smooths and other.target == self.target:
+                raise ValueError(
+                    f"{self.name!r} and {other.name!r} both smooth the labels of one target; type a single LabelSmoothing(…), "
+                    "or target=… if each has a target of its own"
+                )
+
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         path = find_target(batch, self.target)
         target = get(batch, path)
@@ -142,6 +153,10 @@ class TargetNoise(TargetCallback):
             hard = self._sample(self.noise, batch, target, level, key)
             with CheckedLabelLoss(hard, ignore_index=self.ignore_index):
                 yield modify(batch, [path], lambda leaf, path: hard)
+
+    @property
+    def _smooths(self) -> bool:
+        return self.via == "loss" and not self._draws
 
     @property
     def _draws(self) -> bool:
