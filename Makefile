@@ -34,11 +34,13 @@ screenshots: ## Take the pictures in docs/images; needs the extra docs, and Chro
 	$(PYTHON) docs/screenshots.py
 
 both: VENV ?= build/both
-both: ## Run the tests of the two Lightnings, installed together in VENV (default: build/both).
+both: ## Run the tests of the two Lightnings and of peft, installed together in VENV (default: build/both).
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	source $(VENV)/bin/activate && $(PIP_INSTALL) -e ".[test]" lightning
 	set -o pipefail; source $(VENV)/bin/activate && pytest -rs tests/test_namespaces*.py | tee $(VENV)/tests.txt
-	@if grep '^SKIPPED' $(VENV)/tests.txt; then echo "no test may be skipped if both Lightnings are installed"; exit 1; fi
+	source $(VENV)/bin/activate && $(PIP_INSTALL) peft
+	set -o pipefail; source $(VENV)/bin/activate && pytest -rs -m slow tests/matrix -k peft | tee -a $(VENV)/tests.txt
+	@if grep '^SKIPPED' $(VENV)/tests.txt; then echo "no test may be skipped if all three are installed"; exit 1; fi
 
 ray: VENV ?= build/ray
 ray: ## Run the tests of torchrun and Ray, which is installed in VENV (default: build/ray).

@@ -22,6 +22,8 @@ LONG = (  # of all tests and of the slow tests, by the processor time of a file
     "test_cli",
     "test_terminal",
     "test_processes",
+    "test_one_process",
+    "test_two_processes",
     "test_monitors",
     "test_noise_cli",
     "test_notebooks",

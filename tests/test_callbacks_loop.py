@@ -7,11 +7,10 @@ from collections.abc import Callable
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import Classifier, Deterministic, Rows, assert_same, fit, loader, make_trainer, search_rate, weights
+from helpers import Classifier, Deterministic, Rows, assert_same, fit, loader, make_trainer, weights
 from helpers_callbacks import AFTER_THE_LOSS, Failing, Normalised, fit_without, same_weights
 from members import every_callback
 from pytorch_lightning.callbacks import LambdaCallback, StochasticWeightAveraging
-from pytorch_lightning.tuner.tuning import Tuner
 
 from lightning_noise import InputNoise, WeightNoise, noise, schedules
 from lightning_noise.callbacks.base import NoiseCallback
@@ -26,13 +25,8 @@ from lightning_noise.callbacks.base import NoiseCallback
         {"limit_train_batches": 2},
         {"limit_train_batches": 0.5, "limit_val_batches": 1},
         {"overfit_batches": 1},
-        {"accumulate_grad_batches": 2},
-        {"max_epochs": -1, "max_steps": 4},
         {"gradient_clip_val": 0.1},
         {"detect_anomaly": True},
-        {"precision": "bf16-mixed"},
-        {"precision": "bf16-true"},
-        {"precision": "64-true"},
     ],
     ids=str,
 )
@@ -55,60 +49,6 @@ def test_learning_rate_0_leaves_the_weights(make):
     module, _ = fit([make(0.5)], module=lambda: Classifier(lr=0.0))
     pl.seed_everything(0, verbose=False)
     assert_same(weights(module), weights(Classifier()))
-
-
-def find_rate(callbacks, folder):
-    losses, module, trainer = search_rate(callbacks, folder)
-    trainer.fit(module, loader(), loader())
-    return losses, module
-
-
-@pytest.fixture(scope="module")
-def rate_without(tmp_path_factory: pytest.TempPathFactory):
-    return find_rate([], tmp_path_factory.mktemp("rate"))
-
-
-@every_callback
-def test_the_search_for_a_learning_rate_finds_what_it_finds_without(make, rate_without, tmp_path):
-    without, clean = rate_without
-    with_, noisy = find_rate([make(0.5)], tmp_path)
-    assert with_ == without
-    assert noisy.losses != clean.losses, "the fit after the search has noise"
-
-
-def find_batch_size(callbacks, folder):
-    class Data(pl.LightningDataModule):
-        def __init__(self):
-            super().__init__()
-            self.batch_size = 2
-
-        def train_dataloader(self):
-            return loader(batch_size=self.batch_size)
-
-        def val_dataloader(self):
-            return loader()
-
-    class Large(Classifier):
-        def training_step(self, batch, batch_idx):
-            if len(batch[0]) > 8:
-                raise RuntimeError("CUDA out of memory.")
-            return super().training_step(batch, batch_idx)
-
-    data, trainer, module = Data(), make_trainer(callbacks, default_root_dir=folder), Large()
-    Tuner(trainer).scale_batch_size(module, datamodule=data, max_trials=5, steps_per_trial=1)
-    assert "training_step" not in vars(trainer.strategy)
-    assert all(torch.equal(x, Rows().x[: len(x)]) for x, _ in module.seen), "the search has no noise"
-    return data.batch_size
-
-
-@pytest.fixture(scope="module")
-def size_without(tmp_path_factory: pytest.TempPathFactory) -> int:
-    return find_batch_size([], tmp_path_factory.mktemp("size"))
-
-
-@every_callback
-def test_the_search_for_a_batch_size_finds_what_it_finds_without(make, size_without, tmp_path):
-    assert find_batch_size([make(0.5)], tmp_path) == size_without == 8
 
 
 class Diary(NoiseCallback):
