@@ -100,8 +100,8 @@ def of_shapes(records: Records) -> Iterator[Table]:
             ["schedule", "seeds", *(MEASURES[each] for each in measures)],
         )
         constant = records.get((*place, f"{site} constant"), {})
-        for recipe in (each for each in SHAPES if each.startswith(f"{site} ")):
-            runs = records.get((*place, recipe), {})
+        for recipe in (each for each in SHAPES if each.startswith(f"{site} ") and (*place, each) in records):
+            runs = records[*place, recipe]
             cells = [
                 with_error(by_seed(runs, each).values())
                 if recipe.endswith("constant")
@@ -109,7 +109,8 @@ def of_shapes(records: Records) -> Iterator[Table]:
                 for each in measures
             ]
             table.rows.append([recipe.removeprefix(f"{site} "), str(len(runs)), *cells])
-        yield table
+        if constant:
+            yield table
 
 
 def of_place(place: tuple[str, str], records: Records) -> Table:
