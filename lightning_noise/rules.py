@@ -18,6 +18,7 @@ __all__ = ["Decision", "Governor", "Observation", "Rule", "SignedGap", "State", 
 State = dict[str, Any]  # of JSON primitives, among them the "level"
 
 _DROPS = 5  # what a drop of the clean skill weighs beside skill that is lost under the noise
+_MOST_LOST = 10.0  # an R² has no lower bound, and the averages would keep a huge loss for dozens of validations
 
 
 class TaskFacts(Protocol):
@@ -141,9 +142,9 @@ class Governor(Rule):
 
     .. math:: \lambda \leftarrow \sqrt{\frac{\overline{\lambda^2}}{\overline{1 - r}} \, (1 - \text{retain})}
 
-    The averages over the validations are exponential. A validation raises the level by no more than the level itself or one
-    ``step``, whichever is larger, and by no more than ten steps. It lowers the level by no more than half. What the rule did is
-    one of these:
+    The averages over the validations are exponential. A lost share counts as 10 at most. A validation raises the level by no
+    more than the level itself or one ``step``, whichever is larger, and by no more than ten steps. It lowers the level by no
+    more than half. What the rule did is one of these:
 
     ===================  =================================================================================
     ``non_finite``       a metric is not finite: half the level
@@ -219,10 +220,10 @@ class Governor(Rule):
         ranges = {
             "two different finite numbers as chance and best": math.isfinite(scale) and self.chance != self.best,
             "0 <= retain < 1": 0 <= self.retain < 1,
-            "0 < step": self.step > 0,
+            "0 < step < inf": 0 < self.step < math.inf,
             "0 <= lo <= hi": 0 <= self.lo <= self.hi,
             "0 <= average < 1 and 0 < min_skill < 1": 0 <= self.average < 1 and 0 < self.min_skill < 1,
-            "no negative warmup or z": min(self.warmup, self.z) >= 0,
+            "no negative warmup or z": self.warmup >= 0 and self.z >= 0,
         }
         for wanted, holds in ranges.items():
             if not holds:
@@ -302,7 +303,7 @@ class Governor(Rule):
         clean, boundary = (self._skill(metric, observation) for metric in (observation.clean, observation.boundary))
         error = observation.standard_error / abs(self.best - self._chance(observation))
         drop = max(0.0, state["best_skill"] - clean - self.z * error)
-        return 1 - (boundary - _DROPS * drop) / clean
+        return min(1 - (boundary - _DROPS * drop) / clean, _MOST_LOST)
 
     def _next_level(self, state: State) -> float:
         """Returns the level at which ``retain`` is left, if what is lost grows with the square of the level."""

@@ -86,6 +86,14 @@ def test_the_averages_are_over_several_validations():
     assert moved == pytest.approx([0.3 / math.sqrt(2), 0.3 / math.sqrt(1.4), 0.3 / math.sqrt(1.1)], rel=1e-3)
 
 
+@pytest.mark.parametrize("boundary", [-30.0, -1e38, -1e308])
+def test_a_validation_with_a_huge_error_is_soon_forgotten(boundary):
+    steady = [seen(0.9)] * 20
+    levels, _ = run(PROMPT, [*steady, seen()._replace(boundary=boundary), *[seen(1.0)] * 20])
+    assert levels[20] == levels[19] / 2
+    assert levels[-1] > levels[19]
+
+
 BAD = {  # each reason to come down, of the highest priority first; what is true of one is true of all that come after
     "non_finite": seen(0.5, clean=math.nan),
     "below_min_skill": seen(0.5, clean=0.2),
@@ -328,11 +336,13 @@ def test_a_state_is_made_of_what_json_can_hold():
         ({"chance": 1.0}, "two different finite numbers as chance and best"),
         ({"chance": math.nan}, "two different finite numbers as chance and best"),
         ({"chance": 0.1, "retain": 1.0}, "0 <= retain < 1"),
-        ({"chance": 0.1, "step": 0.0}, "0 < step"),
+        ({"chance": 0.1, "step": 0.0}, "0 < step < inf"),
+        ({"chance": 0.1, "step": math.inf}, "0 < step < inf"),
         ({"chance": 0.1, "lo": 0.5, "hi": 0.4}, "0 <= lo <= hi"),
         ({"chance": 0.1, "average": 1.0}, "0 <= average < 1"),
         ({"chance": 0.1, "min_skill": 0.0}, "0 < min_skill < 1"),
         ({"chance": 0.1, "warmup": -1}, "no negative warmup or z"),
+        ({"chance": 0.1, "z": math.nan}, "no negative warmup or z"),
     ],
 )
 def test_a_governor_out_of_range_is_refused(arguments, message):
