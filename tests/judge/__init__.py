@@ -1,1 +1,1 @@
-"""Judges of the package that others wrote."""
+"""A plugin that runs the tests of other packages with our callbacks."""

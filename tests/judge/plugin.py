@@ -2,6 +2,8 @@
 
 The callbacks are active in each step: they replace, copy, restore, hook and replay, but the noise returns what it is given. So
 whatever a test says about a run must stay true. ``JUDGE=inputs,weights`` chooses some of the callbacks.
+
+With a checkout of Lightning: ``PYTHONPATH=tests pytest -p judge.plugin -n0 path/to/its/tests``.
 """
 
 from __future__ import annotations
