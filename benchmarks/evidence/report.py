@@ -101,7 +101,7 @@ def of_shapes(records: Records) -> Iterator[Table]:
         )
         constant = records.get((*place, f"{site} constant"), {})
         for recipe in (each for each in SHAPES if each.startswith(f"{site} ") and (*place, each) in records):
-            runs = records[*place, recipe]
+            runs = records[(*place, recipe)]
             cells = [
                 with_error(by_seed(runs, each).values())
                 if recipe.endswith("constant")
