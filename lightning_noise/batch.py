@@ -159,8 +159,8 @@ def find_inputs(batch: Any, inputs: Selector | None = None, *, absent: bool = Fa
     path of such a list ends in ``*``, or has the path within each sample after it. A selector may name the list itself, too.
 
     Default: a bare tensor, the first element of a sequence, or else the only floating-point leaf or list of such leaves. A leaf
-    whose name ends in ``mask`` or ``masks`` does not count. If there are several, the default is a ValueError, whose message
-    lists all leaves.
+    whose name ends in ``mask`` or ``masks``, or is label(s), target(s) or y, does not count. If there are several, the default
+    is a ValueError, whose message lists all leaves.
 
     Raises:
         TypeError: If an input is part of a packed sequence.
@@ -282,7 +282,7 @@ def _default_inputs(batch: Any) -> list[Path]:
     if is_sequence(batch) and len(batch) and _holds_tensors(batch[0]) and holds_samples(batch, (0,)):
         return [(0, _EACH)]
     floating = [path for path, leaf in leaves(batch) if leaf.is_floating_point() or leaf.is_complex()]
-    floating = [path for path in floating if not str(path[-1]).lower().endswith(("mask", "masks"))]
+    floating = [path for path in floating if not str(path[-1]).lower().endswith(("mask", "masks")) and path[-1] not in TARGETS]
     # what is in a list of containers, such as boxes, is no candidate beside what is not
     outside = [path for path in floating if all(i == len(path) - 1 for i in _lists_of(batch, path))] or floating
     candidates = list(dict.fromkeys(_list_of_samples(batch, path) or path for path in outside))

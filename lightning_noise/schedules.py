@@ -111,6 +111,14 @@ def _check_unit(unit: str, *units: str) -> None:
         )
 
 
+def _check_given(**values: Any) -> None:
+    """Raises a TypeError if a value is not a number."""
+    for name, value in values.items():
+        if value is None:
+            raise TypeError(f"{name} must be a number, got None")
+    check_numbers(**values)
+
+
 def _check_window(schedule: Any, begin: float, until: float, *others: float) -> None:
     unit = schedule.unit
     _check_unit(unit, "fraction", "epoch", "step")
@@ -171,7 +179,7 @@ class Constant(Schedule):
     value: float
 
     def __post_init__(self):
-        check_numbers(value=self.value)
+        _check_given(value=self.value)
 
     def __call__(self, progress: Progress) -> float:
         return self.value
@@ -193,7 +201,8 @@ class _Transition(Schedule):
         return super()._advise(args if len(args) != 1 or "end" in kwargs else (0.0, *args), kwargs)  # a rise from 0
 
     def __post_init__(self):
-        check_numbers(start=self.start, end=self.end, begin=self.begin, until=self.until)
+        _check_given(start=self.start, end=self.end, begin=self.begin)
+        check_numbers(until=self.until)
         if self.until is None and self.unit in ("epoch", "step"):
             raise ValueError(f"until must be given for unit={self.unit!r}, got None; type {typed(self, until=10)}")
         _check_window(self, self.begin, 1.0 if self.until is None else self.until)

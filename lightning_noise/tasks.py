@@ -633,15 +633,15 @@ def _advise(task: Task, output: Any, target: Tensor) -> str:
         ".unsqueeze(1)": output.unsqueeze(1),
         ".unsqueeze(-1)": output.unsqueeze(-1),
     }
-    options = [_predict(change) for change, changed in changes.items() if _suits(task, changed, target)][:1]
-    options += [f"task=tasks.{kind.__name__}()" for kind in _KINDS if _suits(kind(), output, target)]
-    if target.ndim > 2 and _suits(task, output, target.squeeze(1)):
+    options = [_predict(change) for change, changed in changes.items() if suits(task, changed, target)][:1]
+    options += [f"task=tasks.{kind.__name__}()" for kind in _KINDS if suits(kind(), output, target)]
+    if target.ndim > 2 and suits(task, output, target.squeeze(1)):
         options.append("target.squeeze(1) in the data")
     options = options or [
         f"task=tasks.{kind.__name__}() with {_predict(change)}"
         for change, changed in changes.items()
         for kind in _KINDS
-        if _suits(kind(), changed, target)
+        if suits(kind(), changed, target)
     ]
     if isinstance(task, Regression) and not target.is_floating_point() and output.shape == target.shape:
         options.append("target.float() in the data")
@@ -652,7 +652,7 @@ def _predict(change: str) -> str:
     return f"predict=lambda module, batch: {MODULE_CALL}{change}"
 
 
-def _suits(task: Task, output: Tensor, target: Tensor) -> bool:
+def suits(task: Task, output: Any, target: Tensor) -> bool:
     """Returns whether the shapes and the labels are of the task."""
     if not task.fits(output, target):
         return False

@@ -380,6 +380,16 @@ def test_a_mask_is_an_input_only_if_said():
         find_inputs({"ids": torch.zeros(4, 3, dtype=torch.long), "attention_mask": Y.float()})
 
 
+def test_a_target_is_an_input_only_if_said():
+    """Noise in the labels of a text would be noise in the target, without a word."""
+    assert find_inputs({"x": X, "y": X}) == [("x",)]
+    assert find_inputs({"x": X, "y": X}, "y") == [("y",)]
+    with pytest.raises(ValueError, match=r"no leaf is floating-point.* type EmbeddingNoise\(\) in place of a noise"):
+        find_inputs({"ids": torch.zeros(4, 3, dtype=torch.long), "label": torch.rand(4)})
+    with pytest.raises(ValueError, match=r"which leaf is the input\? Type inputs=…, such as inputs='y'"):
+        find_inputs({"y": X})
+
+
 def test_an_ambiguous_input_lists_the_leaves():
     with pytest.raises(
         ValueError, match=r"which leaf is the input\? Type inputs=…, such as inputs='a'; leaves are: 'a' float32 \(4, 3\), 'b'"

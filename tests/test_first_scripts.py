@@ -282,6 +282,7 @@ OTHERS: dict[str, tuple[type[Module], Samples, list[Any]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*the input is also the target of the loss")
 @pytest.mark.parametrize(("module", "data", "callbacks"), OTHERS.values(), ids=OTHERS)
 def test_a_module_that_was_never_seen_runs_at_the_first_attempt(module, data, callbacks):
     found = train(module(), data, callbacks, epochs=1)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_noise import InputNoise, Key, ReplayMonitor, RobustnessMonitor, noise, schedules
 from lightning_noise.batch import find_inputs
 from lightning_noise.loop.snapshot import copy_batch
-from lightning_noise.perturb.doubts import find_doubts, silence_doubt
+from lightning_noise.perturb.doubts import find_doubts, numbers_doubt, silence_doubt
 from lightning_noise.perturb.inputs import perturb_batch, snr_db
 from lightning_noise.perturb.normalization import Normalization
 
@@ -104,6 +104,7 @@ def test_the_ratio_is_that_of_the_valid_part():
     assert snr_db(batch, dirty, [("x",)], "mask").item() == pytest.approx(20, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*clip=.* cuts off")
 def test_a_replay_takes_a_mask_and_a_normalization():
     class Masked(pl.LightningModule):
         def validation_step(self, batch, batch_idx):
@@ -303,6 +304,7 @@ def warned(callback: pl.Callback, x: Tensor) -> list[str]:
 
 UNIT = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(32, 100, 3, generator=torch.Generator().manual_seed(0))
+COUNTS = torch.poisson(torch.full((32, 6), 2.0), generator=torch.Generator().manual_seed(0))
 DOUBTS: dict[str, tuple[Any, Tensor, str | None]] = {
     "images in [0, 1]": (lambda: InputNoise(noise.Gaussian(), 0.1), UNIT, None),
     "a level that rises from 0": (lambda: InputNoise(noise.Gaussian(), schedules.Linear(0.0, 0.5)), UNIT, None),
@@ -352,6 +354,26 @@ DOUBTS: dict[str, tuple[Any, Tensor, str | None]] = {
         "is 0 everywhere in the first batch; .* type inputs=…",
     ),
     "NaN": (lambda: InputNoise(noise.Gaussian(), 0.1), torch.full((32, 4), torch.nan), "has no valid element"),
+    "a number for missing values": (
+        lambda: InputNoise(noise.Gaussian(), 0.1, relative="std"),
+        ROWS[:, :, 0].where(ROWS[:, :, 0] < 1, -999.0),
+        r"-999 at \d+ of 1600 elements .* type mask=lambda batch: batch\[0\] != -999",
+    ),
+    "a floor of the data": (lambda: InputNoise(noise.Gaussian(), 0.1), ROWS.clamp(min=-1), None),
+    "counts": (lambda: InputNoise(noise.Gaussian(), 1.0), COUNTS, r"holds counts, .* type clip=\(0.0, None\)"),
+    "counts with a bound": (lambda: InputNoise(noise.Gaussian(), 1.0, clip=(0.0, None)), COUNTS, None),
+    "counts under noise that keeps their sign": (lambda: InputNoise(noise.Shot(), 1.0), COUNTS, None),
+    "a channel that is a mask": (
+        lambda: InputNoise(noise.Gaussian(), 0.1),
+        torch.stack([ROWS[..., 0], (ROWS[..., 1] > 0).float()], 1),
+        r"channel 1 of the input '0', on axis -2, holds 0 and 1 alone.* index_fill\(-2, torch\.tensor\(\[1\]",
+    ),
+    "flags alone": (lambda: InputNoise(noise.Gaussian(), 0.1), (ROWS > 0).float(), None),
+    "bounds that cut off data": (
+        lambda: InputNoise(noise.Gaussian(), 0.1, clip=(0.0, 1.0)),
+        UNIT * 2 - 1,
+        r"clip=\(0\.0, 1\.0\) cuts off 50 % of the input '0', whose values are in \[-1, 1\]",
+    ),
 }
 
 
@@ -361,6 +383,37 @@ def test_values_that_contradict_the_arguments_are_noticed_once(made, x, message)
     assert len(found) == (message is not None), found
     if message is not None:
         assert re.search(message, found[0]), found[0]
+
+
+def test_one_number_for_each_sample_beside_larger_leaves_is_noticed_if_it_is_the_input_by_default():
+    steps, x, ids = torch.rand(8), torch.rand(8, 4), torch.ones(8, 4).long()
+    assert "type inputs=1" in str(numbers_doubt((steps, x), (0,)))
+    assert "type EmbeddingNoise() for token ids" in str(numbers_doubt({"weight": steps, "ids": ids}, ("weight",)))
+    assert numbers_doubt((steps, steps), (0,)) is None
+    assert numbers_doubt((x, steps), (0,)) is None
+
+
+class Autoencoder(pl.LightningModule):
+    def __init__(self, loss, target):
+        super().__init__()
+        self.net, self.loss, self.target = torch.nn.Linear(4, 4), loss, target
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.net(batch[0]).flatten(), batch[self.target].flatten())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, F.huber_loss, F.binary_cross_entropy_with_logits])
+@pytest.mark.parametrize("target", [0, 1])
+def test_an_input_that_is_its_own_target_is_noticed_once(loss, target):
+    x = torch.rand(8, 4)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        make_trainer([InputNoise(noise.Gaussian(), 0.1)]).fit(Autoencoder(loss, target), DataLoader(TensorDataset(x, x), 4))
+    told = [each for each in found if "the input is also the target of the loss" in str(each.message)]
+    assert len(told) == (target == 0)
 
 
 def test_a_mask_or_lengths_that_are_not_given_are_noticed():
@@ -375,6 +428,8 @@ def test_a_mask_or_lengths_that_are_not_given_are_noticed():
         assert [message[-11:] for message in doubts(given, VALID.float())] == ["mask='mask'"]
         assert doubts(given, ~VALID)[0].endswith("type mask=lambda batch: batch['mask'] == 0")
         assert doubts(given, VALID, "mask") == []
+    (observed,) = find_doubts({**batch, "observed": VALID.float()}, None, [("x",)], noise.SNR(), 0.1)
+    assert observed.endswith("type mask='observed'")
     lengths = list(find_doubts({"x": wide["x"], "n": {"lengths": LENGTHS}}, None, [("x",)], noise.SNR(), 0.1))
     assert lengths[0].endswith("type mask=lambda batch: torch.arange(50) < batch['n']['lengths'][:, None]")
     segmentation = {"x": torch.rand(N, T), "mask": VALID}

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from helpers import Classifier, Rows, Stochastic, TwoOptimizers, fit, loader, make_trainer
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
@@ -691,6 +692,14 @@ def test_a_forward_pass_of_the_backward_pass_is_known(use_reentrant):
     checkpoint(layer, torch.ones(2, requires_grad=True), use_reentrant=use_reentrant).sum().backward()
     assert found == [False, True]
     assert not internals.runs_backward()
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, F.huber_loss, F.smooth_l1_loss, F.binary_cross_entropy_with_logits])
+def test_the_targets_of_losses_are_found_in_the_graph(loss):
+    layer, x, y = nn.Linear(3, 3), torch.rand(2, 3), torch.rand(2, 3)
+    found = list(internals.saved_targets(2 * loss(layer(x), y) + layer(x).sum()))
+    assert [each.data_ptr() for each in found] == [y.data_ptr()]
+    assert list(internals.saved_targets(y.sum())) == []
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -9,9 +9,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_noise._checks import check_name, check_numbers, plain
+from lightning_noise._tensor import detached
 from lightning_noise.batch import Path, Selector, find_inputs, format_path, get
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
+from lightning_noise.loop.internals import saved_targets
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.masks import Mask, check_documents, find_documents
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
@@ -21,7 +23,7 @@ from lightning_noise.perturb.normalization import Numbers, normalization_of
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule
+    from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["AnyProbe", "InputNoise", "as_probe", "as_probes", "name_noises"]
 
@@ -38,7 +40,7 @@ class InputNoise(NoiseCallback):
     change. The draws differ between ranks. A ``training_step(dataloader_iter)`` receives noisy batches from its iterator.
 
     If the input is also the target, as in an autoencoder whose batch is one tensor, the target is noisy, too. To keep the
-    target clean, let the data set return the tensor twice.
+    target clean, let the data set return the tensor twice. A warning says so if the target of a loss of torch is noisy.
 
     Let the level rise and then hold, as in ``schedules.Linear(0.0, 0.5, until=0.5)``. In our comparison of eleven shapes at
     equal mean dose this shape was the best, by half a percentage point of accuracy under noise. The dose matters more than the
@@ -52,8 +54,8 @@ class InputNoise(NoiseCallback):
             callback that monitors use needs no level.
         inputs: Which leaves of the batch are inputs: an index, a key, a dotted path such as ``"0.image"``, where ``*`` is every
             element, or a list of these. Default: a bare tensor, the first element of a sequence, or else the only
-            floating-point leaf that is not named as a mask. All inputs share the level and the choice of samples, but each
-            input has its own draw.
+            floating-point leaf that is named neither as a mask nor as a target. All inputs share the level and the choice of
+            samples, but each input has its own draw.
         probability: The probability that a sample gets noise. In held-out data, every sample gets noise.
         per_sample: Whether to draw a level for each sample, uniformly from [0, level].
         relative: ``"std"`` gives the level in units of the standard deviation of each sample. The noise must be additive.
@@ -80,8 +82,10 @@ class InputNoise(NoiseCallback):
             message then lists the leaves of the batch.
 
     Before the first step, a warning says if the input contradicts the arguments: the noise is more than 45 decibels below the
-    data, the axis of the noise looks like the channels, or the input is the same everywhere. So does a mask or lengths in the
-    batch that ``mask`` does not name, if the input is constant there, and noise that spreads infinite values.
+    data, the axis of the noise looks like the channels, the bounds cut off data, the noise makes counts negative, or the input
+    is the same everywhere. So do missing values that a number such as -999 stands for, a channel of zeros and ones, and noise
+    that spreads infinite values. So does a mask or lengths in the batch that ``mask`` does not name, if the input is constant
+    there.
 
     Example:
         >>> from lightning_noise import noise, schedules
@@ -125,6 +129,8 @@ class InputNoise(NoiseCallback):
         self.std = plain(std)
         self._normalization = normalization_of(mean, std)
         self._has_looked = False  # at the values of a batch
+        self._has_seen_loss = False  # of a noisy batch
+        self._noisy: list[Tensor] = []  # the inputs of that batch, until the loss has been seen
         self._probed: tuple[float | None, bool] = None, False
 
     def expect(self, largest: float, *, are_severities: bool) -> None:
@@ -153,7 +159,28 @@ class InputNoise(NoiseCallback):
         )
         if context.is_logged:
             perturbation.stats["snr_db"] = snr_db(batch, noisy, paths, self.mask)
+        if not context.is_probe and not self._has_seen_loss:
+            self._noisy = [leaf for path in paths if isinstance(leaf := get(noisy, path), Tensor)]
         yield noisy
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._has_seen_loss = False
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if not self._noisy:
+            return
+        noisy = {detached(leaf).untyped_storage().data_ptr() for leaf in self._noisy}
+        self._noisy, self._has_seen_loss = [], True
+        if any(detached(target).untyped_storage().data_ptr() in noisy for target in saved_targets(loss)):
+            rank_zero_warn(
+                f"{self.name!r}: the input is also the target of the loss, so the target is noisy, too; for a clean target, "
+                "let the data set return the tensor twice, compare with the second, and type inputs=0"
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._noisy = []
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -136,11 +136,9 @@ class WeightNoise(NoiseCallback):
         if relative is not None:
             self.usual_limit = 1.0  # noise as strong as the weights
         super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
-        if relative not in (None, "std", "max", "filter"):
-            raise ValueError(f"relative must be 'std', 'max', 'filter' or None, got {relative!r}")
         if gradient not in ("straight_through", "reparametrized"):
             raise ValueError(f"gradient must be 'straight_through' or 'reparametrized', got {gradient!r}")
-        check_relative(self.noise, relative)
+        check_relative(self.noise, relative, units=("std", "max", "filter"))
         if isinstance(level, AdaptiveLevel) and level.start > 1:  # 0.3 to 0.6 standard deviations of the weights are usual
             warnings.warn(
                 f"the level of {name!r} starts at {level.start:g}, and the model may learn nothing until the level has fallen; "

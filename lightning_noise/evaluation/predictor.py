@@ -12,13 +12,13 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, leaves
+from lightning_noise.batch import Path, Selector, describe, find_inputs, find_target, format_path, get, is_sequence, leaves
 from lightning_noise.evaluation.arguments import Arguments, find_arguments, takes_all_but_last, write_arguments
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.side_effects import SideEffects
 from lightning_noise.loop.snapshot import copy_batch
 from lightning_noise.perturb.sharding import is_sharded
-from lightning_noise.tasks import MODULE_CALL, Task
+from lightning_noise.tasks import MODULE_CALL, Task, suits
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -46,6 +46,7 @@ class Predictor:
     labelled: bool = True
     _reader: Task | None = field(default=None, init=False, repr=False, compare=False)  # the task, since a clear batch
     _has_checked_balance: bool = field(default=False, init=False, repr=False, compare=False)
+    _has_checked_target: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.predict is not None and not callable(self.predict):
@@ -56,7 +57,7 @@ class Predictor:
 
     def forget(self) -> None:
         """Forgets how the outputs of an earlier module were read."""
-        self._reader, self._has_checked_balance = None, False
+        self._reader, self._has_checked_balance, self._has_checked_target = None, False, False
 
     def locate(self, module: Any, batch: Any) -> tuple[Arguments, Tensor]:
         """Returns the arguments of the module, which ``predict`` may not need, and the target."""
@@ -96,11 +97,14 @@ class Predictor:
             settled = self.task.settled(output, labels)
             if settled is not self.task:
                 self._reader = settled
-            return batch, *(self._reader or self.task).read(output, labels)
+            found = (self._reader or self.task).read(output, labels)
         except ValueError as error:
             found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
             text = str(error).replace(MODULE_CALL, f"module({arguments.write(batch) or '…'})")
             raise ValueError(f"{text}; the leaves of the batch are {found}. {_WITHOUT}") from None
+        if not self._has_checked_target:
+            self._check_target(context.module, batch, output)
+        return batch, *found
 
     def check_reach(self, arguments: Arguments, batch: Any, seen: Any) -> None:
         """Raises a ValueError if the noise in a batch is in no argument of the module."""
@@ -109,6 +113,22 @@ class Predictor:
             raise ValueError(
                 f"the noise is in {', '.join(repr(format_path(path)) for path in noisy)}, but the module is called with "
                 f"module({arguments.write(batch)}); type inputs=… for an argument of the module, or predict=…. {_WITHOUT}"
+            )
+
+    def _check_target(self, module: Any, batch: Any, output: Any) -> None:
+        """Warns if the target by default is the second of a sequence, and a later leaf could be the target, too."""
+        self._has_checked_target = True
+        # a task of one's own takes any target
+        if not (self.labelled and self.task.knows_chance and is_sequence(batch)) or self.target is not None:
+            return
+        later = list(enumerate(batch))[self._find_target(module, batch)[0] + 1 :]
+        others = [
+            i for i, leaf in later if isinstance(leaf, Tensor) and suits(self.task, output, leaf) and not _counts_up(leaf)
+        ]
+        if others:
+            found = f"{others[0]} {describe(batch[others[0]])}"
+            rank_zero_warn(
+                f"the target is leaf 1 of the batch, and leaf {found} could be, too; type target=1 or target={others[0]}"
             )
 
     def check_balance(self, outputs: Any, classes: Tensor | None) -> None:
@@ -169,6 +189,11 @@ class Predictor:
 
 
 _WITHOUT = "A ReplayMonitor needs none of this: it calls the validation step"
+
+
+def _counts_up(leaf: Tensor) -> bool:
+    """Returns whether a leaf holds the index of each sample."""
+    return leaf.ndim == 1 and not leaf.is_floating_point() and bool((leaf.diff() == 1).all())
 
 
 class _LastSquashing(TorchFunctionMode):

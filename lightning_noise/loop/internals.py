@@ -479,6 +479,18 @@ def runs_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def saved_targets(loss: Tensor) -> Iterator[Tensor]:
+    """Yields the targets of the losses in the graph of a loss, which autograd keeps in private attributes of its nodes."""
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if isinstance(target := getattr(node, "_saved_target", None), Tensor):
+                yield target
+            nodes += [following for following, _ in node.next_functions]
+
+
 def takes_scaled_gradients(optimizer: Optimizer) -> bool:
     """Returns whether the optimizer removes the loss scale in its own step, as fused optimizers do."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)

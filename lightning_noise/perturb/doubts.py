@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._tensor import detached
-from lightning_noise.batch import Path, format_path, get, leaves, write_access
+from lightning_noise.batch import Path, describe, format_path, get, leaves, write_access
 from lightning_noise.masks import Mask, align_mask, find_masks, valid_positions
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import snr_db
@@ -22,6 +22,7 @@ __all__ = ["find_doubts", "looks_like_mask", "values_doubt"]
 _HIGHEST_SNR_DB = 45.0  # an eighth of the last bit of an 8-bit image
 _LOWEST_SNR_DB = -19.0  # ten times the data
 _CHANNELS = (1, 3, 4)
+_ENOUGH = 20  # values of a channel
 _SHORTEST_SERIES = 16  # shorter rows may be those of a table
 
 
@@ -73,11 +74,17 @@ def find_doubts(
             seen, access = detached(leaf), _write(batch, path)
             doubt = padding_doubt(name, seen, batch, paths)
             doubt = doubt or (not noise.mixes_samples and codes_doubt(name, seen, access)) or silence_doubt(name, seen, access)
+            doubt = doubt or (missing_doubt(name, values, access) if normalization is None else None)
+        doubt = doubt or clip_doubt(name, values, clip)
         if doubt is None and noisy is not None and level and not noise.mixes_samples:
             snr = snr_db(batch, noisy, [path], mask).item()
             doubt = severities_doubt(name, x, values, noise) if are_severities and noise.additive and not relative else None
             doubt = doubt or level_doubt(name, values, noise, level, snr, relative)
-        yield from (each for each in (doubt, axis_doubt(name, x, noise)) if each is not None)
+            doubt = doubt or counts_doubt(name, x, values, get(noisy, path))
+        flags = flags_doubt(name, detached(x), _write(batch, path)) if mask is None else None
+        yield from (each for each in (doubt, axis_doubt(name, x, noise), flags) if each is not None)
+    if has_default and len(paths) == 1 and (numbers := numbers_doubt(batch, paths[0])) is not None:
+        yield numbers
     if has_default and paths == [(0,)] and _are_images(batch):
         yield (
             f"the batch is a sequence of {len(batch)} images, and only the first is the input; if each tensor is a sample, "
@@ -116,7 +123,7 @@ def values_doubt(name: str, values: Tensor, advice: str) -> str | None:
     if len(values) == 0:
         return f"{name} has no valid element, only NaN or padding, in the first batch; {advice}"
     if len(values) > 1 and bool((values == values[0]).all()):
-        return f"{name} is {values[0].item():g} everywhere in the first batch; {advice}"
+        return f"{name} is {values[0].item() + 0.0:g} everywhere in the first batch; {advice}"
     return None
 
 
@@ -129,7 +136,7 @@ def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | 
         "the input 'x' is 0 wherever 'mask' marks padding, and noise would go there; type mask='mask'"
     """
     for path, leaf in leaves(batch):
-        if path in paths or not looks_like_mask(path, leaf, x):
+        if path in paths or not (looks_like_mask(path, leaf, x) or _holds_flags(leaf, x)):
             continue
         for argument, mask in _readings(path, _write(batch, path), detached(leaf), x).items():
             try:
@@ -138,8 +145,9 @@ def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | 
                 continue
             padding, data = x[~valid], x[valid]
             if len(padding) and len(data) and (padding == padding[0]).all() and (data != padding[0]).any():
+                value = padding[0].item() + 0.0  # not -0
                 return (
-                    f"{name} is {padding[0].item():g} wherever {format_path(path)!r} marks padding, and noise would go there; "
+                    f"{name} is {value:g} wherever {format_path(path)!r} marks padding, and noise would go there; "
                     f"type mask={argument}"
                 )
     return None
@@ -183,6 +191,121 @@ def silence_doubt(name: str, x: Tensor, access: str) -> str | None:
     return f"{name} ends in zeros from different positions on, as padding does; if so, type mask=lambda batch: {access} != 0"
 
 
+def missing_doubt(name: str, values: Tensor, access: str) -> str | None:
+    """Returns a warning if a number far from all others stands for missing values.
+
+    Example:
+        >>> missing_doubt("the input 'x'", torch.tensor([1.0, -999.0, 3.0, -999.0]), "batch['x']").partition(";")[0]
+        "the input 'x' is -999 at 2 of 4 elements and otherwise in [1, 3], as if -999 stood for missing values"
+    """
+    values = values[values.isfinite()]
+    for extreme in (values.min(), values.max()) if len(values) else ():
+        others = values[values != extreme]
+        n = len(values) - len(others)
+        if n < 2 or len(others) < 2:
+            continue
+        low, high = others.min(), others.max()
+        distance = torch.maximum(low - extreme, extreme - high)
+        if high > low and distance > 3 * (high - low):
+            return (
+                f"{name} is {extreme.item():g} at {n} of {len(values)} elements and otherwise in [{low.item():g}, "
+                f"{high.item():g}], as if {extreme.item():g} stood for missing values; if so, type mask=lambda batch: {access} "
+                f"!= {extreme.item():g}"
+            )
+    return None
+
+
+def clip_doubt(name: str, values: Tensor, clip: Any) -> str | None:
+    """Returns a warning if the bounds of the noisy input cut off data.
+
+    Example:
+        >>> clip_doubt("the input 'x'", torch.linspace(-1, 1, 100), (0.0, 1.0)).partition(";")[0]
+        "clip=(0.0, 1.0) cuts off 50 % of the input 'x', whose values are in [-1, 1]"
+    """
+    low, high = clip or (None, None)
+    outside = torch.zeros_like(values, dtype=torch.bool)
+    outside = outside if not isinstance(low, float) else outside | (values < low)
+    outside = outside if not isinstance(high, float) else outside | (values > high)
+    share = outside.float().mean().item() if len(values) else 0.0
+    if share <= 0.01:
+        return None
+    span = f"[{values.min().item():g}, {values.max().item():g}]"
+    return (
+        f"clip={clip} cuts off {100 * share:.2g} % of {name}, whose values are in {span}; type bounds in the units of the "
+        "data, or mean=… and std=… if the data were normalized"
+    )
+
+
+def counts_doubt(name: str, x: Tensor, values: Tensor, noisy: Any) -> str | None:
+    """Returns a warning if noise makes counts negative.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 2.0, 5.0]])
+        >>> counts_doubt("the input 'x'", x, x, x - 0.5)
+        "the input 'x' holds counts, and the noise makes some negative; if the module needs at least 0, type clip=(0.0, None)"
+    """
+    are_counts = bool((values >= 0).all() & (values == values.round()).all() & (values > 1).any())
+    if (
+        _is_image(x)
+        or not are_counts
+        or not any(bool((y < 0).any()) for y in ([noisy] if isinstance(noisy, Tensor) else noisy))
+    ):
+        return None
+    return f"{name} holds counts, and the noise makes some negative; if the module needs at least 0, type clip=(0.0, None)"
+
+
+def flags_doubt(name: str, x: Tensor, access: str) -> str | None:
+    """Returns a warning if a channel of series holds 0 and 1 alone, as a mask or a category does.
+
+    Example:
+        >>> x = torch.stack([torch.linspace(0, 2, 20), torch.arange(20) % 2], 1)[None]
+        >>> flags_doubt("the input", x, "batch").partition(";")[0]
+        'channel 1 of the input, on axis -1, holds 0 and 1 alone, as a mask or a category does, and noise would go there'
+    """
+    if x.ndim != 3:
+        return None
+    dim = -2 if x.shape[-2] < x.shape[-1] else -1
+    channels = x.movedim(dim, 0).flatten(1)
+    if channels.shape[1] < _ENOUGH:
+        return None
+    flags = ((channels == 0) | (channels == 1)).all(1) & (channels.amin(1) < channels.amax(1))
+    found = flags.nonzero().flatten().tolist()
+    if not 0 < len(found) < len(channels):
+        return None
+    index = f"torch.tensor({found}, device={access}.device)"
+    what = (
+        f"channel {found[0]} of {name}, on axis {dim}, holds"
+        if len(found) == 1
+        else f"channels {found} of {name}, on axis {dim}, hold"
+    )
+    return (
+        f"{what} 0 and 1 alone, as a mask or a category does, and noise would go there; to prevent this, type "
+        f"mask=lambda batch: torch.ones_like({access}).index_fill({dim}, {index}, 0)"
+    )
+
+
+def numbers_doubt(batch: Any, path: Path) -> str | None:
+    """Returns a warning if the default input is one number for each sample, such as a weight, beside larger leaves.
+
+    Example:
+        >>> numbers_doubt({"weight": torch.ones(2), "ids": torch.ones(2, 9).long()}, ("weight",)).partition(";")[0]
+        "the input 'weight' is one number for each sample, but 'ids' int64 (2, 9) is larger"
+    """
+    leaf = get(batch, path)
+    if not isinstance(leaf, Tensor) or leaf.ndim != 1:
+        return None
+    larger = [(other, each) for other, each in leaves(batch) if each.ndim > 1 and not looks_like_mask(other, each, each)]
+    if not larger:
+        return None
+    other, each = larger[0]
+    typed = repr(other[0] if len(other) == 1 else format_path(other))
+    advice = f"type inputs={typed}" if each.is_floating_point() else "type EmbeddingNoise() for token ids, or inputs=…"
+    return (
+        f"the input {format_path(path)!r} is one number for each sample, but {format_path(other)!r} {describe(each)} is "
+        f"larger; if that is the input, {advice}"
+    )
+
+
 def looks_like_mask(path: Path, leaf: Tensor, x: Tensor) -> bool:
     """Returns whether a leaf seems to hold the valid positions of an input, or its lengths."""
     name = str(path[-1]).lower() if path else ""
@@ -190,9 +313,20 @@ def looks_like_mask(path: Path, leaf: Tensor, x: Tensor) -> bool:
         return False
     if leaf.ndim < 2:
         return "length" in name and leaf.shape == x.shape[:1] and x.ndim > 1 and not leaf.is_floating_point()
+    return _covers(leaf, x) and (leaf.dtype == torch.bool or "mask" in name)
+
+
+def _covers(leaf: Tensor, x: Tensor) -> bool:
+    """Returns whether a leaf has the axes of a mask of an input."""
     axes = (x.shape[1 : leaf.ndim], x.shape[x.ndim - leaf.ndim + 1 :])
-    fits = leaf.ndim <= x.ndim and leaf.shape[0] == x.shape[0] and leaf.shape[1:] in axes
-    return fits and (leaf.dtype == torch.bool or "mask" in name)
+    return 1 < leaf.ndim <= x.ndim and leaf.shape[0] == x.shape[0] and leaf.shape[1:] in axes
+
+
+def _holds_flags(leaf: Tensor, x: Tensor) -> bool:
+    """Returns whether a leaf says for each position of an input whether it was observed, whatever its name."""
+    if leaf.layout != torch.strided or leaf.is_nested or not _covers(leaf, x):
+        return False
+    return bool(((leaf == 0) | (leaf == 1)).all() & (leaf == 0).any())
 
 
 def _write(batch: Any, path: Path) -> str:

@@ -175,10 +175,11 @@ _WAYS_OUT = {
 }
 
 
-def check_relative(noise: Noise, relative: str | None) -> None:
-    """Raises a ValueError if ``relative`` is no unit, or is set for a noise that is not additive."""
-    if is_flag(relative):
-        raise ValueError(f"relative must name a unit, got {relative!r}; type relative='std'")
+def check_relative(noise: Noise, relative: str | None, units: Sequence[str] = ("std",)) -> None:
+    """Raises a ValueError if ``relative`` is none of the units, or is set for a noise that is not additive."""
+    if is_flag(relative) or relative not in (None, *units):
+        names = ", ".join(map(repr, units))
+        raise ValueError(f"relative must be {names} or None, got {relative!r}; type relative='std'")
     if relative and noise.is_known and not noise.additive:
         raise ValueError(
             f"relative={relative!r} needs an additive noise; the level of {noise.title} has no unit, so remove relative"

@@ -65,7 +65,7 @@ def read(path: str | Path) -> Report:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:  # other fields, or fields of other types
         lacks = f"it lacks {list(error.args)}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         by = f" It is by lightning_noise {found['version']}; this is {__version__}." if "version" in found else ""
-        raise ValueError(f"{file} is not a report that can be read: {lacks}.{by} {_WAY_OUT.capitalize()}") from error
+        raise ValueError(f"{file} is not a report that can be read: {lacks}.{by} G{_WAY_OUT[1:]}") from error
 
 
 def _to_report(found: Mapping[str, Any]) -> Report:

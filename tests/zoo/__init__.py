@@ -1,0 +1,1 @@
+"""Modules and batches shaped like those of real projects, none of which knows of noise."""
