@@ -81,6 +81,7 @@ def test_the_level_in_force_is_the_one_last_decided(make):
     assert [decision.reason for decision in history(callback)] == ["moved", "moved", "moved", "held"]
 
 
+@pytest.mark.filterwarnings("ignore:.*clip=.* cuts off")
 def test_the_held_out_data_are_untouched():
     data = Rows(13, seed=1)
     fit([InputNoise(noise.Gaussian(), AdaptiveLevel(Plan(), 0.5), clip=(-1, 1))], validation=loader(data))

@@ -89,6 +89,7 @@ def test_steps_count_updates_and_not_batches():
     assert log.levels == [0, 0, 1, 2, 2, 3]  # three batches an epoch, the last of which is an update of its own
 
 
+@pytest.mark.filterwarnings("ignore:.*clip=.* cuts off")
 def test_at_level_0_the_step_gets_the_very_batch():
     class Watch(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -232,6 +232,7 @@ def test_the_noise_does_not_depend_on_the_seed_of_the_run():
     assert_same(recorders[0].inputs, recorders[1].inputs)
 
 
+@pytest.mark.filterwarnings("ignore:.*clip=.* cuts off")
 def test_a_clip_of_tensors_is_one_for_each_channel():
     recorder, low = Recorder(), torch.tensor([0.0, 0.5, -1.0])
     monitor = RobustnessMonitor(noise.Gaussian(), [3.0], predict=recorder, clip=(low, low + 0.1))  # type: ignore[arg-type]
@@ -240,6 +241,7 @@ def test_a_clip_of_tensors_is_one_for_each_channel():
     torch.testing.assert_close(torch.stack([found.amin(1), found.amax(1)]), torch.stack([low, low + 0.1]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*clip=.* cuts off")
 def test_clip_and_relative_apply_to_the_noisy_input_alone():
     recorder = Recorder()
     validated(RobustnessMonitor(noise.Gaussian(), [3.0], predict=recorder, clip=(-0.1, 0.1), relative="std"))
@@ -247,6 +249,7 @@ def test_clip_and_relative_apply_to_the_noisy_input_alone():
     assert torch.cat(recorder.inputs[1::2]).abs().max() <= 0.1
 
 
+@pytest.mark.filterwarnings("ignore:.*clip=.* cuts off")
 def test_a_noise_callback_serves_as_a_probe():
     callback = InputNoise(noise.Gaussian(), 0.1, clip=(-1, 1))
     as_callback = validated(RobustnessMonitor({"gaussian": callback}, [0.5]))

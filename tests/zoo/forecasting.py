@@ -164,8 +164,8 @@ MEMBERS = {
     "forecasting, a stream": Member(
         Probabilistic,
         lambda: DataLoader(Stream(), batch_size=4),
-        lambda batch, shift: batch["past_target"].add_(shift),
-        {"inputs": "past_target"},
+        lambda batch, shift: batch["past_target"].add_(shift * batch["past_observed_values"]),
+        {"inputs": "past_target", "mask": "past_observed_values"},
         {
             "target": "future_target",
             "task": tasks.Regression(),
