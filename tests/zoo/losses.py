@@ -49,7 +49,7 @@ class Named(Tensor):
 
     @staticmethod
     def __new__(cls, x: Tensor, names: list[str]):
-        return super().__new__(cls, x)
+        return Tensor.__new__(cls, x)
 
     def __init__(self, x: Tensor, names: list[str]):
         self.names_of_axes = names

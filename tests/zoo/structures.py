@@ -124,7 +124,8 @@ class Detector(Module):
 
     def training_step(self, batch, batch_idx):
         images, targets = batch
-        return sum(self(images, targets).values())
+        losses = self(images, targets)
+        return losses["box"] + losses["class"]
 
     def validation_step(self, batch, batch_idx):
         images, targets = batch

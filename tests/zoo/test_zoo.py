@@ -44,7 +44,7 @@ def shift(x: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
     return x + level
 
 
-def input_noise(member: Member, level: float = LEVEL, kind: Any = GAUSSIAN) -> Any:
+def input_noise(member: Member, level: float | None = LEVEL, kind: Any = GAUSSIAN) -> Any:
     typed = dict(member.typed)
     return typed.pop("noise")(level, **typed) if "noise" in typed else InputNoise(kind, level, **typed)
 
@@ -236,14 +236,10 @@ def test_a_trainer_that_is_copied_before_the_fit_trains_alike(name):
     for each in (copy.deepcopy(trainer), trainer):
         pl.seed_everything(0, verbose=False)
         module, data = member.module(), member.loader()
-        each.fit(
-            module,
-            **(
-                {"datamodule": data}
-                if isinstance(data, pl.LightningDataModule)
-                else {"train_dataloaders": data, "val_dataloaders": data}
-            ),
-        )
+        if isinstance(data, pl.LightningDataModule):
+            each.fit(module, datamodule=data)
+        else:
+            each.fit(module, data, data)
         found.append(({key: value.item() for key, value in each.callback_metrics.items()}, weights(module)))
     (one, ones), (two, twos) = found
     assert one == two
