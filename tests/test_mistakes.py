@@ -187,6 +187,7 @@ def test_a_prediction_does_not_know_the_target(forward):
     assert known["robustness/accuracy_clean"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:the target is leaf 1")
 @pytest.mark.parametrize(
     ("forward", "batch"),
     [(knows_named, RIGHT), (needs_all, RIGHT), (knows_named, (ROWS.x, ROWS.y, ROWS.y.flip(0)))],
@@ -197,6 +198,19 @@ def test_a_forward_that_needs_the_target_shows_the_call(forward, batch):
         validate(forward, batch)
     line = re.findall(r"type predict=(lambda module, batch: module\(.*?\))(?:;|, or)", str(error.value))[0]
     assert validate(forward, batch, predict=eval(line))["robustness/accuracy_clean"] == 1
+
+
+@pytest.mark.parametrize(
+    ("third", "options", "is_told"),
+    [(ROWS.y.flip(0), {}, True), (ROWS.y.flip(0), {"target": 1}, False), (torch.arange(64), {}, False), (ROWS.x, {}, False)],
+    ids=["other labels", "said", "an index", "other inputs"],
+)
+def test_a_third_leaf_that_could_be_the_target_is_noticed(third, options, is_told):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        validate(lambda self, x: self.net(x), (ROWS.x, ROWS.y, third), **options)
+    told = [each for each in found if "leaf 2 int64 (64,) could be, too; type target=1 or target=2" in str(each.message)]
+    assert len(told) == is_told
 
 
 def test_noise_that_does_not_reach_the_module_is_an_error():

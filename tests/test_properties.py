@@ -20,7 +20,7 @@ from lightning_noise.perturb.inputs import perturb_batch
 from lightning_noise.rng import Key
 from lightning_noise.schedules import Progress
 
-quick = settings(max_examples=30, deadline=None, derandomize=True)
+quick = settings(max_examples=15, deadline=None, derandomize=True)
 
 # --- batches
 
@@ -83,7 +83,7 @@ def masked(draw: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(mask, x, garbage), mask
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @pytest.mark.parametrize("member", NOISES, ids=repr)
 @given(masked(), st.floats(0.0, 1.0), st.integers(0, 1000))
 def test_what_is_not_valid_keeps_its_bits_and_what_is_valid_stays_a_number(member: Noise, data, level, seed):
@@ -151,7 +151,7 @@ def test_a_level_is_within_the_bounds_of_its_schedule(member, step, fraction):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(0, 10**4), st.floats(0.0, 1.0))
 def test_a_schedule_is_a_number_at_any_time(schedule, step, epoch, fraction):
     assert 0 <= schedule(Progress(step=step, epoch=epoch, fraction=fraction)) < math.inf
@@ -175,7 +175,7 @@ OBSERVATIONS = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @given(OBSERVATIONS, st.integers(0, 12))
 def test_a_level_is_a_number_within_its_bounds_and_a_saved_state_continues_exactly(rule, observations, stop):
