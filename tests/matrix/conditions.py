@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,8 @@ class Sized(modules.Tokens):
 
 
 def after_search_for_size(trainer: pl.Trainer, module: Any) -> tuple[int, list[Tensor]]:
-    Tuner(trainer).scale_batch_size(module, max_trials=4, steps_per_trial=1)
+    gc.freeze()  # each trial collects garbage
+    Tuner(trainer).scale_batch_size(module, init_val=8, max_trials=4, steps_per_trial=1)
     found = module.batch_size, [*module.losses]
     trainer.fit(module)
     return found
@@ -127,8 +129,8 @@ ONE_PROCESS: dict[str, Condition] = {
     '`precision="bf16-true"`': Condition(settings=with_(precision="bf16-true")),
     '`precision="16-mixed"`': Condition(settings=lambda lr: {"plugins": [MixedPrecision("16-mixed", "cpu")]}),
     '`precision="64-true"`': Condition(settings=with_(precision="64-true")),
-    "`torch.compile` of a submodule": Condition(modules.CompiledInPart),
-    "`torch.compile` of the module": Condition(modules.LogsLater, fit=compiled),
+    "`torch.compile` of a submodule": Condition(modules.CompiledInPart, with_(max_epochs=1)),
+    "`torch.compile` of the module": Condition(modules.LogsLater, with_(max_epochs=1), compiled),
     "`accumulate_grad_batches`": Condition(settings=with_(accumulate_grad_batches=2)),
     "LBFGS": Condition(modules.LBFGS),
     "manual optimization, two optimizers": Condition(modules.Manual),
