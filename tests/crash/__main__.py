@@ -22,4 +22,4 @@ if __name__ == "__main__":
         counted, lost = kill(Path(folder), given.fits, given.seed)
     for what, number in sorted(counted.items()):
         print(f"{what}: {number}")
-    print(*lost, f"lost: {len(lost)}", sep="\n")
+    print(f"lost: {len(lost)}")

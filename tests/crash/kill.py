@@ -112,7 +112,8 @@ def kill_one(whole: Whole, folder: Path, way: str, share: float) -> Counter[str]
     resumed += [path for path in exact if path.stem != "exception"][-1:]
     for path in resumed:
         differs = run(folder / "resumed", path).completes(whole.outcome)
-        assert not differs, f"resumed from {path.name} after {way} at {share:.3f}, the run has other {differs[:200]}"
+        said = f"resumed from {path.name} after {way} at {share:.3f}, the run has other {differs[:200]}"
+        assert not differs, f"{said}; {_places(load(path))}"
     counted = {f"{way}: {'killed' if killed else 'ended first'}": 1, "checkpoints": len(found), "resumed": len(resumed)}
     counted["within an update"] = len(found) - len(exact)
     return Counter(counted)
@@ -129,8 +130,19 @@ def kill(folder: Path, n: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
             counted += kill_one(whole, folder / str(i), list(WAYS)[i % len(WAYS)], draw.uniform(0.05, 1.0))
         except AssertionError as error:
             lost.append(str(error))
+            print(error, flush=True)
+        if (i + 1) % 10 == 0:
+            print(f"{i + 1} of {n} killed, {len(lost)} lost", flush=True)
         shutil.rmtree(folder / str(i), ignore_errors=True)
     return counted, lost
+
+
+def _places(saved: dict[str, Any]) -> str:
+    """Returns where a run was when it was saved: ready, started, processed and completed epochs and batches."""
+    fit = saved["loops"]["fit_loop"]
+    names = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress")
+    counts = ([fit[name]["current"][key] for key in ("ready", "started", "processed", "completed")] for name in names)
+    return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
 
 
 def _without_paths(saved: dict[str, Any]) -> dict[str, Any]:
