@@ -305,7 +305,7 @@ ADAPTIVE = partial(
     predict=logits,
     max_batches=3,
 )
-GAP = partial(SignedGap, step=0.02, hi=0.5, average=0.4, z=2.0)
+GAP = partial(SignedGap, step=0.02, hi=0.5, average=0.4, z=1.5)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ CALLBACKS = [
         probability=0.5,
         per_sample=True,
         relative="std",
-        clip=(-2.0, None),
+        clip=(-9.0, None),
         mask=everywhere,
         documents=whole,
         mean=0.1,
@@ -401,7 +401,7 @@ CALLBACKS = [
         logged=["accuracy", "brier"],
         n_draws=2,
         baseline="earlier",
-        clip=(-2.0, 2.0),
+        clip=(-9.0, 9.0),
         relative="std",
         mask=everywhere,
         mean=0.5,
@@ -429,7 +429,7 @@ FLAGS = """
     --trainer.callbacks.probability=0.5
     --trainer.callbacks.per_sample=true
     --trainer.callbacks.relative=std
-    --trainer.callbacks.clip=[-2.0, null]
+    --trainer.callbacks.clip=[-9.0, null]
     --trainer.callbacks.mask=test_cli.everywhere
     --trainer.callbacks.documents=test_cli.whole
     --trainer.callbacks.mean=0.1
@@ -450,7 +450,7 @@ FLAGS = """
     --trainer.callbacks.mask=test_cli.everywhere
     --trainer.callbacks.mean=0.5
     --trainer.callbacks.std=2.0
-    --trainer.callbacks.clip=[-2.0, 2.0]
+    --trainer.callbacks.clip=[-9.0, 9.0]
     --trainer.callbacks.relative=std
     --trainer.callbacks.every_n_epochs=2
     --trainer.callbacks.max_batches=1
@@ -489,7 +489,7 @@ def fit(config: Path, *flags: str) -> LightningCLI:
 def test_a_run_repeats_itself_from_the_config_that_it_saves(way, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     estimates = [Estimate(Condition("small", level), "accuracy", 0.5) for level in (0.1, 0.2)]
-    described = "Gaussian(), relative='std', clip=(-2.0, 2.0), mask=<function everywhere>, mean=0.5, std=2.0"
+    described = "Gaussian(), relative='std', clip=(-9.0, 9.0), mask=<function everywhere>, mean=0.5, std=2.0"
     noises, levels = {"small": described}, {"small": (0.1, 0.2)}
     report.write("earlier", report.Report("binary", 0, 1, 0, noises, levels, (), (), tuple(estimates)))
     expected = [comparable(call()) for call in CALLBACKS]

@@ -25,6 +25,7 @@ from pytorch_lightning.callbacks import LambdaCallback, StochasticWeightAveragin
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
@@ -700,6 +701,13 @@ def test_the_targets_of_losses_are_found_in_the_graph(loss):
     found = list(internals.saved_targets(2 * loss(layer(x), y) + layer(x).sum()))
     assert [each.data_ptr() for each in found] == [y.data_ptr()]
     assert list(internals.saved_targets(y.sum())) == []
+
+
+def test_views_of_one_storage_share_memory_even_without_an_address():
+    with FakeTensorMode():
+        x = torch.rand(2, 3)
+        assert internals.share_memory(x, x.flatten()[1:])
+        assert not internals.share_memory(x, x.clone())
 
 
 @pytest.mark.parametrize("fused", [False, True])

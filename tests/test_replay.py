@@ -172,6 +172,7 @@ def test_ranks_that_log_different_keys_raise_an_error(monkeypatch):
 # --- batches and steps
 
 
+@pytest.mark.filterwarnings("ignore:.*whole numbers in the columns")  # the labels, in the last column of a tensor
 @pytest.mark.parametrize("collate", [as_dict, as_namedtuple, as_tensor], ids=lambda collate: collate.__name__)
 def test_any_batch_and_a_step_without_an_index_are_replayed(collate):
     data = loader(HELD_OUT, collate_fn=collate)

@@ -352,7 +352,7 @@ def test_a_report_of_another_version_that_cannot_be_read_names_both_versions(tmp
         ("3", "it lacks"),
         (
             '{"task": "", "n": 1, "n_draws": 1, "seed": 0, "noises": {}, "levels": 3, "shared": 0, "sizes": 0, "estimates": 0}',
-            "'int' object has no attribute",
+            "levels is 3",
         ),
         ('{"n": 3}', r"it lacks \['task'"),
     ],

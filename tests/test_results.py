@@ -83,7 +83,9 @@ def test_the_sums_of_all_ranks_take_one_collective_for_each_dtype():
         reduced.append(tensor.dtype)
         return 2 * tensor  # the other rank has the same
 
-    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
+    trainer: Any = SimpleNamespace(
+        world_size=2, strategy=SimpleNamespace(reduce=reduce), distributed_sampler_kwargs={"num_replicas": 2, "rank": 0}
+    )
     tensors = [torch.arange(6).view(2, 3), torch.ones(2, dtype=torch.float64), torch.tensor(7), torch.zeros(0, 4)]
     for tensor, found in zip(tensors, sum_over_ranks(trainer, tensors), strict=True):
         assert found.dtype == tensor.dtype

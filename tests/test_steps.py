@@ -286,7 +286,7 @@ class Calls(pl.Callback):
     [
         ("input", 0.0, 13),
         ("input", 0.3, 54),
-        ("input", schedules.Linear(0.1, 0.5), 62),
+        ("input", schedules.Linear(0.1, 0.5), 63),
         ("activation", 0.0, 15),
         ("activation", 0.3, 61),
         ("weight", 0.0, 14),

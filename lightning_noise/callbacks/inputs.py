@@ -13,7 +13,7 @@ from lightning_noise._tensor import detached
 from lightning_noise.batch import Path, Selector, find_inputs, format_path, get
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
-from lightning_noise.loop.internals import saved_targets
+from lightning_noise.loop.internals import saved_targets, share_memory
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.masks import Mask, check_documents, find_documents
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
@@ -170,9 +170,8 @@ class InputNoise(NoiseCallback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if not self._noisy:
             return
-        noisy = {detached(leaf).untyped_storage().data_ptr() for leaf in self._noisy}
-        self._noisy, self._has_seen_loss = [], True
-        if any(detached(target).untyped_storage().data_ptr() in noisy for target in saved_targets(loss)):
+        noisy, self._noisy, self._has_seen_loss = self._noisy, [], True
+        if any(share_memory(detached(target), detached(leaf)) for target in saved_targets(loss) for leaf in noisy):
             rank_zero_warn(
                 f"{self.name!r}: the input is also the target of the loss, so the target is noisy, too; for a clean target, "
                 "let the data set return the tensor twice, compare with the second, and type inputs=0"

@@ -491,6 +491,11 @@ def saved_targets(loss: Tensor) -> Iterator[Tensor]:
             nodes += [following for following, _ in node.next_functions]
 
 
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Returns whether two tensors are views of one storage. A fake tensor has no address to compare."""
+    return torch._C._is_alias_of(one, other)  # type: ignore[attr-defined]
+
+
 def takes_scaled_gradients(optimizer: Optimizer) -> bool:
     """Returns whether the optimizer removes the loss scale in its own step, as fused optimizers do."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._tensor import detached
-from lightning_noise.batch import Path, describe, format_path, get, leaves, write_access
+from lightning_noise.batch import Path, describe, find_target, format_path, get, leaves, write_access
 from lightning_noise.masks import Mask, align_mask, find_masks, valid_positions
 from lightning_noise.noise import Noise
 from lightning_noise.perturb.inputs import snr_db
@@ -136,7 +136,7 @@ def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | 
         "the input 'x' is 0 wherever 'mask' marks padding, and noise would go there; type mask='mask'"
     """
     for path, leaf in leaves(batch):
-        if path in paths or not (looks_like_mask(path, leaf, x) or _holds_flags(leaf, x)):
+        if path in paths or not (looks_like_mask(path, leaf, x) or (_holds_flags(leaf, x) and not _is_target(batch, path))):
             continue
         for argument, mask in _readings(path, _write(batch, path), detached(leaf), x).items():
             try:
@@ -268,9 +268,9 @@ def flags_doubt(name: str, x: Tensor, access: str) -> str | None:
     channels = x.movedim(dim, 0).flatten(1)
     if channels.shape[1] < _ENOUGH:
         return None
-    flags = ((channels == 0) | (channels == 1)).all(1) & (channels.amin(1) < channels.amax(1))
-    found = flags.nonzero().flatten().tolist()
-    if not 0 < len(found) < len(channels):
+    are_binary = ((channels == 0) | (channels == 1)).all(1)
+    found = (are_binary & (channels.amin(1) < channels.amax(1))).nonzero().flatten().tolist()
+    if not found or are_binary.all():  # a black and white image
         return None
     index = f"torch.tensor({found}, device={access}.device)"
     what = (
@@ -320,6 +320,14 @@ def _covers(leaf: Tensor, x: Tensor) -> bool:
     """Returns whether a leaf has the axes of a mask of an input."""
     axes = (x.shape[1 : leaf.ndim], x.shape[x.ndim - leaf.ndim + 1 :])
     return 1 < leaf.ndim <= x.ndim and leaf.shape[0] == x.shape[0] and leaf.shape[1:] in axes
+
+
+def _is_target(batch: Any, path: Path) -> bool:
+    """Returns whether a leaf is the target by default, such as the mask of a segmentation, which marks no padding."""
+    try:
+        return find_target(batch) == path
+    except ValueError:  # the target has no default
+        return False
 
 
 def _holds_flags(leaf: Tensor, x: Tensor) -> bool:
