@@ -59,7 +59,7 @@ class Difference(NamedTuple):
         return self.mean / self.error if self.error else math.copysign(math.inf, self.mean)
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f} ± {self.error:.2f}"
+        return f"{round(self.mean, 2) + 0.0:+.2f} ± {self.error:.2f}"  # no -0.00
 
 
 def difference(one: Mapping[int, float], two: Mapping[int, float]) -> Difference | None:

@@ -38,9 +38,7 @@ class Whole:
         except Exception as error:
             return f"does not load: {error!r}"
         step = saved["global_step"]
-        if is_within_update(saved):
-            return ""
-        if step and not _equal(saved["state_dict"], self.weights[step]):
+        if step and not cannot_resume(saved) and not _equal(saved["state_dict"], self.weights[step]):
             return f"holds other weights than the uninterrupted run after {step} steps"
         known = self.checkpoints.get(path.name)
         if known is not None and not _equal(_without_paths(saved), _without_paths(known)):
@@ -48,14 +46,16 @@ class Whole:
         return ""
 
 
-def is_within_update(saved: dict[str, Any]) -> bool:
-    """Returns whether the run was killed after an update had begun and before its batch was processed.
+def cannot_resume(saved: dict[str, Any]) -> bool:
+    """Returns whether Lightning cannot resume from here, with noise or without.
 
-    Lightning then repeats the batch when it resumes, with noise and without, and an update may be half done.
+    In the middle of an update, some weights may be old and some new, and Lightning repeats the batch. If the run ended while an
+    epoch began, Lightning 2.6 leaves out an epoch.
     """
     fit = saved["loops"]["fit_loop"]
-    begun = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["ready"]
-    return begun > fit["epoch_loop.batch_progress"]["total"]["processed"]
+    updates = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["ready"]
+    epoch = fit["epoch_progress"]["total"]
+    return updates > fit["epoch_loop.batch_progress"]["total"]["processed"] or epoch["ready"] > epoch["started"]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def kill_one(whole: Whole, folder: Path, way: str, share: float) -> Counter[str]
     found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     for path in found:
         assert not (wrong := whole.examine(path)), f"{path.name} {wrong}, after {way} at {share:.3f}"
-    exact = [path for path in found if not is_within_update(load(path))]
+    exact = [path for path in found if not cannot_resume(load(path))]
     resumed = [path for path in exact if path.stem == "exception"]
     resumed += [path for path in exact if path.stem != "exception"][-1:]
     for path in resumed:
@@ -115,7 +115,7 @@ def kill_one(whole: Whole, folder: Path, way: str, share: float) -> Counter[str]
         said = f"resumed from {path.name} after {way} at {share:.3f}, the run has other {differs[:200]}"
         assert not differs, f"{said}; {_places(load(path))}"
     counted = {f"{way}: {'killed' if killed else 'ended first'}": 1, "checkpoints": len(found), "resumed": len(resumed)}
-    counted["within an update"] = len(found) - len(exact)
+    counted["in an update, or as an epoch began"] = len(found) - len(exact)
     return Counter(counted)
 
 
