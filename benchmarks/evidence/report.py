@@ -41,8 +41,8 @@ MEASURES = {
 }
 HEAD = """# Evidence
 
-Means over {seeds} seeds with their standard errors, measured on test data by `python -m benchmarks.evidence`. All measures but
-the norm are in per cent. For the regression, clean and under noise are R².
+Means over up to {seeds} seeds with their standard errors, measured on test data by `python -m benchmarks.evidence`. All
+measures but the norm are in per cent. For the regression, clean and under noise are R².
 
 - `input 0.7`: the level of a sample is drawn between 0 and 0.7. Impulse noise and schedules of the inputs do likewise.
 - noisy inputs: the mean over the noises of the task, five levels each.
