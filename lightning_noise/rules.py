@@ -175,7 +175,7 @@ class Governor(Rule):
         step: The first level above 0, a fraction of the level that you expect. The default suits inputs in [0, 1], and weights
             with ``relative="std"``.
         lo: The lowest level.
-        hi: The highest level. Default: 1 for noise in weights with ``relative``, which is then as strong as the weights.
+        hi: The highest level. Default: 1 for noise in weights with ``relative``, otherwise the highest level of the noise.
         average: The weight of the past in the averages.
         warmup: The number of validations before the level first moves.
         min_skill: The clean skill below which the level only falls.

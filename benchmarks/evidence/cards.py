@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.evidence.claims import difference
 from benchmarks.evidence.networks import Module
-from benchmarks.evidence.runs import fit, quiet, score
+from benchmarks.evidence.runs import fit, quiet, score, score_with_weights
 from benchmarks.evidence.tasks import split
 from benchmarks.tables import RESULTS
 from lightning_noise import InputNoise, WeightNoise, noise
@@ -56,19 +57,11 @@ def trained_with(value: noise.Noise) -> Callback:
 @torch.no_grad()
 def under(module: Module, value: noise.Noise, x: Tensor, y: Tensor) -> float:
     """The mean accuracy at the usual levels of a noise."""
-    found, generator = [], torch.Generator().manual_seed(0)
-    weights = [weight for weight in module.parameters() if weight.ndim > 1]
-    for level in value.severities:
-        if isinstance(value, noise.DropConnect):
-            clean = [weight.clone() for weight in weights]
-            for weight, before in zip(weights, clean, strict=True):
-                weight.copy_(value(before, level, generator=generator))
-            found.append(score(module(x), y))
-            for weight, before in zip(weights, clean, strict=True):
-                weight.copy_(before)
-        else:
-            found.append(score(module(value(x, level, generator=generator)), y))
-    return fmean(found)
+    generator = torch.Generator().manual_seed(0)
+    changes = [partial(value, level=level, generator=generator) for level in value.severities]
+    if isinstance(value, noise.DropConnect):
+        return fmean(score_with_weights(change, module, x, y) for change in changes)
+    return fmean(score(module(change(x)), y) for change in changes)
 
 
 def accuracies(task: str, seed: int, values: list[noise.Noise]) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,8 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -57,19 +59,27 @@ def calibration_error(output: Tensor, y: Tensor, n_bins: int = 15) -> float:
     return (gap.abs().sum() / len(y)).item()
 
 
-def under_weight_noise(module: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The mean score with noise in the weights of more than one dimension."""
-    generator, found = torch.Generator().manual_seed(0), []
+def score_with_weights(change: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The score with other weights of more than one dimension, which are put back."""
     weights = [parameter for parameter in module.parameters() if parameter.ndim > 1]
     clean = [weight.clone() for weight in weights]
-    for level in WEIGHT_PROBES:
-        for _ in range(WEIGHT_DRAWS):
-            for weight, before in zip(weights, clean, strict=True):
-                weight.copy_(before + level * before.std() * torch.randn(before.shape, generator=generator))
-            found.append(score(module(x), y))
+    for weight, before in zip(weights, clean, strict=True):
+        weight.copy_(change(before))
+    found = score(module(x), y)
     for weight, before in zip(weights, clean, strict=True):
         weight.copy_(before)
-    return fmean(found)
+    return found
+
+
+def under_weight_noise(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The mean score with Gaussian noise in the weights."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(level: float, weight: Tensor) -> Tensor:
+        return weight + level * weight.std() * torch.randn(weight.shape, generator=generator)
+
+    levels = [level for level in WEIGHT_PROBES for _ in range(WEIGHT_DRAWS)]
+    return fmean(score_with_weights(partial(noisy, level), module, x, y) for level in levels)
 
 
 @torch.no_grad()

@@ -42,9 +42,8 @@ class InputNoise(NoiseCallback):
     If the input is also the target, as in an autoencoder whose batch is one tensor, the target is noisy, too. To keep the
     target clean, let the data set return the tensor twice. A warning says so if the target of a loss of torch is noisy.
 
-    Let the level rise and then hold, as in ``schedules.Linear(0.0, 0.5, until=0.5)``. In our comparison of eleven shapes at
-    equal mean dose this shape was the best, by half a percentage point of accuracy under noise. The dose matters more than the
-    shape, and an :class:`~lightning_noise.AdaptiveLevel` finds the dose.
+    Let a schedule rise and then hold, as in ``schedules.Linear(0.0, 0.5, until=0.5)``, so that the model learns the task first.
+    The mean level matters more than the shape, and an :class:`~lightning_noise.AdaptiveLevel` finds the level.
 
     The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/snr_db``, the signal-to-noise ratio of the batch.
 
@@ -81,11 +80,10 @@ class InputNoise(NoiseCallback):
         ValueError: If an argument is out of range, a path selects nothing, or a list may hold samples or several inputs. The
             message then lists the leaves of the batch.
 
-    Before the first step, a warning says if the input contradicts the arguments: the noise is more than 45 decibels below the
-    data, the axis of the noise looks like the channels, the bounds cut off data, the noise makes counts negative, or the input
-    is the same everywhere. So do missing values that a number such as -999 stands for, a channel of zeros and ones, and noise
-    that spreads infinite values. So does a mask or lengths in the batch that ``mask`` does not name, if the input is constant
-    there.
+    Before the first step, a warning says if the input contradicts the arguments. The noise may be more than 45 decibels below
+    the data, make counts negative, or spread infinite values. Its axis may look like the channels, and its bounds may cut off
+    data. The input may be the same everywhere, have a channel of zeros and ones, or hold a number such as -999 for missing
+    values. A mask or lengths in the batch may mark padding that ``mask`` does not name.
 
     Example:
         >>> from lightning_noise import noise, schedules
@@ -129,8 +127,7 @@ class InputNoise(NoiseCallback):
         self.std = plain(std)
         self._normalization = normalization_of(mean, std)
         self._has_looked = False  # at the values of a batch
-        self._has_seen_loss = False  # of a noisy batch
-        self._noisy: list[Tensor] = []  # the inputs of that batch, until the loss has been seen
+        self._noisy: list[Tensor] | None = None  # the inputs of a noisy batch, until its loss has been seen
         self._probed: tuple[float | None, bool] = None, False
 
     def expect(self, largest: float, *, are_severities: bool) -> None:
@@ -159,18 +156,18 @@ class InputNoise(NoiseCallback):
         )
         if context.is_logged:
             perturbation.stats["snr_db"] = snr_db(batch, noisy, paths, self.mask)
-        if not context.is_probe and not self._has_seen_loss:
+        if not context.is_probe and self._noisy is not None:
             self._noisy = [leaf for path in paths if isinstance(leaf := get(noisy, path), Tensor)]
         yield noisy
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._has_seen_loss = False
+        self._noisy = []
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if not self._noisy:
             return
-        noisy, self._noisy, self._has_seen_loss = self._noisy, [], True
+        noisy, self._noisy = self._noisy, None
         if any(share_memory(detached(target), detached(leaf)) for target in saved_targets(loss) for leaf in noisy):
             rank_zero_warn(
                 f"{self.name!r}: the input is also the target of the loss, so the target is noisy, too; for a clean target, "
@@ -179,7 +176,7 @@ class InputNoise(NoiseCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
-        self._noisy = []
+        self._noisy = None
 
     @property
     def _options(self) -> dict[str, Any]:

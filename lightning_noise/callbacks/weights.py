@@ -134,7 +134,7 @@ class WeightNoise(NoiseCallback):
     ):
         self.noise = as_noise(noise, "WeightNoise({}, {})")
         if relative is not None:
-            self.usual_limit = 1.0  # noise as strong as the weights
+            self.usual_limit = 1.0  # with "std" and "filter", noise as strong as the weights
         super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
         if gradient not in ("straight_through", "reparametrized"):
             raise ValueError(f"gradient must be 'straight_through' or 'reparametrized', got {gradient!r}")

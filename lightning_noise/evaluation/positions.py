@@ -79,7 +79,7 @@ def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:
 
 
 def data_share(trainer: Trainer) -> tuple[int, int]:
-    """Returns which share of the data this rank has, and the number of shares. Ranks of tensor parallelism have the same."""
+    """Returns which share of the data this rank has, and the number of shares. Ranks of tensor parallelism share theirs."""
     share = trainer.distributed_sampler_kwargs
     return (0, 1) if share is None else (share["rank"], share["num_replicas"])
 
@@ -93,7 +93,7 @@ def sum_over_ranks(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Tensor]:
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         index = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
         flat: Any = trainer.strategy.reduce(torch.cat([tensors[i].flatten() for i in index]), reduce_op="sum")
-        flat = flat if copies == 1 else flat // copies if not dtype.is_floating_point else flat / copies
+        flat = flat / copies if dtype.is_floating_point else flat // copies
         sums.update(zip(index, flat.split([tensors[i].numel() for i in index]), strict=True))
     return [sums[i].view(tensor.shape) for i, tensor in enumerate(tensors)]
 

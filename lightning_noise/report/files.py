@@ -23,7 +23,7 @@ _KINDS: dict[str, type] = {"task": str, "version": str} | dict.fromkeys(
     ["n", "n_draws", "n_targets", "n_trainings", "seed"], int
 )
 _KINDS |= dict.fromkeys(["noises", "levels", "units"], dict) | dict.fromkeys(["shared", "sizes", "estimates"], list)
-_WAY_OUT = "give a report.json that a RobustnessMonitor has written"
+_REPORT = "a report.json that a RobustnessMonitor has written"
 
 
 def write(folder: str | Path, report: Report, baseline: Report | None = None) -> Path:
@@ -51,11 +51,11 @@ def read(path: str | Path) -> Report:
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"no report at {path}; {_WAY_OUT}, or its folder")
+        raise ValueError(f"no report at {path}; give {_REPORT}, or its folder")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"{file} is not JSON ({error}); {_WAY_OUT}") from error
+        raise ValueError(f"{file} is not JSON ({error}); give {_REPORT}") from error
     found = found if isinstance(found, dict) else {}
     missing = [name for name in _REQUIRED if name not in found]
     try:
@@ -65,7 +65,7 @@ def read(path: str | Path) -> Report:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:  # other fields, or fields of other types
         lacks = f"it lacks {list(error.args)}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         by = f" It is by lightning_noise {found['version']}; this is {__version__}." if "version" in found else ""
-        raise ValueError(f"{file} is not a report that can be read: {lacks}.{by} G{_WAY_OUT[1:]}") from error
+        raise ValueError(f"{file} is not a report that can be read: {lacks}.{by} Give {_REPORT}") from error
 
 
 def _to_report(found: Mapping[str, Any]) -> Report:
