@@ -50,6 +50,8 @@ class Observation(NamedTuple):
         n: The number of samples.
         signed_gap_error: The standard error of ``signed_gap``.
         chance: The metric of the best constant guess. ``None`` if the task does not know it.
+        boundary_error: The standard error of the paired difference between ``clean`` and ``boundary``. Infinite if it is not
+            known.
     """
 
     clean: float
@@ -59,6 +61,7 @@ class Observation(NamedTuple):
     n: int
     signed_gap_error: float = 0.0
     chance: float | None = None
+    boundary_error: float = 0.0
 
 
 class Decision(NamedTuple):
@@ -140,11 +143,13 @@ class Governor(Rule):
     The lost share :math:`1 - r` grows about with the square of the level :math:`\lambda`. So the rule can tell at which level
     the share ``retain`` is left, and goes there:
 
-    .. math:: \lambda \leftarrow \sqrt{\frac{\overline{\lambda^2}}{\overline{1 - r}} \, (1 - \text{retain})}
+    .. math:: \lambda \leftarrow \sqrt{\frac{\overline{\lambda^2}}{\ell} \, (1 - \text{retain})}, \quad
+        \ell^2 = \overline{1 - r}^2 + \overline{\text{SE}(r)}^2
 
-    The averages over the validations are exponential. A lost share counts as 10 at most. A validation raises the level by no
-    more than the level itself or one ``step``, whichever is larger, and by no more than ten steps. It lowers the level by no
-    more than half. What the rule did is one of these:
+    The averages over the validations are exponential. A lost share counts as 10 at most. Its standard error adds to it, so the
+    level stays lower if the validation set is too small to tell. A validation raises the level by no more than the level
+    itself or one ``step``, whichever is larger, and by no more than ten steps. It lowers the level by no more than half. What
+    the rule did is one of these:
 
     ===================  =================================================================================
     ``non_finite``       a metric is not finite: half the level
@@ -157,8 +162,9 @@ class Governor(Rule):
 
     Clean skill that the model had and lost counts five times as much as skill that is lost under the noise. Only the part of
     the drop beyond ``z`` standard errors counts. The error is that of the paired difference to the best validation, so a small
-    validation set seldom shows a drop. If the error is unknown, as for :class:`~lightning_noise.tasks.Custom`, no drop counts.
-    If the level is below one ``step``, the noise is not the cause of a drop, and the best is forgotten.
+    validation set seldom shows a drop. If the level is below one ``step``, the noise is not the cause of a drop, and the best
+    is forgotten. The errors of :class:`~lightning_noise.tasks.Custom` are not known: no drop counts, and no error adds to what
+    is lost.
 
     A smaller ``retain`` trades clean skill for robustness. Start at level 0, because weights that are noisy from the start may
     learn nothing. Only validations count in which the level can move: in a run of few epochs, validate more often
@@ -232,7 +238,7 @@ class Governor(Rule):
     def init(self, level: float) -> State:
         if not self.lo <= level <= self.hi:
             raise ValueError(f"the level must start in [{self.lo:g}, {self.hi:g}], got start={level:g}")
-        return {"level": level, "validations": 0, "best_skill": 0.0, "lost": 0.0, "squared_level": 0.0}
+        return {"level": level, "validations": 0, "best_skill": 0.0, "lost": 0.0, "error": 0.0, "squared_level": 0.0}
 
     def update(self, state: State, observation: Observation) -> tuple[State, str]:
         if not (math.isfinite(observation.clean) and math.isfinite(observation.boundary)):
@@ -295,21 +301,23 @@ class Governor(Rule):
 
     def _average(self, state: State, observation: Observation) -> State:
         """Adds a validation to the averages."""
-        seen = {"lost": self._lost(state, observation), "squared_level": state["level"] ** 2}
+        lost, error = self._lost(state, observation)
+        seen = {"lost": lost, "error": error, "squared_level": state["level"] ** 2}
         return state | {name: self.average * state[name] + (1 - self.average) * value for name, value in seen.items()}
 
-    def _lost(self, state: State, observation: Observation) -> float:
-        """Returns the share of the clean skill that is lost under the noise, plus what the clean skill itself has lost."""
+    def _lost(self, state: State, observation: Observation) -> tuple[float, float]:
+        """Returns the share of the clean skill that is lost, under the noise or before, and its standard error."""
         clean, boundary = (self._skill(metric, observation) for metric in (observation.clean, observation.boundary))
-        error = observation.standard_error / abs(self.best - self._chance(observation))
-        drop = max(0.0, state["best_skill"] - clean - self.z * error)
-        return min(1 - (boundary - _DROPS * drop) / clean, _MOST_LOST)
+        scale = abs(self.best - self._chance(observation))
+        drop = max(0.0, state["best_skill"] - clean - self.z * observation.standard_error / scale)
+        error = observation.boundary_error / scale if math.isfinite(observation.boundary_error) else 0.0
+        return min(1 - (boundary - _DROPS * drop) / clean, _MOST_LOST), error / clean
 
     def _next_level(self, state: State) -> float:
         """Returns the level at which ``retain`` is left, if what is lost grows with the square of the level."""
-        level, lost = state["level"], state["lost"]
+        level, lost = state["level"], math.hypot(max(0.0, state["lost"]), state["error"])
         highest = level + min(max(level, self.step), 10 * self.step)
-        if level == 0 or lost <= 0:
+        if level == 0 or lost == 0:
             return highest
         return min(max(math.sqrt((1 - self.retain) * state["squared_level"] / lost), level / 2), highest)
 

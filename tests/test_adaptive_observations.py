@@ -27,7 +27,7 @@ from lightning_noise import (
     tasks,
 )
 from lightning_noise.evaluation.positions import N_GROUPS, groups_of
-from lightning_noise.metrics import BrierScore, MeanSquaredError
+from lightning_noise.metrics import BrierScore, MeanSquaredError, R2Score
 from lightning_noise.rules import Governor, SignedGap
 
 # --- it sees what it says
@@ -100,6 +100,9 @@ def test_clean_and_boundary_are_those_of_a_hand_written_loop(make, noisy):
         assert observed.clean == decision.clean == hits(clean).mean().item()
         assert observed.boundary == decision.boundary == hits(boundary if decision.level else clean).mean().item()
         assert observed.n == 101
+        difference = hits(clean) - hits(boundary) if decision.level else torch.zeros(101)
+        # sums of 101 counts in float64, in another order
+        assert observed.boundary_error == pytest.approx(jackknife(difference), rel=1e-9, abs=1e-15)
     assert sum(decision.boundary != decision.clean for decision in history(callback)) >= 3, "the noise was seen"
 
 
@@ -189,7 +192,7 @@ def test_a_metric_of_ones_own_is_read():
         # float32
         assert (one.clean, one.boundary) == pytest.approx((two.clean, two.boundary), abs=1e-7)
         assert one.n == two.n == 101
-        assert one.standard_error == math.inf
+        assert one.standard_error == one.boundary_error == math.inf
         assert math.isnan(one.signed_gap)
 
 
@@ -240,7 +243,7 @@ def test_an_error_is_governed_as_the_share_of_the_variance_that_is_explained():
         noise.Gaussian(),
         AdaptiveLevel(Governor(chance=variance, best=0.0, warmup=0, step=0.5), task=tasks.Custom(MeanSquaredError())),
     )
-    share = InputNoise(noise.Gaussian(), AdaptiveLevel(Governor(warmup=0, step=0.5, z=1e9), task=tasks.Regression()))
+    share = InputNoise(noise.Gaussian(), AdaptiveLevel(Governor(chance=0.0, warmup=0, step=0.5), task=tasks.Custom(R2Score())))
     for callback in (error, share):
         train, validation = loader(numbers(64, 0)), loader(rows, batch_size=34)
         fit([callback, Look()], module=Regressor, train=train, validation=validation, max_epochs=8, num_sanity_val_steps=0)

@@ -109,7 +109,7 @@ def test_a_governor_does_not_raise_the_level_until_the_rare_class_is_lost(case):
     assert callback.adaptive is not None
     levels = [decision.level for decision in callback.adaptive.history]
     assert max(levels) > 0.05, "it rises while all is well"
-    assert intersection_over_union(model(), data(), callback.adaptive.level) > 0.8
+    assert intersection_over_union(model(), data(), callback.adaptive.level) > 0.6
 
 
 # --- the laws

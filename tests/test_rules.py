@@ -187,6 +187,23 @@ def test_chance_explains_a_drop_of_two_standard_errors(error, reason):
     assert run(dataclasses.replace(PROMPT, average=0.0), drop)[1][-1] == reason
 
 
+@given(st.lists(st.tuples(SKILLS, SHARES), max_size=12), SHARES, st.floats(0.0, 0.5), st.floats(0.0, 0.5))
+def test_a_larger_error_of_what_is_lost_never_gives_a_higher_level(before, share, one, two):
+    state = PROMPT.init(0.3)
+    for skill, retained in before:
+        state, _ = PROMPT.update(state, seen(retained, clean=0.1 + 0.9 * skill))
+    after = [PROMPT.update(state, seen(share)._replace(boundary_error=error))[0]["level"] for error in sorted([one, two])]
+    assert after[0] >= after[1]
+
+
+def test_an_error_adds_to_what_is_lost_as_a_root_of_squares():
+    lost, error = 0.06, 0.08  # shares of the clean skill of 0.8 above chance
+    levels, _ = run(PROMPT, [seen(1 - lost)._replace(boundary_error=error * 0.8)] * 60, start=2.0)
+    assert levels[-1] == pytest.approx(2.0, rel=1e-12)  # 0.06 and 0.08 make 0.1, which may be lost
+    unknown, none = ([seen(1 - lost)._replace(boundary_error=each)] * 9 for each in (math.inf, 0.0))
+    assert run(PROMPT, unknown) == run(PROMPT, none)
+
+
 def clean_accuracies(chances: random.Random, n_samples: int, kappa: float, validations: int) -> tuple[list[float], list[float]]:
     """The accuracy of a model that learns, as validations of the same samples see it, and the error of a difference.
 

@@ -393,17 +393,21 @@ class Adaptation:
         clean = values[task.governed].tolist()
         gap = values["signed_gap"].tolist() if "signed_gap" in values else [math.nan] * len(clean)
         if not self._rule.needs_boundary:
-            boundary = math.nan
+            boundary = [math.nan] * len(clean)
         elif self.level == 0:
-            boundary = clean[0]
+            boundary = clean
         else:
-            boundary = metrics[_BOUNDARY].totals()[task.governed]
+            boundary = metrics[_BOUNDARY].estimates()[task.governed].tolist()
         best = clean if self._best is None else self._best
-        error = _standard_error([now - before for now, before in zip(clean, best, strict=True)], sizes)
+        error, boundary_error = (
+            _standard_error([one - two for one, two in zip(clean, other, strict=True)], sizes) for other in (best, boundary)
+        )
         score, best_score = (task.score({task.governed: metric[0]}) for metric in (clean, best))
         is_best = math.isfinite(clean[0]) and (self._best is None or score > best_score)
         chance = task.chance({metric: value[0].item() for metric, value in values.items()})
-        observation = Observation(clean[0], boundary, error, gap[0], sum(sizes), _standard_error(gap, sizes), chance)
+        observation = Observation(
+            clean[0], boundary[0], error, gap[0], sum(sizes), _standard_error(gap, sizes), chance, boundary_error
+        )
         return observation, clean if is_best else self._best
 
 
