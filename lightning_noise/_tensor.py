@@ -21,10 +21,15 @@ __all__ = [
     "count_valid",
     "detached",
     "draw_bits",
+    "empty_wide",
     "index_valid",
     "is_differentiated",
+    "is_fast_as_bits",
+    "last_bits",
     "like",
+    "number_like",
     "span",
+    "valid_part",
     "validate_axis",
     "validate_dim",
     "without_overrides",
@@ -97,6 +102,27 @@ def draw_bits(x: Tensor, generator: torch.Generator) -> Tensor:
     return pairs.view(torch.int32)[: x.numel()].view(x.shape).bitwise_and_(2**31 - 1)
 
 
+def last_bits(level: float | Tensor) -> int | Tensor:
+    """Returns the integer that a share ``level`` of the draws of :func:`draw_bits` does not exceed; -1 for no draw."""
+    return (level * 2**31).long().sub_(1).int() if isinstance(level, Tensor) else int(level * 2**31) - 1
+
+
+def is_fast_as_bits(x: Tensor) -> bool:
+    """Returns whether to multiply the bits of ``x`` by 0 or 1, because ``torch.where`` takes ten times as long."""
+    is_large = x.numel() > 2**13  # otherwise the number of calls counts
+    return is_large and x.device.type == "cpu" and x.dtype == torch.float32 and not is_differentiated(x)
+
+
+def number_like(value: float, x: Tensor) -> Tensor:
+    """Returns a number as a tensor of the dtype and device of ``x``, without waiting for the device."""
+    return torch.full((), value, dtype=x.dtype, device=x.device)
+
+
+def empty_wide(x: Tensor) -> Tensor:
+    """Returns an empty tensor of the shape of ``x``, in at least float32."""
+    return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 def zero_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
     """Sets invalid elements to zero, in place and whatever they are: infinity times zero would be NaN."""
     if mask is None:
@@ -106,6 +132,13 @@ def zero_invalid_(x: Tensor, mask: Tensor | None) -> Tensor:
     # on the CPU, a product of integers takes a third of the time of torch.where and no memory
     x.view({4: torch.int32, 8: torch.int64}[x.element_size()]).mul_(mask.view(torch.uint8))
     return x
+
+
+def valid_part(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns ``x`` with zeros at invalid elements."""
+    if mask is None:
+        return x
+    return torch.where(mask, x, 0.0) if x.requires_grad else zero_invalid_(x.clone(), mask)
 
 
 def add_scaled(x: Tensor, noise: Tensor, scale: float | Tensor, mask: Tensor | None) -> Tensor:

@@ -104,7 +104,7 @@ def typed(value: Any, **changes: Any) -> str:
 
 def name_of(cls: type) -> str:
     """Returns the name by which a class is typed, such as ``"noise.Gaussian"``."""
-    package, _, module = cls.__module__.rpartition(".")
+    package, module = (*cls.__module__.split("."), "")[:2]
     return f"{module}.{cls.__name__}" if package == "lightning_noise" and module in _MODULES else cls.__name__
 
 

@@ -14,7 +14,7 @@ from members import NOISES
 
 from lightning_noise import noise, testing
 from lightning_noise._checks import check_level
-from lightning_noise._tensor import draw_bits
+from lightning_noise._tensor import draw_bits, last_bits
 from lightning_noise.testing import NOISE_LAWS
 
 DROPOUTS = (noise.FeatureDropout(), noise.DropConnect())
@@ -226,7 +226,7 @@ def test_a_share_of_the_bits_is_exact_at_its_ends_and_each_bit_is_fair(generator
     assert ((shares - 0.5).abs() <= 5 * 0.5 / math.sqrt(N)).all()  # five standard errors
     for level in (0.0, 2**-31, 0.25, 1.0):
         for given in (level, torch.tensor([level])):
-            assert int(noise._last_bits(given)) == level * 2**31 - 1
+            assert int(last_bits(given)) == level * 2**31 - 1
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 8, 8), (12, 3, 16, 16)], ids=["small", "large"])

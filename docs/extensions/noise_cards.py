@@ -184,7 +184,8 @@ def write_cards(app: Sphinx, name: str, source: list[str]) -> None:
         return
     folder = Path(app.doctreedir).parent / "noises"
     folder.mkdir(parents=True, exist_ok=True)
-    app.env.note_dependency(inspect.getfile(noise))
+    for file in Path(inspect.getfile(noise)).parent.glob("*.py"):
+        app.env.note_dependency(str(file))
     parts = []
     for title, (subject, values) in CARDS.items():
         parts.append(f"## {title}")
