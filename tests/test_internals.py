@@ -318,6 +318,23 @@ def test_the_loaders_of_the_running_evaluation_are_known_after_a_fit_with_anothe
     assert found == [([two], 1), ([one], 1), ([one, two], 2), (None, 2)]
 
 
+def test_the_loop_of_a_prediction_has_loaders_and_logs_nothing():
+    found: list[Any] = []
+
+    def record(trainer: pl.Trainer, *_: Any) -> None:
+        found.append((internals.evaluation_loaders(trainer), internals.n_evaluation_loaders(trainer)))
+        found.append((internals.empty_results(trainer), internals.state_of_run(trainer)[1] is trainer.predict_loop))
+        found.append(internals.exchange_evaluation_results(trainer, None, {})[0])
+
+    loaders = [loader(), loader(Rows(13))]
+    module: Any = Classifier()
+    module.predict_step = lambda batch, batch_idx, dataloader_idx=0: batch_idx
+    make_trainer([LambdaCallback(on_predict_epoch_start=record)]).predict(module, loaders, return_predictions=False)
+    loaders_seen, *others = found
+    assert ([own.dataset for own in loaders_seen[0]], loaders_seen[1]) == ([own.dataset for own in loaders], 2)
+    assert others == [(None, True), None]
+
+
 class Loggers(Classifier):
     """Logs to each loader, with other reductions, and in two ways at once."""
 

@@ -29,6 +29,7 @@ SHORTENINGS = {
             '"gaussian": [0.4], "impulse": [0.2], "weight": [0.9]'
         ),
         "range(100)": "range(2)",
+        "n_draws=50": "n_draws=2",
     },
     "03_closed_loop": {"EPOCHS = 25": "EPOCHS = 4"},
     "04_series": {"EPOCHS = 10": "EPOCHS = 1"},

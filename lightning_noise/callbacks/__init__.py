@@ -6,6 +6,7 @@ from lightning_noise.callbacks.embeddings import EmbeddingNoise
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.mixing import CutMix, Mixup
+from lightning_noise.callbacks.predictions import NoisyPrediction, NoisyPredictions
 from lightning_noise.callbacks.replay import ReplayMonitor
 from lightning_noise.callbacks.robustness import RobustnessMonitor
 from lightning_noise.callbacks.suggest import suggest_level
@@ -21,6 +22,8 @@ __all__ = [
     "InputNoise",
     "LabelSmoothing",
     "Mixup",
+    "NoisyPrediction",
+    "NoisyPredictions",
     "ReplayMonitor",
     "RobustnessMonitor",
     "TargetNoise",

@@ -207,11 +207,11 @@ def current_hook(module: LightningModule, name: str) -> Iterator[None]:
 
 
 def evaluation_loaders(trainer: Trainer) -> list[Any] | None:
-    """Returns the loaders of the running validation or test, or ``None`` if their batches are combined.
+    """Returns the loaders of the running validation, test or prediction, or ``None`` if their batches are combined.
 
     ``trainer.val_dataloaders`` may nest the loaders, and does not say whether their batches are combined.
     """
-    combined: Any = trainer._evaluation_loop._combined_loader
+    combined: Any = _held_out_loop(trainer)._combined_loader
     return combined.flattened if combined._mode == "sequential" else None
 
 
@@ -240,8 +240,13 @@ def first_batch(loader: DataLoader) -> Any:
 
 
 def n_evaluation_loaders(trainer: Trainer) -> int:
-    """Returns the number of loaders of the running validation or test."""
-    return trainer._evaluation_loop.num_dataloaders
+    """Returns the number of loaders of the running validation, test or prediction."""
+    return _held_out_loop(trainer).num_dataloaders
+
+
+def _held_out_loop(trainer: Trainer) -> Any:
+    """Returns the running loop of held-out data. Lightning's name for it raises an error in a prediction."""
+    return trainer.predict_loop if trainer.predicting else trainer._evaluation_loop
 
 
 def evaluation_results(trainer: Trainer) -> Results:
@@ -250,9 +255,12 @@ def evaluation_results(trainer: Trainer) -> Results:
 
 
 def empty_results(trainer: Trainer) -> Results:
-    """Returns another collection of the same class, which reduces and weights values as Lightning does."""
-    kind: Any = type(trainer._results)
-    return kind(training=False)
+    """Returns another collection of the same class, which reduces and weights values as Lightning does.
+
+    A prediction logs nothing and has no collection: ``None``.
+    """
+    results: Any = trainer._results
+    return results if results is None else type(results)(training=False)
 
 
 def exchange_evaluation_results(trainer: Trainer, results: Results, read: Mapping[str, Any]) -> tuple[Results, dict[str, Any]]:
@@ -260,7 +268,7 @@ def exchange_evaluation_results(trainer: Trainer, results: Results, read: Mappin
 
     Returns what was there before.
     """
-    loop, connector = trainer._evaluation_loop, vars(trainer._logger_connector)
+    loop, connector = _held_out_loop(trainer), vars(trainer._logger_connector)
     before = loop._results, {name: connector[name] for name in read}
     loop._results = results
     connector.update(read)
@@ -301,7 +309,7 @@ def reduce_logged(metric: Any, reduce: Callable[..., Any]) -> None:
 
 def state_of_run(trainer: Trainer) -> list[Any]:
     """Returns the objects of a running evaluation whose attributes a replayed step may change."""
-    return [trainer, trainer._evaluation_loop, trainer._logger_connector]
+    return [trainer, _held_out_loop(trainer), trainer._logger_connector]
 
 
 def private_attributes() -> frozenset[str]:
