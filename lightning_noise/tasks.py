@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,8 +20,9 @@ from torchmetrics import Metric, MetricCollection
 from lightning_noise._tensor import at_least_float32
 from lightning_noise._usage import Guided, nearest
 from lightning_noise.batch import describe, leaves, write_access
-from lightning_noise.metrics.base import Predictions, are_distributions
-from lightning_noise.metrics.calibration import CalibrationBins
+from lightning_noise.metrics.base import Predictions, Sums, are_distributions
+from lightning_noise.metrics.calibration import AdaptiveCalibrationError, CalibrationBins
+from lightning_noise.metrics.classes import BalancedAccuracy, ClasswiseCalibrationError, TopKAccuracy
 from lightning_noise.metrics.collections import CustomMetrics, GroupedMetrics, TaskMetrics
 from lightning_noise.metrics.confidence import FlipRate, NoiseDetection, PredictiveEntropy, SelectiveClassification
 from lightning_noise.metrics.guess import ConstantGuess
@@ -202,7 +203,14 @@ class _Classification(_Labels):
     main: ClassVar[str] = "accuracy"
     logged: ClassVar[tuple[str, ...]] = ("accuracy", "loss", "ece")
     compared: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
-    proportions: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_area", "flip_rate", "noise_detected", "score")
+    proportions: ClassVar[tuple[str, ...]] = (
+        "accuracy",
+        "accuracy_area",
+        "top5_accuracy",
+        "flip_rate",
+        "noise_detected",
+        "score",
+    )
     has_classes: ClassVar[bool] = True
     knows_chance: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, str]]  # what outputs are without ``probabilities`` and with them
@@ -299,6 +307,8 @@ class Multiclass(_Classification):
         probabilities: Whether the outputs are probabilities and not logits.
         class_dim: The dimension of the classes, 1 or -1. Default: the one that fits the target of the first batch. If both fit
             that batch, type ``class_dim``.
+        more: Further metrics, which are logged, too: ``"top5_accuracy"``, ``"balanced_accuracy"``, ``"adaptive_ece"`` or
+            ``"classwise_ece"``. The last takes time and memory for each class.
 
     Example:
         >>> task = Multiclass()
@@ -316,10 +326,26 @@ class Multiclass(_Classification):
     ignore_index: int | None = None
     probabilities: bool = False
     class_dim: int | None = None
+    more: Sequence[str] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "more", (self.more,) if isinstance(self.more, str) else tuple(self.more))
+        for name in self.more:
+            if name not in _MORE:
+                raise ValueError(
+                    f"no metric {name!r} is more; type more={[nearest(name, _MORE) or next(iter(_MORE))]}, of {[*_MORE]}"
+                )
         if self.class_dim == 0:
             raise ValueError("class_dim must not be 0, the dimension of the samples; type class_dim=1 or class_dim=-1")
+
+    @property
+    def logged(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*super().logged, *self.more)
+
+    def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
+        metrics = super().metrics(preds, n_groups)
+        metrics.add_metrics({name: _MORE[name](preds.shape[1], n_groups) for name in self.more})
+        return metrics
 
     def read(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         dims = self._fitting_dims(output, target)
@@ -610,6 +636,13 @@ class Custom(Task):
         return MetricCollection(self.collection.clone())
 
 
+# further metrics of Multiclass, from the number of classes and of groups
+_MORE: dict[str, Callable[[int, int], Sums]] = {
+    "top5_accuracy": lambda _, n_groups: TopKAccuracy(5, n_groups),
+    "balanced_accuracy": BalancedAccuracy,
+    "adaptive_ece": lambda _, n_groups: AdaptiveCalibrationError(n_groups=n_groups),
+    "classwise_ece": lambda n_classes, n_groups: ClasswiseCalibrationError(n_classes, n_groups=n_groups),
+}
 MODULE_CALL = "module(batch[0])"  # in messages, in which a caller who knows the batch replaces the call
 _HALF = 4 * torch.finfo(torch.bfloat16).eps  # of a sum of probabilities
 _USUAL_IGNORED = (-100, 255)  # of torch's losses, and of masks of images

@@ -23,9 +23,12 @@ from lightning_noise import (
     schedules,
 )
 from lightning_noise.metrics import (
+    AdaptiveCalibrationError,
+    BalancedAccuracy,
     BrierDecomposition,
     BrierScore,
     CalibrationBins,
+    ClasswiseCalibrationError,
     CrossEntropy,
     ExpectedCalibrationError,
     FlipRate,
@@ -36,6 +39,7 @@ from lightning_noise.metrics import (
     R2Score,
     SelectiveClassification,
     TemperatureScaling,
+    TopKAccuracy,
 )
 from lightning_noise.rules import Governor, SignedGap
 from lightning_noise.tasks import Binary, Multiclass, Multilabel, Regression, Task
@@ -67,6 +71,18 @@ def brier_decomposition(n_groups: int = 1) -> BrierDecomposition:
     return BrierDecomposition(num_classes=5, n_groups=n_groups)
 
 
+def balanced_accuracy(n_groups: int = 1) -> BalancedAccuracy:
+    return BalancedAccuracy(num_classes=5, n_groups=n_groups)
+
+
+def classwise_calibration_error(n_groups: int = 1) -> ClasswiseCalibrationError:
+    return ClasswiseCalibrationError(num_classes=5, n_groups=n_groups)
+
+
+def top_2_accuracy(n_groups: int = 1) -> TopKAccuracy:
+    return TopKAccuracy(k=2, n_groups=n_groups)
+
+
 # the metrics whose sums are whole numbers, for laws that all of them keep
 EXACT_METRICS = [
     ExpectedCalibrationError,
@@ -77,6 +93,10 @@ EXACT_METRICS = [
     brier_decomposition,
     PredictiveEntropy,
     SelectiveClassification,
+    top_2_accuracy,
+    balanced_accuracy,
+    AdaptiveCalibrationError,
+    classwise_calibration_error,
 ]
 
 

@@ -22,6 +22,7 @@ from lightning_noise._checks import check_counts
 from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, bin_indices, quantize
 
 __all__ = [
+    "AdaptiveCalibrationError",
     "CalibrationBins",
     "ExpectedCalibrationError",
     "TemperatureScaling",
@@ -92,6 +93,61 @@ class ExpectedCalibrationError(_ConfidenceSums):
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"ece": expected_calibration_error(sums["confidence_sum"] / RESOLUTION, sums["correct"], sums["count"])}
+
+
+class AdaptiveCalibrationError(Sums):
+    r"""The expected calibration error with bins of equally many predictions.
+
+    .. math:: \frac{1}{M} \sum_b \left| \text{acc}_b - \text{conf}_b \right|
+
+    Bins of equal width hold most predictions in the last one, if the model is confident. Bins of equal mass see these
+    predictions finely. The states are histograms of the log-odds, so no predictions are stored. At the edge of a bin, the
+    predictions of an interval of at most 2 % of the odds are split evenly. The floor of a calibrated model is not 0 either;
+    see :class:`CalibrationBins`.
+
+    Args:
+        n_bins: The number of bins, :math:`M`.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
+
+    References:
+        Posterior calibration and exploratory analysis for natural language processing models (Nguyen and O'Connor, 2015),
+        https://arxiv.org/abs/1508.05154
+
+    Example:
+        >>> metric = AdaptiveCalibrationError(n_bins=2)
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), torch.tensor([0, 1]))
+        >>> metric.compute()  # (|1 - 0.9| + |0 - 0.8|) / 2
+        tensor(0.4500)
+    """
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    key = "adaptive_ece"
+
+    confidence_sum: Tensor
+    correct: Tensor
+
+    def __init__(self, n_bins: int = 15, n_groups: int = 1):
+        check_counts(n_bins=n_bins)
+        super().__init__(n_groups, **dict.fromkeys(_ConfidenceSums.states, (Predictions.n_odds,)))
+        self.n_bins = n_bins
+
+    def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
+        preds = self._read(preds, target)
+        sums = {"confidence_sum": quantize(preds.confidence), "correct": preds.label == target, "count": preds.ones}
+        self._add_binned(groups, preds.odds_bins, **sums)
+        self._add(groups, undefined=preds.undefined)
+
+    def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        gap = sums["correct"] - sums["confidence_sum"] / RESOLUTION
+        n = sums["count"].sum(-1, keepdim=True)
+        edges = n * torch.arange(1, self.n_bins, dtype=n.dtype) / self.n_bins
+        at = torch.searchsorted(sums["count"].cumsum(-1), edges)  # the interval in which each bin ends
+        past = (sums["count"].cumsum(-1).gather(-1, at) - edges) / sums["count"].gather(-1, at)
+        ends = gap.cumsum(-1).gather(-1, at) - (past * gap.gather(-1, at)).nan_to_num(0.0)
+        zero, total = torch.zeros_like(n), gap.sum(-1, keepdim=True)
+        return {"adaptive_ece": torch.cat([zero, ends, total], -1).diff(dim=-1).abs().sum(-1) / n.squeeze(-1)}
 
 
 class CalibrationBins(_ConfidenceSums):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_noise._checks import check_counts
-from lightning_noise._tensor import column
 from lightning_noise.batch import describe
 from lightning_noise.loop.internals import cast_states
-from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, bin_indices, quantize
+from lightning_noise.metrics.base import RESOLUTION, Predictions, Sums, quantize
+from lightning_noise.metrics.classes import ClassBins
 
 __all__ = [
     "BrierDecomposition",
@@ -20,6 +20,7 @@ __all__ = [
     "MeanAbsoluteError",
     "MeanSquaredError",
     "Perplexity",
+    "PinballLoss",
     "R2Score",
     "murphy_decomposition",
 ]
@@ -120,7 +121,7 @@ class BrierScore(Sums):
         return {"brier": sums["score_sum"] / RESOLUTION / sums["count"]}
 
 
-class BrierDecomposition(Sums):
+class BrierDecomposition(ClassBins):
     r"""The Brier score of all classes with its parts: reliability, resolution, uncertainty.
 
     .. math:: \text{Brier} \approx \underbrace{\sum_{k, b} \frac{n_{kb}}{n} (\bar p_{kb} - \bar o_{kb})^2}_\text{reliability}
@@ -155,29 +156,14 @@ class BrierDecomposition(Sums):
     """
 
     score_sum: Tensor
-    probability_sum: Tensor
-    correct: Tensor
 
     def __init__(self, num_classes: int, n_bins: int = 15, n_groups: int = 1):
-        check_counts(n_bins=n_bins)
-        bins = (num_classes, n_bins)
-        super().__init__(n_groups, score_sum=(), probability_sum=bins, correct=bins, count=bins)
-        self.num_classes = num_classes
-        self.n_bins = n_bins
+        super().__init__(num_classes, n_bins, n_groups, score_sum=())
 
     def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
         preds = self._read(preds, target)
-        if (n_classes := preds.logits.shape[1]) != self.num_classes:
-            raise ValueError(
-                f"BrierDecomposition(num_classes={self.num_classes}) expects logits of shape (B, {self.num_classes}, *), got "
-                f"{n_classes} classes; give num_classes={n_classes}"
-            )
-        self._add(groups, score_sum=_brier(preds, target), undefined=preds.undefined)
-        classes = column(torch.arange(self.num_classes, device=target.device), target)
-        probabilities, correct = preds.probabilities.nan_to_num(0.0), target[:, None] == classes
-        bins = bin_indices(probabilities, self.n_bins) + self.n_bins * classes
-        sums = {"probability_sum": quantize(probabilities), "correct": correct, "count": torch.ones_like(bins)}
-        self._add_binned(groups, bins, **sums)
+        super().update(preds, target, groups)
+        self._add(groups, score_sum=_brier(preds, target))
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = murphy_decomposition(sums["probability_sum"] / RESOLUTION, sums["correct"], sums["count"])
@@ -268,6 +254,51 @@ class MeanAbsoluteError(_RegressionSums):
 
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"error_sum": error.abs()}
+
+
+class PinballLoss(_RegressionSums):
+    r"""The mean pinball loss of quantile forecasts, also called the quantile loss, in units of the target.
+
+    .. math:: \frac{1}{n Q} \sum_{i, q} \max(q \, (y_i - \hat y_{iq}), \; (q - 1) (y_i - \hat y_{iq}))
+
+    Predictions have the shape :math:`(B, *, Q)` for targets of shape :math:`(B, *)`. With the quantile 1/2 alone, the loss is
+    half the mean absolute error.
+
+    Args:
+        quantiles: The quantiles that are predicted, :math:`q`, each between 0 and 1.
+        n_groups: The number of groups of samples; see :class:`~lightning_noise.metrics.base.Sums`.
+
+    References:
+        Regression Quantiles (Koenker and Bassett, 1978), https://doi.org/10.2307/1913643
+
+    Example:
+        >>> metric = PinballLoss([0.1, 0.9])
+        >>> metric.update(torch.tensor([[0.0, 4.0]]), torch.tensor([1.0]))
+        >>> metric.compute()  # (0.1 * 1 + 0.1 * 3) / 2
+        tensor(0.2000)
+    """
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+    key = "pinball"
+
+    def __init__(self, quantiles: Sequence[float], n_groups: int = 1):
+        super().__init__(n_groups)
+        self.quantiles = tuple(quantiles)
+        if not self.quantiles or not all(0 < quantile < 1 for quantile in self.quantiles):
+            raise ValueError(f"quantiles must be between 0 and 1, got {quantiles!r}; type quantiles=[0.1, 0.5, 0.9]")
+
+    def update(self, preds: Tensor, target: Tensor, groups: Tensor | None = None) -> None:
+        if preds.shape != (*target.shape, len(self.quantiles)):
+            raise ValueError(
+                f"PinballLoss({list(self.quantiles)}) expects predictions of shape {(*target.shape, len(self.quantiles))}, got "
+                f"{describe(preds)}; if the quantiles are axis 1, type preds.movedim(1, -1)"
+            )
+        super().update(preds, target[..., None].expand_as(preds), groups)
+
+    def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
+        quantiles = error.new_tensor(self.quantiles)
+        return {"error_sum": torch.maximum(-quantiles * error, (1 - quantiles) * error)}
 
 
 class R2Score(_RegressionSums):

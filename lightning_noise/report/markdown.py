@@ -44,6 +44,10 @@ _COLUMNS = {
         "the expected calibration error / what a calibrated model with these confidences has by chance; bold if they differ "
         "(p < 0.01)",
     ),
+    "top5_accuracy": Column("top-5 accuracy", "%", 100),
+    "balanced_accuracy": Column("balanced accuracy", "%", 100, "the mean of the accuracies of the classes"),
+    "adaptive_ece": Column("adaptive ECE", "%", 100, "in bins of equally many predictions"),
+    "classwise_ece": Column("class-wise ECE", "%", 100, "of the probability of each class, averaged over the classes"),
     "signed_gap": Column("over-confidence", "%", 100, "mean confidence minus accuracy; a negative value is under-confidence"),
     "flip_rate": Column("flipped", "%", 100, "predictions that differ from those without noise"),
     "entropy": Column("entropy", "nats", 1, "mean entropy of the predicted probabilities"),
