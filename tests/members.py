@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import N_CLASSES
+from torch import Tensor
 
 from lightning_noise import (
     ActivationNoise,
@@ -107,6 +110,12 @@ REGRESSION_METRICS = [MeanSquaredError, MeanAbsoluteError, R2Score]
 METRICS: list[Any] = [*EXACT_METRICS, FlipRate, NoiseDetection, *REGRESSION_METRICS]
 
 
+def jitter(sample: Tensor, level: float) -> Tensor:
+    """A transform that draws from all global streams, and writes to its sample."""
+    drawn = torch.rand_like(sample) + float(np.random.rand()) + random.random()
+    return sample.add_(level * (drawn - 1.5))
+
+
 NOISES = [
     noise.Gaussian(),
     noise.Uniform(),
@@ -131,6 +140,7 @@ NOISES = [
     noise.FeatureDropout(rescale=False),
     noise.DropConnect(),
     noise.SwapNoise(),
+    noise.Transform(jitter, levels=(0.1, 0.2, 0.3, 0.4, 0.5)),
 ]
 
 

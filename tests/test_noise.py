@@ -120,7 +120,7 @@ def moments(member: noise.Noise, value: float, level: float) -> tuple[float, flo
 
 # of the others it depends on the sample or the axis, and each has a test of its own
 OTHER_MOMENTS = (noise.Impulse(), noise.ColoredNoise(dim=-2), *MASKING)
-CONSTANT_MOMENTS = [member for member in NOISES if member not in OTHER_MOMENTS]
+CONSTANT_MOMENTS = [member for member in NOISES if member not in OTHER_MOMENTS and not isinstance(member, noise.Transform)]
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5])
@@ -204,6 +204,7 @@ DRAWS: dict[type[noise.Noise], list[Draw]] = {
     noise.FeatureDropout: [bits(6, 3, 8, 8)],
     noise.DropConnect: [bits(6, 3, 8, 8)],
     noise.SwapNoise: [bits(6, 3, 8, 8)],
+    noise.Transform: [lambda generator: torch.randint(2**32, (6,), generator=generator)],  # the seeds
 }
 
 
@@ -269,7 +270,9 @@ def test_a_noise_that_takes_half_precision_rounds_once(member, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("member", [member for member in NOISES if not isinstance(member, noise.Shot)], ids=repr)
+@pytest.mark.parametrize(
+    "member", [member for member in NOISES if not isinstance(member, noise.Shot | noise.Transform)], ids=repr
+)
 def test_a_noise_does_not_wait_for_the_device(member, dtype):
     # a tensor on "meta" takes the path of a GPU, and has no values to look at
     x = torch.empty(6, 3, 8, 8, dtype=dtype, device="meta")

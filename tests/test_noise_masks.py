@@ -194,7 +194,7 @@ FLOATS = [member for member in NOISES if member.requires_float]
 
 @pytest.mark.parametrize("member", FLOATS, ids=repr)
 def test_integers_are_refused_by_what_needs_floats(member, generator):
-    with pytest.raises(TypeError, match=rf"{type(member).__name__} needs floats, got int64 \(2, 3, 4\); type x.float\(\)"):
+    with pytest.raises(TypeError, match=rf"{member.title} needs floats, got int64 \(2, 3, 4\); type x.float\(\)"):
         member(torch.ones(2, 3, 4, dtype=torch.int64), 0.5, generator=generator)
 
 

@@ -13,6 +13,7 @@ from lightning_noise.noise.cells import DropConnect, FeatureDropout, SwapNoise
 from lightning_noise.noise.elementwise import Gaussian, Impulse, Shot, Speckle, Uniform
 from lightning_noise.noise.regions import Masking, PatchGaussian
 from lightning_noise.noise.series import SNR, ColoredNoise, Drift, Scaling
+from lightning_noise.noise.transforms import Transform
 
 __all__ = [
     "SNR",
@@ -29,6 +30,7 @@ __all__ = [
     "Shot",
     "Speckle",
     "SwapNoise",
+    "Transform",
     "Uniform",
     "as_noise",
 ]

@@ -1,0 +1,126 @@
+"""Random transforms of other packages as noises."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_noise._checks import check_flags, check_level
+from lightning_noise._usage import typed
+from lightning_noise.batch import describe
+from lightning_noise.noise.base import Noise, check_axes
+
+__all__ = ["Transform"]
+
+
+@dataclass(frozen=True, repr=False)
+class Transform(Noise):
+    r"""Applies a random transform of another package to each sample, such as a blur, a codec or the weather.
+
+    ``function(sample, level)`` returns the transformed sample. The sample is a tensor without the batch dimension, and the
+    level is a number above 0, whose meaning is that of the function. The function may draw from the global random streams of
+    torch, NumPy and Python. They are seeded from the generator for each sample. Afterwards they continue as if nothing had
+    been drawn, also after an exception. A transform with a generator of its own, as in albumentations 2, must be seeded within
+    the function: ``torch.randint(2**31, ()).item()`` is a seed that is keyed.
+
+    Invalid elements are 0 for the function, and keep their values. The samples are transformed one after the other, and a GPU
+    is waited for once, so a transform of a large batch takes longer than another noise.
+
+    Args:
+        function: A function of sample and level. Its random numbers should not depend on the level.
+        levels: The levels at which a monitor evaluates.
+        pixels: Whether the function takes and returns a NumPy array of shape (H, W, C) and dtype uint8, for images of shape
+            (B, C, H, W) with values in [0, 1]. Values outside are clipped, and all become multiples of 1/255.
+
+    Example:
+        >>> def brighten(sample, level):
+        ...     return sample + level * torch.rand(())
+        >>> noise = Transform(brighten, levels=[0.1, 0.2])
+        >>> y = noise(torch.zeros(2, 3), 0.5, generator=torch.Generator().manual_seed(0))
+        >>> bool((y[0] == y[0, 0]).all()), bool(y[0, 0] == y[1, 0])  # a draw for each sample
+        (True, False)
+    """
+
+    function: Callable[..., Any]
+    levels: Sequence[float] = ()
+    pixels: bool = False
+
+    unit: ClassVar[str] = "level of the transform"
+    is_known: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if isinstance(self.function, type) or not callable(self.function):
+            raise TypeError(
+                f"function must be a function of sample and level, got {self.function!r}; type "
+                f"noise.Transform(lambda sample, level: …, levels={typed(list(self.levels))})"
+            )
+        check_flags(pixels=self.pixels)
+        object.__setattr__(self, "levels", tuple(map(check_level, self.levels)))
+
+    def __repr__(self) -> str:  # without the address of the function, by which the reports of two runs would differ
+        function = getattr(self.function, "__qualname__", repr(self.function))
+        return f"Transform({function}, levels={self.levels}{', pixels=True' if self.pixels else ''})"
+
+    @property
+    def severities(self) -> tuple[float, ...]:  # type: ignore[override]
+        return tuple(self.levels)
+
+    @property
+    def title(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
+        check_axes(self, x, 3 if self.pixels else 0)
+        seeds = torch.randint(2**32, (len(x),), generator=generator, device=x.device).tolist()
+        levels = level.flatten().tolist() if isinstance(level, Tensor) else [level] * len(x)
+        source = x if mask is None else x.where(mask, 0.0)
+        with _restored_streams(x.device):
+            return torch.stack([self._transform(*each) for each in zip(source, levels, seeds, strict=True)])
+
+    def _transform(self, sample: Tensor, level: float, seed: int) -> Tensor:
+        if level == 0:
+            return sample
+        _seed_streams(seed, sample.device)
+        # a copy, because the function may write to the sample
+        found = _on_pixels(self.function, sample, level) if self.pixels else self.function(sample.clone(), level)
+        if not isinstance(found, Tensor) or found.shape != sample.shape:
+            raise ValueError(
+                f"{self.title} must return a tensor of the shape of its sample, {describe(sample)}, got "
+                f"{describe(found) if isinstance(found, Tensor) else found!r}; for a function of arrays of shape (H, W, C), "
+                "type pixels=True; for a function that returns a batch of one, let it return the first element"
+            )
+        return found.to(sample)
+
+
+def _on_pixels(function: Callable[..., Any], sample: Tensor, level: float) -> Tensor:
+    """Applies a function of arrays of shape (H, W, C) and dtype uint8 to an image in [0, 1]."""
+    pixels = sample.clamp(0, 1).mul(255).round().byte().movedim(0, -1).cpu().contiguous().numpy()
+    found = torch.from_numpy(np.array(function(pixels, level), dtype=np.float32))
+    return (found if found.ndim == sample.ndim else found[..., None]).movedim(-1, 0) / 255  # OpenCV drops a single channel
+
+
+@contextmanager
+def _restored_streams(device: torch.device) -> Iterator[None]:
+    """Restores the global random streams of torch, NumPy and Python."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
+
+
+def _seed_streams(seed: int, device: torch.device) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices whose streams are not restored
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
