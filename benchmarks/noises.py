@@ -19,11 +19,17 @@ from benchmarks.timing import Bench, ratios, spread
 from lightning_noise import Key, Mixup, noise
 from lightning_noise.loop.perturbation import Context
 
-DEFAULT = [name for name in noise.__all__ if name not in ("Noise", "PatchGaussian", "as_noise")]
-NOISES: list[noise.Noise] = [getattr(noise, name)() for name in DEFAULT] + [
+WITH_ARGUMENTS = [
     noise.Impulse(low=0.0, high=1.0),
     noise.PatchGaussian(size=25),
+    noise.Recorded(torch.randn(8, 10_000)),
+    noise.Compose([noise.Gaussian(), noise.FeatureDropout()]),
+    noise.OneOf([noise.Gaussian(), noise.FeatureDropout()]),
+    noise.Scaled(noise.Gaussian(), 0.5),
 ]
+NO_DEFAULT = {"Noise", "as_noise", *(value.title for value in WITH_ARGUMENTS)} - {"Impulse"}
+DEFAULT = [name for name in noise.__all__ if name not in NO_DEFAULT]
+NOISES: list[noise.Noise] = [*(getattr(noise, name)() for name in DEFAULT), *WITH_ARGUMENTS]
 
 
 def impulse(x: Tensor, low: Any, high: Any) -> Tensor:

@@ -92,7 +92,7 @@ def typed(value: Any, **changes: Any) -> str:
         >>> typed(Linear(0.0, 0.5, until=0.6), unit="epoch")
         "schedules.Linear(0.0, 0.5, until=0.6, unit='epoch')"
     """
-    if type(value) is list:
+    if type(value) is list or (type(value) is tuple and any(isinstance(each, Value) for each in value)):
         return f"[{', '.join(map(typed, value))}]"
     if not is_dataclass(value) or isinstance(value, type):
         return repr(value)

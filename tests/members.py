@@ -141,6 +141,15 @@ NOISES = [
     noise.DropConnect(),
     noise.SwapNoise(),
     noise.Transform(jitter, levels=(0.1, 0.2, 0.3, 0.4, 0.5)),
+    noise.Rician(),
+    noise.Quantization(),
+    noise.Jitter(),
+    noise.Recorded([torch.arange(5.0).sin(), torch.arange(40.0).cos()]),
+    noise.AnalogWeights(time=3600.0),
+    noise.OneOf(
+        [noise.Compose([noise.Gaussian(), noise.Impulse(low=0.0, high=1.0)]), noise.Scaled(noise.Uniform(), 2.0)],
+        weights=[3.0, 1.0],
+    ),
 ]
 
 

@@ -190,12 +190,19 @@ def assert_reads_back(call: partial, folder: Path) -> None:
 
 
 # reading takes long, so a run reads both
-BOTH = list(islice(zip(cycle(NOISES), cycle(SCHEDULES), strict=False), max(len(NOISES), len(SCHEDULES))))
+WRITABLE = [member for member in NOISES if not isinstance(member, noise.Recorded)]  # a file holds the folder of recordings
+BOTH = list(islice(zip(cycle(WRITABLE), cycle(SCHEDULES), strict=False), max(len(WRITABLE), len(SCHEDULES))))
 
 
 @pytest.mark.parametrize(("member", "level"), BOTH, ids=repr)
 def test_a_noise_and_a_schedule_read_back_from_a_file_and_from_what_a_run_saves(member, level, tmp_path: Path):
     assert_reads_back(partial(InputNoise, member, level), tmp_path)
+
+
+def test_a_folder_of_recordings_reads_back_among_other_noises(tmp_path: Path):
+    pytest.importorskip("soundfile").write(tmp_path / "hum.wav", [0.5, -0.5], 8000)
+    recorded = noise.Recorded(str(tmp_path), sample_rate=8000)
+    assert_reads_back(partial(InputNoise, noise.Compose([recorded, noise.Scaled(noise.Gaussian(), 0.5)]), 0.1), tmp_path)
 
 
 RAMP = schedules.Linear(0.1, 0.5, begin=1, until=3, unit="epoch")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from members import NOISES
+from scipy.stats import rice
 
 from lightning_noise import noise, testing
 from lightning_noise._checks import check_level
@@ -23,6 +24,7 @@ Draw = Callable[[torch.Generator], torch.Tensor]
 ON_CPU = torch.get_default_device().type == "cpu"
 # the number of its draws depends on the level; a GPU has a stream for each element
 EXEMPT = {(noise.Shot, testing.takes_a_level_for_each_sample)} if ON_CPU else set()
+WAITING = noise.Shot | noise.Rician | noise.Transform  # as documented
 N = 100_000
 
 
@@ -112,15 +114,25 @@ def moments(member: noise.Noise, value: float, level: float) -> tuple[float, flo
         case noise.Impulse():
             mean = (1 - level) * value + level / 2
             return mean, (1 - level) * value**2 + level / 2 - mean**2
-        case noise.SwapNoise():
+        case noise.SwapNoise() | noise.Jitter():
             return value, 0.0
+        case noise.Quantization():
+            return value, level**2 / 12
+        case noise.Rician():
+            mean, variance = rice.stats(value / level, scale=level)
+            return float(mean), float(variance)
+        case noise.OneOf():
+            mean, square = (1 - level) * value + level / 2, (1 - level) * (value**2 + level**2) + level / 2
+            mean, square = 0.75 * mean + 0.25 * value, 0.75 * square + 0.25 * (value**2 + (2 * level) ** 2 / 3)
+            return mean, square - mean**2
         case _:
             raise NotImplementedError(member)
 
 
 # of the others it depends on the sample or the axis, and each has a test of its own
 OTHER_MOMENTS = (noise.Impulse(), noise.ColoredNoise(dim=-2), *MASKING)
-CONSTANT_MOMENTS = [member for member in NOISES if member not in OTHER_MOMENTS and not isinstance(member, noise.Transform)]
+OF_THE_SAMPLE = noise.Transform | noise.Recorded | noise.AnalogWeights
+CONSTANT_MOMENTS = [member for member in NOISES if member not in OTHER_MOMENTS and not isinstance(member, OF_THE_SAMPLE)]
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5])
@@ -154,6 +166,7 @@ LINEAR = (
     noise.Drift,
     noise.Scaling,
     noise.PatchGaussian,
+    noise.Recorded,
 )
 
 
@@ -205,6 +218,12 @@ DRAWS: dict[type[noise.Noise], list[Draw]] = {
     noise.DropConnect: [bits(6, 3, 8, 8)],
     noise.SwapNoise: [bits(6, 3, 8, 8)],
     noise.Transform: [lambda generator: torch.randint(2**32, (6,), generator=generator)],  # the seeds
+    noise.Rician: [normals(6, 3, 8, 8), normals(6, 3, 8, 8)],
+    noise.Quantization: [uniforms(6)],
+    noise.Jitter: [normals(6, 1, 1, 8)],
+    noise.Recorded: [uniforms(2, 6)],
+    noise.AnalogWeights: [normals(3, 2, 6, 3, 8, 8)],
+    noise.OneOf: [uniforms(6), normals(6, 3, 8, 8), bits(6, 3, 8, 8), uniforms(6, 3, 8, 8)],
 }
 
 
@@ -270,9 +289,7 @@ def test_a_noise_that_takes_half_precision_rounds_once(member, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "member", [member for member in NOISES if not isinstance(member, noise.Shot | noise.Transform)], ids=repr
-)
+@pytest.mark.parametrize("member", [member for member in NOISES if not isinstance(member, WAITING)], ids=repr)
 def test_a_noise_does_not_wait_for_the_device(member, dtype):
     # a tensor on "meta" takes the path of a GPU, and has no values to look at
     x = torch.empty(6, 3, 8, 8, dtype=dtype, device="meta")
@@ -523,7 +540,9 @@ def test_a_batch_of_one_row_has_nothing_to_swap(generator):
 
 
 @pytest.mark.parametrize(
-    "member", [noise.SNR(), noise.ColoredNoise(), noise.Drift(), noise.Scaling(), noise.PatchGaussian(2), *MASKING], ids=repr
+    "member",
+    [noise.SNR(), noise.ColoredNoise(), noise.Drift(), noise.Scaling(), noise.PatchGaussian(2), *MASKING, noise.Jitter()],
+    ids=repr,
 )
 def test_a_batch_with_too_few_axes_is_refused(member, generator):
     with pytest.raises(ValueError, match=rf"{type(member).__name__} needs samples of at least .*\(5,\)"):

@@ -169,8 +169,8 @@ def mask_of(batch: Any) -> Tensor:
     return batch[0] > -1
 
 
-# Shot looks for negative data, and Transform works sample by sample, as documented
-QUIET = [each for each in NOISES if not isinstance(each, noise.Shot | noise.Transform)]
+# Shot and Rician look for negative data, and Transform works sample by sample, as documented
+QUIET = [each for each in NOISES if not isinstance(each, noise.Shot | noise.Rician | noise.Transform)]
 ELEMENTWISE = [each for each in QUIET if each.elementwise]
 CASES: dict[str, Callable[[], pl.Callback]] = {
     **{name: (lambda make=make: make(0.3)) for name, make in (CALLBACKS | VARIANTS).items()},

@@ -1,11 +1,13 @@
 """What each noise does to a model, and what it does to a model that was trained with it; for the cards of docs/noises.md.
 
-``python -m benchmarks.evidence.cards`` writes ``benchmarks/results/noises.json``, in about ten minutes.
+``python -m benchmarks.evidence.cards`` writes ``benchmarks/results/noises.json``, in about twenty minutes. With names such as
+``Rician Jitter``, only these noises are measured again.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from functools import partial
 from statistics import fmean
@@ -33,23 +35,34 @@ class Subject(NamedTuple):
     noises: list[noise.Noise]
 
 
+WALKS = torch.randn(20, 100, generator=torch.Generator().manual_seed(0)).cumsum(-1)
 SUBJECTS = [
     Subject(
         "digits",
         "8 x 8 pixels of handwritten digits",
         [
             *(noise.Gaussian(), noise.Uniform(), noise.Speckle(), noise.Impulse(low=0.0, high=1.0), noise.Shot()),
-            *(noise.PatchGaussian(size=4), noise.Masking(), noise.DropConnect()),
+            *(noise.PatchGaussian(size=4), noise.Masking(), noise.DropConnect(), noise.Rician(), noise.Quantization()),
+            *(noise.AnalogWeights(time=86_400.0), noise.Compose([noise.Shot(), noise.Gaussian()])),
+            *(noise.OneOf([noise.Gaussian(), noise.Masking()]), noise.Scaled(noise.Masking(), 0.5)),
         ],
     ),
-    Subject("power", "days of power demand", [noise.ColoredNoise(), noise.Drift(), noise.Scaling(), noise.SNR()]),
+    Subject(
+        "power",
+        "days of power demand",
+        [noise.ColoredNoise(), noise.Drift(), noise.Scaling(), noise.SNR(), noise.Jitter()],
+    ),
+    Subject("power", "days of power demand, with 20 random walks as recordings", [noise.Recorded(WALKS)]),
     Subject("cancer", "30 measurements of tumors", [noise.SwapNoise(), noise.FeatureDropout()]),
 ]
 
 
+IN_WEIGHTS = noise.DropConnect | noise.AnalogWeights
+
+
 def trained_with(value: noise.Noise) -> Callback:
     """The callback: a level up to the highest usual one for each sample, and the middle one for weights."""
-    if isinstance(value, noise.DropConnect):
+    if isinstance(value, IN_WEIGHTS):
         return WeightNoise(value, value.severities[2])
     return InputNoise(value, value.severities[-1], per_sample=True)
 
@@ -59,7 +72,7 @@ def under(module: Module, value: noise.Noise, x: Tensor, y: Tensor) -> float:
     """The mean accuracy at the usual levels of a noise."""
     generator = torch.Generator().manual_seed(0)
     changes = [partial(value, level=level, generator=generator) for level in value.severities]
-    if isinstance(value, noise.DropConnect):
+    if isinstance(value, IN_WEIGHTS):
         return fmean(score_with_weights(change, module, x, y) for change in changes)
     return fmean(score(module(change(x)), y) for change in changes)
 
@@ -88,8 +101,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, str]:
 
 def main() -> None:
     quiet()
-    cards = {}
+    names = sys.argv[1:]
+    cards = json.loads((RESULTS / "noises.json").read_text()) if names else {}
     for task, words, values in SUBJECTS:
+        values = [value for value in values if not names or value.title in names]
         runs = [run for seed in range(SEEDS) for run in accuracies(task, seed, values)]
         for value in values:
             found = summary([run for run in runs if run["noise"] == value.title])

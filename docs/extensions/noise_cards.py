@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from lightning_noise import noise
+from lightning_noise._usage import typed
 from lightning_noise.noise import Noise
 
 PAGE = "noises"
@@ -93,13 +94,22 @@ SOUND = (sound, draw_sound, [0.5, 0.7])
 TABLE = (table, draw_matrix, [1.3])
 WEIGHTS = (weights, draw_matrix, [1.0])
 Subject = tuple[Callable[[], Tensor], Callable[[list[Axes], Tensor], None], list[float]]
+HUM = torch.stack([(2 * math.pi * 50 * k * torch.arange(6000) / 4000).sin() / k for k in (1, 3, 5, 7)]).sum(0, keepdim=True)
 CARDS: dict[str, tuple[Subject, list[Noise]]] = {
     "Data of any kind": (IMAGE, [noise.Gaussian(), noise.Uniform(), noise.Speckle(), noise.Impulse(), noise.Shot()]),
-    "Images": (IMAGE, [noise.PatchGaussian(size=40), noise.Masking(value=0.5)]),
-    "Series": (SERIES, [noise.ColoredNoise(), noise.Drift(), noise.Scaling()]),
-    "Audio": (SOUND, [noise.SNR()]),
+    "Images": (IMAGE, [noise.PatchGaussian(size=40), noise.Masking(value=0.5), noise.Rician()]),
+    "Series": (SERIES, [noise.ColoredNoise(), noise.Drift(), noise.Scaling(), noise.Quantization(), noise.Jitter()]),
+    "Audio": (SOUND, [noise.SNR(), noise.Recorded(HUM)]),
     "Tables": (TABLE, [noise.SwapNoise(), noise.FeatureDropout()]),
-    "Weights": (WEIGHTS, [noise.DropConnect()]),
+    "Weights": (WEIGHTS, [noise.DropConnect(), noise.AnalogWeights(time=86_400.0)]),
+    "Several noises": (
+        IMAGE,
+        [
+            noise.Compose([noise.Shot(), noise.Gaussian()]),
+            noise.OneOf([noise.Gaussian(), noise.Masking()]),
+            noise.Scaled(noise.Masking(), 0.5),
+        ],
+    ),
 }
 
 
@@ -129,12 +139,12 @@ def card(value: Noise, picture: str) -> str:
     text = inspect.getdoc(kind) or ""
     formula = re.search(r"\.\. math:: ((?:.+\n)+)", text)
     sources = re.search(r"References:\n(.*?)(?=\n\S|\Z)", text, re.DOTALL)
-    severities = ", ".join(f"{level:.2g}" for level in kind.severities)
+    severities = ", ".join(f"{level:.2g}" for level in value.severities)
     rows = {
-        "in code": f"`noise.{value!r}`",
-        "level": kind.unit + (", at most 1" if kind.max_level == 1 else ""),
+        "in code": f"`{typed(value)}`",
+        "level": value.unit + (f", at most {value.max_level:g}" if value.max_level < math.inf else ""),
         "usual levels": severities,
-        "notes": "; ".join(notes(kind)),
+        "notes": "; ".join(notes(value)),
         "measured": measured(value),
         "source": "<br>".join(link(source) for source in re.split(r"\n\s*\n", sources[1])) if sources else "",
     }
@@ -157,16 +167,16 @@ def measured(value: Noise) -> str:
     )
 
 
-def notes(kind: type[Noise]) -> list[str]:
-    """Returns what a noise takes and works with, as the attributes of the class say."""
-    names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+def notes(value: Noise) -> list[str]:
+    """Returns what a noise takes and works with, as its attributes say."""
+    names = {field.name for field in fields(value)}  # pyright: ignore[reportArgumentType]
     facts = {
-        '`relative="std"` gives the level in standard deviations of each sample': kind.additive,
-        "`schedules.from_snr_db` gives the level in decibels": "from_snr_db" in kind.level_usage,
+        '`relative="std"` gives the level in standard deviations of each sample': value.additive,
+        "`schedules.from_snr_db` gives the level in decibels": "from_snr_db" in value.level_usage,
         "`dim=` names the axis": "dim" in names,
-        "also takes integers, such as categories": not kind.requires_float,
-        "also takes complex data": kind.takes_complex,
-        "a sample depends on its batch, so monitors and adaptive levels refuse the noise": kind.mixes_samples,
+        "also takes integers, such as categories": not value.requires_float,
+        "also takes complex data": value.takes_complex,
+        "a sample depends on its batch, so monitors and adaptive levels refuse the noise": value.mixes_samples,
     }
     return [fact for fact, is_true in facts.items() if is_true]
 

@@ -20,7 +20,7 @@ from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.evaluation.positions import data_share
 from lightning_noise.loop.internals import is_loss, original_module, plain_name, register_forward_hook, runs_backward
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.noise import Noise, NoiseFunction, Shot, as_noise
+from lightning_noise.noise import Noise, NoiseFunction, as_noise
 from lightning_noise.patterns import as_list, match
 from lightning_noise.perturb.inputs import check_relative
 from lightning_noise.perturb.outputs import find_activations, perturb_output
@@ -254,8 +254,8 @@ class ActivationNoise(OutputCallback):
         if modules is None:
             raise TypeError("ActivationNoise needs the names of modules; type modules='*' for all modules")
         check_relative(self.noise, relative)
-        if isinstance(noise, Shot):
-            raise ValueError("the counts of Shot have no gradient, so earlier layers would not learn; type noise.Speckle()")
+        if self.noise.cuts_gradient:
+            raise ValueError(f"{self.noise.title} cuts the gradient, so earlier layers would not learn; type noise.Speckle()")
         super().__init__(level, noise=self.noise, relative=relative, seed=seed, name=name)
         self.modules = plain(modules)
         self.relative: Literal["std"] | None = relative

@@ -7,25 +7,37 @@ be used in any place and in any order.
 
 from __future__ import annotations
 
+from lightning_noise.noise.analog import AnalogWeights
 from lightning_noise.noise.base import Noise, as_noise
 from lightning_noise.noise.base import NoiseFunction as NoiseFunction
 from lightning_noise.noise.cells import DropConnect, FeatureDropout, SwapNoise
-from lightning_noise.noise.elementwise import Gaussian, Impulse, Shot, Speckle, Uniform
+from lightning_noise.noise.composition import Compose, OneOf, Scaled
+from lightning_noise.noise.elementwise import Gaussian, Impulse, Rician, Shot, Speckle, Uniform
+from lightning_noise.noise.recordings import Recorded
 from lightning_noise.noise.regions import Masking, PatchGaussian
+from lightning_noise.noise.sensors import Jitter, Quantization
 from lightning_noise.noise.series import SNR, ColoredNoise, Drift, Scaling
 from lightning_noise.noise.transforms import Transform
 
 __all__ = [
     "SNR",
+    "AnalogWeights",
     "ColoredNoise",
+    "Compose",
     "Drift",
     "DropConnect",
     "FeatureDropout",
     "Gaussian",
     "Impulse",
+    "Jitter",
     "Masking",
     "Noise",
+    "OneOf",
     "PatchGaussian",
+    "Quantization",
+    "Recorded",
+    "Rician",
+    "Scaled",
     "Scaling",
     "Shot",
     "Speckle",

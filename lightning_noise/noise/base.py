@@ -55,6 +55,7 @@ class Noise(Value, ABC):
         takes_complex: Whether the noise also takes complex values.
         keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that nobody has to put them back.
         takes_half: Whether :meth:`perturb` also takes half precision, and rounds once, at the end. A GPU then saves two copies.
+        cuts_gradient: Whether no gradient flows through the noise to ``x``.
         level_usage: What to type as the level, with ``{}`` in place of a number that a user would take for the level.
         is_known: Whether these attributes are known. A function may be additive and may have side effects.
 
@@ -76,6 +77,7 @@ class Noise(Value, ABC):
     takes_complex: ClassVar[bool] = False
     keeps_invalid: ClassVar[bool] = False
     takes_half: ClassVar[bool] = False
+    cuts_gradient: ClassVar[bool] = False
     is_known: ClassVar[bool] = True
     usage: ClassVar[str] = "InputNoise({}, 0.1)"
     level_usage: ClassVar[str] = "{}"

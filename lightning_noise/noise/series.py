@@ -14,7 +14,7 @@ from lightning_noise._tensor import add_scaled, column, count_valid, valid_part,
 from lightning_noise.noise.base import Noise, check_axes, find_valid
 from lightning_noise.noise.elementwise import Gaussian
 
-__all__ = ["SNR", "ColoredNoise", "Drift", "Scaling"]
+__all__ = ["SNR", "ColoredNoise", "Drift", "Scaling", "add_at_ratio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,7 @@ class SNR(Noise):
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         check_axes(self, x, 1)
         mask = find_valid(x, mask)
-        noise = zero_invalid_(torch.empty_like(x).normal_(generator=generator), mask)
-        flat, valid = x.flatten(1), None if mask is None else mask.flatten(1)
-        signal = valid_part(flat, valid)
-        if self.center:
-            mean = signal.sum(1, keepdim=True) / count_valid(valid, flat, -1)
-            signal = valid_part(flat - mean, valid)
-        signal_norm, noise_norm = (torch.linalg.vector_norm(part, dim=1) for part in (signal, noise.flatten(1)))
-        # a sample without valid elements has no noise to divide by
-        gain = column(signal_norm / noise_norm.clamp_min(torch.finfo(noise_norm.dtype).tiny), x)
-        return add_scaled(x, noise, gain * level, mask)
+        return add_at_ratio(x, torch.empty_like(x).normal_(generator=generator), level, mask, self.center)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,3 +219,20 @@ class Scaling(Noise):
         factor = torch.empty_like(x.narrow(self.dim, 0, 1), memory_format=torch.contiguous_format)
         y = factor.normal_(generator=generator).mul_(level).add_(1) * x
         return y if mask is None else torch.where(mask, y, x)
+
+
+def add_at_ratio(x: Tensor, noise: Tensor, ratio: float | Tensor, mask: Tensor | None, center: bool = False) -> Tensor:
+    """Returns ``x`` plus noise whose norm is a ratio of the norm of each sample, in the memory of the noise.
+
+    The norms are those of valid elements. With ``center``, the norm of a sample is that around its mean.
+    """
+    noise = zero_invalid_(noise, mask)
+    flat, valid = x.flatten(1), None if mask is None else mask.flatten(1)
+    signal = valid_part(flat, valid)
+    if center:
+        mean = signal.sum(1, keepdim=True) / count_valid(valid, flat, -1)
+        signal = valid_part(flat - mean, valid)
+    signal_norm, noise_norm = (torch.linalg.vector_norm(part, dim=1) for part in (signal, noise.flatten(1)))
+    # silence has no noise to divide by, and neither has a sample without valid elements
+    gain = column(signal_norm / noise_norm.clamp_min(torch.finfo(noise_norm.dtype).tiny), x)
+    return add_scaled(x, noise, gain * ratio, mask)
