@@ -27,7 +27,7 @@ WITH_ARGUMENTS = [
     noise.OneOf([noise.Gaussian(), noise.FeatureDropout()]),
     noise.Scaled(noise.Gaussian(), 0.5),
 ]
-NO_DEFAULT = {"Noise", "as_noise", *(value.title for value in WITH_ARGUMENTS)} - {"Impulse"}
+NO_DEFAULT = {"Noise", "Transform", "as_noise", *(value.title for value in WITH_ARGUMENTS)} - {"Impulse"}
 DEFAULT = [name for name in noise.__all__ if name not in NO_DEFAULT]
 NOISES: list[noise.Noise] = [*(getattr(noise, name)() for name in DEFAULT), *WITH_ARGUMENTS]
 
