@@ -332,9 +332,8 @@ class Multiclass(_Classification):
         object.__setattr__(self, "more", (self.more,) if isinstance(self.more, str) else tuple(self.more))
         for name in self.more:
             if name not in _MORE:
-                raise ValueError(
-                    f"no metric {name!r} is more; type more={[nearest(name, _MORE) or next(iter(_MORE))]}, of {[*_MORE]}"
-                )
+                likely = nearest(name, _MORE) or next(iter(_MORE))
+                raise ValueError(f"more must name metrics among {[*_MORE]}, got {name!r}; type more=[{likely!r}]")
         if self.class_dim == 0:
             raise ValueError("class_dim must not be 0, the dimension of the samples; type class_dim=1 or class_dim=-1")
 

@@ -157,5 +157,5 @@ def test_a_monitor_follows_quantile_forecasts():
 
 
 def test_an_unknown_further_metric_is_refused():
-    with pytest.raises(ValueError, match=r"no metric 'top5' is more; type more=\['top5_accuracy'\]"):
+    with pytest.raises(ValueError, match=r"got 'top5'; type more=\['top5_accuracy'\]"):
         tasks.Multiclass(more=["top5"])
