@@ -1,6 +1,6 @@
 """Scheduled noise for any LightningModule, and monitors that show whether it works."""
 
-from lightning_noise import labels, masks, metrics, noise, plots, report, rules, schedules, tasks, testing
+from lightning_noise import corruptions, labels, masks, metrics, noise, plots, report, rules, schedules, tasks, testing
 from lightning_noise._version import __version__
 from lightning_noise.callbacks import (
     ActivationNoise,
@@ -38,6 +38,7 @@ __all__ = [
     "TargetNoise",
     "WeightNoise",
     "__version__",
+    "corruptions",
     "labels",
     "masks",
     "metrics",

@@ -18,7 +18,7 @@ LAYERS = [
     ("noise", "masks", "labels", "schedules", "rules", "rng", "batch", "patterns"),
     ("perturb", "losses", "metrics", "tasks"),
     ("loop",),
-    ("evaluation", "report", "plots"),
+    ("evaluation", "report", "plots", "corruptions"),
     ("callbacks",),
     ("testing", "cli", "demo", "__main__", "__init__"),
 ]

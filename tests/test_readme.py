@@ -20,7 +20,7 @@ WITH_CODE = [
     for page in PAGES
     if "```python" in page.read_text()
 ]
-FAMILIES = ["labels", "masks", "metrics", "noise", "plots", "report", "rules", "schedules", "tasks", "testing"]
+FAMILIES = ["corruptions", "labels", "masks", "metrics", "noise", "plots", "report", "rules", "schedules", "tasks", "testing"]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
