@@ -84,7 +84,7 @@ def imagenet_c_mce(report: Report, baseline: Mapping[str, float] = ALEXNET_ERROR
         ValueError: If the report lacks a family or a severity.
 
     Example:
-        >>> from lightning_noise.report import Estimate
+        >>> from lightning_noise.evaluation.results import Estimate
         >>> places = [Condition(family, severity) for family in ALEXNET_ERRORS for severity in (1, 2, 3, 4, 5)]
         >>> rows = tuple(Estimate(place, "accuracy", 0.5) for place in places)
         >>> report = Report("multiclass", 4, 1, 0, noises={}, levels={}, shared=(), sizes=(), estimates=rows)
