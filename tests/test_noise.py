@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from members import NOISES
-from scipy.stats import rice
 
 from lightning_noise import noise, testing
 from lightning_noise._checks import check_level
@@ -119,8 +118,10 @@ def moments(member: noise.Noise, value: float, level: float) -> tuple[float, flo
         case noise.Quantization():
             return value, level**2 / 12
         case noise.Rician():
-            mean, variance = rice.stats(value / level, scale=level)
-            return float(mean), float(variance)
+            a = torch.tensor(value**2 / (2 * level**2), dtype=torch.float64)
+            bessel = (1 + a) * torch.special.i0e(a / 2) + a * torch.special.i1e(a / 2)  # the Laguerre polynomial of order 1/2
+            mean = level * math.sqrt(math.pi / 2) * bessel.item()
+            return mean, value**2 + 2 * level**2 - mean**2
         case noise.OneOf():
             mean, square = (1 - level) * value + level / 2, (1 - level) * (value**2 + level**2) + level / 2
             mean, square = 0.75 * mean + 0.25 * value, 0.75 * square + 0.25 * (value**2 + (2 * level) ** 2 / 3)
