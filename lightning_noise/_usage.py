@@ -31,6 +31,9 @@ _EXAMPLES = {
     "start": "0.0",
     "end": "0.5",
     "size": "8",
+    "noises": "[noise.Gaussian(), noise.Uniform()]",
+    "factor": "0.5",
+    "bank": "'recordings', sample_rate=16000",
     "every": "2",
 }
 _COPIED = ...  # stands for the arguments of a copy

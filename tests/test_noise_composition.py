@@ -136,6 +136,7 @@ def test_what_no_part_may_do_is_refused():
     ("build", "message"),
     [
         (lambda: noise.Compose(noise.Gaussian()), r"must be a list of noises, got Gaussian\(\); type noise.Compose\(\["),  # type: ignore[arg-type]
+        (lambda: noise.Compose(), r"type noise.Compose\(\[noise.Gaussian\(\), noise.Uniform\(\)\]\)"),  # type: ignore[call-arg]
         (lambda: noise.Compose([]), "must be a list of noises"),
         (lambda: noise.Compose([noise.Gaussian]), r"type noise.Compose\(\[noise.Gaussian\(\)\]\)"),
         (lambda: noise.OneOf([noise.Gaussian(), 0.3]), r"a noise must be a value .*type noise.OneOf\(\["),  # type: ignore[list-item]

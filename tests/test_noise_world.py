@@ -97,6 +97,11 @@ def test_a_bank_that_holds_no_recordings_is_refused(bank, message):
         noise.Recorded(bank)
 
 
+def test_a_call_without_a_bank_says_what_to_type():
+    with pytest.raises(TypeError, match=r"type noise.Recorded\('recordings', sample_rate=16000\)"):
+        noise.Recorded()  # type: ignore[call-arg]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     soundfile = pytest.importorskip("soundfile")
@@ -216,5 +221,7 @@ def test_analog_weights_are_those_of_the_published_model(level, time):
 
 def test_a_row_of_zeros_stays_and_negative_times_are_refused(generator):
     assert torch.equal(noise.AnalogWeights()(torch.zeros(2, 5), 1.0, generator=generator), torch.zeros(2, 5))
+    with pytest.raises(TypeError, match=r"type WeightNoise\(noise.AnalogWeights\(\), 0.5\)"):
+        noise.AnalogWeights(0.5)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match=r"time must not be negative, got -1.0; type time=0.0"):
         noise.AnalogWeights(time=-1.0)

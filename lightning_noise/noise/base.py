@@ -89,7 +89,8 @@ class Noise(Value, ABC):
         own = {name: value for name, value in kwargs.items() if nearest(name, parameters)}
         levels = [*args[n:], *(value for name, value in kwargs.items() if name not in own)]  # a noise has none
         call = super()._advise(args[:n], own)
-        return f"InputNoise({call}, {cls.level_usage.format(typed(levels[0]))})" if levels else call
+        callback = cls.usage.partition("(")[0]
+        return f"{callback}({call}, {cls.level_usage.format(typed(levels[0]))})" if levels else call
 
     @property
     def title(self) -> str:

@@ -141,7 +141,8 @@ class _Recordings:
         return hash(self._digest)
 
     def __repr__(self) -> str:
-        return f"<{len(self._lengths)} recordings {self._digest}>"
+        n = len(self._lengths)
+        return f"<{n} recording{'s' if n > 1 else ''} {self._digest}>"
 
     def __deepcopy__(self, memo: Any) -> _Recordings:
         return self  # nobody writes to them
