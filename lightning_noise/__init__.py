@@ -13,12 +13,14 @@ from lightning_noise.callbacks import (
     Mixup,
     NoisyPrediction,
     NoisyPredictions,
+    RandomizedSmoothing,
     ReplayMonitor,
     RobustnessMonitor,
     TargetNoise,
     WeightNoise,
     suggest_level,
 )
+from lightning_noise.evaluation.smoothing import smooth
 from lightning_noise.rng import Key
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "Mixup",
     "NoisyPrediction",
     "NoisyPredictions",
+    "RandomizedSmoothing",
     "ReplayMonitor",
     "RobustnessMonitor",
     "TargetNoise",
@@ -47,6 +50,7 @@ __all__ = [
     "report",
     "rules",
     "schedules",
+    "smooth",
     "suggest_level",
     "tasks",
     "testing",

@@ -28,6 +28,7 @@ _HABITS = {
 _EXAMPLES = {
     "noise": "noise.Gaussian()",
     "level": "0.1",
+    "sigma": "0.25",
     "start": "0.0",
     "end": "0.5",
     "size": "8",

@@ -2,6 +2,7 @@
 
 from lightning_noise.callbacks.activations import ActivationNoise
 from lightning_noise.callbacks.adaptive import AdaptiveLevel
+from lightning_noise.callbacks.certified import RandomizedSmoothing
 from lightning_noise.callbacks.embeddings import EmbeddingNoise
 from lightning_noise.callbacks.gradients import GradientNoise
 from lightning_noise.callbacks.inputs import InputNoise
@@ -24,6 +25,7 @@ __all__ = [
     "Mixup",
     "NoisyPrediction",
     "NoisyPredictions",
+    "RandomizedSmoothing",
     "ReplayMonitor",
     "RobustnessMonitor",
     "TargetNoise",

@@ -80,6 +80,11 @@ class Monitor(Guided, Callback, ABC):
         self.seed = seed
         self.name = check_name(name)
 
+    @property
+    def evaluates_in_fit(self) -> bool:
+        """Whether the validations of a fit are evaluated, and not only those that are called for."""
+        return True
+
     @abstractmethod
     def charts(self) -> dict[str, loggers.Chart]:
         """Returns the charts of TensorBoard by title."""
@@ -107,11 +112,13 @@ class Monitor(Guided, Callback, ABC):
         self._check_pipe(trainer, n_others=len(trainer.callback_metrics))  # the sanity check logs no keys of monitors
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_validation(trainer, type(self).__name__, self.every_n_epochs)
+        if self.evaluates_in_fit:
+            check_validation(trainer, type(self).__name__, self.every_n_epochs)
         description.log_hyperparameters(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_held_out_data(trainer, type(self).__name__)
+        if self.evaluates_in_fit:
+            check_held_out_data(trainer, type(self).__name__)
         check_followed_keys(trainer)
         description.log_configuration(trainer, self)
 
@@ -130,8 +137,10 @@ class Monitor(Guided, Callback, ABC):
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Returns whether to evaluate in this validation or test. The sanity check is neither."""
-        is_skipped = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
-        return not trainer.sanity_checking and not is_skipped
+        if trainer.state.fn != "fit":
+            return True
+        is_now = self.evaluates_in_fit and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return is_now and not trainer.sanity_checking
 
     def _describe_cost(self) -> str:
         n = self._n_passes

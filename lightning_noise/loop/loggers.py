@@ -116,9 +116,9 @@ def log_layout(trainer: Trainer, callback: Charting) -> bool:
     Returns:
         Whether every callback knew its tags, and the layout is final.
     """
-    charting = class_of_callbacks(trainer, Charting)
+    charting = [each for each in class_of_callbacks(trainer, Charting) if getattr(each, "evaluates_in_fit", True)]
     charts = [each.charts() for each in charting]
-    if all(charts) and charting[0] is callback:
+    if all(charts) and charting[:1] == [callback]:
         layout = {title: chart for each in charts for title, chart in each.items()}
         if class_of_callbacks(trainer, Perturbing):
             layout["level in training"] = "Multiline", ["train_noise/.*/level$"]
