@@ -38,7 +38,7 @@ ALEXNET_ERRORS: Mapping[str, float] = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""The published error rates of AlexNet on ImageNet-C: the mean over the five severities of each family."""
+"""The published error rate of AlexNet for each family of ImageNet-C, as the mean over the five severities."""
 
 
 def imagenet_c() -> dict[str, Transform]:
