@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -226,7 +226,7 @@ def test_the_selection_stops_once_its_outcome_is_certain():
     [
         (lambda: smooth(nn.Identity(), 0.0), ValueError, "sigma must be above 0"),
         (lambda: smooth(nn.Identity(), -1.0), ValueError, "must be finite and not negative"),
-        (lambda: smooth(nn.Identity(), 0.5, "L2"), ValueError, "got 'L2'; type norm='l2'"),
+        (lambda: smooth(nn.Identity(), 0.5, cast(Any, "L2")), ValueError, "got 'L2'; type norm='l2'"),
         (lambda: smooth(nn.Linear(4, 3), 0.5).certify(torch.ones(2, 4), n=9), ValueError, "n=9 draws .* type n=10"),
         (lambda: smooth(nn.Linear(4, 3), 0.5).predict(torch.ones(2, 4), n=10), ValueError, "type n=11"),
         (lambda: smooth(nn.Linear(4, 3), 0.5).certify(torch.ones(2, 4), alpha=1.0), ValueError, "type alpha=0.001"),
@@ -275,7 +275,8 @@ def by_hand(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
         key = Key((0, "probe", "gaussian", *([draw] if draw else [])), positions=range(len(x)))
         noisy = (key / "leaf" / "0").apply(noise.Gaussian(), x, SIGMA)
         counts[int(draw >= FEW["n0"]), range(len(x)), module(noisy).argmax(1).numpy()] += 1
-    found = [certify_as_in_the_paper(*each, FEW["n"], FEW["alpha"], SIGMA) for each in zip(*counts, strict=True)]
+    rows = zip(*counts, strict=True)
+    found = [certify_as_in_the_paper(chosen, counted, FEW["n"], FEW["alpha"], SIGMA) for chosen, counted in rows]
     right = [guess == label for (guess, _), label in zip(found, y.tolist(), strict=True)]
     radii = [radius if is_right else -1 for (_, radius), is_right in zip(found, right, strict=True)]
     return {
@@ -306,7 +307,7 @@ def test_batches_are_read_as_by_the_other_monitors():
     expected = certified(monitor())
 
     class Nested(Dictionary):
-        def forward(self, x):
+        def forward(self, x) -> Any:
             return {"logits": super().forward(x)}
 
         def test_step(self, batch, batch_idx):

@@ -109,7 +109,7 @@ def test_a_writer_of_predictions_finds_its_batch():
     noisy, written = NoisyPredictions(noise.Gaussian(), 0.5, n_draws=2), []
 
     class Writer(BasePredictionWriter):
-        def write_on_batch_end(self, trainer, pl_module, prediction, *_: Any) -> None:
+        def write_on_batch_end(self, trainer, pl_module, prediction, *_: Any) -> None:  # type: ignore[override]
             written.append(noisy.results[-1].clean)
             torch.testing.assert_close(written[-1], prediction.softmax(1))
 

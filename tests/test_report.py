@@ -104,7 +104,7 @@ def test_the_squared_error_of_a_mean_is_unbiased_for_groups_of_any_size():
     for _ in range(2000):
         groups = np.minimum(generator.integers(0, 60, 200), N_GROUPS - 1)  # two thirds of the samples are in the last
         squares.append(means({LOSS: generator.normal(size=200)}, groups).rows[LOSS].standard_error ** 2)
-    assert np.mean(squares) == pytest.approx(1 / 200, abs=5 * np.std(squares) / math.sqrt(2000))
+    assert np.mean(squares) == pytest.approx(1 / 200, abs=5 * float(np.std(squares)) / math.sqrt(2000))
 
 
 def test_empty_groups_do_not_count_and_one_group_has_no_error():

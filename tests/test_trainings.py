@@ -91,7 +91,7 @@ def test_the_squared_errors_of_both_sources_add_up_to_the_variance_of_the_mean()
     for _ in range(RUNS):
         found = report.pool([make(losses) for losses in train(generator, 8, (0.6, 0.2, 0.2))]).rows[CELL]
         squares.append(found.standard_error**2)
-    assert np.mean(squares) == pytest.approx(1, abs=5 * np.std(squares) / math.sqrt(RUNS))
+    assert np.mean(squares) == pytest.approx(1, abs=5 * float(np.std(squares)) / math.sqrt(RUNS))
 
 
 def test_trainings_that_differ_on_single_samples_alone_have_no_error_of_the_training():
