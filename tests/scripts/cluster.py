@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from crash.fits import Tokens, callbacks
 from helpers import Rows, loader, make_trainer, weights
 from helpers_adaptive import history
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 
 from lightning_noise.callbacks.base import NoiseCallback
 
@@ -56,7 +58,9 @@ def fit(folder: Path, *, ckpt_path: str | None, more: Any = (), **settings: Any)
 def main(folder: Path) -> None:
     """What torchrun starts."""
     saver = ModelCheckpoint(folder, save_last=True)
-    fit(folder, ckpt_path="last", more=[saver], enable_checkpointing=True, devices=2, strategy="ddp")
+    # the default is 30 minutes, and torchrun starts processes again that could not find each other
+    strategy = DDPStrategy(timeout=timedelta(minutes=2))
+    fit(folder, ckpt_path="last", more=[saver], enable_checkpointing=True, devices=2, strategy=strategy)
 
 
 if __name__ == "__main__":
