@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from numbers import Integral
@@ -28,6 +29,7 @@ __all__ = [
     "last_bits",
     "like",
     "number_like",
+    "over_norm",
     "span",
     "valid_part",
     "validate_axis",
@@ -150,6 +152,11 @@ def add_scaled(x: Tensor, noise: Tensor, scale: float | Tensor, mask: Tensor | N
     if is_differentiated(x) or x.is_complex():
         return torch.addcmul(x, noise, scale.to(noise.dtype))
     return torch.addcmul(x, noise, scale, out=noise if x.dtype == noise.dtype else torch.empty_like(x))
+
+
+def over_norm(value: Tensor, norm: Tensor) -> Tensor:
+    """Returns a value over a norm, and 0 over a norm of 0. A large factor of zeros may be infinite, and their product NaN."""
+    return value / norm.masked_fill(norm == 0, math.inf)
 
 
 def is_differentiated(x: Tensor) -> bool:

@@ -74,6 +74,16 @@ def test_a_stretch_of_brown_noise_keeps_the_spectrum_of_the_whole(generator):
     assert (ratio - 1).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("level", [0.25, 1e4])
+@pytest.mark.parametrize("member", NOISES, ids=repr)
+def test_series_with_few_valid_elements_stay_finite_and_keep_the_others(member, level, generator):
+    x, mask = torch.full((3, 2, 8), 100.0), torch.ones(3, 2, 8, dtype=torch.bool)
+    mask[0], mask[1, :, 1:] = False, False
+    y = member(x, min(level, member.max_level), generator=generator, mask=mask)
+    assert y.isfinite().all()
+    assert torch.equal(y[~mask], x[~mask])
+
+
 def test_a_walk_counts_valid_steps(generator):
     mask = torch.tensor([False, True, True, False, True, True, False]).expand(N, 7).contiguous()
     for dim, view in ((-1, lambda z: z[:, None]), (-2, lambda z: z[:, :, None])):

@@ -61,9 +61,21 @@ def test_a_recording_without_channels_is_the_same_in_all_and_others_keep_theirs(
         noise.Recorded([stereo])(torch.rand(5, 3, 30), 0.5, generator=stream())
 
 
-def test_silence_adds_nothing():
-    x = torch.rand(3, 10)
+@pytest.mark.parametrize("loudness", [1.0, 1e6])
+def test_silence_adds_nothing(loudness):
+    x = loudness * torch.rand(3, 10)
     assert torch.equal(noise.Recorded(torch.zeros(2, 40))(x, 0.5, generator=stream()), x)
+
+
+def test_the_default_dtype_does_not_change_the_segments():
+    x, recorded = torch.ones(64, 5), noise.Recorded([HUM, LONG])
+    expected = recorded(x, 0.5, generator=stream())
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)  # has 256 numbers in [0.5, 1): too few for the places of a recording
+        assert torch.equal(recorded(x, 0.5, generator=stream()), expected)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_recordings_are_compared_by_their_numbers_and_shown_in_short():

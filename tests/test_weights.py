@@ -322,6 +322,11 @@ def test_the_units_of_the_level_are_what_they_are_called():
     torch.testing.assert_close(F.normalize(added["filter"].flatten(1)), F.normalize(drawn.flatten(1)), rtol=0, atol=1e-12)
 
 
+def test_a_filter_whose_noise_is_zero_stays():
+    w = torch.full((2, 9), 100.0)
+    assert torch.equal(weight_noise(w, noise.as_noise(lambda x, level, *, generator: x), 0.3, Key((0,)), "filter"), w)
+
+
 @pytest.mark.parametrize("unit", ["std", "max", "filter"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once(unit, dtype):

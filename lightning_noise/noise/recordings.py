@@ -91,7 +91,7 @@ class Recorded(Noise):
                 f"with time along axis {self.dim}; give recordings without channels, or type dim=…"
             )
         sound, starts, lengths = bank.on(x.device)
-        which, when = torch.empty(2, len(x), device=x.device).uniform_(generator=generator)
+        which, when = torch.empty(2, len(x), dtype=x.dtype, device=x.device).uniform_(generator=generator)
         chosen = _pick(which, torch.full_like(which, len(starts)))
         start, length = starts[chosen, None], lengths[chosen, None]
         first = _pick(when[:, None], torch.where(length < n, length, length - n + 1))  # a long recording is not looped

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import check_finite, check_flags
-from lightning_noise._tensor import add_scaled, column, count_valid, valid_part, validate_axis, zero_invalid_
+from lightning_noise._tensor import add_scaled, column, count_valid, over_norm, valid_part, validate_axis, zero_invalid_
 from lightning_noise.noise.base import Noise, check_axes, find_valid
 from lightning_noise.noise.elementwise import Gaussian
 
@@ -112,7 +112,7 @@ class ColoredNoise(Noise):
             mean = noise.sum(-1, keepdim=True) / n
             noise = zero_invalid_(noise.sub_(torch.where(n < length, mean, 0.0)), valid)
         norm = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-        gain = n.sqrt() / norm.clamp_min_(torch.finfo(norm.dtype).tiny)  # a series of two may draw an exact 0
+        gain = over_norm(n.sqrt(), norm)  # one valid element has no noise, and a series of two may draw an exact 0
         noise, gain = noise.movedim(-1, self.dim).contiguous(), gain.movedim(-1, self.dim)
         return add_scaled(x, noise, gain * level, mask)
 
@@ -233,6 +233,5 @@ def add_at_ratio(x: Tensor, noise: Tensor, ratio: float | Tensor, mask: Tensor |
         mean = signal.sum(1, keepdim=True) / count_valid(valid, flat, -1)
         signal = valid_part(flat - mean, valid)
     signal_norm, noise_norm = (torch.linalg.vector_norm(part, dim=1) for part in (signal, noise.flatten(1)))
-    # silence has no noise to divide by, and neither has a sample without valid elements
-    gain = column(signal_norm / noise_norm.clamp_min(torch.finfo(noise_norm.dtype).tiny), x)
+    gain = column(over_norm(signal_norm, noise_norm), x)  # silence is not amplified
     return add_scaled(x, noise, gain * ratio, mask)

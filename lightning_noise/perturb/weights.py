@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_noise._tensor import at_least_float32
+from lightning_noise._tensor import at_least_float32, over_norm
 from lightning_noise.batch import describe
 from lightning_noise.loop.internals import (
     copy_all_,
@@ -104,7 +104,7 @@ def scale_of(stack: Tensor, direction: Tensor, relative: RelativeTo) -> Tensor:
     """Returns the factor that gives noise of level 1 the unit of the level."""
     unit = unit_of(stack, relative)
     if relative == "filter":
-        unit = unit / unit_of(direction, relative).clamp_min(torch.finfo(stack.dtype).tiny)
+        unit = over_norm(unit, unit_of(direction, relative))
     return unit
 
 
