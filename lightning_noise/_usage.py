@@ -9,7 +9,7 @@ from functools import cache
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
-__all__ = ["Guided", "Value", "name_of", "nearest", "typed"]
+__all__ = ["Guided", "Value", "name_of", "nearest", "typed", "write_call"]
 
 _MODULES = ("noise", "schedules", "labels", "tasks", "rules")
 # what arguments are called elsewhere
@@ -35,6 +35,7 @@ _EXAMPLES = {
     "noises": "[noise.Gaussian(), noise.Uniform()]",
     "factor": "0.5",
     "bank": "'recordings', sample_rate=16000",
+    "function": "lambda sample, level: …",
     "every": "2",
 }
 _COPIED = ...  # stands for the arguments of a copy
@@ -70,7 +71,7 @@ class Guided:
     @classmethod
     def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Returns the call that the arguments seem to mean."""
-        return _write_call(cls, _match(cls, args, kwargs))
+        return write_call(cls, _match(cls, args, kwargs))
 
 
 class Value(Guided):
@@ -103,13 +104,30 @@ def typed(value: Any, **changes: Any) -> str:
     shown: dict[str, Any] = {field.name: getattr(value, field.name) for field in fields(value)} | changes
     defaults = {field.name: field.default for field in fields(value)}
     given = {name: each for name, each in shown.items() if defaults[name] is MISSING or each != defaults[name]}
-    return _write_call(type(value), given)
+    return write_call(type(value), given)
 
 
 def name_of(cls: type) -> str:
     """Returns the name by which a class is typed, such as ``"noise.Gaussian"``."""
     package, module = (*cls.__module__.split("."), "")[:2]
     return f"{module}.{cls.__name__}" if package == "lightning_noise" and module in _MODULES else cls.__name__
+
+
+def write_call(cls: type, given: Mapping[str, Any]) -> str:
+    """Returns a call, with an example of each argument that is missing.
+
+    Example:
+        >>> from lightning_noise.noise import PatchGaussian
+        >>> write_call(PatchGaussian, {})
+        'noise.PatchGaussian(8)'
+    """
+    texts = []
+    for name, parameter in list(_signature(cls).parameters.items())[1:]:
+        is_required = parameter.default is Parameter.empty
+        if name in given or is_required or name == "level":
+            text = typed(given[name]) if name in given else _EXAMPLES.get(name, "…")
+            texts.append(text if is_required and parameter.kind is Parameter.POSITIONAL_OR_KEYWORD else f"{name}={text}")
+    return f"{name_of(cls)}({', '.join(texts)})"
 
 
 def nearest(name: Any, names: Any, cutoff: float = 0.6) -> str | None:
@@ -132,14 +150,3 @@ def _match(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
         if name := key if key in names else next(iter(habits), nearest(key, names, 0.8)):
             found.setdefault(name, value)
     return found
-
-
-def _write_call(cls: type, given: Mapping[str, Any]) -> str:
-    """Returns a call, in which an argument that is missing is an ellipsis."""
-    texts = []
-    for name, parameter in list(_signature(cls).parameters.items())[1:]:
-        is_required = parameter.default is Parameter.empty
-        if name in given or is_required or name == "level":
-            text = typed(given[name]) if name in given else _EXAMPLES.get(name, "…")
-            texts.append(text if is_required and parameter.kind is Parameter.POSITIONAL_OR_KEYWORD else f"{name}={text}")
-    return f"{name_of(cls)}({', '.join(texts)})"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from members import NOISES
 
-from lightning_noise import noise, testing
+from lightning_noise import InputNoise, noise, testing
 from lightning_noise._checks import check_level
 from lightning_noise._tensor import draw_bits, last_bits
 from lightning_noise.testing import NOISE_LAWS
@@ -35,6 +35,22 @@ def test_a_noise_keeps_the_law(member, law):
             law(member)
     else:
         law(member)
+
+
+KINDS = [each for name in noise.__all__ if isinstance(each := getattr(noise, name), type) and each is not noise.Noise]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_advised_for_a_class_or_a_name_can_be_typed(kind, tmp_path, monkeypatch):
+    if kind is noise.Recorded:
+        pytest.importorskip("soundfile").write(tmp_path / "hum.wav", [0.5, -0.5], 16_000)
+        tmp_path.rename(tmp_path.parent / "recordings")
+        monkeypatch.chdir(tmp_path.parent)
+    for given in (kind, kind.__name__.lower()):
+        with pytest.raises(TypeError, match=f"type InputNoise\\(noise.{kind.__name__}\\(") as caught:
+            InputNoise(given, 0.1)  # type: ignore[arg-type]
+        advice = str(caught.value).partition("; type ")[2].replace("…", "sample")
+        assert type(eval(advice).noise) is kind
 
 
 @dataclass(frozen=True)

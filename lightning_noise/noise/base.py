@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_noise._checks import check_level, is_number
 from lightning_noise._tensor import column
-from lightning_noise._usage import Value, name_of, nearest, typed
+from lightning_noise._usage import Value, name_of, nearest, typed, write_call
 from lightning_noise.batch import describe
 from lightning_noise.masks import valid_positions
 from lightning_noise.schedules import Schedule
@@ -202,10 +202,10 @@ def _advise(value: Any, user: str) -> str:
     if isinstance(value, Noise):
         return user.format(typed(value), 0.1)
     if isinstance(value, type) and issubclass(value, Noise):
-        return user.format(f"{name_of(value)}()", 0.1)
+        return user.format(write_call(value, {}), 0.1)
     if isinstance(value, str):
-        names = [kind.__name__ for kind in Noise.__subclasses__() if name_of(kind) == f"noise.{kind.__name__}"]
-        return user.format(f"noise.{nearest(value, names) or 'Gaussian'}()", 0.1)
+        kinds = {kind.__name__: kind for kind in Noise.__subclasses__() if name_of(kind) == f"noise.{kind.__name__}"}
+        return user.format(write_call(kinds[nearest(value, kinds) or "Gaussian"], {}), 0.1)
     is_level = is_number(value) or isinstance(value, Value)
     return user.format("noise.Gaussian()", typed(value) if is_level else 0.1)
 

@@ -31,7 +31,7 @@ class Quantization(Noise):
         Quantization (Gray and Neuhoff, 1998), https://doi.org/10.1109/18.720541
 
     Example:
-        >>> y = Quantization()(torch.rand(1, 1000), 0.5, generator=torch.Generator().manual_seed(0))
+        >>> y = Quantization()(torch.linspace(0, 1, 1000)[None], 0.5, generator=torch.Generator().manual_seed(0))
         >>> len(y.unique())
         3
     """
