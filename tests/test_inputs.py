@@ -339,7 +339,7 @@ DOUBTS: dict[str, tuple[Any, Tensor, str | None]] = {
     "series (B, T, C), monitored": (
         lambda: ReplayMonitor(noise.ColoredNoise(), [0.5]),
         ROWS,
-        r"ColoredNoise\(exponent=1\.0, dim=-2\)",
+        r"type noise\.ColoredNoise\(dim=-2\)",
     ),
     "series (B, C, T)": (lambda: InputNoise(noise.Drift(), 0.5), ROWS.transpose(1, 2), None),
     "series (B, T, C), said": (lambda: InputNoise(noise.Drift(dim=-2), 0.5), ROWS, None),

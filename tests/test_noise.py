@@ -353,7 +353,7 @@ def test_counts_are_drawn_anew_at_level_1(generator):
 
 
 def test_shot_noise_of_negative_data_is_refused(generator):
-    with pytest.raises(ValueError, match="normalize the data in the forward"):
+    with pytest.raises(ValueError, match="for normalized data type mean=… and std=…"):
         noise.Shot()(torch.tensor([[0.5, -0.1]]), 0.1, generator=generator)
 
 

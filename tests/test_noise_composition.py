@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_noise import ActivationNoise, InputNoise, Key, RobustnessMonitor, noise, testing
 from lightning_noise._usage import typed
+from lightning_noise.perturb.doubts import find_doubts, level_doubt
 from lightning_noise.perturb.weights import weight_noise
 
 SALT = noise.Impulse(low=0.0, high=1.0)
@@ -121,6 +122,24 @@ def test_additive_parts_can_be_relative_to_a_weight():
     assert abs(ratio / (0.1 * math.sqrt(5)) - 1) <= 5 / math.sqrt(2 * w.numel())  # five standard errors
 
 
+def test_decibels_are_advised_if_all_levels_are_ratios():
+    recorded = noise.Recorded(torch.ones(1, 9))
+    for each in (noise.Compose([noise.SNR(), recorded]), noise.OneOf([recorded])):
+        doubt = level_doubt("the input", torch.ones(2), each, 20.0, -26.0, None)
+        assert doubt is not None
+        assert doubt.endswith("is the noise-to-signal amplitude; for 20 dB type schedules.from_snr_db(20)")
+    doubt = level_doubt("the input", torch.ones(2), noise.Scaled(noise.SNR(), 2.0), 20.0, -26.0, None)
+    assert doubt is not None
+    assert doubt.endswith("type a lower level")
+
+
+def test_a_part_along_the_channels_is_a_doubt():
+    batch = (torch.rand(8, 100, 3), torch.zeros(8))
+    for each in (noise.Compose([noise.Gaussian(), noise.Scaled(noise.Drift(), 2.0)]), noise.OneOf([noise.Drift()])):
+        (doubt,) = find_doubts(batch, None, [(0,)], each, None)
+        assert doubt.endswith("for Drift the series is along the last axis of length 3; for (B, T, C) type noise.Drift(dim=-2)")
+
+
 def test_what_no_part_may_do_is_refused():
     with pytest.raises(ValueError, match=r"Compose cuts the gradient, .*; type noise.Speckle\(\)"):
         ActivationNoise(noise.Compose([noise.Gaussian(), noise.Shot()]), 0.1, "net")
@@ -128,6 +147,8 @@ def test_what_no_part_may_do_is_refused():
         RobustnessMonitor([noise.OneOf([noise.Gaussian(), noise.SwapNoise()])])
     with pytest.raises(ValueError, match="relative='std' needs an additive noise"):
         InputNoise(noise.Compose([noise.Gaussian(), noise.Speckle()]), 0.1, relative="std")
+    with pytest.raises(ValueError, match="the level of Speckle has no unit"):
+        InputNoise(noise.Compose([shifted, noise.Speckle()]), 0.1, relative="std")
     with pytest.raises(ValueError, match=r"in \[0, 2\]"):
         InputNoise(noise.Scaled(SALT, 0.5), 2.5)
 

@@ -9,7 +9,7 @@ from helpers import Rows, fit, keys_of, loader
 from members import jitter
 from torch import Tensor
 
-from lightning_noise import InputNoise, ReplayMonitor, RobustnessMonitor, noise
+from lightning_noise import ActivationNoise, InputNoise, ReplayMonitor, RobustnessMonitor, noise
 from lightning_noise.testing import global_streams
 
 
@@ -60,6 +60,20 @@ def test_the_streams_continue_after_an_exception(generator):
 def test_a_result_of_another_shape_is_refused(function, advice, generator):
     with pytest.raises(ValueError, match=f"must return a tensor of the shape of its sample, .* {advice}"):
         noise.Transform(function)(torch.zeros(2, 3), 0.5, generator=generator)
+
+
+def test_a_result_of_another_scale_is_refused(generator):
+    with pytest.raises(ValueError, match=r"must return floats .*, got uint8 \(3,\); .* let it return found / 255"):
+        noise.Transform(lambda sample, level: (255 * sample).byte())(torch.zeros(2, 3), 0.5, generator=generator)
+    with pytest.raises(ValueError, match=r"an array of dtype uint8, got float64; .* return \(255 \* found\)\.round\(\)"):
+        noise.Transform(lambda pixels, level: pixels / 255, pixels=True)(torch.zeros(2, 1, 4, 4), 0.5, generator=generator)
+
+
+def test_pixels_have_no_gradient_and_no_place_in_a_module():
+    unchanged = noise.Transform(lambda pixels, level: pixels, pixels=True)
+    for each in (unchanged, noise.Compose([noise.Gaussian(), unchanged])):
+        with pytest.raises(ValueError, match="cuts the gradient, so earlier layers would not learn"):
+            ActivationNoise(each, 0.1, "net")
 
 
 def test_what_is_no_function_is_refused():

@@ -15,10 +15,11 @@ from lightning_noise._checks import check_finite, plain
 from lightning_noise._tensor import column
 from lightning_noise.noise.base import Noise, NoiseFunction, as_noise
 
-__all__ = ["Compose", "OneOf", "Scaled"]
+__all__ = ["Compose", "OneOf", "Scaled", "parts_of"]
 
 _OF_ALL = ("additive", "independent_rows", "elementwise", "takes_complex", "is_known")
 _OF_ANY = ("requires_float", "mixes_samples", "cuts_gradient")
+_IF_EQUAL = ("unit", "usage", "level_usage")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class OneOf(Noise):
         u = torch.empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32).to_real(), device=x.device)
         u = column(u.uniform_(generator=generator), x)
         weights = self.weights or [1.0] * len(self.noises)
-        y = x
-        for noise, begin in zip(self.noises, accumulate([0.0, *weights]), strict=False):
+        y = _apply(self.noises[0], x, level, generator, mask)
+        for noise, begin in zip(self.noises[1:], accumulate(weights), strict=False):
             y = torch.where(u >= begin / sum(weights), _apply(noise, x, level, generator, mask), y)
         return y
 
@@ -130,6 +131,7 @@ class Scaled(Noise):
         severities = tuple(severity / self.factor for severity in noise.severities)
         unit = f"{noise.unit} / {self.factor:g}"
         vars(self).update(severities=severities, max_level=noise.max_level / self.factor, unit=unit)
+        vars(self).update(level_usage=Noise.level_usage)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         largest: float = self.noise.max_level  # type: ignore[union-attr]  # beyond which rounding must not lead
@@ -139,6 +141,12 @@ class Scaled(Noise):
             real = np.float64 if x.dtype in (torch.float64, torch.complex128) else np.float32
             amount = min(float(real(level) * real(self.factor)), largest)
         return _apply(self.noise, x, amount, generator, mask)
+
+
+def parts_of(noise: Noise) -> list[Noise]:
+    """Returns the noises that a noise is composed of, or the noise itself."""
+    inner: Any = noise.noises if isinstance(noise, Compose | OneOf) else [noise.noise] if isinstance(noise, Scaled) else []
+    return [part for each in inner for part in parts_of(each)] or [noise]
 
 
 def _take(value: Compose | OneOf, noises: Any) -> None:
@@ -153,13 +161,13 @@ def _take(value: Compose | OneOf, noises: Any) -> None:
 def _inherit(value: Noise, noises: Sequence[Any]) -> None:
     """Sets the attributes of a noise as those of its parts allow."""
     severities = [noise.severities for noise in noises if noise.severities]
-    units = {noise.unit for noise in noises}
+    texts = {name: {getattr(noise, name) for noise in noises} for name in _IF_EQUAL}
     vars(value).update(
         severities=tuple(map(min, zip(*severities, strict=False))),
-        unit=units.pop() if len(units) == 1 else Noise.unit,
         max_level=min(noise.max_level for noise in noises),
         **{name: all(getattr(noise, name) for noise in noises) for name in _OF_ALL},
         **{name: any(getattr(noise, name) for noise in noises) for name in _OF_ANY},
+        **{name: found.pop() if len(found) == 1 else getattr(Noise, name) for name, found in texts.items()},
     )
 
 

@@ -268,8 +268,8 @@ def _check_not_negative(noise: Noise, smallest: Tensor) -> None:
     """Raises a ValueError if data are negative. Waits for the device, but the result would be silently wrong."""
     if smallest < 0:
         raise ValueError(
-            f"{noise.title} needs data that are not negative, got a minimum of {smallest.item():g}; normalize the data in the "
-            "forward of the module instead"
+            f"{noise.title} needs data that are not negative, got a minimum of {smallest.item():g}; for normalized data type "
+            "mean=… and std=… as in the normalization, or normalize in the forward of the module"
         )
 
 

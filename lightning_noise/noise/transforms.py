@@ -73,6 +73,10 @@ class Transform(Noise):
         return tuple(self.levels)
 
     @property
+    def cuts_gradient(self) -> bool:  # type: ignore[override]
+        return self.pixels
+
+    @property
     def title(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
@@ -89,21 +93,30 @@ class Transform(Noise):
             return sample
         _seed_streams(seed, sample.device)
         # a copy, because the function may write to the sample
-        found = _on_pixels(self.function, sample, level) if self.pixels else self.function(sample.clone(), level)
+        found = self._apply_to_pixels(sample, level) if self.pixels else self.function(sample.clone(), level)
         if not isinstance(found, Tensor) or found.shape != sample.shape:
             raise ValueError(
                 f"{self.title} must return a tensor of the shape of its sample, {describe(sample)}, got "
                 f"{describe(found) if isinstance(found, Tensor) else found!r}; for a function of arrays of shape (H, W, C), "
                 "type pixels=True; for a function that returns a batch of one, let it return the first element"
             )
+        if not found.is_floating_point():
+            raise ValueError(
+                f"{self.title} must return floats like those of its sample, got {describe(found)}; for pixels up to 255, "
+                "let it return found / 255"
+            )
         return found.to(sample)
 
-
-def _on_pixels(function: Callable[..., Any], sample: Tensor, level: float) -> Tensor:
-    """Applies a function of arrays of shape (H, W, C) and dtype uint8 to an image in [0, 1]."""
-    pixels = sample.clamp(0, 1).mul(255).round().byte().movedim(0, -1).cpu().contiguous().numpy()
-    found = torch.from_numpy(np.array(function(pixels, level), dtype=np.float32))
-    return (found if found.ndim == sample.ndim else found[..., None]).movedim(-1, 0) / 255  # OpenCV drops a single channel
+    def _apply_to_pixels(self, sample: Tensor, level: float) -> Tensor:
+        pixels = sample.clamp(0, 1).mul(255).round().byte().movedim(0, -1).cpu().contiguous().numpy()
+        found = np.array(self.function(pixels, level))
+        if found.dtype != np.uint8:
+            raise ValueError(
+                f"{self.title} must return an array of dtype uint8, got {found.dtype}; for values in [0, 1], let it return "
+                "(255 * found).round().astype(np.uint8)"
+            )
+        image = torch.from_numpy(found).float() / 255
+        return (image if image.ndim == sample.ndim else image[..., None]).movedim(-1, 0)  # OpenCV drops a single channel
 
 
 @contextmanager

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_noise._tensor import detached
+from lightning_noise._usage import typed
 from lightning_noise.batch import Path, describe, find_target, format_path, get, leaves, write_access
 from lightning_noise.masks import Mask, align_mask, find_masks, valid_positions
 from lightning_noise.noise import Noise
+from lightning_noise.noise.composition import parts_of
 from lightning_noise.perturb.inputs import snr_db
 from lightning_noise.perturb.normalization import Normalization
 
@@ -82,7 +83,8 @@ def find_doubts(
             doubt = doubt or level_doubt(name, values, noise, level, snr, relative)
             doubt = doubt or counts_doubt(name, x, values, get(noisy, path))
         flags = flags_doubt(name, detached(x), _write(batch, path)) if mask is None else None
-        yield from (each for each in (doubt, axis_doubt(name, x, noise), flags) if each is not None)
+        of_axes = (axis_doubt(name, x, part) for part in parts_of(noise))
+        yield from (each for each in (doubt, *of_axes, flags) if each is not None)
     if has_default and len(paths) == 1 and (numbers := numbers_doubt(batch, paths[0])) is not None:
         yield numbers
     if has_default and paths == [(0,)] and _are_images(batch):
@@ -393,7 +395,7 @@ def axis_doubt(name: str, x: Tensor, noise: Noise) -> str | None:
 
     Example:
         >>> from lightning_noise.noise import Masking
-        >>> "type noise.Masking(dim=(-2,), value=0.0)" in axis_doubt("the input 'x'", torch.ones(8, 100, 3), Masking(dim=(-1,)))
+        >>> "type noise.Masking(dim=(-2,))" in axis_doubt("the input 'x'", torch.ones(8, 100, 3), Masking(dim=(-1,)))
         True
     """
     dim: Any = getattr(noise, "dim", None)
@@ -408,8 +410,8 @@ def axis_doubt(name: str, x: Tensor, noise: Noise) -> str | None:
         )
     else:
         return None
-    better: Any = replace(noise, dim=other[0] if isinstance(dim, int) else other)  # type: ignore[type-var]
-    return f"{name} has shape {tuple(x.shape)}, and for {noise.title} {what}; for {shape} type noise.{better!r}"
+    better = typed(noise, dim=other[0] if isinstance(dim, int) else other)
+    return f"{name} has shape {tuple(x.shape)}, and for {noise.title} {what}; for {shape} type {better}"
 
 
 def _ways_out(low: float, high: float) -> str:

@@ -14,6 +14,7 @@ from lightning_noise._tensor import at_least_float32, column, detached, like
 from lightning_noise.batch import Path, describe, format_path, get, modify
 from lightning_noise.masks import Mask, align_mask, find_documents, find_masks, in_documents, number_documents, valid_positions
 from lightning_noise.noise import Noise, Uniform
+from lightning_noise.noise.composition import parts_of
 from lightning_noise.perturb.normalization import Normalization, per_channel
 from lightning_noise.rng import Key
 
@@ -180,10 +181,11 @@ def check_relative(noise: Noise, relative: str | None, units: Sequence[str] = ("
     if is_flag(relative) or relative not in (None, *units):
         names = ", ".join(map(repr, units))
         raise ValueError(f"relative must be {names} or None, got {relative!r}; type relative='std'")
-    if relative and noise.is_known and not noise.additive:
-        raise ValueError(
-            f"relative={relative!r} needs an additive noise; the level of {noise.title} has no unit, so remove relative"
-        )
+    for part in parts_of(noise) if relative else ():
+        if part.is_known and not part.additive:
+            raise ValueError(
+                f"relative={relative!r} needs an additive noise; the level of {part.title} has no unit, so remove relative"
+            )
 
 
 def validate_clip(clip: Any) -> Clip | None:
