@@ -22,7 +22,7 @@ from lightning_noise import WeightNoise, noise
 
 CPU, MIB = torch.device("cpu"), 2**20
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-WIDTH, LAYERS, VALIDATIONS, BATCH = 2000, 12, 6, 1000
+WIDTH, VALIDATIONS, BATCH = 2000, 6, 1000
 WEIGHTS = {
     "none": list,
     "absolute": lambda: [WeightNoise(noise.Gaussian(), 0.01)],
@@ -67,16 +67,16 @@ def validate(kind: str, n: int) -> list[int]:
     return sizes[2:]
 
 
-def train(kind: str) -> list[int]:
+def train(kind: str, n_layers: int) -> list[int]:
     batches = [[torch.rand(32, WIDTH), torch.randint(10, (32,))]] * 3
-    fit(CPU, Classifier(layers(LAYERS, WIDTH)), batches, WEIGHTS[kind](), limit_val_batches=0)
+    fit(CPU, Classifier(layers(n_layers, WIDTH)), batches, WEIGHTS[kind](), limit_val_batches=0)
     return [0]
 
 
 def tables(bench: Bench) -> Iterator[Table]:
     if bench.on_cpu and Path("/proc/self/clear_refs").exists():
         yield of_validations((1000, 2000) if bench.quick else (10_000, 40_000))
-        yield of_weights()
+        yield of_weights(1 if bench.quick else 12)
 
 
 def of_validations(sizes: tuple[int, int]) -> Table:
@@ -94,10 +94,10 @@ def of_validations(sizes: tuple[int, int]) -> Table:
     return table
 
 
-def of_weights() -> Table:
-    weights = sum(4 * w.numel() for w in layers(LAYERS, WIDTH).parameters())
+def of_weights(n_layers: int) -> Table:
+    weights = sum(4 * w.numel() for w in layers(n_layers, WIDTH).parameters())
     text = f"The peak of a fit above that without noise, as a multiple of the {weights / MIB:.0f} MiB of weights."
     table = Table("Memory of noise in weights", text, ["`WeightNoise`", "multiple"])
-    base, *peaks = (elsewhere(train, kind)[0] for kind in WEIGHTS)
+    base, *peaks = (elsewhere(train, kind, n_layers)[0] for kind in WEIGHTS)
     table.rows += [[kind, f"{(peak - base) / weights:.2f}"] for kind, peak in zip(list(WEIGHTS)[1:], peaks, strict=True)]
     return table
