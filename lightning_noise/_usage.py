@@ -7,9 +7,11 @@ from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
-__all__ = ["Guided", "Value", "name_of", "nearest", "typed", "write_call"]
+__all__ = ["Guided", "Value", "name_of", "nearest", "typed", "with_types", "write_call"]
+
+T = TypeVar("T")
 
 _MODULES = ("noise", "schedules", "labels", "tasks", "rules")
 # what arguments are called elsewhere
@@ -74,6 +76,18 @@ class Guided:
         return write_call(cls, _match(cls, args, kwargs))
 
 
+def with_types(base: type[T]) -> type[T]:
+    """Evaluates the annotations of a base class.
+
+    jsonargparse evaluates them with the names of the module of a subclass. If that module lacks one of them, such as
+    ``ClassVar``, the arguments of the subclass have no types in a configuration file.
+    """
+    types = get_type_hints(base)
+    base.__annotations__ = {name: types[name] for name in base.__annotations__}
+    return base
+
+
+@with_types
 class Value(Guided):
     """A value that is used within a callback.
 

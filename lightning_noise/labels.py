@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import plain
-from lightning_noise._usage import Value, name_of
+from lightning_noise._usage import Value, name_of, with_types
 from lightning_noise.batch import describe
 
 __all__ = ["ConfusionFlips", "FlipLabels", "LabelNoise", "SmoothLabels"]
 
 
+@with_types
 class LabelNoise(Value, ABC):
     r"""Base of the label noises: random maps from a class to a class.
 

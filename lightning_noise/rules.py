@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from lightning_noise._checks import check_numbers
+from lightning_noise._usage import with_types
 
 __all__ = ["Decision", "Governor", "Observation", "Rule", "SignedGap", "State", "TaskFacts"]
 
@@ -86,6 +87,7 @@ class Decision(NamedTuple):
     followed: float | None = None
 
 
+@with_types
 class Rule(ABC):
     """Moves a level from one validation to the next. A subclass is a frozen dataclass.
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 from lightning_noise._checks import check_counts, check_numbers, is_number, plain
-from lightning_noise._usage import Value, nearest, typed
+from lightning_noise._usage import Value, nearest, typed, with_types
 
 __all__ = [
     "Amplitude",
@@ -59,6 +59,7 @@ class Progress(NamedTuple):
     fraction: float | None
 
 
+@with_types
 class Schedule(Value, ABC):
     """A level for each moment of a run. A subclass is a frozen dataclass that implements ``__call__``."""
 

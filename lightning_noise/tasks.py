@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_noise._tensor import at_least_float32
-from lightning_noise._usage import Guided, nearest
+from lightning_noise._usage import Guided, nearest, with_types
 from lightning_noise.batch import describe, leaves, write_access
 from lightning_noise.metrics.base import Predictions, Sums, are_distributions
 from lightning_noise.metrics.calibration import AdaptiveCalibrationError, CalibrationBins
@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 
+@with_types
 class Task(Guided, ABC):
     """What the outputs of a module mean. A subclass is a frozen dataclass.
 

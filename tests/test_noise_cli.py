@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from argparse import ArgumentError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,37 @@ def test_the_noise_and_its_schedule_are_options():
     flags = ["--input_noise.noise=Impulse", "--input_noise.noise.low=0", "--input_noise.level=Linear"]
     (callback,) = added(make(*flags, "--input_noise.level.start=0", "--input_noise.level.end=0.5"))
     assert (callback.noise, callback.level) == (noise.Impulse(low=0.0), schedules.Linear(0.0, 0.5))
+
+
+@dataclass(frozen=True)
+class Gated(noise.Noise):
+    """A noise of a module that does not import all that the annotations of its base class name."""
+
+    part: noise.Noise
+
+    def perturb(self, x, level, generator, mask):
+        return self.part.perturb(x, level, generator, mask)
+
+
+def doubled(x, level, *, generator):
+    return x * (1 + level)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["Compose", "noises=[Gaussian, test_noise_cli.doubled]"], noise.Compose([noise.Gaussian(), doubled])),
+        (["OneOf", "noises=[Gaussian, Uniform]", "weights=[1, 2]"], noise.OneOf([noise.Gaussian(), noise.Uniform()], [1, 2])),
+        (["Scaled", "noise=Gaussian", "factor=0.5"], noise.Scaled(noise.Gaussian(), 0.5)),
+        (["test_noise_cli.Gated", "part=Gaussian"], Gated(noise.Gaussian())),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, noise.Noise) else "",
+)
+def test_the_parts_of_a_noise_have_short_names(flags, expected):
+    kind, *arguments = flags
+    given = [f"--input_noise.noise={kind}", *(f"--input_noise.noise.{argument}" for argument in arguments)]
+    (callback,) = added(make(*given, "--input_noise.level=0.1"))
+    assert callback.noise == expected
 
 
 def test_a_noise_without_a_level_is_not_ignored():

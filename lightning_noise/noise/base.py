@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_noise._checks import check_level, is_number
 from lightning_noise._tensor import column
-from lightning_noise._usage import Value, name_of, nearest, typed, write_call
+from lightning_noise._usage import Value, name_of, nearest, typed, with_types, write_call
 from lightning_noise.batch import describe
 from lightning_noise.masks import valid_positions
 from lightning_noise.schedules import Schedule
@@ -27,6 +27,7 @@ __all__ = ["Noise", "as_noise", "check_axes", "find_valid"]
 NoiseFunction = Callable[..., Any]
 
 
+@with_types
 class Noise(Value, ABC):
     r"""A random map of a tensor to a tensor of the same kind.
 
