@@ -78,27 +78,27 @@ class AnalogWeights(Noise):
         largest = column(w.view(len(w), -1).abs().amax(1), w)
         target = torch.stack([w, -w]).clamp_min_(0).div_(largest.clamp_min(torch.finfo(w.dtype).tiny))
         z = torch.empty(3 if self.time else 2, *target.shape, dtype=w.dtype, device=w.device).normal_(generator=generator)
-        programmed = (target + level * _programming_noise(target) * z[0]).clamp_min_(0)
-        held = programmed
+        programmed = z[0].mul_(_programming_noise(target)).mul_(level).add_(target).clamp_min_(0)
+        kept = z[1].mul_(_read_noise(programmed, self.time + _T_0)).mul_(level).add_(1).clamp_min_(0)
         if self.time:
-            held = programmed * (-math.log1p(self.time / _T_0) * level * _drift_exponent(target, z[2])).exp_()
-        read = (held + held * level * _read_noise(programmed, self.time + _T_0) * z[1]).clamp_min_(0)
-        positive, negative = read - target
-        return torch.addcmul(x, positive - negative, largest)
+            kept.mul_(_drift_exponent(target, z[2]).mul_(-math.log1p(self.time / _T_0) * level).exp_())
+        positive, negative = programmed.mul_(kept).sub_(target)
+        return torch.addcmul(x, positive.sub_(negative), largest)
 
 
 def _programming_noise(g: Tensor) -> Tensor:
     """Returns the standard deviation of a programmed conductance. Conductances are shares of the largest."""
-    return (0.26348 + 1.9650 * g - 1.1731 * g * g) / _G_MAX
+    return g.mul(-1.1731).add_(1.9650).mul_(g).add_(0.26348).div_(_G_MAX)
 
 
 def _drift_exponent(g: Tensor, z: Tensor) -> Tensor:
-    log = g.clamp_min(1e-7).log()
-    mean, std = (0.0244 - 0.0155 * log).clamp_(0.049, 0.1), (-0.0059 - 0.0125 * log).clamp_(0.008, 0.045)
-    return (mean + std * z).abs_()
+    log = g.clamp_min(1e-7).log_()
+    mean = log.mul(-0.0155).add_(0.0244).clamp_(0.049, 0.1)
+    std = log.mul_(-0.0125).sub_(0.0059).clamp_(0.008, 0.045)
+    return std.mul_(z).add_(mean).abs_()
 
 
 def _read_noise(g: Tensor, seconds: float) -> Tensor:
     """Returns the relative standard deviation of a conductance that is read some time after programming."""
-    q = (0.0088 / g.pow(0.65).clamp_min_(1e-3)).clamp_max_(0.2)
-    return q * math.sqrt(math.log((seconds + _T_READ) / (2 * _T_READ)))
+    q = g.pow(0.65).clamp_min_(1e-3).reciprocal_().mul_(0.0088).clamp_max_(0.2)
+    return q.mul_(math.sqrt(math.log((seconds + _T_READ) / (2 * _T_READ))))

@@ -258,10 +258,10 @@ class Rician(Noise):
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         _check_not_negative(self, valid_part(x, mask).detach().amin())
         real, imaginary = (torch.empty_like(x).normal_(generator=generator).mul_(level) for _ in range(2))
-        if not isinstance(level, Tensor):
-            return torch.hypot(x + real, imaginary)
-        # at level 0, the magnitude of 0 has no gradient
-        return torch.where(level > 0, torch.hypot(x + real, torch.where(level > 0, imaginary, 1.0)), x)
+        if isinstance(level, Tensor):  # at level 0, the magnitude of 0 has no gradient
+            imaginary = torch.where(level > 0, imaginary, 1.0)
+        y = torch.hypot(real.add_(x), imaginary, out=None if is_differentiated(x) else real)
+        return torch.where(level > 0, y, x) if isinstance(level, Tensor) else y
 
 
 def _check_not_negative(noise: Noise, smallest: Tensor) -> None:

@@ -41,10 +41,10 @@ class Quantization(Noise):
     independent_rows: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        level = level if isinstance(level, Tensor) else number_like(level, x)
+        step = level.where(level > 0, 1.0) if isinstance(level, Tensor) else number_like(level, x)
         u = column(torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(generator=generator), x)
-        steps = (x.detach() / level.where(level > 0, 1.0)).add_(u).round_()
-        y = torch.where(level > 0, steps.sub_(u).mul_(level), x.detach())
+        y = (x.detach() / step).add_(u).round_().sub_(u).mul_(step)
+        y = torch.where(level > 0, y, x.detach()) if isinstance(level, Tensor) else y
         return y + (x - x.detach()) if is_differentiated(x) else y
 
 
@@ -94,12 +94,13 @@ class Jitter(Noise):
             along = [1] * x.ndim
             along[self.dim] = n
             place, last, series = torch.arange(n, device=x.device).view(along), n - 1, x
-        else:  # valid elements first, in order
-            place, last = mask.cumsum(self.dim) - 1, (mask.sum(self.dim, keepdim=True) - 1).clamp_min_(0)
-            series = x.gather(self.dim, mask.byte().sort(dim=self.dim, descending=True, stable=True).indices)
+        else:  # valid elements first, in order; the others are beyond the last, where no time leads
+            place = mask.view(torch.uint8).cumsum(self.dim).sub_(1)
+            last = place.narrow(self.dim, n - 1, 1).clamp_min(0)
+            series = torch.zeros_like(x).scatter(self.dim, place.where(mask, n - 1), x)
         left = place + whole.long()
         before, after = (series.gather(self.dim, _limit(index, last).expand_as(x)) for index in (left, left + 1))
-        return before + (delay - whole) * (after - before)
+        return after.sub_(before).mul_(delay.sub_(whole)).add_(before)
 
 
 def _limit(index: Tensor, last: int | Tensor) -> Tensor:
