@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -151,6 +152,20 @@ def test_yes_or_no_is_seen_as_two_classes():
     noisy = NoisyPredictions(noise.Gaussian(), 0.5, 2, inputs="features", task=tasks.Binary())
     _, found = predict([noisy], Regressor, loader(Named(5)))
     torch.testing.assert_close(noisy.results[0].clean[:, 1], found[0].sigmoid())
+
+
+@pytest.mark.parametrize("is_broken", [lambda x: x[:, 0] > 0, lambda x: x[:, 0] != DATA.x[: len(x), 0]], ids=["both", "noisy"])
+def test_a_prediction_that_is_nan_agrees_with_nothing(is_broken):
+    class Breaks(Predicts):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).masked_fill(is_broken(x)[:, None], math.nan)
+
+    noisy = NoisyPredictions(noise.Gaussian(), 0.01, n_draws=3)
+    predict([noisy], Breaks, loader(DATA, 13))
+    (found,) = noisy.results
+    broken = found.mean.isnan().any(1)
+    assert broken.any()
+    assert torch.equal(found.agreement.isnan(), broken)
 
 
 def test_options_come_from_a_callback_of_the_noise():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,7 +39,7 @@ class NoisyPrediction(NamedTuple):
         mean: The mean of the predictions under noise.
         spread: Their standard deviation over the draws.
         agreement: The share of the draws in which the most probable class is that without noise, of shape :math:`(B, *)`.
-            ``None`` for a regression.
+            NaN if a prediction is NaN, and ``None`` for a regression.
     """
 
     positions: Tensor
@@ -178,10 +179,11 @@ class NoisyPredictions(Guided, Callback):
             squares += error * (values - mean)
             if agreed is not None:
                 agreed += values.argmax(1) == clean.argmax(1)
-        agreement = None if agreed is None else (agreed / n).cpu()
+        if agreed is not None:  # argmax takes NaN for the largest
+            agreed = (agreed / n).where((clean + mean).isfinite().all(1), math.nan).cpu()
         spread = (squares / (n - 1)).sqrt()
         # a sampler may repeat rows at the end, which are not predicted
-        return NoisyPrediction(torch.tensor(positions[: len(clean)]), clean.cpu(), mean.cpu(), spread.cpu(), agreement)
+        return NoisyPrediction(torch.tensor(positions[: len(clean)]), clean.cpu(), mean.cpu(), spread.cpu(), agreed)
 
     def _read(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(1) if self.task.has_classes else outputs
