@@ -457,6 +457,17 @@ def test_r2_is_0_for_the_mean_and_nan_without_variance():
     assert metric.compute().item() == pytest.approx(1 - 1 / 5.25)
 
 
+@pytest.mark.parametrize("offset", [0.0, 10.0, 30.0, 100.0, 1e4])
+def test_r2_from_sums_in_float32_is_right_or_nan(offset, monkeypatch):
+    monkeypatch.setattr(scores, "_WITHOUT_FLOAT64", {"cpu"})
+    target = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    preds, metric = 0.9 * target, R2Score().to("cpu")
+    metric.update(preds + offset, target + offset)
+    assert metric.compute().isnan() == (offset > 50)
+    if offset < 50:
+        assert metric.compute().item() == pytest.approx(r2_score(target.numpy(), preds.numpy()), abs=1e-5)
+
+
 @pytest.mark.parametrize("metric", REGRESSION_METRICS)
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_regression_metrics_refuse_errors_that_are_not_finite(metric, broken):

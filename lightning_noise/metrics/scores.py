@@ -313,7 +313,7 @@ class R2Score(_RegressionSums):
 
     Shapes and sums are those of :class:`MeanSquaredError`. The variance is a difference, so its relative error is
     that of the sums times :math:`\overline{y^2} / \text{Var}(y)`. If the standard deviation of the target is less than a
-    millionth of its size, the value is NaN; subtract the mean from the target.
+    millionth of its size, or a fiftieth with sums in float32, the value is NaN; subtract the mean from the target.
 
     Example:
         >>> metric = R2Score()
@@ -336,7 +336,8 @@ class R2Score(_RegressionSums):
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         error, mean, square = (sums[state] / sums["count"] for state in self.states)
         variance = square - mean.square()
-        is_known = variance > 2**-40 * square  # the difference of equal targets is not 0 but what rounding leaves
+        # the difference of equal targets is not 0 but what rounding leaves
+        is_known = variance > 2**12 * torch.finfo(self.error_sum.dtype).eps * square
         return {"r2": 1 - (error / variance).where(is_known, torch.nan)}
 
 
