@@ -203,9 +203,10 @@ def test_an_adaptive_level_refuses_probabilities_before_the_first_step():
 BARE = [metrics.CrossEntropy, metrics.BrierScore, metrics.CalibrationBins, metrics.SelectiveClassification, metrics.Perplexity]
 
 
-@pytest.mark.parametrize(
-    "make", [*BARE, metrics.ExpectedCalibrationError, metrics.TemperatureScaling, metrics.PredictiveEntropy]
-)
+COUNTING = [metrics.ExpectedCalibrationError, metrics.AdaptiveCalibrationError, metrics.TopKAccuracy]
+
+
+@pytest.mark.parametrize("make", [*BARE, *COUNTING, metrics.TemperatureScaling, metrics.PredictiveEntropy])
 def test_a_bare_metric_refuses_probabilities_and_classes_on_the_last_axis(make):
     z, target = X @ W, LABELS[Multiclass]
     for p in (z.softmax(1), z.softmax(1).half(), z.softmax(1).bfloat16()):
@@ -215,6 +216,16 @@ def test_a_bare_metric_refuses_probabilities_and_classes_on_the_last_axis(make):
     if make is not metrics.PredictiveEntropy:
         with pytest.raises(ValueError, match=r"type preds\.movedim\(-1, 1\)"):
             make().update(z.view(100, 4, 4), target.view(100, 4)[:, :3])
+
+
+@pytest.mark.parametrize("make", [*BARE, *COUNTING, metrics.TemperatureScaling])
+def test_a_bare_metric_refuses_labels_that_are_no_class_and_says_how_to_leave_them_out(make):
+    z, target = X @ W, LABELS[Multiclass].where(X[:, 0] > 0, -100)
+    with pytest.raises(ValueError, match=r"indices in \[0, 4\), got .* to 3; .* update\(preds\[keep\], target\[keep\]\)"):
+        make().update(z, target)
+    with pytest.raises(ValueError, match=r"from -100 to 4; .* update\(preds\.movedim\(1, -1\)\[keep\], target\[keep\]\)"):
+        make().update(z.view(100, 4, 4).movedim(-1, 1), target.where(target != 3, 4).view(100, 4))
+    make().update(z[target != -100], target[target != -100])
 
 
 def test_numbers_of_other_shapes_are_not_broadcast():

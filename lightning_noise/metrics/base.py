@@ -67,6 +67,13 @@ class Sums(Metric):
             )
         if not self._has_read and are_distributions(preds):
             raise ValueError(f"{name} expects logits, got probabilities, which sum to 1; type preds.log()")
+        n_classes = preds.shape[1]
+        if not self._has_read and target is not None and ((target < 0) | (target >= n_classes)).any():
+            raise ValueError(
+                f"{name} expects class indices in [0, {n_classes}), got {describe(target)} from {target.min().item()} to "
+                f"{target.max().item()}; to leave out a label such as -100, type keep = target != -100 and update("
+                f"preds{'' if preds.ndim == 2 else '.movedim(1, -1)'}[keep], target[keep])"
+            )
         self._has_read = self._has_read or preds.select(1, 0).numel() > 1
         return Predictions(preds)
 
