@@ -34,7 +34,7 @@ __all__ = [
 
 
 class _ConfidenceSums(Sums):
-    """Sums over the predictions in bins of equal width of the confidence."""
+    """Sums over the predictions in bins of the confidence, by default of equal width."""
 
     states: ClassVar[tuple[str, ...]] = ("confidence_sum", "correct", "count")
 
@@ -55,8 +55,12 @@ class _ConfidenceSums(Sums):
             "count": preds.ones,
             "variance_sum": quantize(confidence * (1 - confidence)),
         }
-        self._add_binned(groups, bin_indices(confidence, self.n_bins), **{state: sums[state] for state in self.states})
+        self._add_binned(groups, self._place(preds), **{state: sums[state] for state in self.states})
         self._add(groups, undefined=preds.undefined)
+
+    def _place(self, preds: Predictions) -> Tensor:
+        """Returns the bin of each prediction."""
+        return bin_indices(preds.confidence, self.n_bins)
 
 
 class ExpectedCalibrationError(_ConfidenceSums):
@@ -95,7 +99,7 @@ class ExpectedCalibrationError(_ConfidenceSums):
         return {"ece": expected_calibration_error(sums["confidence_sum"] / RESOLUTION, sums["correct"], sums["count"])}
 
 
-class AdaptiveCalibrationError(Sums):
+class AdaptiveCalibrationError(_ConfidenceSums):
     r"""The expected calibration error with bins of equally many predictions.
 
     .. math:: \frac{1}{M} \sum_b \left| \text{acc}_b - \text{conf}_b \right|
@@ -125,19 +129,13 @@ class AdaptiveCalibrationError(Sums):
     plot_upper_bound = 1.0
     key = "adaptive_ece"
 
-    confidence_sum: Tensor
-    correct: Tensor
-
     def __init__(self, n_bins: int = 15, n_groups: int = 1):
         check_counts(n_bins=n_bins)
-        super().__init__(n_groups, **dict.fromkeys(_ConfidenceSums.states, (Predictions.n_odds,)))
+        super().__init__(Predictions.n_odds, n_groups)
         self.n_bins = n_bins
 
-    def update(self, preds: Tensor | Predictions, target: Tensor, groups: Tensor | None = None) -> None:
-        preds = self._read(preds, target)
-        sums = {"confidence_sum": quantize(preds.confidence), "correct": preds.label == target, "count": preds.ones}
-        self._add_binned(groups, preds.odds_bins, **sums)
-        self._add(groups, undefined=preds.undefined)
+    def _place(self, preds: Predictions) -> Tensor:
+        return preds.odds_bins
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         gap = sums["correct"] - sums["confidence_sum"] / RESOLUTION
