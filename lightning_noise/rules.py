@@ -148,10 +148,10 @@ class Governor(Rule):
     .. math:: \lambda \leftarrow \sqrt{\frac{\overline{\lambda^2}}{\ell} \, (1 - \text{retain})}, \quad
         \ell^2 = \overline{1 - r}^2 + \overline{\text{SE}(r)}^2
 
-    The averages over the validations are exponential. A lost share counts as 10 at most. Its standard error adds to it, so the
-    level stays lower if the validation set is too small to tell. A validation raises the level by no more than the level
-    itself or one ``step``, whichever is larger, and by no more than ten steps. It lowers the level by no more than half. What
-    the rule did is one of these:
+    The averages over the validations are exponential. A lost share counts as 10 at most, and a negative average as 0. Its
+    standard error adds to it, so the level stays lower if the validation set is too small to tell. A validation raises the
+    level by no more than the level itself or one ``step``, whichever is larger, and by no more than ten steps. It lowers the
+    level by no more than half. What the rule did is one of these:
 
     ===================  =================================================================================
     ``non_finite``       a metric is not finite: half the level
