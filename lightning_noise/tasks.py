@@ -53,7 +53,7 @@ class Task(Guided, ABC):
         main: The metric that robustness curves rest on.
         logged: The metrics that a monitor logs by default, the most important first.
         compared: The metrics whose clean and noisy values are subtracted.
-        proportions: The metrics that are shares of the samples, which have Wilson's intervals.
+        proportions: The metrics that are shares, which have Wilson's intervals in [0, 1].
         expects: The shapes that the task reads, for messages.
         has_classes: Whether predictions are logits of shape :math:`(B, K, *)` after :meth:`read`.
         knows_chance: Whether the task knows the governed metric of the best constant guess.
@@ -208,6 +208,7 @@ class _Classification(_Labels):
         "accuracy",
         "accuracy_area",
         "top5_accuracy",
+        "balanced_accuracy",
         "flip_rate",
         "noise_detected",
         "score",
@@ -330,7 +331,7 @@ class Multiclass(_Classification):
     more: Sequence[str] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "more", (self.more,) if isinstance(self.more, str) else tuple(self.more))
+        object.__setattr__(self, "more", (self.more,) if isinstance(self.more, str) else tuple(dict.fromkeys(self.more)))
         for name in self.more:
             if name not in _MORE:
                 likely = nearest(name, _MORE) or next(iter(_MORE))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import DEVICE, Classifier, Rows, fit, keys_of, loader
+from helpers import DEVICE, Classifier, Rows, fit, keys_of, loader, make_trainer
 from helpers_metrics import predictions
 from sklearn.metrics import balanced_accuracy_score, mean_pinball_loss, top_k_accuracy_score
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_noise import RobustnessMonitor, noise, tasks
+from lightning_noise.evaluation.conditions import CLEAN
 from lightning_noise.metrics import (
     AdaptiveCalibrationError,
     BalancedAccuracy,
@@ -154,6 +155,30 @@ def test_a_monitor_follows_quantile_forecasts():
     _, trainer = fit([monitor], module=Quantiles, validation=loader(data), max_epochs=1)
     assert trainer.callback_metrics["robustness/score"] < 0, "less is better"
     assert "robustness_levels/gaussian/0.5/PinballLoss" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("n_mistakes", [0, 1])
+def test_the_interval_of_a_balanced_accuracy_ends_at_1_and_knows_that_a_mistake_is_possible(n_mistakes):
+    class Sign(Classifier):
+        def forward(self, x):
+            return x[:, :1] * torch.tensor([-1.0, 1.0])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    data = Rows(100, seed=1)
+    data.y = (data.x[:, 0] > 0).long()
+    data.y[:n_mistakes] = 1 - data.y[:n_mistakes]
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.5], task=tasks.Multiclass(more=["balanced_accuracy"]))
+    make_trainer([monitor]).validate(Sign(), loader(data), verbose=False)
+    assert monitor.report is not None
+    row = monitor.report.rows[CLEAN, "balanced_accuracy"]
+    assert 0.9 < row.low < row.value
+    assert row.value - 1e-12 < row.high < 1 + 1e-12  # rounding
+
+
+def test_a_metric_that_is_named_twice_is_logged_once():
+    assert tasks.Multiclass(more=["adaptive_ece", "adaptive_ece"]) == tasks.Multiclass(more="adaptive_ece")
 
 
 def test_an_unknown_further_metric_is_refused():
