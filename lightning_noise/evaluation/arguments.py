@@ -60,7 +60,9 @@ def find_arguments(module: Any, batch: Any, inputs: Selector | None, target: Pat
         names = _names(module, batch)
         given = [path[0] for path in ([] if inputs is None else find_inputs(batch, inputs))]
         if names and {*required, *given} <= set(names):
-            labels = [name for name in names if (name,) == target and name not in given and len(names) > 1]
+            # without a target, a label is known by its name
+            targets = [(name,) for name in TARGETS if name not in required] if target is None else [target]
+            labels = [name for name in names if (name,) in targets and name not in given and len(names) > 1]
             if set(labels) & set(required):
                 raise ValueError(
                     f"forward needs {labels[0]!r}, which is the target, so the prediction may know the target. If that is "
