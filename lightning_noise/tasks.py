@@ -157,12 +157,19 @@ class Task(Guided, ABC):
 
     def placeholder(self, output: Any, rows: Tensor) -> Tensor:
         """Returns a tensor of the shape that the target of such an output has, for data without labels."""
-        if not isinstance(output, Tensor) or output.ndim < 1 or len(output) != len(rows):
-            raise ValueError(
-                f"the module returned {describe(output)} for {len(rows)} samples, but {type(self).__name__}() expects "
-                f"{self.expects}; give predict=… or another task"
-            )
+        if not _is_floating(output) or output.ndim < 1 or len(output) != len(rows):
+            raise self._refuse_unlabelled(output, rows)
         return output
+
+    def _refuse_unlabelled(self, output: Any, rows: Tensor) -> ValueError:
+        found = [] if isinstance(output, Tensor) else leaves(output)
+        fitting = [path for path, leaf in found if _is_floating(leaf) and leaf.shape[:1] == rows.shape[:1]]
+        predict = _predict(write_access(output, fitting[0])) if fitting else "predict=…"
+        return ValueError(
+            f"the module returned {describe(output)} for {len(rows)} samples, but {type(self).__name__}() expects "
+            f"{self.expects}; type {predict}, or another task: tasks.Multiclass() for the logits of classes, tasks.Binary() "
+            "for one logit of yes or no, or tasks.Regression() for numbers"
+        )
 
     def _refuse(self, output: Any, target: Tensor) -> ValueError:
         return ValueError(
@@ -371,9 +378,10 @@ class Multiclass(_Classification):
         output = super().placeholder(output, rows)
         if output.ndim > 2 and self.class_dim is None:
             raise self._ambiguous(output)
-        if output.ndim < 2:
-            raise self._refuse(output, output)
-        return output.select(1 if self.class_dim is None else self.class_dim, 0)
+        dim = 1 if self.class_dim is None else self.class_dim
+        if not _has_classes(output, dim):
+            raise self._refuse_unlabelled(output, rows)
+        return output.select(dim, 0)
 
     def fits(self, output: Any, target: Tensor) -> bool:
         return bool(self._fitting_dims(output, target))

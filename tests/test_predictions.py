@@ -12,6 +12,7 @@ from helpers import Classifier, Rows, Stochastic, assert_same, execute, loader, 
 from pytorch_lightning.callbacks import BasePredictionWriter
 from scripts import noisy_predictions
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_noise import InputNoise, Key, NoisyPredictions, WeightNoise, noise, tasks
 from lightning_noise.testing import global_streams
@@ -106,6 +107,12 @@ def test_the_results_have_the_structure_of_the_predictions():
     assert [len(each.mean) for each in noisy.results] == [8, 5]
 
 
+def test_the_positions_of_items_that_are_batches_tell_item_and_row():
+    noisy = NoisyPredictions(noise.Gaussian(), 0.5, n_draws=2)
+    predict([noisy], data=DataLoader([DATA.x[:3], DATA.x[3:5]], batch_size=None))  # type: ignore[arg-type]
+    assert [divmod(position, 2**32) for position in joined(noisy)[0].tolist()] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+
+
 def test_a_writer_of_predictions_finds_its_batch():
     noisy, written = NoisyPredictions(noise.Gaussian(), 0.5, n_draws=2), []
 
@@ -194,6 +201,44 @@ def test_weights_are_restored_after_an_exception():
     assert_same(list(module.parameters()), expected)
 
 
+class Labelled(Rows):
+    def __getitem__(self, i: int) -> Any:
+        return {"x": self.x[i], "y": self.y[i]}
+
+
+def test_the_predictions_know_no_label():
+    class Forces(Classifier):
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            return super().forward(x) if y is None else nn.functional.one_hot(y, 3).float()
+
+        def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch["x"])
+
+    noisy = NoisyPredictions(noise.Gaussian(), 0.5, n_draws=2)
+    _, found = predict([noisy], Forces, loader(Labelled(13, seed=1)))
+    torch.testing.assert_close(joined(noisy)[1], torch.cat(found).softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda z: z.argmax(1), r"the module returned int64 \(8,\) for 8 samples.*; type predict=…, or another task"),
+        (lambda z: z[:, :1], r"float32 \(8, 1\) for 8 samples.* tasks.Binary\(\) for one logit of yes or no"),
+        (lambda z: (z.sum(), {"z": z}), r"; type predict=lambda module, batch: module\(batch\[0\]\)\[1\]\['z'\], or"),
+    ],
+    ids=["classes", "one logit", "container"],
+)
+def test_outputs_that_cannot_be_read_show_what_to_type(change, message):
+    class Returns(Classifier):
+        def forward(self, x: Tensor) -> Any:
+            return change(super().forward(x))
+
+    with pytest.raises(ValueError, match=message) as error:
+        predict([NoisyPredictions(noise.Gaussian(), 0.5)], Returns)
+    assert "target of" not in str(error.value), "there is none"
+    assert "ReplayMonitor" not in str(error.value), "there is no validation"
+
+
 class Fetches(Predicts):
     def predict_step(self, dataloader_iter: Any) -> None:  # type: ignore[override]
         next(dataloader_iter)
@@ -211,10 +256,11 @@ def test_a_step_that_fetches_its_batches_is_refused():
         ({"n_draws": 1}, "n_draws must be at least 2, because one draw has no spread, got 1; type n_draws=20"),
         ({"level": -0.1}, "a level must be finite and not negative, got -0.1"),
         ({"noise": noise.SwapNoise()}, "mixes samples"),
+        ({"noise": [noise.Shot()]}, r"type NoisyPredictions\(noise\.Shot\(\), 0\.1\)"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         NoisyPredictions(**{"noise": noise.Gaussian(), "level": 0.5, **arguments})
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from lightning_noise._checks import check_counts, plain
 from lightning_noise._usage import Guided
 from lightning_noise.batch import Selector
+from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probe
 from lightning_noise.evaluation.conditions import Condition, Conditions
 from lightning_noise.evaluation.engine import Pass, Reading
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.loop.internals import Callback, n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context, Perturbation
+from lightning_noise.noise import as_noise
 from lightning_noise.tasks import Multiclass, Task, check_task
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class NoisyPrediction(NamedTuple):
     regression is seen through its outputs. All tensors are on the CPU.
 
     Attributes:
-        positions: The position of each sample in the order of the loader, of shape :math:`(B,)`.
+        positions: The position of each sample in the order of the loader, of shape :math:`(B,)`. If each item of the data set
+            is a batch, row :math:`i` of item :math:`j` has the position :math:`2^{32} j + i`.
         clean: The prediction without noise.
         mean: The mean of the predictions under noise.
         spread: Their standard deviation over the draws.
@@ -66,7 +69,8 @@ class NoisyPredictions(Guided, Callback):
     batches; ``positions`` tell where they belong. Strategies that spawn or fork return no results to the main process.
 
     The draws of a sample depend on its position in the order of the loader alone, not on the batch size or the number of
-    ranks. Weight noise is one draw for all samples, so the draws are an ensemble of :math:`n` models.
+    ranks. If rows are padded to the longest of their batch, they also depend on that length. Weight noise is one draw for all
+    samples, so the draws are an ensemble of :math:`n` models.
 
     The level decides what the spread means. A level of the noise in training, or the level of ``suggest_level``, is a start;
     check the calibration on labeled data.
@@ -122,6 +126,7 @@ class NoisyPredictions(Guided, Callback):
         if n_draws < 2:
             raise ValueError(f"n_draws must be at least 2, because one draw has no spread, got {n_draws}; type n_draws=20")
         check_task(task)
+        noise = noise if isinstance(noise, NoiseCallback) else as_noise(noise, "NoisyPredictions({}, {})")
         self.noise = noise
         self.inputs = plain(inputs)
         self.task = task

@@ -69,7 +69,7 @@ class Predictor:
                 is_read = self.inputs is not None or not self.labelled
                 arguments = Arguments(find_inputs(batch, self.inputs) if is_read else [], {})
         except ValueError as error:
-            raise ValueError(f"{error} {_WITHOUT}") from None
+            raise ValueError(f"{error}{self._without}") from None
         target = get(batch, [*arguments.paths, *arguments.named.values()][0] if path is None else path)
         if isinstance(target, list):  # a list of samples stands in for the target
             target = target[0].new_zeros(len(target))
@@ -92,8 +92,8 @@ class Predictor:
         """Returns the perturbed batch, and its predictions and target as the task reads them."""
         with perturbation as batch:
             output = self._output(context, batch, arguments, side_effects)
-        labels = target if self.labelled else self.task.placeholder(output, target)
         try:
+            labels = target if self.labelled else self.task.placeholder(output, target)
             settled = self.task.settled(output, labels)
             if settled is not self.task:
                 self._reader = settled
@@ -101,7 +101,7 @@ class Predictor:
         except ValueError as error:
             found = ", ".join(f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch))
             text = str(error).replace(MODULE_CALL, f"module({arguments.write(batch) or '…'})")
-            raise ValueError(f"{text}; the leaves of the batch are {found}. {_WITHOUT}") from None
+            raise ValueError(f"{text}; the leaves of the batch are {found}{self._without}") from None
         if not self._has_checked_target:
             self._check_target(context.module, batch, output)
         return batch, *found
@@ -112,7 +112,7 @@ class Predictor:
             noisy = [path for path, leaf in leaves(batch) if get(seen, path) is not leaf]
             raise ValueError(
                 f"the noise is in {', '.join(repr(format_path(path)) for path in noisy)}, but the module is called with "
-                f"module({arguments.write(batch)}); type inputs=… for an argument of the module, or predict=…. {_WITHOUT}"
+                f"module({arguments.write(batch)}); type inputs=… for an argument of the module, or predict=…{self._without}"
             )
 
     def _check_target(self, module: Any, batch: Any, output: Any) -> None:
@@ -160,7 +160,7 @@ class Predictor:
             layers = next((f".{name}" for name, _ in module.named_children()), "")
             raise ValueError(
                 f"the module has no forward; type predict=lambda module, batch: module{layers}({arguments.write(batch)}) "
-                f"to return its predictions. {_WITHOUT}"
+                f"to return its predictions{self._without}"
             )
         try:
             return self._read_logits(arguments.call(module, batch))
@@ -175,8 +175,13 @@ class Predictor:
             raise kind(
                 f"module({arguments.write(batch)}) of {', '.join(map(describe, values))} raised {type(error).__name__}: "
                 f"{error}. If forward takes other arguments, type predict=lambda module, batch: "
-                f"module({write_arguments(module, batch, target)}), or inputs=… for other leaves of the batch. {_WITHOUT}"
+                f"module({write_arguments(module, batch, target)}), or inputs=… for other leaves of the batch{self._without}"
             ) from error
+
+    @property
+    def _without(self) -> str:
+        """What else to type, at the end of a message. Without labels, no validation step can be called."""
+        return ". A ReplayMonitor needs none of this: it calls the validation step" if self.labelled else ""
 
     def _read_logits(self, output: Any) -> Any:
         """Returns the logits of an output that names them, and any other output as it is."""
@@ -186,9 +191,6 @@ class Predictor:
         others = [leaf for _, leaf in leaves(output) if leaf is not logits and leaf.is_floating_point() and leaf.ndim]
         is_clear = self.task.has_classes or not others  # numbers may also be in another leaf
         return logits if isinstance(logits, Tensor) and is_clear else output
-
-
-_WITHOUT = "A ReplayMonitor needs none of this: it calls the validation step"
 
 
 def _counts_up(leaf: Tensor) -> bool:
