@@ -22,12 +22,13 @@ from lightning_noise.loop.perturbation import Context
 WITH_ARGUMENTS = [
     noise.Impulse(low=0.0, high=1.0),
     noise.PatchGaussian(size=25),
-    noise.Recorded(torch.randn(8, 10_000)),
+    noise.Recorded(torch.arange(80_000.0).sin().view(8, 10_000)),
+    noise.AnalogWeights(time=86_400.0),
     noise.Compose([noise.Gaussian(), noise.FeatureDropout()]),
     noise.OneOf([noise.Gaussian(), noise.FeatureDropout()]),
     noise.Scaled(noise.Gaussian(), 0.5),
 ]
-NO_DEFAULT = {"Noise", "Transform", "as_noise", *(value.title for value in WITH_ARGUMENTS)} - {"Impulse"}
+NO_DEFAULT = {"Noise", "Transform", "as_noise", *(value.title for value in WITH_ARGUMENTS)} - {"AnalogWeights", "Impulse"}
 DEFAULT = [name for name in noise.__all__ if name not in NO_DEFAULT]
 NOISES: list[noise.Noise] = [*(getattr(noise, name)() for name in DEFAULT), *WITH_ARGUMENTS]
 
@@ -54,6 +55,11 @@ def snr(x: Tensor) -> Tensor:
     return x + LEVEL * norm[0] / norm[1] * n
 
 
+def quantized(x: Tensor) -> Tensor:
+    u = torch.rand_like(x[:, :1, :1, :1])
+    return LEVEL * ((x / LEVEL + u).round() - u)
+
+
 BY_HAND: dict[type[noise.Noise], Callable[[Tensor], Tensor]] = {
     noise.Gaussian: lambda x: x + LEVEL * torch.randn_like(x),
     noise.Uniform: lambda x: x + LEVEL * (2 * torch.rand_like(x) - 1),
@@ -67,6 +73,8 @@ BY_HAND: dict[type[noise.Noise], Callable[[Tensor], Tensor]] = {
     noise.ColoredNoise: colored,
     noise.SwapNoise: swapped,
     noise.Shot: lambda x: torch.poisson(x / LEVEL) * LEVEL,
+    noise.Rician: lambda x: torch.hypot(x + LEVEL * torch.randn_like(x), LEVEL * torch.randn_like(x)),
+    noise.Quantization: quantized,
 }
 
 

@@ -97,6 +97,7 @@ def test_recordings_are_compared_by_their_numbers_and_shown_in_short():
     [
         ([], "bank must be a tensor, a list of tensors or a folder"),
         (0.3, r"type noise.Recorded\('noises', sample_rate=16000\)"),
+        (["hum.wav"], r"got \['hum.wav'\]; type noise.Recorded\('noises', sample_rate=16000\)"),
         (torch.zeros(5), r"of shape \(T,\)"),
         ([HUM, torch.tensor([1.0, math.nan])], "must be finite numbers"),
         ([HUM, torch.ones(2, 7)], r"got shape \(2, 7\) beside \(7,\)"),

@@ -106,7 +106,8 @@ class _Recordings:
     """Recordings in memory, compared by a digest of their numbers."""
 
     def __init__(self, recordings: Any):
-        if not isinstance(recordings, Tensor | Sequence) or not len(recordings):
+        is_list = isinstance(recordings, Tensor | Sequence) and len(recordings)
+        if not is_list or any(isinstance(part, str | os.PathLike) for part in recordings):
             raise TypeError(
                 f"bank must be a tensor, a list of tensors or a folder, got {recordings!r}; type noise.Recorded('noises', "
                 "sample_rate=16000)"
