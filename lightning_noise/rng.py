@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Key"]
+__all__ = ["Key", "seed_torch"]
 
 Coordinate = int | str
 # The numbers and the rows of a block at most. More would save little of the cost of calls, and waste more on positions that
@@ -169,6 +170,22 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: the sign is a bit like the others
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seeds torch's global random streams of the CPU and of a device."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices whose streams are not restored
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
 def _seed(*coordinates: Coordinate | None) -> int:
+    text = repr(tuple([each if type(each) in _PLAIN else _plain(each) for each in coordinates]))
     # a cryptographic hash, because neighboring seeds must give unrelated streams; 63 bits, because torch takes an int64
-    return int.from_bytes(hashlib.blake2b(repr(coordinates).encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+_PLAIN = {int, str, type(None)}
+
+
+def _plain(coordinate: Any) -> Coordinate:
+    """Returns a coordinate of NumPy or torch, whose ``repr`` differs, as that of Python."""
+    return str(coordinate) if isinstance(coordinate, str) else operator.index(coordinate)

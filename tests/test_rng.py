@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from members import NOISES
@@ -48,6 +50,22 @@ def test_a_known_key_has_a_known_seed():
     # a change here would change the noise of every run that is resumed with a newer version
     assert KEY.generator("cpu").initial_seed() == 3100286260731048246
     assert (KEY.everywhere / "x").generator("cpu").initial_seed() == 3451421124859160946
+
+
+@pytest.mark.parametrize("number", [np.int64, torch.tensor, np.array])
+def test_a_coordinate_of_another_package_is_that_of_python(number):
+    own = Key((number(0), "input", number(3), number(7)), rank=number(0))
+    assert draw(own) == draw(KEY)
+    assert draw(KEY / np.str_("x")) == draw(KEY / "x")
+    with pytest.raises(TypeError, match="integer"):
+        draw(KEY / 0.5)  # type: ignore[operator]
+
+
+def test_positions_of_numpy_are_those_of_python():
+    x, positions = torch.zeros(5, 4), [0, 3, 4, 400, 5]
+    ours: list[Any] = [positions, np.array(positions)]
+    expected, found = (Key((0,), positions=each).apply(noise.Gaussian(), x, 1.0) for each in ours)
+    assert torch.equal(found, expected)
 
 
 def rand(*shape: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from lightning_noise._checks import check_flags, check_level
 from lightning_noise._usage import typed
 from lightning_noise.batch import describe
 from lightning_noise.noise.base import Noise, check_axes
+from lightning_noise.rng import seed_torch
 
 __all__ = ["Transform"]
 
@@ -134,6 +135,4 @@ def _restored_streams(device: torch.device) -> Iterator[None]:
 def _seed_streams(seed: int, device: torch.device) -> None:
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices whose streams are not restored
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
+    seed_torch(seed, device)
