@@ -86,6 +86,11 @@ class Scripted(nn.Module):
         return nn.functional.one_hot(self.script[begin : begin + len(x)], 3).float()
 
 
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": x}
+
+
 # --- the bounds
 
 
@@ -168,6 +173,9 @@ def test_a_result_depends_on_the_position_and_the_seed_alone():
     assert_same(whole, smoothed.certify(x, **FEW, seed=0))
     assert (whole[1] != smoothed.certify(x, **FEW, seed=1)[1]).any()
     assert_same([smoothed(x)], [smoothed.predict(x, n=100, alpha=0.001, seed=0)])
+    for positions in (np.arange(7), torch.arange(7)):
+        assert_same(whole, smoothed.certify(x, **FEW, seed=np.int64(0), positions=positions))  # type: ignore[arg-type]
+    assert [len(each) for each in (*smoothed.certify(x[:0], **FEW), smoothed(x[:0]))] == [0, 0, 0]
 
 
 def test_the_module_and_the_global_streams_are_put_back():
@@ -225,12 +233,17 @@ def test_the_selection_stops_once_its_outcome_is_certain():
     ("make", "error", "message"),
     [
         (lambda: smooth(nn.Identity(), 0.0), ValueError, "sigma must be above 0"),
-        (lambda: smooth(nn.Identity(), -1.0), ValueError, "must be finite and not negative"),
+        (lambda: smooth(nn.Identity(), -1.0), ValueError, "sigma must be above 0.* got -1.0; type sigma=0.25"),
+        (lambda: smooth(nn.Identity(), np.nan), ValueError, "sigma must be finite"),
+        (lambda: RandomizedSmoothing(cast(Any, [0.25])), TypeError, r"sigma must be a number, got \[0.25\]"),
+        (lambda: smooth(cast(Any, torch.relu), 0.5), TypeError, r"got builtin_function_or_method; type smooth\(module, 0.5\)"),
         (lambda: smooth(nn.Identity(), 0.5, cast(Any, "L2")), ValueError, "got 'L2'; type norm='l2'"),
         (lambda: smooth(nn.Linear(4, 3), 0.5).certify(torch.ones(2, 4), n=9), ValueError, "n=9 draws .* type n=10"),
         (lambda: smooth(nn.Linear(4, 3), 0.5).predict(torch.ones(2, 4), n=10), ValueError, "type n=11"),
         (lambda: smooth(nn.Linear(4, 3), 0.5).certify(torch.ones(2, 4), alpha=1.0), ValueError, "type alpha=0.001"),
-        (lambda: smooth(nn.Linear(4, 3), 0.5).certify(torch.ones(2, 4).long()), TypeError, "floating-point samples"),
+        (lambda: smooth(nn.Linear(4, 3), 0.5).certify(torch.ones(2, 4).long()), TypeError, "floating-point tensor"),
+        (lambda: smooth(nn.Linear(4, 3), 0.5).certify(cast(Any, [torch.ones(4)])), TypeError, r"\(B, \*\), got list"),
+        (lambda: smooth(Named(), 0.5).certify(torch.ones(2, 4)), ValueError, "got dict for .* return the logits alone"),
         (lambda: smooth(nn.Linear(4, 1), 0.5).certify(torch.ones(2, 4)), ValueError, "K >= 2 classes, got float32"),
         (lambda: smooth(nn.Linear(4, 3), 0.5).predict(torch.ones(2, 4), positions=[0]), ValueError, "got 1 for float32"),
         (lambda: RandomizedSmoothing(0.5, n=5), ValueError, "type n=10"),

@@ -12,7 +12,7 @@ import torch
 from scipy.special import betainc, betaincinv, ndtri
 from torch import Tensor, nn
 
-from lightning_noise._checks import check_counts, check_level, check_numbers
+from lightning_noise._checks import check_counts, check_finite, check_numbers
 from lightning_noise._tensor import at_least_float32
 from lightning_noise._usage import nearest
 from lightning_noise.batch import describe
@@ -69,6 +69,8 @@ class Smoothed(nn.Module):
 
     def __init__(self, module: nn.Module, sigma: float, norm: Norm = "l2"):
         super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"smooth expects a module, got {describe(module)}; type smooth(module, {sigma!r})")
         self.module = module
         self.sigma = check_smoothing(sigma, norm)
         self.norm: Norm = norm
@@ -123,8 +125,8 @@ class Smoothed(nn.Module):
 
     def _count(self, x: Tensor, seed: int, positions: Sequence[int] | None, **draws: int) -> dict[str, np.ndarray]:
         """Returns how often each class is predicted for each purpose, from the number of draws, of shape (B, K)."""
-        if not x.is_floating_point() or x.ndim < 1:
-            raise TypeError(f"smoothing adds noise to floating-point samples of shape (B, *), got {describe(x)}")
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim):
+            raise TypeError(f"smoothing adds noise to a floating-point tensor of shape (B, *), got {describe(x)}")
         positions = range(len(x)) if positions is None else positions
         if len(positions) != len(x):
             raise ValueError(f"positions must be as many as the samples, got {len(positions)} for {describe(x)}")
@@ -134,7 +136,8 @@ class Smoothed(nn.Module):
                 purpose: [self._count_row(sample, n, key / purpose, only_first=purpose == "select") for sample, key in rows]
                 for purpose, n in draws.items()
             }
-        return {purpose: torch.stack(each).cpu().numpy() for purpose, each in counts.items()}
+        no_rows = torch.zeros(0, 2)
+        return {purpose: (torch.stack(each) if each else no_rows).cpu().numpy() for purpose, each in counts.items()}
 
     def _count_row(self, sample: Tensor, n: int, key: Key, *, only_first: bool) -> Tensor:
         """Returns how often each class is predicted for n noisy copies of a sample.
@@ -157,9 +160,10 @@ class Smoothed(nn.Module):
     def _predict(self, x: Tensor) -> Tensor:
         logits = self.module(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+            advice = "of one logit z, return torch.cat([-z, z], 1)" if isinstance(logits, Tensor) else "return the logits alone"
             raise ValueError(
                 f"smooth expects a module that returns logits of shape (B, K) for K >= 2 classes, got {describe(logits)} for "
-                f"{describe(x)}; of one logit z, return torch.cat([-z, z], 1)"
+                f"{describe(x)}; {advice}"
             )
         return logits
 
@@ -214,8 +218,9 @@ def check_smoothing(sigma: float, norm: str) -> float:
     """Returns sigma as a float, or raises an error if sigma or the norm certify nothing."""
     if norm not in CERTIFICATES:
         raise ValueError(f"norm must be 'l2' or 'l1', got {norm!r}; type norm={nearest(norm, CERTIFICATES) or 'l2'!r}")
-    if check_level(sigma) == 0:
-        raise ValueError("sigma must be above 0, because without noise nothing is certified; type 0.25")
+    check_finite(sigma=sigma)
+    if sigma <= 0:
+        raise ValueError(f"sigma must be above 0, because without noise nothing is certified, got {sigma}; type sigma=0.25")
     return float(sigma)
 
 
