@@ -253,7 +253,9 @@ def test_the_selection_stops_once_its_outcome_is_certain():
             r"type RobustnessMonitor\(task=tasks.Regression",
         ),
         (lambda: RandomizedSmoothing(), TypeError, r"type RandomizedSmoothing\(0.25\)"),  # type: ignore[call-arg]
-        (lambda: RandomizedSmoothing(0.5, radii=[-1.0]), ValueError, "not negative"),
+        (lambda: RandomizedSmoothing(0.5, radii=[-1.0]), ValueError, "a radius must not be negative, got -1.0"),
+        (lambda: RandomizedSmoothing(0.5, radii=cast(Any, 0.5)), TypeError, r"type radii=\[0.5\]"),
+        (lambda: RandomizedSmoothing(0.5, radii=[0.1, 0.10000001]), ValueError, "radii must differ"),
     ],
 )
 def test_errors_say_what_to_type(make, error, message):
@@ -379,6 +381,49 @@ def test_a_segmentation_is_certified_at_each_position():
     assert found["certified/accuracy_clean"] == pytest.approx(4 / 6)
 
 
+def test_the_targets_of_a_sample_are_not_independent():
+    class Segmentation(Classifier):
+        def forward(self, x):
+            return torch.stack([x, -x], 1)
+
+        def test_step(self, batch, batch_idx):
+            pass
+
+    labels = torch.rand(60, generator=torch.Generator().manual_seed(0)) < 0.7
+    x, y = torch.linspace(8.0, 9.0, 50).expand(60, 50), (~labels).long()
+    limits = []
+    for targets in (y, y[:, None].expand(60, 50)):  # one target of a sample, or 50 copies of it
+        callback = monitor(predict=None if targets.ndim > 1 else lambda module, batch: module(batch[0])[:, :, 0])
+        certified(callback, Segmentation(), loader(list(zip(x, targets, strict=True))))  # type: ignore[arg-type]
+        assert callback.result is not None
+        assert callback.result.n == targets.numel()
+        limits.append(callback.result.interval(0.5))
+    assert limits[0] == pytest.approx(limits[1])
+    low, high = binomtest(int(labels.sum()), 60).proportion_ci(method="wilson")
+    assert limits[0] == pytest.approx((low, high), abs=0.05)
+
+
+def test_a_module_that_draws_itself_draws_anew_each_time():
+    class Drawing(Classifier):
+        def forward(self, x):
+            z = 9 * nn.functional.dropout(torch.ones(len(x), 1), training=True) - 9  # of either sign, whatever the input
+            return torch.cat([-z, z], 1)
+
+        def test_step(self, batch, batch_idx):
+            pass
+
+    data: Any = loader(list(zip(Rows(13).x, Rows(13).y % 2, strict=True)))  # type: ignore[arg-type]
+    module, streams = Drawing(), []
+    for callbacks in ([], [monitor()]):
+        torch.manual_seed(0)
+        trainer = make_trainer(callbacks)
+        trainer.test(module, data, verbose=False)
+        streams.append(torch.get_rng_state())
+    assert keys_of(trainer)["test/certified/abstentions"] >= 10 / 13
+    assert (smooth(module, SIGMA).certify(Rows(13).x, **FEW)[0] < 0).sum() >= 10
+    assert torch.equal(*streams)
+
+
 def test_sigma_and_radii_are_in_units_before_the_normalization():
     data = Rows(13, seed=1)
     scaled = Rows(13, seed=1)
@@ -432,6 +477,8 @@ def test_outputs_that_are_no_classes_are_refused_before_the_first_step(sanity):
 def test_a_misspelled_key_is_refused():
     with pytest.raises(ValueError, match="type monitor='certified/radius'"):
         fit([monitor(max_batches=1), ModelCheckpoint(monitor="certified/radios")], enable_checkpointing=True)
+    with pytest.raises(ValueError, match="'certified/radius', which a fit does not log; type max_batches=… for it"):
+        fit([monitor(), ModelCheckpoint(monitor="certified/radius")], enable_checkpointing=True)
 
 
 def test_the_curve_and_the_table_are_written(tmp_path):

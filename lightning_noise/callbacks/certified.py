@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_noise import plots
-from lightning_noise._checks import check_level
+from lightning_noise._checks import check_finite, plain
+from lightning_noise._tensor import column
 from lightning_noise._usage import typed
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.monitor import Monitor
 from lightning_noise.evaluation.certified import Certified, Tally
-from lightning_noise.evaluation.conditions import CLEAN
+from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.engine import Pass
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.smoothing import (
@@ -31,7 +33,7 @@ from lightning_noise.evaluation.smoothing import (
 )
 from lightning_noise.loop import loggers
 from lightning_noise.loop.internals import n_evaluation_loaders
-from lightning_noise.loop.perturbation import Context
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import logging_step
 from lightning_noise.loop.returning import Returning
 from lightning_noise.loop.terminal import say, shorten
@@ -39,6 +41,7 @@ from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.masks import Mask
 from lightning_noise.perturb.normalization import Numbers
 from lightning_noise.report.markdown import grid
+from lightning_noise.rng import Key, seed_torch
 from lightning_noise.tasks import Multiclass, Task, check_task
 
 if TYPE_CHECKING:
@@ -162,7 +165,7 @@ class RandomizedSmoothing(Monitor, Returning):
         self.n = n
         self.alpha = alpha
         self.norm: Norm = norm
-        self.radii = None if radii is None else list(radii)
+        self.radii = plain(radii)
         self.target = target
         self.task = task
         self.predict = predict
@@ -170,7 +173,7 @@ class RandomizedSmoothing(Monitor, Returning):
         self.result: Certified | None = None
         largest = float(CERTIFICATES[norm].radius(lower_bound(n, n, alpha), self.sigma))
         quarters = [float(f"{share * largest:.2g}") for share in (0.25, 0.5, 0.75)]
-        self.logged_radii = tuple(map(check_level, quarters if radii is None else radii))
+        self.logged_radii = _check_radii(quarters if radii is None else radii)
         self._tally = Tally([*self.logged_radii, *np.linspace(0.0, largest, _N_POINTS)])
         self._predictor = Predictor(task, inputs, target, predict)
         self._outcome = ""  # to be printed at the end of the run
@@ -274,10 +277,9 @@ class RandomizedSmoothing(Monitor, Returning):
         return {f"{self.name}: accuracy": ("Multiline", [f"{re.escape(key)}$" for key in accuracies])}
 
     def logged_keys(self) -> dict[str, list[str]]:
-        if not self.evaluates_in_fit:
-            return {}
         summary = [f"{self.name}/{key}" for key in ("radius", "accuracy", "accuracy_clean", "abstentions")]
-        return {f"{self.name}/": summary, f"{self.name}_radii/": list(self._radius_keys(self.name).values())}
+        keys = {f"{self.name}/": summary, f"{self.name}_radii/": list(self._radius_keys(self.name).values())}
+        return keys if self.evaluates_in_fit else {beginning: [] for beginning in keys}
 
     def count_keys(self) -> int:
         return 4 + len(self.logged_radii)
@@ -297,21 +299,30 @@ class RandomizedSmoothing(Monitor, Returning):
         self._pass = Pass(self._predictor, max_batches=self.max_batches, dataloader_idx=self.dataloader_idx)
 
     def _certify(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        readings = self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.perturb)
-        counts = clean = target = classes = torch.empty(0)
+        readings = self._pass.read(context, batch, batch_idx, dataloader_idx, self._perturb)
+        counts = classes = torch.empty(0)
+        others: list[np.ndarray] = []
         for reading in self._follow(context.trainer, batch_idx, readings):
             logits = _by_target(reading.preds)
             if reading.condition == CLEAN:
-                clean, target = vote(logits), reading.target.flatten().clone()  # the step may write to the target
-                counts = torch.zeros(2, *logits.shape, dtype=torch.long, device=logits.device)
+                groups = column(reading.groups, reading.target).expand_as(reading.target)
+                parts = (vote(logits), reading.target.flatten(), groups.flatten(), reading.samples)
+                others = [part.cpu().numpy() for part in parts]
+                counts = torch.zeros(2, *logits.shape, dtype=torch.int32, device=logits.device)
                 classes = torch.arange(logits.shape[1], device=logits.device)
             else:
                 counts[int((reading.condition.draw or 0) >= self.n0)] += vote(logits)[:, None] == classes
         if len(counts):
             selected, counted = counts.cpu().numpy()
             options = {"n": self.n, "alpha": self.alpha, "sigma": self.sigma, "norm": self.norm}
-            certified = certify_counts(selected, counted, **options)
-            self._tally.add(*certified, clean.cpu().numpy(), target.cpu().numpy())
+            self._tally.add(*certify_counts(selected, counted, **options), *others)
+
+    def _perturb(self, context: Context, batch: Any, positions: range) -> Iterator[tuple[Condition, Perturbation]]:
+        """Yields the noise of each draw. What a module draws itself, as by dropout that stays on, must differ, too."""
+        for condition, perturbation in self.conditions.perturb(context, batch, positions):
+            key = Key((self.seed, "module", positions.start, condition.draw or 0))
+            seed_torch(key.seed, context.module.device)
+            yield condition, perturbation
 
     def _check_loader(self, trainer: Trainer) -> None:
         if self.dataloader_idx >= n_evaluation_loaders(trainer):
@@ -346,8 +357,8 @@ class RandomizedSmoothing(Monitor, Returning):
     def _markdown(self, found: Certified) -> str:
         rows = []
         for radius in (0.0, *self.logged_radii):
-            _, low, high = found.interval(radius)
-            rows.append([f"{radius:g}", f"{100 * found.accuracy(radius):.1f} ({100 * low:.1f} to {100 * high:.1f})"])
+            value, low, high = (100 * each for each in (found.accuracy(radius), *found.interval(radius)))
+            rows.append([f"{radius:g}", f"{value:.1f}" if math.isnan(low) else f"{value:.1f} ({low:.1f} to {high:.1f})"])
         about = (
             f"Average certified radius {found.radius:.3g}, abstentions {100 * found.abstentions:.2g} %, accuracy without noise "
             f"{100 * found.clean:.1f} %. Of {found.n:,} targets under {typed(CERTIFICATES[self.norm].noise)} at level "
@@ -361,3 +372,15 @@ class RandomizedSmoothing(Monitor, Returning):
 def _by_target(preds: Tensor) -> Tensor:
     """Returns logits with a row for each target, of shape (N, K)."""
     return preds.movedim(1, -1).flatten(0, -2)
+
+
+def _check_radii(radii: Sequence[float]) -> tuple[float, ...]:
+    if isinstance(radii, str) or not hasattr(radii, "__iter__"):
+        raise TypeError(f"radii must be a list, got {radii!r}; type radii=[{radii}]")
+    for radius in radii:
+        check_finite(radius=radius)
+        if radius < 0:
+            raise ValueError(f"a radius must not be negative, got {radius}")
+    if len({f"{radius:g}" for radius in radii}) < len(radii):
+        raise ValueError(f"radii must differ in their first six digits, got {list(radii)}")
+    return tuple(map(float, radii))

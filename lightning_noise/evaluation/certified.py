@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_noise.evaluation.positions import check_ranks, sum_over_ranks
+from lightning_noise.evaluation.positions import N_GROUPS, check_ranks, sum_over_ranks
 from lightning_noise.evaluation.smoothing import Norm
-from lightning_noise.metrics.statistics import Interval, wilson_interval
+from lightning_noise.metrics.statistics import jackknife_error, wilson_interval
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -30,6 +30,8 @@ class Certified:
         n: The number of targets that count.
         radii: Radii from 0 to the largest that can be certified.
         accuracies: The certified accuracy at each radius: the share whose class is right and certified at least so far.
+        low: The lower limit of the 95 % interval of each accuracy over samples of the same kind; NaN if it is not known.
+        high: The upper limit.
         radius: The average certified radius, with 0 for a wrong class or an abstention.
         abstentions: The share of abstentions.
         clean: The accuracy of the model itself, without noise.
@@ -38,25 +40,29 @@ class Certified:
     sigma: float
     norm: Norm
     n: int
-    radii: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    radii: Sequence[float]
+    accuracies: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
     radius: float
     abstentions: float
     clean: float
 
     def accuracy(self, radius: float = 0.0) -> float:
         """Returns the certified accuracy at a radius, or at the next larger one that is known."""
-        place = int(np.searchsorted(self.radii, radius))
-        return self.accuracies[place] if place < len(self.radii) else 0.0
+        return self._at(radius, self.accuracies)
 
-    def interval(self, radius: float = 0.0) -> Interval:
+    def interval(self, radius: float = 0.0) -> tuple[float, float]:
         """Returns the 95 % interval of the certified accuracy over samples of the same kind."""
-        value = self.accuracy(radius)
-        return wilson_interval(value, [((value * (1 - value) / max(1, self.n)) ** 0.5, max(1, self.n - 1))], max(1, self.n))
+        return self._at(radius, self.low), self._at(radius, self.high)
+
+    def _at(self, radius: float, values: Sequence[float]) -> float:
+        place = int(np.searchsorted(self.radii, radius))
+        return values[place] if place < len(values) else 0.0  # more than n draws can certify
 
 
 class Tally:
-    """Counts what is certified.
+    """Counts what is certified, for each group of samples.
 
     Args:
         radii: Radii from 0 on at which the certified accuracy is known.
@@ -69,32 +75,65 @@ class Tally:
     def reset(self) -> None:
         """Forgets all samples."""
         self.saw_batch = False
-        self._counts = np.zeros(3 + len(self.radii), int)  # all, abstentions, right without noise, right at each radius
-        self._total = 0.0
+        self._sizes = np.zeros(N_GROUPS, int)  # the number of samples
+        self._reached = np.zeros((N_GROUPS, 1 + len(self.radii)), int)  # of targets, by how many radii are certified
+        self._others = np.zeros(2, int)  # abstentions, and targets that are right without noise
+        self._total = np.zeros(1)  # of the radii
 
-    def add(self, classes: np.ndarray, radii: np.ndarray, clean: np.ndarray, target: np.ndarray) -> None:
-        """Adds certified classes and radii, the classes without noise, and the target, each of shape (N,)."""
-        reached = radii[classes == target]
-        n_right = len(reached) - np.searchsorted(np.sort(reached), self.radii)
-        self._counts += [len(target), (classes < 0).sum(), (clean == target).sum(), *n_right]
-        self._total += reached.sum()
+    def add(
+        self,
+        classes: np.ndarray,
+        radii: np.ndarray,
+        clean: np.ndarray,
+        target: np.ndarray,
+        groups: np.ndarray,
+        samples: np.ndarray,
+    ) -> None:
+        """Adds targets.
+
+        Args:
+            classes: The certified class of each target, of shape (N,).
+            radii: The certified radii.
+            clean: The classes without noise.
+            target: The targets.
+            groups: The group of the sample of each target.
+            samples: The group of each sample.
+        """
+        radii, right = np.where(classes == target, radii, 0.0), classes == target
+        n_reached = np.where(right, np.searchsorted(self.radii, radii, side="right"), 0)
+        np.add.at(self._reached, (groups, n_reached), 1)
+        self._sizes += np.bincount(samples, minlength=N_GROUPS)
+        self._others += [(classes < 0).sum(), (clean == target).sum()]
+        self._total += radii.sum()
         self.saw_batch = True
 
     def gather(self, trainer: Trainer, name: str) -> None:
         """Sums the counts over all ranks. Raises a ValueError on all ranks if a rank saw no batch."""
         check_ranks(trainer, name, self.saw_batch)
         if trainer.world_size > 1:
-            device = trainer.strategy.root_device
-            own = [torch.tensor(self._counts, device=device), torch.tensor([self._total], device=device)]
-            counts, total = sum_over_ranks(trainer, own)
-            self._counts, self._total = counts.cpu().numpy(), total.item()
-        if not self._counts[0]:
+            parts = (self._sizes, self._reached, self._others, self._total)
+            own = [torch.from_numpy(part).to(trainer.strategy.root_device) for part in parts]
+            sums = (part.cpu().numpy() for part in sum_over_ranks(trainer, own))
+            self._sizes, self._reached, self._others, self._total = sums
+        if not self._reached.any():
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
 
+    @np.errstate(invalid="ignore", divide="ignore")
     def result(self, sigma: float, norm: Norm) -> Certified:
         """Returns the shares of what was counted."""
-        with np.errstate(invalid="ignore"):
-            n = int(self._counts[0])
-            abstentions, clean, *right = (self._counts[1:] / np.float64(n)).tolist()
-            radius = float(np.float64(self._total) / n)
-        return Certified(sigma, norm, n, tuple(self.radii.tolist()), tuple(right), radius, abstentions, clean)
+        right = self._reached[:, :0:-1].cumsum(1)[:, ::-1].T  # at least so many radii
+        of_group, n = self._reached.sum(1), self._reached.sum()
+        accuracies, without = right.sum(1) / n, (right.sum(1)[:, None] - right) / (n - of_group)
+        error = jackknife_error(accuracies, without, self._sizes.tolist())
+        _, low, high = wilson_interval(accuracies, [(error, (self._sizes > 0).sum() - 1)], self._sizes.sum())
+        curve = {"radii": self.radii, "accuracies": accuracies, "low": low, "high": high}
+        radius, abstentions, clean = (np.append(self._total, self._others) / n).tolist()
+        return Certified(
+            sigma=sigma,
+            norm=norm,
+            n=int(n),
+            **{name: tuple(values.tolist()) for name, values in curve.items()},
+            radius=radius,
+            abstentions=abstentions,
+            clean=clean,
+        )

@@ -25,7 +25,8 @@ def certified_accuracy(*results: Certified, names: Sequence[str] = ()) -> Figure
 
     Example:
         >>> about = {"sigma": 0.5, "norm": "l2", "n": 400, "radius": 0.4, "abstentions": 0.01, "clean": 0.97}
-        >>> figure = certified_accuracy(Certified(radii=(0.0, 0.5, 1.0), accuracies=(0.96, 0.8, 0.4), **about))
+        >>> curve = {"accuracies": (0.96, 0.8, 0.4), "low": (0.94, 0.76, 0.35), "high": (0.98, 0.84, 0.45)}
+        >>> figure = certified_accuracy(Certified(radii=(0.0, 0.5, 1.0), **curve, **about))
         >>> figure.axes[0].lines[0].get_xydata().tolist()
         [[0.0, 96.0], [0.5, 80.0], [1.0, 40.0]]
     """
@@ -33,9 +34,10 @@ def certified_accuracy(*results: Certified, names: Sequence[str] = ()) -> Figure
     figure, (axes,) = panels(1)
     for i, (name, result) in enumerate(zip(names, results, strict=True)):
         color = COLORS[i % len(COLORS)]
-        limits = 100 * np.array([result.interval(radius)[1:] for radius in result.radii])
         axes.plot(result.radii, 100 * np.array(result.accuracies), color=color, label=name, zorder=3)
-        axes.fill_between(result.radii, *limits.T, color=color, alpha=0.2, linewidth=0)
+        axes.fill_between(
+            result.radii, 100 * np.array(result.low), 100 * np.array(result.high), color=color, alpha=0.2, linewidth=0
+        )
     norms = sorted({{"l1": "L1", "l2": "L2"}[result.norm] for result in results})
     axes.set(xlabel=f"{' or '.join(norms)} radius", ylim=(0, 103), xlim=(0, max(result.radii[-1] for result in results)))
     set_ticks(axes.xaxis, 5)
