@@ -35,7 +35,8 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lightning_noise import Key, RobustnessMonitor, WeightNoise, noise, report, tasks
+from lightning_noise import Key, RandomizedSmoothing, RobustnessMonitor, WeightNoise, noise, report, tasks
+from lightning_noise.evaluation.certified import Certified
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.metrics.statistics import jackknife_error
@@ -471,3 +472,41 @@ def test_an_exception_in_a_fit_leaves_trainer_and_weights_as_they_are():
     assert repr(found) == repr(validated(fresh, module, data))
     assert repr(monitor.report) == repr(fresh.report)
     assert_same(weights(module), before)
+
+
+class Shard(Rows):
+    """The half of the samples that belongs to this process."""
+
+    def __len__(self) -> int:
+        return len(self.y) // 2
+
+    def __getitem__(self, i: int) -> Any:
+        return super().__getitem__(2 * i + torch.distributed.get_rank())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [Rows, Shard])
+@pytest.mark.parametrize("task", [tasks.Multiclass(), tasks.Regression()], ids=["multiclass", "regression"])
+def test_samples_that_every_process_evaluates_count_once(task: tasks.Task, data: type[Rows]):
+    def evaluated(data: Rows, **settings: Any) -> tuple[report.Report | None, Certified | None]:
+        data.y = data.y if task.has_classes else torch.randn(len(data.y), N_CLASSES, generator=torch.Generator().manual_seed(0))
+        measured = RobustnessMonitor(noise.Gaussian(), LEVELS, task=task)
+        certified = RandomizedSmoothing(0.5, n0=5, n=20)
+        callbacks = [measured, certified] if task.has_classes else [measured]
+        trainer = make_trainer(callbacks, accelerator="cpu", use_distributed_sampler=False, **settings)
+        trainer.validate(Model(nn.Linear(N_FEATURES, N_CLASSES)), loader(data), verbose=False)
+        return measured.report, certified.result
+
+    pl.seed_everything(0, verbose=False)
+    alone, certified_alone = evaluated(Rows(40, seed=1))
+    pl.seed_everything(0, verbose=False)
+    found, certified_found = evaluated(data(40, seed=1), devices=2, strategy="ddp_fork")
+    assert alone is not None
+    assert found is not None
+    assert (found.n, found.n_targets) == (alone.n, alone.n_targets)
+    if data is Rows:
+        assert repr(found) == repr(alone)
+        assert certified_found == certified_alone
+    else:
+        clean = {metric: row.value for (condition, metric), row in alone.rows.items() if condition == CLEAN}
+        assert {metric: found.rows[CLEAN, metric].value for metric in clean} == pytest.approx(clean, abs=1e-6)

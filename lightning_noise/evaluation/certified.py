@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_noise.evaluation.positions import N_GROUPS, check_ranks, sum_over_ranks
+from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_ranks, sum_over_ranks
 from lightning_noise.evaluation.smoothing import Norm
 from lightning_noise.metrics.statistics import jackknife_error, wilson_interval
 
@@ -113,8 +113,8 @@ class Tally:
         if trainer.world_size > 1:
             parts = (self._sizes, self._reached, self._others, self._total)
             own = [torch.from_numpy(part).to(trainer.strategy.root_device) for part in parts]
-            sums = (part.cpu().numpy() for part in sum_over_ranks(trainer, own))
-            self._sizes, self._reached, self._others, self._total = sums
+            sums = own if are_copies(trainer, own) else sum_over_ranks(trainer, own)
+            self._sizes, self._reached, self._others, self._total = (part.cpu().numpy() for part in sums)
         if not self._reached.any():
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["N_GROUPS", "SamplePositions", "check_ranks", "data_share", "groups_of", "sum_over_ranks"]
+__all__ = ["N_GROUPS", "SamplePositions", "are_copies", "check_ranks", "data_share", "groups_of", "sum_over_ranks"]
 
 N_GROUPS = 20  # the groups of the jackknife
 _GROUPS = Key(("groups of samples",))
@@ -96,6 +97,18 @@ def sum_over_ranks(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Tensor]:
         flat = flat / copies if dtype.is_floating_point else flat // copies
         sums.update(zip(index, flat.split([tensors[i].numel() for i in index]), strict=True))
     return [sums[i].view(tensor.shape) for i, tensor in enumerate(tensors)]
+
+
+def are_copies(trainer: Trainer, sums: Sequence[Tensor]) -> bool:
+    """Returns whether all ranks hold equal sums because, without a distributed sampler, each has seen all samples.
+
+    A data set that the user has split by hand has no distributed sampler either, but other sums on each rank.
+    """
+    loaders = evaluation_loaders(trainer) or []
+    if trainer.world_size == 1 or any(_distributed_sampler(loader) is not None for loader in loaders):
+        return False
+    digest = hashlib.blake2b(b"".join(each.cpu().numpy().tobytes() for each in sums)).hexdigest()
+    return trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(digest) == digest)
 
 
 def groups_of(positions: range, device: torch.device) -> Tensor:

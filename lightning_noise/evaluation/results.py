@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.engine import Reading
-from lightning_noise.evaluation.positions import N_GROUPS, check_ranks, sum_over_ranks
+from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_ranks, sum_over_ranks
 from lightning_noise.metrics.base import Sums
 from lightning_noise.metrics.collections import GroupedMetrics, TaskMetrics
 from lightning_noise.metrics.guess import ConstantGuess
@@ -168,7 +168,9 @@ class Results:
         sums = self._sums(self.metrics)
         places = [(metric, state) for metric in sums for state in metric.metric_state]
         own = [self._sizes, self._sizes.new_tensor(self.n_targets), *(getattr(*place) for place in places)]
-        self._sizes, n_targets, *states = sum_over_ranks(trainer, own)
+        if not (places and are_copies(trainer, own)):  # the metrics of a user do not tell
+            own = sum_over_ranks(trainer, own)
+        self._sizes, n_targets, *states = own
         self.n_targets = int(n_targets)
         for (metric, state), value in zip(places, states, strict=True):
             getattr(metric, state).copy_(value)
