@@ -73,7 +73,7 @@ def find_doubts(
             )
         if doubt is None and mask is None and documents is None and isinstance(leaf, Tensor):
             seen, access = detached(leaf), _write(batch, path)
-            doubt = padding_doubt(name, seen, batch, paths)
+            doubt = padding_doubt(name, seen, access, batch, paths)
             doubt = doubt or (not noise.mixes_samples and codes_doubt(name, seen, access)) or silence_doubt(name, seen, access)
             doubt = doubt or (missing_doubt(name, values, access) if normalization is None else None)
         doubt = doubt or clip_doubt(name, values, clip)
@@ -129,18 +129,18 @@ def values_doubt(name: str, values: Tensor, advice: str) -> str | None:
     return None
 
 
-def padding_doubt(name: str, x: Tensor, batch: Any, paths: list[Path]) -> str | None:
+def padding_doubt(name: str, x: Tensor, access: str, batch: Any, paths: list[Path]) -> str | None:
     """Returns a warning if another leaf of the batch marks the padding of an input, or holds lengths.
 
     Example:
         >>> x, mask = torch.tensor([[5.0, 7.0, 0.0]]), torch.tensor([[1, 1, 0]])
-        >>> padding_doubt("the input 'x'", x, {"x": x, "mask": mask}, [("x",)])
+        >>> padding_doubt("the input 'x'", x, "batch['x']", {"x": x, "mask": mask}, [("x",)])
         "the input 'x' is 0 wherever 'mask' marks padding, and noise would go there; type mask='mask'"
     """
     for path, leaf in leaves(batch):
         if path in paths or not (looks_like_mask(path, leaf, x) or (_holds_flags(leaf, x) and not _is_target(batch, path))):
             continue
-        for argument, mask in _readings(path, _write(batch, path), detached(leaf), x).items():
+        for argument, mask in _readings(path, _write(batch, path), detached(leaf), x, access).items():
             try:
                 valid = align_mask(mask, x)
             except ValueError:  # the axes are ambiguous
@@ -343,13 +343,15 @@ def _write(batch: Any, path: Path) -> str:
     return f"batch{write_access(batch, path)}"
 
 
-def _readings(path: Path, access: str, leaf: Tensor, x: Tensor) -> dict[str, Tensor]:
+def _readings(path: Path, access: str, leaf: Tensor, x: Tensor, of_x: str) -> dict[str, Tensor]:
     """Returns the masks that a leaf may mean, by the argument to type."""
     if leaf.ndim > 1:
         return {repr(path[0] if len(path) == 1 else format_path(path)): leaf, f"lambda batch: {access} == 0": leaf == 0}
-    return {
-        f"lambda batch: torch.arange({n}) < {access}[:, None]": torch.arange(n, device=x.device) < leaf[:, None]
-        for n in (x.shape[1], x.shape[-1])
+    return {  # the next batch may be longer
+        f"lambda batch: torch.arange({of_x}.shape[{dim}], device={of_x}.device) < {access}[:, None]": (
+            torch.arange(x.shape[dim], device=x.device) < leaf[:, None]
+        )
+        for dim in (1, -1)
     }
 
 
