@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from numbers import Integral
 from typing import Any
 
@@ -14,8 +15,10 @@ __all__ = [
     "check_level",
     "check_name",
     "check_numbers",
+    "is_callable_with",
     "is_flag",
     "is_number",
+    "outline",
     "plain",
 ]
 
@@ -34,6 +37,37 @@ def is_flag(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Returns whether a value is a real number. A truth value is not, also of numpy or torch."""
     return hasattr(value, "__float__") and not is_flag(value) and math.prod(getattr(value, "shape", ())) == 1
+
+
+def is_callable_with(value: Any, *args: Any, **kwargs: Any) -> bool:
+    """Returns whether a value can be called with such arguments, as far as its signature is known.
+
+    Example:
+        >>> is_callable_with(lambda x, level: x, 1, 2), is_callable_with(lambda x: x, 1, 2), is_callable_with(0.5, 1, 2)
+        (True, False, False)
+    """
+    try:
+        signature(value).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # of a function in C
+        return callable(value)
+    return True
+
+
+def outline(value: Any) -> str:
+    """Returns a function by its name and parameters, and any other value by its repr.
+
+    Example:
+        >>> outline(is_callable_with), outline(0.5)
+        ('is_callable_with(value, *args, **kwargs)', '0.5')
+    """
+    try:
+        parameters = signature(value).parameters.values()
+    except (TypeError, ValueError):
+        return repr(value)
+    names = (str(parameter.replace(annotation=parameter.empty)) for parameter in parameters)
+    return f"{getattr(value, '__name__', type(value).__name__)}({', '.join(names)})"
 
 
 def check_numbers(**values: float | None) -> None:
@@ -76,6 +110,8 @@ def _advise_level(value: Any) -> str:
         return f"schedules.Linear({numbers[0]}, {numbers[1]})"
     if isinstance(value, type) and value.__name__ == "AdaptiveLevel":
         return "AdaptiveLevel()"
+    if type(value).__name__ == "AdaptiveLevel" or (callable(value) and not isinstance(value, type)):
+        return "a number such as 0.1"  # where a level may be a schedule, nobody checks that it is a number
     return "a number, a schedule such as schedules.Linear(0.0, 0.5), or AdaptiveLevel()"
 
 

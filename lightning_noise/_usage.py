@@ -23,6 +23,7 @@ _HABITS = {
     "modules": "layer layers module",
     "params": "layer layers parameters weights",
     "inputs": "input key keys",
+    "weights": "p probs probabilities",
     "target": "label labels y",
     "every_n_epochs": "every",
 }

@@ -85,8 +85,10 @@ class LabelNoise(Value, ABC):
             )
         if target.numel() and not (target.min() >= 0 and target.max() < self._k):
             low, high = target.min().item(), target.max().item()
+            are_classes = low >= 0 and high != 255 and hasattr(self, "n_classes")  # 255 is void in segmentation
+            more = f"for {high + 1} classes type n_classes={high + 1}; " if are_classes else ""
             raise ValueError(
-                f"labels must be in [0, {self._k}), got {low} to {high}; if one of them marks positions that do not count, "
+                f"labels must be in [0, {self._k}), got {low} to {high}; {more}if one label marks positions that do not count, "
                 f"type TargetNoise(…, ignore_index={low if low < 0 else high}), or Mixup(…, via='loss')"
             )
 

@@ -140,6 +140,10 @@ class Task(Guided, ABC):
         """Returns a warning if the classes of a batch leave little room above chance."""
         return None
 
+    def target_doubt(self, target: Tensor) -> str | None:
+        """Returns a warning if the targets of a batch that count seem to be those of another task."""
+        return None
+
     def chance(self, values: Mapping[str, Any]) -> Any:
         """Returns the governed metric of the best constant guess, from the values without noise. ``None`` if it is not known.
 
@@ -571,6 +575,14 @@ class Regression(_Labels):
 
     def governed_metrics(self, n_groups: int = 1) -> GroupedMetrics:
         return GroupedMetrics({"r2": R2Score(n_groups)})
+
+    def target_doubt(self, target: Tensor) -> str | None:
+        if target.numel() < _ENOUGH or sorted(target.unique().tolist()) != [0.0, 1.0]:
+            return None
+        return (
+            "all targets of the first batch are 0 or 1; for yes or no, with a logit for each target, type task=tasks.Binary() "
+            "or tasks.Multilabel()"
+        )
 
     def chance(self, values: Mapping[str, Any]) -> Any:
         return 0.0  # the R2 of the mean of the target

@@ -355,3 +355,13 @@ def test_little_room_above_chance_is_said_once_and_before_the_training(task, rar
     assert trainer.global_step == 3
     assert [step for _, step in when] == ([0] if said else [])
     assert not said or re.search(said, when[0][0])
+
+
+def test_a_regression_of_zeros_and_ones_is_said_before_the_training():
+    target = torch.tensor([0.0, 1.0, torch.nan, 1.0] * 10)
+    data = loader(TensorDataset(torch.randn(40, 5), target), batch_size=40)
+    monitor = RobustnessMonitor(noise.Gaussian(), [0.3], task=tasks.Regression())
+    with pytest.warns(UserWarning, match=r"0 or 1; .* type task=tasks.Binary\(\) or tasks.Multilabel\(\)"):
+        make_trainer([monitor], max_epochs=1).validate(Constant(torch.tensor(0.3)), data, verbose=False)
+    for numbers in (target.nan_to_num(2.0), torch.ones(40), target[:10]):
+        assert tasks.Regression().target_doubt(numbers) is None

@@ -98,7 +98,8 @@ def test_the_mask_comes_before_the_padding_idx_and_without_both_all_positions_ar
         added(EmbeddingNoise(5.0, mask="attention_mask"), padding_idx=3),
         added(EmbeddingNoise(5.0), padding_idx=0),
     )
-    whole = added(EmbeddingNoise(5.0))
+    with pytest.warns(UserWarning, match="'ids' is 0 wherever 'attention_mask' marks padding"):
+        whole = added(EmbeddingNoise(5.0))
     by_mask[Sentences().ids == 3] = by_ids[Sentences().ids == 3] = (
         0  # the weights of a padding_idx are zeros, so roundings differ
     )
@@ -138,6 +139,15 @@ def test_the_noise_of_a_probe_is_that_of_the_place_of_a_row():
     assert torch.equal(part, whole[4:9])
 
 
+def test_padding_that_nothing_marks_is_noticed():
+    batch = next(iter(DataLoader(Sentences(), batch_size=16)))
+    module, known = (nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH, padding_idx=each)}) for each in (None, 0))
+    with pytest.warns(UserWarning, match="'ids' is 0 wherever 'attention_mask' marks padding, .* type mask='attention_mask'"):
+        within(EmbeddingNoise(), module, lambda: module["words"](batch["ids"]), batch=batch)
+    within(EmbeddingNoise(mask="attention_mask"), module, lambda: module["words"](batch["ids"]), batch=batch)
+    within(EmbeddingNoise(), known, lambda: known["words"](batch["ids"]), batch=batch)
+
+
 def test_a_compiled_embedding_knows_its_padding():
     module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH, padding_idx=0)})
     plain = within(EmbeddingNoise(5.0), module, lambda: module["words"](Sentences().ids))
@@ -160,7 +170,7 @@ def test_a_compiled_embedding_knows_its_padding():
             "no module matches 'word'; type 'words'; modules are: 'words', 'head'",
         ),
         (
-            EmbeddingNoise(5.0, modules=["words", "inner"]),
+            EmbeddingNoise(5.0, modules=["words", "inner"], mask="attention_mask"),
             TypeError,
             r"\(B, L, d\) or \(B, d\), but 'inner' returned int64 \(8, 7\)",
         ),

@@ -221,7 +221,7 @@ def test_a_matrix_that_flips_into_the_ignored_class_is_refused():
 
 def test_a_label_out_of_range_shows_the_two_ways_out():
     for label in (255, -1):
-        with pytest.raises(ValueError, match=rf"if one of them .*TargetNoise\(…, ignore_index={label}\).*via='loss'"):
+        with pytest.raises(ValueError, match=rf"; if one label marks .*TargetNoise\(…, ignore_index={label}\).*via='loss'"):
             labels.FlipLabels(K).check(torch.tensor([0, label]))
 
 

@@ -33,6 +33,7 @@ from lightning_noise import (
     InputNoise,
     LabelSmoothing,
     Mixup,
+    RandomizedSmoothing,
     ReplayMonitor,
     RobustnessMonitor,
     TargetNoise,
@@ -50,6 +51,10 @@ from lightning_noise import (
 MESSAGES = Path(__file__).with_name("misuses.txt")
 GAUSSIAN = noise.Gaussian()
 Misuse = Callable[[], object]
+
+
+def flipped(x: Tensor) -> Tensor:
+    return x.flip(-1)
 
 
 # --- what is wrong by itself
@@ -78,6 +83,14 @@ VALUES: dict[str, Misuse] = {
     "a negative deviation of the data": lambda: InputNoise(GAUSSIAN, 0.1, std=-1.0),
     "a deviation of zero": lambda: InputNoise(GAUSSIAN, 0.1, std=[0.2, 0.0, 0.2]),
     "inputs that are a tensor": lambda: fit(InputNoise(GAUSSIAN, 0.1, inputs=torch.zeros(2))),  # type: ignore[arg-type]
+    "a function without a generator": lambda: InputNoise(lambda x, level: x + level, 0.1),
+    "a transform without a level": lambda: noise.Transform(flipped),
+    "noises that are no list": lambda: noise.Compose(GAUSSIAN, noise.Impulse()),  # type: ignore[call-arg]
+    "probabilities of noises": lambda: noise.OneOf([GAUSSIAN, noise.Impulse()], probabilities=[0.5, 0.5]),  # type: ignore[call-arg]
+    "a factor and its noise in the wrong order": lambda: noise.Scaled(2.0, GAUSSIAN),  # type: ignore[arg-type]
+    "a schedule in a monitor": lambda: RobustnessMonitor(GAUSSIAN, [schedules.Linear(0.0, 0.5)]),  # type: ignore[list-item]
+    "a noise as sigma": lambda: RandomizedSmoothing(GAUSSIAN),  # type: ignore[arg-type]
+    "a share of the skill as a rule": lambda: AdaptiveLevel(0.8),  # type: ignore[arg-type]
     "an exponent in words": lambda: noise.ColoredNoise("pink"),  # type: ignore[arg-type]
     "an axis that is the batch": lambda: noise.Drift(dim=0),
     "a share of a mask above 1": lambda: InputNoise(noise.Masking(), 2.0),

@@ -17,7 +17,7 @@ from scipy import stats
 from lightning_noise import __version__, report
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.results import Estimate, estimate, jackknife, shares_draws
-from lightning_noise.metrics import jackknife_error
+from lightning_noise.metrics import jackknife_error, t_interval
 from lightning_noise.report import Report
 from lightning_noise.tasks import Multiclass
 
@@ -91,6 +91,14 @@ def test_a_sum_that_no_group_changes_has_no_error_of_rounding():
     without = [1 / (sum(sizes) - size) for size in sizes]
     assert jackknife_error(1 / sum(sizes), without, sizes) == 0
     assert math.isnan(jackknife_error(math.nan, without, sizes))
+
+
+def test_a_perplexity_beyond_all_squares_has_no_interval_and_is_no_warning():
+    error = jackknife_error(1e200, [1e200, 3e200, 2e200], [1, 1, 1])
+    interval = t_interval(1e200, [(error, 2)])
+    assert error == math.inf
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
 
 
 def test_the_error_of_a_mean_over_groups_of_one_sample_is_that_of_the_textbook():

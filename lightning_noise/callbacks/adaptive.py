@@ -107,7 +107,9 @@ class AdaptiveLevel(Value):
 
     def __post_init__(self):
         if not isinstance(self.rule, Rule):
+            is_share = is_number(self.rule) and 0.5 < self.rule < 1  # of the skill that is kept
             start = f"start={self.rule}" if is_number(self.rule) else ""
+            start = f"rules.Governor(retain={self.rule})" if is_share else start
             raise TypeError(f"rule must be a rule such as rules.Governor(), got {self.rule!r}; type AdaptiveLevel({start})")
         check_task(self.task)
         check_level(self.start)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -14,9 +15,12 @@ from lightning_noise.batch import describe, select_one
 from lightning_noise.callbacks.activations import Call, OutputCallback, find_modules, name_modules
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.loop.internals import original_module
+from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.masks import Mask, find_mask
 from lightning_noise.noise import Uniform
+from lightning_noise.perturb.doubts import tokens_doubt
 from lightning_noise.perturb.outputs import check_output
+from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -82,7 +86,7 @@ class EmbeddingNoise(OutputCallback):
         self.modules = plain(modules)
         self.mask = mask
         self.documents = documents
-        self._are_documents_checked = False
+        self._are_documents_checked = self._has_looked = False
 
     def select_modules(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         if self.modules is not None:
@@ -100,6 +104,22 @@ class EmbeddingNoise(OutputCallback):
         find_mask(batch, self.mask)
         self._find_documents(batch)
         self._are_documents_checked = False
+        self._look(pl_module, batch)
+
+    def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
+        if not self._has_looked:
+            self._look(context.module, batch)  # a probe
+        yield from super().perturb(context, batch, level, key, perturbation)
+
+    def _look(self, pl_module: LightningModule, batch: Any) -> None:
+        """Warns if the batch marks padding that neither a mask nor an embedding knows."""
+        self._has_looked = True
+        if self.mask is not None or self.documents is not None:
+            return
+        found = map(original_module, self.select_modules(pl_module).values())
+        knows_padding = any(isinstance(module, nn.Embedding) and module.padding_idx is not None for module in found)
+        if not knows_padding and (doubt := tokens_doubt(batch)) is not None:
+            rank_zero_warn(f"{self.name!r}: {doubt}")
 
     def perturb_call(self, call: Call) -> Any:
         x = call.output

@@ -148,6 +148,8 @@ class Monitor(Guided, Callback, ABC):
         often = "" if self.every_n_epochs == 1 else f", every {self.every_n_epochs} epochs"
         if self.max_batches is None:
             return f"{cost} each validation batch{often}; bound the cost with max_batches=…"
+        if self.max_batches == 1:
+            return f"{cost} the first validation batch{often}"
         return f"{cost} each of the first {self.max_batches} validation batches{often}"
 
     @property

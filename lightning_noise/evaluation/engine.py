@@ -86,15 +86,14 @@ class Pass:
             self.predictor.check_reach(arguments, batch, seen)
             outputs, labels = outputs[:n], labels[:n]
             preds = outputs if counts is None else _counted(outputs, counts, has_classes=self.predictor.task.has_classes)
+            counted = labels if counts is None else labels[counts]
             classes = None
             if condition == CLEAN:
                 self._check(context, batch, arguments, preds, target[:n] if counts is None else target[:n][counts])
                 classes = self.predictor.task.classes(labels)
                 classes = classes if classes is None or counts is None else classes[counts]
-                self.predictor.check_balance(outputs, classes)
-            yield Reading(
-                condition, seen, outputs, preds, labels if counts is None else labels[counts], groups, samples, classes
-            )
+                self.predictor.check_balance(outputs, counted, classes)
+            yield Reading(condition, seen, outputs, preds, counted, groups, samples, classes)
 
     def _check(self, context: Context, batch: Any, arguments: Arguments, preds: Any, target: Tensor) -> None:
         """Raises a ValueError if the values of a batch contradict the task; those of the outputs are checked once."""

@@ -131,12 +131,12 @@ class Predictor:
                 f"the target is leaf 1 of the batch, and leaf {found} could be, too; type target=1 or target={others[0]}"
             )
 
-    def check_balance(self, outputs: Any, classes: Tensor | None) -> None:
-        """Warns if the classes of the first batch leave little room above chance."""
-        if self._has_checked_balance or classes is None or not self.labelled:
+    def check_balance(self, outputs: Any, target: Tensor, classes: Tensor | None) -> None:
+        """Warns if the first batch leaves little room above chance, or its target seems to be that of another task."""
+        if self._has_checked_balance or not self.labelled:
             return
         self._has_checked_balance = True
-        doubt = self.task.balance_doubt(outputs, classes)
+        doubt = self.task.target_doubt(target) if classes is None else self.task.balance_doubt(outputs, classes)
         if doubt is not None:
             rank_zero_warn(doubt)
 

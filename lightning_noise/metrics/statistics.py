@@ -32,7 +32,7 @@ def average(values: ArrayLike) -> Any:
         return _as_float(np.where((values == values[0]).all(0), values[0], values.mean(0)))
 
 
-@np.errstate(invalid="ignore")
+@np.errstate(invalid="ignore", over="ignore")
 def jackknife_error(total: ArrayLike, without: ArrayLike, sizes: Sequence[int]) -> Any:
     r"""Returns the standard error of an estimate from its values without each group of samples.
 
@@ -66,7 +66,7 @@ def jackknife_error(total: ArrayLike, without: ArrayLike, sizes: Sequence[int]) 
     return _as_float(np.where(error < 1e-12 * abs(total), 0.0, error))  # less is rounding, of which reports would show digits
 
 
-@np.errstate(invalid="ignore")
+@np.errstate(invalid="ignore", over="ignore")
 def training_error(totals: ArrayLike, without: ArrayLike, sizes: Sequence[int]) -> Any:
     r"""Returns the standard error that the training adds to a mean over trainings, evaluated on the same samples.
 
@@ -128,7 +128,7 @@ def t_interval(value: ArrayLike, errors: Iterable[tuple[ArrayLike, ArrayLike]]) 
     return Interval(*map(_as_float, (standard_error, value - half, value + half)))
 
 
-@np.errstate(invalid="ignore", divide="ignore")
+@np.errstate(invalid="ignore", divide="ignore", over="ignore")
 def wilson_interval(value: ArrayLike, errors: Iterable[tuple[ArrayLike, ArrayLike]], n: int) -> Interval:
     r"""Returns Wilson's 95 % interval of a proportion with independent sources of error.
 
@@ -160,7 +160,7 @@ def wilson_interval(value: ArrayLike, errors: Iterable[tuple[ArrayLike, ArrayLik
     return Interval(*map(_as_float, (standard_error, (center - half) / (1 + shift), (center + half) / (1 + shift))))
 
 
-@np.errstate(invalid="ignore", divide="ignore")
+@np.errstate(invalid="ignore", divide="ignore", over="ignore")
 def _combine(errors: Iterable[tuple[ArrayLike, ArrayLike]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the standard error of all sources and its quantile of Student's t, which is NaN if there is no error."""
     sources = [(np.asarray(error, float), np.asarray(degrees)) for error, degrees in errors]

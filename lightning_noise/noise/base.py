@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_noise._checks import check_level, is_number
+from lightning_noise._checks import check_level, is_callable_with, is_number, outline
 from lightning_noise._tensor import column
 from lightning_noise._usage import Value, name_of, nearest, typed, with_types, write_call
 from lightning_noise.batch import describe
@@ -86,10 +86,12 @@ class Noise(Value, ABC):
     @classmethod
     def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         parameters = signature(cls).parameters
+        if "noises" in parameters and args and isinstance(args[0], Noise):  # in place of a list
+            args = ([each for each in args if isinstance(each, Noise)],)
         n = sum(parameter.kind is Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters.values())
-        own = {name: value for name, value in kwargs.items() if nearest(name, parameters)}
-        levels = [*args[n:], *(value for name, value in kwargs.items() if name not in own)]  # a noise has none
-        call = super()._advise(args[:n], own)
+        others = [*args[n:], *(value for name, value in kwargs.items() if not nearest(name, parameters))]
+        levels = [value for value in others if is_number(value) or isinstance(value, Schedule)]  # a noise has none
+        call = super()._advise(args[:n], kwargs)
         callback = cls.usage.partition("(")[0]
         return f"{callback}({call}, {cls.level_usage.format(typed(levels[0]))})" if levels else call
 
@@ -192,6 +194,11 @@ def as_noise(noise: Noise | NoiseFunction, user: str = "InputNoise({}, {})") -> 
         return noise
     if isinstance(noise, type | Schedule) or not callable(noise):
         raise TypeError(f"a noise must be a value such as noise.Gaussian(), got {noise!r}; type {_advise(noise, user)}")
+    if not is_callable_with(noise, None, 0.0, generator=None):
+        raise TypeError(
+            f"a function that is a noise takes x, level and generator, got {outline(noise)}; type (x, level, *, generator), "
+            "and draw from the generator"
+        )
     return _FunctionNoise(noise)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_noise._checks import check_finite, plain
+from lightning_noise._checks import check_finite, is_number, plain
 from lightning_noise._tensor import column
 from lightning_noise.noise.base import Noise, NoiseFunction, as_noise
 
@@ -122,6 +122,8 @@ class Scaled(Noise):
     factor: float
 
     def __post_init__(self):
+        if not is_number(self.factor):
+            raise TypeError(f"factor must be a number, got {self.factor!r}; type noise.Scaled(noise.Gaussian(), 0.5)")
         check_finite(factor=self.factor)
         if self.factor <= 0:
             raise ValueError(f"factor must be positive, got {self.factor}; type factor=1.0")

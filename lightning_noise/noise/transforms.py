@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_noise._checks import check_flags, check_level
+from lightning_noise._checks import check_flags, check_level, is_callable_with, outline
 from lightning_noise._usage import typed
 from lightning_noise.batch import describe
 from lightning_noise.noise.base import Noise, check_axes
@@ -57,9 +57,9 @@ class Transform(Noise):
     is_known: ClassVar[bool] = False
 
     def __post_init__(self):
-        if isinstance(self.function, type) or not callable(self.function):
+        if isinstance(self.function, type) or not is_callable_with(self.function, None, 0.0):
             raise TypeError(
-                f"function must be a function of sample and level, got {self.function!r}; type "
+                f"function must be a function of sample and level, got {outline(self.function)}; type "
                 f"noise.Transform(lambda sample, level: …, levels={typed(list(self.levels))})"
             )
         check_flags(pixels=self.pixels)
@@ -98,7 +98,7 @@ class Transform(Noise):
         if not isinstance(found, Tensor) or found.shape != sample.shape:
             raise ValueError(
                 f"{self.title} must return a tensor of the shape of its sample, {describe(sample)}, got "
-                f"{describe(found) if isinstance(found, Tensor) else found!r}; for a function of arrays of shape (H, W, C), "
+                f"{describe(found)}; for a function of arrays of shape (H, W, C), "
                 "type pixels=True; for a function that returns a batch of one, let it return the first element"
             )
         if not found.is_floating_point():

@@ -155,6 +155,23 @@ def padding_doubt(name: str, x: Tensor, access: str, batch: Any, paths: list[Pat
     return None
 
 
+def tokens_doubt(batch: Any) -> str | None:
+    """Returns a warning if a leaf of the batch marks the padding of token ids.
+
+    Example:
+        >>> tokens_doubt({"ids": torch.tensor([[5, 7, 0]]), "mask": torch.tensor([[1, 1, 0]])})
+        "the input 'ids' is 0 wherever 'mask' marks padding, and noise would go there; type mask='mask'"
+    """
+    for path, leaf in leaves(batch):
+        is_ids = leaf.ndim == 2 and not (leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool)
+        if is_ids and not looks_like_mask(path, leaf, leaf) and not _is_target(batch, path):
+            name = f"the input {format_path(path)!r}"
+            doubt = padding_doubt(name, detached(leaf), _write(batch, path), batch, [path])
+            if doubt is not None:
+                return doubt
+    return None
+
+
 def codes_doubt(name: str, x: Tensor, access: str) -> str | None:
     """Returns a warning if some columns of a table hold small whole numbers, as the codes of categories.
 
