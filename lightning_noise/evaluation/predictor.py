@@ -69,7 +69,7 @@ class Predictor:
                 is_read = self.inputs is not None or not self.labelled
                 arguments = Arguments(find_inputs(batch, self.inputs) if is_read else [], {})
         except ValueError as error:
-            raise ValueError(f"{error}{self._without}") from None
+            raise ValueError(f"{str(error).rstrip('.')}{self._without}") from None
         target = get(batch, [*arguments.paths, *arguments.named.values()][0] if path is None else path)
         if isinstance(target, list):  # a list of samples stands in for the target
             target = target[0].new_zeros(len(target))
