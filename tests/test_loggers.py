@@ -34,6 +34,8 @@ from lightning_noise.loop import loggers
 class Charted(pl.Callback):
     """A callback with charts. If it is late, it learns its tags in the second validation."""
 
+    evaluates_in_fit = True
+
     def __init__(self, name: str, late: bool = False):
         self.name = name
         self.validations_to_wait = 2 if late else 1

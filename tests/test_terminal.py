@@ -15,7 +15,15 @@ from helpers import Classifier, Rows, fit, loader, make_trainer
 from lightning_utilities.core import rank_zero as rank_zero_module
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 
-from lightning_noise import AdaptiveLevel, InputNoise, ReplayMonitor, RobustnessMonitor, noise, suggest_level
+from lightning_noise import (
+    AdaptiveLevel,
+    InputNoise,
+    RandomizedSmoothing,
+    ReplayMonitor,
+    RobustnessMonitor,
+    noise,
+    suggest_level,
+)
 from lightning_noise.loop import terminal
 
 SCRIPT = Path(__file__).parent / "scripts" / "long_passes.py"
@@ -213,6 +221,10 @@ def test_the_passes_of_two_monitors_share_a_batch(monkeypatch):
     trainer = make_trainer(monitors)
     trainer.test(Classifier(), loader(Rows(16)), verbose=False)
     assert [round(6 * n) for n in moved] == [*range(5), *range(6, 11)]
+    moved.clear()
+    in_tests = RandomizedSmoothing(0.1, n0=5, n=10)  # in a fit it takes no share
+    fit([monitors[1], in_tests], validation=loader(Rows(16)), max_epochs=1)
+    assert [round(4 * n) for n in moved] == [0, 1, 2, 4, 5, 6]
 
 
 def test_a_bar_that_fails_warns_and_ends_no_run(monkeypatch):

@@ -17,10 +17,10 @@ from lightning_noise._checks import check_finite, plain
 from lightning_noise._tensor import column
 from lightning_noise._usage import typed
 from lightning_noise.batch import Selector
-from lightning_noise.callbacks.monitor import Monitor
+from lightning_noise.callbacks.predicting import PredictingMonitor
 from lightning_noise.evaluation.certified import Certified, Tally
 from lightning_noise.evaluation.conditions import CLEAN, Condition
-from lightning_noise.evaluation.engine import Pass
+from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.smoothing import (
     CERTIFICATES,
@@ -32,12 +32,10 @@ from lightning_noise.evaluation.smoothing import (
     vote,
 )
 from lightning_noise.loop import loggers
-from lightning_noise.loop.internals import n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.progress import logging_step
 from lightning_noise.loop.returning import Returning
-from lightning_noise.loop.terminal import say, shorten
-from lightning_noise.loop.trial import held_out_batches
+from lightning_noise.loop.terminal import shorten
 from lightning_noise.masks import Mask
 from lightning_noise.perturb.normalization import Numbers
 from lightning_noise.report.markdown import grid
@@ -52,7 +50,7 @@ __all__ = ["RandomizedSmoothing"]
 _N_POINTS = 101  # of the curve
 
 
-class RandomizedSmoothing(Monitor, Returning):
+class RandomizedSmoothing(PredictingMonitor):
     r"""Certifies the predictions of a classifier on held-out data by randomized smoothing.
 
     The smoothed model predicts the class that the module predicts most often under Gaussian noise. No change of the input
@@ -176,86 +174,8 @@ class RandomizedSmoothing(Monitor, Returning):
         self.logged_radii = _check_radii(quarters if radii is None else radii)
         self._tally = Tally([*self.logged_radii, *np.linspace(0.0, largest, _N_POINTS)])
         self._predictor = Predictor(task, inputs, target, predict)
-        self._outcome = ""  # to be printed at the end of the run
         self._begin()
         Returning.enable()
-
-    # --- hooks
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        Returning.enable()
-        self._is_tried = False
-        self._predictor.forget()
-        self._begin()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if self.evaluates_in_fit and not self._is_tried:  # without a sanity check
-            with held_out_batches(trainer, self.dataloader_idx) as batches:
-                self._check_loader(trainer)
-                for batch in batches:
-                    self.on_validation_batch_start(trainer, pl_module, batch, 0, self.dataloader_idx)
-            self._begin()
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_due(trainer):
-            self._begin()
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        # before the step, which may write to the batch
-        context = Context(trainer, pl_module, is_probe=True)
-        if self._is_due(trainer):
-            self._certify(context, batch, batch_idx, dataloader_idx)
-        elif trainer.sanity_checking and self.evaluates_in_fit:
-            self._is_tried = True
-            for _ in self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.trials().perturb):
-                pass
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_sanity_check_end(trainer, pl_module)
-        if self.evaluates_in_fit:
-            self._check_loader(trainer)
-        self._begin()
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_due(trainer):
-            self._log(trainer, pl_module, self.name)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate":
-            self._conclude(trainer, f"validate/{self.name}")
-        else:
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._conclude(trainer, self.name)
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin()
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._certify(Context(trainer, pl_module, is_probe=True), batch, batch_idx, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, pl_module, f"test/{self.name}")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._conclude(trainer, f"test/{self.name}")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._begin()  # lets go of the copies of what the module held
-        if self._outcome:
-            say(trainer, self._outcome)
-        self._outcome = ""
 
     def results(self) -> Certified | None:
         return self.result
@@ -295,10 +215,10 @@ class RandomizedSmoothing(Monitor, Returning):
     # --- certification
 
     def _begin(self) -> None:
+        super()._begin()
         self._tally.reset()
-        self._pass = Pass(self._predictor, max_batches=self.max_batches, dataloader_idx=self.dataloader_idx)
 
-    def _certify(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+    def _evaluate(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         readings = self._pass.read(context, batch, batch_idx, dataloader_idx, self._perturb)
         counts = classes = torch.empty(0)
         others: list[np.ndarray] = []
@@ -324,12 +244,11 @@ class RandomizedSmoothing(Monitor, Returning):
             seed_torch(key.seed, context.module.device)
             yield condition, perturbation
 
-    def _check_loader(self, trainer: Trainer) -> None:
-        if self.dataloader_idx >= n_evaluation_loaders(trainer):
-            raise ValueError(f"RandomizedSmoothing saw no batch of dataloader_idx={self.dataloader_idx}")
+    def _try(self, readings: Iterator[Reading]) -> None:
+        for _ in readings:
+            pass
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
-        self._check_loader(trainer)
         self._tally.gather(trainer, "RandomizedSmoothing")
         self.result = found = self._tally.result(self.sigma, self.norm)
         # the values are those of all ranks; every rank logs them, for its callbacks
@@ -341,12 +260,11 @@ class RandomizedSmoothing(Monitor, Returning):
         draw = partial(plots.certified_accuracy, found)
         loggers.log_figure(trainer, f"{prefix}_figures/curve", draw, logging_step(trainer))
 
-    def _conclude(self, trainer: Trainer, folder: str) -> None:
-        """Writes the table of certified accuracies."""
+    def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
         if not self._tally.saw_batch or self.result is None or not loggers.takes_figures(trainer):
             return
         text, found = self._markdown(self.result), self.result
-        loggers.log_text(trainer, f"{folder}/table", text, logging_step(trainer))
+        loggers.log_text(trainer, f"{prefix}/table", text, logging_step(trainer))
         with loggers.warn_on_failure(trainer, "the table of certified accuracies"):
             path = loggers.log_dir(trainer) / folder / "certified.md"
             path.parent.mkdir(parents=True, exist_ok=True)

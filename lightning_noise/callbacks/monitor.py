@@ -159,7 +159,8 @@ class Monitor(Guided, Callback, ABC):
 
     def _follow(self, trainer: Trainer, batch_idx: int, passes: Iterable[Item]) -> Iterator[Item]:
         """Yields the passes over a batch, and moves the trainer's bar, which all monitors share."""
-        monitors = sorted(class_of_callbacks(trainer, Monitor), key=lambda monitor: isinstance(monitor, Replaying))
+        found = [each for each in class_of_callbacks(trainer, Monitor) if each is self or each._is_due(trainer)]
+        monitors = sorted(found, key=lambda monitor: isinstance(monitor, Replaying))
         step = 1 / (1 + sum(monitor._n_passes for monitor in monitors))  # the user's step is a pass, too
         begin = batch_idx + step * sum(monitor._n_passes for monitor in monitors[: monitors.index(self)])
         return follow_passes(trainer, passes, begin=begin, step=step)

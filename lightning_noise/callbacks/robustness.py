@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_noise import report
 from lightning_noise._usage import nearest
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.inputs import InputNoise
-from lightning_noise.callbacks.monitor import Monitor, Noises
+from lightning_noise.callbacks.monitor import Noises
+from lightning_noise.callbacks.predicting import PredictingMonitor
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition, Levels
-from lightning_noise.evaluation.engine import Pass
+from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.figures import Figures
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.results import Estimate, Results, summarize
 from lightning_noise.loop import loggers
 from lightning_noise.loop.description import as_text
-from lightning_noise.loop.internals import n_evaluation_loaders, show_to_callbacks
+from lightning_noise.loop.internals import show_to_callbacks
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.progress import ends_run
 from lightning_noise.loop.returning import Returning
-from lightning_noise.loop.terminal import progress, say, shorten
-from lightning_noise.loop.trial import held_out_batches
+from lightning_noise.loop.terminal import progress, shorten
 from lightning_noise.masks import Mask
 from lightning_noise.perturb.inputs import Clip
 from lightning_noise.perturb.normalization import Numbers, normalization_of
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["RobustnessMonitor", "log_key"]
 
 
-class RobustnessMonitor(Monitor, Returning):
+class RobustnessMonitor(PredictingMonitor):
     r"""Evaluates a model on held-out data under noise, next to the same data without noise.
 
     Before each validation or test step, the module predicts the batch without noise and under each noise and level, without
@@ -192,7 +192,6 @@ class RobustnessMonitor(Monitor, Returning):
         self._predictor = Predictor(task, inputs, target, predict)
         self._shared = tuple(name for name, probe in self._probes.items() if probe.one_draw_per_batch)
         self._results = Results(task, self._shared)
-        self._outcome = ""  # to be printed at the end of the run
         is_known = predict is None or inputs is not None  # which leaf the module reads
         self._figures = Figures(
             task,
@@ -205,84 +204,16 @@ class RobustnessMonitor(Monitor, Returning):
         self._begin()
         Returning.enable()
 
-    # --- hooks
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        Returning.enable()
         self._baseline = None if self.baseline is None else self._comparable(report.read(os.fspath(self.baseline)))
-        self._is_tried = self._figures.has_logged_samples = False
-        self._predictor.forget()
+        self._figures.has_logged_samples = False
         self._results = Results(self.task, self._shared)  # another module may have more classes
-        self._begin()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if not self._is_tried:  # without a sanity check
-            with held_out_batches(trainer, self.dataloader_idx) as batches:
-                self._check_loader(trainer)
-                for batch in batches:
-                    self.on_validation_batch_start(trainer, pl_module, batch, 0, self.dataloader_idx)
-                self._try_metrics(trainer)
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_due(trainer):
-            self._begin()
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        # before the step, which may write to the batch
-        context = Context(trainer, pl_module, is_probe=True)
-        if trainer.sanity_checking:
-            self._is_tried = True
-            self._results.update(self._pass.read(context, batch, batch_idx, dataloader_idx, self.conditions.trials().perturb))
-        elif self._is_due(trainer):
-            self._evaluate(context, batch, batch_idx, dataloader_idx)
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_sanity_check_end(trainer, pl_module)
-        self._check_loader(trainer)
-        self._try_metrics(trainer)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_due(trainer):
-            self._log(trainer, pl_module, self.name, levels=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
             loggers.log_details(trainer, self._level_keys)
-        if trainer.state.fn == "validate":
-            self._conclude(trainer, self.name, f"validate/{self.name}")
-        else:
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._conclude(trainer, self.name, self.name)
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin()
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._evaluate(Context(trainer, pl_module, is_probe=True), batch, batch_idx, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, pl_module, f"test/{self.name}", levels=False)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._conclude(trainer, f"test/{self.name}", f"test/{self.name}")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._begin()  # lets go of the copies of what the module held
-        if self._outcome:
-            say(trainer, self._outcome)
-        self._outcome = ""
+        super().on_validation_end(trainer, pl_module)
 
     def results(self) -> report.Report | None:
         return self.report
@@ -329,8 +260,8 @@ class RobustnessMonitor(Monitor, Returning):
     # --- evaluation
 
     def _begin(self) -> None:
+        super()._begin()
         self._results.reset()
-        self._pass = Pass(self._predictor, max_batches=self.max_batches, dataloader_idx=self.dataloader_idx)
         self._figures.reset()
 
     def _evaluate(self, context: Context, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
@@ -340,15 +271,14 @@ class RobustnessMonitor(Monitor, Returning):
             readings = self._figures.keep_samples(context.trainer, readings, **limits)
         self._results.update(self._follow(context.trainer, batch_idx, readings))
 
-    def _try_metrics(self, trainer: Trainer) -> None:
-        """Computes the metrics of a trial, because those of the user may refuse the outputs or not be one number."""
+    def _try(self, readings: Iterator[Reading]) -> None:
+        self._results.update(readings)
+
+    def _end_trial(self, trainer: Trainer) -> None:
+        # metrics of the user may refuse the outputs or not be one number
         if trainer.strategy.reduce_boolean_decision(not self._results.is_empty):
             self._results.values()
-        self._begin()
-
-    def _check_loader(self, trainer: Trainer) -> None:
-        if self.dataloader_idx >= n_evaluation_loaders(trainer):
-            raise ValueError(f"RobustnessMonitor saw no batch of dataloader_idx={self.dataloader_idx}")
+        super()._end_trial(trainer)
 
     def _comparable(self, baseline: report.Report) -> report.Report:
         """Returns the baseline, or raises a ValueError if there is nothing to compare."""
@@ -378,8 +308,7 @@ class RobustnessMonitor(Monitor, Returning):
     def _logged(self) -> Sequence[str]:
         return self.task.logged if self.logged is None else self.logged
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str, *, levels: bool) -> None:
-        self._check_loader(trainer)
+    def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         self._results.gather(trainer, "RobustnessMonitor")
         values = self._results.values()
         if self._baseline is not None:
@@ -390,7 +319,7 @@ class RobustnessMonitor(Monitor, Returning):
         score = summary.pop(log_key(prefix, OVERALL, "score"))
         pl_module.log(log_key(prefix, OVERALL, "score"), score, prog_bar=True, sync_dist=True, rank_zero_only=True)
         pl_module.log_dict(summary, sync_dist=True, rank_zero_only=True)
-        if levels:
+        if not trainer.testing:
             cells = [(place, metric) for place in self._places for metric in self._logged]
             show_to_callbacks(trainer, {log_key(prefix, *cell): values[cell] for cell in cells})
         if trainer.state.fn == "fit" and loggers.takes_figures(trainer) and not ends_run(trainer):
@@ -418,7 +347,6 @@ class RobustnessMonitor(Monitor, Returning):
         )
 
     def _conclude(self, trainer: Trainer, prefix: str, folder: str) -> None:
-        """Writes the report and logs the last figures."""
         if self._results.is_empty:  # the fit ended before an evaluation was due
             return
         with progress(trainer, "Report", total=4) as advance:

@@ -50,6 +50,11 @@ Chart = tuple[Literal["Multiline", "Margin"], Sequence[str]]
 class Charting(Protocol):
     """A callback that groups its tags into charts."""
 
+    @property
+    def evaluates_in_fit(self) -> bool:
+        """Whether a fit logs the tags."""
+        ...
+
     def charts(self) -> Mapping[str, Chart]:
         """Returns the charts by title; empty until the tags are known."""
         ...
@@ -116,7 +121,7 @@ def log_layout(trainer: Trainer, callback: Charting) -> bool:
     Returns:
         Whether every callback knew its tags, and the layout is final.
     """
-    charting = [each for each in class_of_callbacks(trainer, Charting) if getattr(each, "evaluates_in_fit", True)]
+    charting = [each for each in class_of_callbacks(trainer, Charting) if each.evaluates_in_fit]
     charts = [each.charts() for each in charting]
     if all(charts) and charting[:1] == [callback]:
         layout = {title: chart for each in charts for title, chart in each.items()}

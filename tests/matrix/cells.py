@@ -107,6 +107,7 @@ def check(condition: Condition, column: str) -> None:
         measured = assert_unchanged(condition, monitors)
         assert measured.logged[-1].keys() > run_without(condition).logged[-1].keys()
         assert column != "RobustnessMonitor" or all(each.report.n == N_HELD_OUT for each in monitors)
+        assert column != "RandomizedSmoothing" or all(each.result.n == N_HELD_OUT for each in monitors)
         return
 
     def make(level: float) -> list[pl.Callback]:

@@ -19,6 +19,7 @@ from lightning_noise import (
     InputNoise,
     LabelSmoothing,
     Mixup,
+    RandomizedSmoothing,
     ReplayMonitor,
     RobustnessMonitor,
     TargetNoise,
@@ -50,6 +51,7 @@ NOISES: dict[str, Callable[..., Any]] = {
 MONITORS: dict[str, Callable[..., Any]] = {
     "RobustnessMonitor": partial(RobustnessMonitor, GAUSSIAN, [0.5]),
     "ReplayMonitor": partial(ReplayMonitor, GAUSSIAN, [0.5]),
+    "RandomizedSmoothing": partial(RandomizedSmoothing, 0.5, n0=2, n=10, max_batches=2),
 }
 COLUMNS = [*NOISES, *MONITORS]
 

@@ -15,7 +15,7 @@ _BEGIN, _END = "<!-- the table, written by `PYTHONPATH=tests python -m matrix.ta
 
 def table() -> str:
     """Returns a row for each condition, and below the table the error of each cell that is refused."""
-    header = ["", *(re.sub("^Label|Noise|Level|Monitor", "", column).lower() for column in COLUMNS)]
+    header = ["", *(re.sub("^Label|Noise|Level|Monitor|(?<=Randomized)Smoothing", "", column).lower() for column in COLUMNS)]
     rows = [header, ["---"] * len(header)]
     for name in TWO_PROCESSES | TOGETHER | ONE_PROCESS:
         rows.append([name, *("refused" if (name, column) in REFUSED else "✓" for column in COLUMNS)])
