@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
 from lightning_noise import InputNoise, Key, RandomizedSmoothing, RobustnessMonitor, noise, plots, smooth, tasks
+from lightning_noise.evaluation.certified import Certified
 from lightning_noise.evaluation.smoothing import certify_counts, lower_bound, predict_counts
 
 FEW = {"n0": 8, "n": 60, "alpha": 0.05}
@@ -483,8 +486,8 @@ def test_a_misspelled_key_is_refused():
 
 def test_the_curve_and_the_table_are_written(tmp_path):
     logger = TensorBoardLogger(tmp_path, "", "")
-    callbacks = [RobustnessMonitor(noise.Gaussian(), [0.1]), monitor(max_batches=1)]
-    _, trainer = fit(callbacks, logger=logger, max_epochs=1)
+    callback = monitor(max_batches=1)
+    _, trainer = fit([RobustnessMonitor(noise.Gaussian(), [0.1]), callback], logger=logger, max_epochs=1)
     trainer.test(trainer.lightning_module, loader(), verbose=False)
     found = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload().Tags()
     assert {"certified_figures/curve", "test/certified_figures/curve"} <= set(found["images"])
@@ -492,7 +495,17 @@ def test_the_curve_and_the_table_are_written(tmp_path):
     table = (tmp_path / "test" / "certified" / "certified.md").read_text()
     assert re.search(r"\| 0\.25 \| [\d.]+ \([\d.]+ to [\d.]+\) \|", table)
     assert (tmp_path / "certified" / "certified.md").exists()
+    assert Certified.read(tmp_path / "test" / "certified" / "certified.json") == callback.result
     assert (tmp_path / "robustness" / "report.json").exists()
+
+
+def test_what_is_not_known_is_null_in_the_file(tmp_path):
+    callback, file = monitor(), tmp_path / "certified.json"
+    certified(callback, data=loader(Rows(1)))  # one sample has no interval
+    assert callback.result is not None
+    callback.result.write(file)
+    assert json.loads(file.read_text(), parse_constant=pytest.fail)["low"][0] is None
+    np.testing.assert_equal(asdict(Certified.read(file)), asdict(callback.result))
 
 
 def test_results_are_drawn_side_by_side():

@@ -70,14 +70,16 @@ class RandomizedSmoothing(PredictingMonitor):
     ==============================================  =================================================================
 
     In ``trainer.test``, the keys begin with ``test/``. ``ModelCheckpoint(monitor="certified/radius", mode="max")`` follows a
-    fit with ``max_batches``. The curve of the certified accuracy over the radius is logged as a figure. ``certified.md`` is
-    written into the folder of the first logger: in ``certified`` after a fit, else in ``validate/certified`` or
-    ``test/certified``. The attribute ``result`` holds the curve and the values.
+    fit with ``max_batches``. The curve of the certified accuracy over the radius is logged as a figure. ``certified.md`` and
+    ``certified.json`` are written into the folder of the first logger: in ``certified`` after a fit, else in
+    ``validate/certified`` or ``test/certified``. The attribute ``result`` holds the curve and the values, as the JSON file
+    does; see :class:`~lightning_noise.evaluation.certified.Certified`.
 
     The noise of a sample depends only on its position in the order of the loader, as in
     :class:`~lightning_noise.RobustnessMonitor`. Rows that a distributed sampler repeats do not count, and neither do labels
     that the task ignores. If a sample has several targets, as in segmentation, each target is certified alone. With several
-    inputs the radius is that of all inputs together, and with a mask it is that of changes at valid positions.
+    inputs the radius is that of all inputs together, and with a mask it is that of changes at valid positions. What the module
+    draws from torch's global streams, as by dropout that stays on, differs between the passes.
 
     Args:
         sigma: The level of the noise: the standard deviation of Gaussian noise, or the half-width of uniform noise.
@@ -101,7 +103,7 @@ class RandomizedSmoothing(PredictingMonitor):
         name: The first part of the keys. No other monitor of the trainer may have the same name.
 
     Raises:
-        TypeError: If ``task`` is not a task.
+        TypeError: If ``task`` is not a task, or the input is not floating-point.
         ValueError: If the task has no classes, ``n`` draws can never certify a class at ``alpha``, an argument is out of range,
             or the module does not return predictions of the target. In a fit, these errors come before the first step.
 
@@ -269,6 +271,7 @@ class RandomizedSmoothing(PredictingMonitor):
             path = loggers.log_dir(trainer) / folder / "certified.md"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+            found.write(path.with_suffix(".json"))
             share = f"{100 * found.accuracy():.3g} % are right and certified, with a radius of {found.radius:.3g} on average"
             self._outcome = f"{self.name}: {share}\nTable: {shorten(path)}"
 

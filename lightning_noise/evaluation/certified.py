@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,10 +42,10 @@ class Certified:
     sigma: float
     norm: Norm
     n: int
-    radii: Sequence[float]
-    accuracies: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
+    radii: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     radius: float
     abstentions: float
     clean: float
@@ -56,7 +58,18 @@ class Certified:
         """Returns the 95 % interval of the certified accuracy over samples of the same kind."""
         return self._at(radius, self.low), self._at(radius, self.high)
 
-    def _at(self, radius: float, values: Sequence[float]) -> float:
+    @classmethod
+    def read(cls, path: str | Path) -> Certified:
+        """Reads a result from a ``certified.json``. Null becomes NaN."""
+        found = json.loads(Path(path).read_text(encoding="utf-8").replace("null", "NaN"))
+        curve = {name: tuple(found.pop(name)) for name in ("radii", "accuracies", "low", "high")}
+        return cls(**curve, **found)
+
+    def write(self, path: Path) -> None:
+        """Writes the attributes as JSON. NaN becomes null."""
+        path.write_text(json.dumps(asdict(self)).replace("NaN", "null"), encoding="utf-8")
+
+    def _at(self, radius: float, values: tuple[float, ...]) -> float:
         place = int(np.searchsorted(self.radii, radius))
         return values[place] if place < len(values) else 0.0  # more than n draws can certify
 
