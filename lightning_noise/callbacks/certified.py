@@ -85,7 +85,7 @@ class RandomizedSmoothing(PredictingMonitor):
         sigma: The level of the noise: the standard deviation of Gaussian noise, or the half-width of uniform noise.
         n0: The number of draws that select the class.
         n: The number of draws that bound its probability.
-        alpha: The probability at most that the radius of a sample is too large.
+        alpha: The largest probability that the radius of a sample is too large.
         norm: The norm of the radii: ``"l2"`` by Gaussian noise, or ``"l1"`` by uniform noise.
         radii: The radii at which the certified accuracy is logged. Default: a quarter, half and three quarters of the largest
             radius, which all ``n`` draws certify if they agree.

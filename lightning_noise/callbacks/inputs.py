@@ -286,7 +286,7 @@ def as_probe(
     if probe.mixes_samples:
         raise ValueError(
             f"{name!r} cannot perturb held-out data: it mixes samples, so a sample's noise depends on its batch; "
-            "type noise.FeatureDropout() to evaluate a table"
+            "type noise.FeatureDropout(rescale=False) to evaluate a table"
         )
     return probe
 

@@ -32,8 +32,8 @@ __all__ = ["NoisyPrediction", "NoisyPredictions"]
 class NoisyPrediction(NamedTuple):
     """The predictions of a batch without noise and under several draws of a noise.
 
-    A classifier is seen through its probabilities, of shape :math:`(B, K, *)`; yes or no has the two classes no and yes. A
-    regression is seen through its outputs. All tensors are on the CPU.
+    Predictions of a classifier are probabilities of shape :math:`(B, K, *)`; a task of yes or no has the classes no and yes.
+    Predictions of a regression are the outputs. All tensors are on the CPU.
 
     Attributes:
         positions: The position of each sample in the order of the loader, of shape :math:`(B,)`. If each item of the data set
@@ -72,7 +72,7 @@ class NoisyPredictions(Guided, Callback):
     ranks. If rows are padded to the longest of their batch, they also depend on that length. Weight noise is one draw for all
     samples, so the draws are an ensemble of :math:`n` models.
 
-    The level decides what the spread means. A level of the noise in training, or the level of ``suggest_level``, is a start;
+    The level decides what the spread means. Start with the level of the noise in training, or that of ``suggest_level``, and
     check the calibration on labeled data.
 
     Args:

@@ -90,7 +90,7 @@ class Smoothed(nn.Module):
         Args:
             x: The samples, of shape (B, *).
             n: The number of draws.
-            alpha: The probability at most that a class is not the one that is most probable under the noise.
+            alpha: The largest probability that the class is not the most probable class under the noise.
             seed: The seed of the draws.
             positions: The position of each sample in its data set, which its draws depend on. Default: 0 to B - 1.
         """
@@ -114,7 +114,7 @@ class Smoothed(nn.Module):
             x: The samples, of shape (B, *).
             n0: The number of draws that select the class.
             n: The number of draws that bound its probability.
-            alpha: The probability at most that a radius is too large.
+            alpha: The largest probability that a radius is too large.
             seed: The seed of the draws.
             positions: The position of each sample in its data set, which its draws depend on. Default: 0 to B - 1.
         """
@@ -187,8 +187,8 @@ def smooth(module: nn.Module, sigma: float, norm: Norm = "l2") -> Smoothed:
     once. Afterward it is as before. A prediction with NaN votes for no class. ``certify`` costs
     ``n0 + n`` predictions of a sample, and fewer if the last of ``n0`` cannot change the selected class.
 
-    The guarantee is of real numbers. A module made to tell how floats are rounded can break it (Voráček and Hein, 2023), most
-    of all in half precision.
+    The guarantee assumes exact arithmetic. A module that is designed to exploit rounding errors can break it (Voráček and Hein,
+    2023), most of all in half precision.
 
     Args:
         module: A module that returns logits of shape (B, K). It was trained with the same noise, as by
@@ -255,7 +255,7 @@ def lower_bound(counts: Any, n: int, alpha: float) -> np.ndarray:
 
 
 def predict_counts(counts: np.ndarray, alpha: float) -> np.ndarray:
-    """Returns the most frequent of the classes that were counted, of shape (N, K), or -1 if it may be another one.
+    """Returns the most frequent of the classes that were counted, of shape (N, K), or -1 if another class may be as frequent.
 
     Example:
         >>> predict_counts(np.array([[95, 5], [60, 40]]), alpha=0.001)
@@ -275,7 +275,7 @@ def certify_counts(
         selected: How often each class was predicted in the draws that select a class, of shape (N, K).
         counted: The same in the ``n`` other draws.
         n: The number of these draws.
-        alpha: The probability at most that a radius is too large.
+        alpha: The largest probability that a radius is too large.
         sigma: The level of the noise.
         norm: The norm of the radius.
 

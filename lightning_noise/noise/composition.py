@@ -29,10 +29,10 @@ class Compose(Noise):
     .. math:: y = n_k(\dots n_2(n_1(x, \lambda), \lambda) \dots, \lambda)
 
     The level is that of each noise. :class:`Scaled` brings noises with levels of different units to a common scale. Each noise
-    has its own draw. The severities are the smallest of the noises, so that no noise is beyond its own.
+    has its own draw. Each severity is the smallest of those of the noises, so that no noise exceeds its own.
 
     Args:
-        noises: The noises in order, functions too.
+        noises: The noises in order. Functions are accepted.
 
     Example:
         >>> from lightning_noise.noise import Gaussian, Impulse, Shot
@@ -64,7 +64,7 @@ class OneOf(Noise):
     and the time is that of all noises together.
 
     Args:
-        noises: The noises, functions too.
+        noises: The noises. Functions are accepted.
         weights: A weight for each noise, in proportion to its probability. Default: all are equally probable.
 
     Example:

@@ -31,8 +31,8 @@ class Transform(Noise):
     been drawn, also after an exception. A transform with a generator of its own, as in albumentations 2, must be seeded within
     the function: ``torch.randint(2**31, ()).item()`` is a seed that is keyed.
 
-    Invalid elements are 0 for the function, and keep their values. The samples are transformed one after the other, and a GPU
-    is waited for once, so a transform of a large batch takes longer than another noise.
+    The function sees 0 at invalid elements, which keep their values. The samples are transformed one after the other, and a GPU
+    is synchronized once, so a transform of a large batch takes longer than another noise.
 
     Args:
         function: A function of sample and level. Its random numbers should not depend on the level.
