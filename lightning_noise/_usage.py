@@ -9,7 +9,7 @@ from functools import cache
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
-__all__ = ["Guided", "Value", "name_of", "nearest", "typed", "with_types", "write_call"]
+__all__ = ["Guided", "Value", "match", "name_of", "nearest", "typed", "with_types", "write_call"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,7 @@ _HABITS = {
     "params": "layer layers parameters weights",
     "inputs": "input key keys",
     "weights": "p probs probabilities",
+    "factor": "scale",
     "target": "label labels y",
     "every_n_epochs": "every",
 }
@@ -74,7 +75,7 @@ class Guided:
     @classmethod
     def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Returns the call that the arguments seem to mean."""
-        return write_call(cls, _match(cls, args, kwargs))
+        return write_call(cls, match(cls, args, kwargs))
 
 
 def with_types(base: type[T]) -> type[T]:
@@ -145,6 +146,17 @@ def write_call(cls: type, given: Mapping[str, Any]) -> str:
     return f"{name_of(cls)}({', '.join(texts)})"
 
 
+def match(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments by the names that they should have, without those that the class does not know."""
+    names = list(_signature(cls).parameters)[1:]
+    found = dict(zip(names, args, strict=False))
+    for key, value in kwargs.items():
+        habits = [name for name in names if key in _HABITS.get(name, "").split()]
+        if name := key if key in names else next(iter(habits), nearest(key, names, 0.8)):
+            found.setdefault(name, value)
+    return found
+
+
 def nearest(name: Any, names: Any, cutoff: float = 0.6) -> str | None:
     """Returns the most similar of the names in any case, or ``None`` if no name is similar."""
     by_lower = {each.lower(): each for each in names}
@@ -154,14 +166,3 @@ def nearest(name: Any, names: Any, cutoff: float = 0.6) -> str | None:
 @cache
 def _signature(cls: type) -> Signature:
     return signature(cls.__init__)
-
-
-def _match(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arguments by the names that they should have, without those that the class does not know."""
-    names = list(_signature(cls).parameters)[1:]
-    found = dict(zip(names, args, strict=False))
-    for key, value in kwargs.items():
-        habits = [name for name in names if key in _HABITS.get(name, "").split()]
-        if name := key if key in names else next(iter(habits), nearest(key, names, 0.8)):
-            found.setdefault(name, value)
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lightning_noise.perturb.doubts import find_doubts, level_doubt
 from lightning_noise.perturb.weights import weight_noise
 
 SALT = noise.Impulse(low=0.0, high=1.0)
+BOTH = r"noise.Gaussian\(\), noise.Impulse\(low=0.0, high=1.0\)"
 X = torch.rand(6, 3, 8, 8, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
 
 
@@ -114,6 +116,16 @@ def test_a_composition_is_written_as_it_is_typed():
     assert eval(typed(each)) == each
 
 
+def test_numbers_of_other_packages_make_equal_values():
+    weights: Any = torch.tensor([1.0, 3.0])
+    either = noise.OneOf([noise.Gaussian(), SALT], weights), noise.OneOf([noise.Gaussian(), SALT], [1, 3])
+    scaled = noise.Scaled(SALT, weights[0] / 2), noise.Scaled(SALT, 0.5)
+    for one, two in (either, scaled):
+        assert one == two
+        assert hash(one) == hash(two)
+        assert eval(typed(one)) == two
+
+
 def test_additive_parts_can_be_relative_to_a_weight():
     w = 1 + torch.rand(50, 400, dtype=torch.float64, generator=stream(1))
     both = noise.Compose([noise.Gaussian(), noise.Scaled(noise.Gaussian(), 2.0)])
@@ -140,6 +152,13 @@ def test_a_part_along_the_channels_is_a_doubt():
         assert doubt.endswith("for Drift the series is along the last axis of length 3; for (B, T, C) type noise.Drift(dim=-2)")
 
 
+def test_levels_of_other_units_are_not_shares():
+    salted = {"salt": SALT, "both": noise.Compose([noise.Gaussian(), SALT])}
+    with pytest.raises(ValueError, match=r"a list of levels needs one unit, .* 'salt' \(shares of elements\)"):
+        RobustnessMonitor(salted, [0.1])
+    RobustnessMonitor(salted | {"both": noise.Compose([SALT, noise.FeatureDropout()])}, [0.1])
+
+
 def test_what_no_part_may_do_is_refused():
     with pytest.raises(ValueError, match=r"Compose cuts the gradient, .*; type noise.Speckle\(\)"):
         ActivationNoise(noise.Compose([noise.Gaussian(), noise.Shot()]), 0.1, "net")
@@ -159,6 +178,19 @@ def test_what_no_part_may_do_is_refused():
         (lambda: noise.Compose(noise.Gaussian()), r"must be a list of noises, got Gaussian\(\); type noise.Compose\(\["),  # type: ignore[arg-type]
         (lambda: noise.Compose(), r"type noise.Compose\(\[noise.Gaussian\(\), noise.Uniform\(\)\]\)"),  # type: ignore[call-arg]
         (lambda: noise.Compose([]), "must be a list of noises"),
+        (lambda: noise.Compose(noise.Gaussian(), SALT), rf"type noise.Compose\(\[{BOTH}\]\)"),  # type: ignore[call-arg,arg-type]
+        (lambda: noise.OneOf(noise.Gaussian(), SALT), rf"type noise.OneOf\(\[{BOTH}\]\)"),  # type: ignore[arg-type]
+        (
+            lambda: noise.OneOf(noise.Gaussian(), SALT, weights=[1, 2]),  # type: ignore[misc,arg-type]
+            rf"type noise.OneOf\(\[{BOTH}\], weights=\[1, 2\]\)",
+        ),
+        (
+            lambda: noise.OneOf([noise.Gaussian(), SALT], p=[0.1, 0.9]),  # type: ignore[call-arg]
+            r"type noise.OneOf\(\[.*\], weights=\[0.1, 0.9\]\)",
+        ),
+        (lambda: noise.OneOf([SALT], weights=0.5), r"got 0.5; type weights=\[1.0\]"),  # type: ignore[arg-type]
+        (lambda: noise.Scaled(0.3), r"type noise.Scaled\(noise.Gaussian\(\), 0.3\)"),  # type: ignore[call-arg,arg-type]
+        (lambda: noise.Scaled(SALT, scale=0.3), r"type noise.Scaled\(noise.Impulse\(.*\), 0.3\)"),  # type: ignore[call-arg]
         (lambda: noise.Compose([noise.Gaussian]), r"type noise.Compose\(\[noise.Gaussian\(\)\]\)"),
         (lambda: noise.OneOf([noise.Gaussian(), 0.3]), r"a noise must be a value .*type noise.OneOf\(\["),  # type: ignore[list-item]
         (lambda: noise.OneOf([SALT, SALT], weights=[1.0]), r"for each of the 2 noises.*type weights=\[1.0, 1.0\]"),

@@ -80,7 +80,8 @@ def test_the_default_dtype_does_not_change_the_segments():
 
 def test_recordings_are_compared_by_their_numbers_and_shown_in_short():
     given = LONG.clone()
-    one, two = noise.Recorded([given, HUM]), noise.Recorded([LONG.tolist(), HUM.double().numpy().tolist()])
+    one, two = noise.Recorded([given, HUM]), noise.Recorded([LONG.tolist(), HUM.double().cpu().numpy()])
+    assert noise.Recorded(HUM[None]) == noise.Recorded(HUM[None].cpu().numpy())
     assert one == two
     assert hash(one) == hash(two)
     assert one != noise.Recorded([HUM, given])
@@ -99,6 +100,8 @@ def test_recordings_are_compared_by_their_numbers_and_shown_in_short():
         (0.3, r"type noise.Recorded\('noises', sample_rate=16000\)"),
         (["hum.wav"], r"got \['hum.wav'\]; type noise.Recorded\('noises', sample_rate=16000\)"),
         (torch.zeros(5), r"of shape \(T,\)"),
+        (torch.tensor(0.5), r"got tensor\(0.5000\); type noise.Recorded\('noises', sample_rate=16000\)"),
+        (torch.ones(2, 5, dtype=torch.complex64), "must be real numbers"),
         ([HUM, torch.tensor([1.0, math.nan])], "must be finite numbers"),
         ([HUM, torch.ones(2, 7)], r"got shape \(2, 7\) beside \(7,\)"),
         ([HUM, torch.ones(0)], r"got shape \(0,\)"),
@@ -108,6 +111,13 @@ def test_recordings_are_compared_by_their_numbers_and_shown_in_short():
 def test_a_bank_that_holds_no_recordings_is_refused(bank, message):
     with pytest.raises((TypeError, ValueError), match=message):
         noise.Recorded(bank)
+
+
+def test_a_sample_rate_is_checked_and_named():
+    with pytest.raises(TypeError, match="sample_rate must be a whole number, got 'high'"):
+        noise.Recorded([HUM], sample_rate="high")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"type noise.Recorded\('street', sample_rate=8000\)"):
+        noise.Recorded("street", 8000)  # type: ignore[call-arg,misc]
 
 
 def test_a_call_without_a_bank_says_what_to_type():
@@ -170,6 +180,13 @@ def test_a_quantized_sample_is_on_one_grid_and_within_half_a_step(generator):
     assert ((y - x).abs() > 0.12).any()
     y.sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", [1e-178, 1e-40])
+def test_steps_that_vanish_beside_the_data_change_nothing(level, generator):
+    x = 100 * torch.rand(2, 5)
+    assert torch.equal(noise.Quantization()(x, level, generator=generator), x)
+    assert torch.equal(noise.Quantization()(x, torch.tensor([level, 0.0]), generator=generator), x)
 
 
 def test_jitter_reads_between_the_samples(generator):

@@ -79,6 +79,8 @@ def test_pixels_have_no_gradient_and_no_place_in_a_module():
 def test_what_is_no_function_is_refused():
     with pytest.raises(TypeError, match=r"type noise.Transform\(lambda sample, level: …, levels=\[1.0\]\)"):
         noise.Transform(torch.nn.Dropout, levels=[1.0])
+    with pytest.raises(TypeError, match=r"levels must be a list of numbers, got 0.5; type levels=\[0.5\]"):
+        noise.Transform(jitter, levels=0.5)  # type: ignore[arg-type]
 
 
 class Images(Rows):

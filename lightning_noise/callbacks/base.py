@@ -31,6 +31,7 @@ from lightning_noise.loop.returning import Returning
 from lightning_noise.loop.terminal import say
 from lightning_noise.losses.modes import LabelLoss
 from lightning_noise.noise import Noise
+from lightning_noise.noise.composition import parts_of
 from lightning_noise.rng import Key
 from lightning_noise.rules import Rule
 from lightning_noise.schedules import Progress, Schedule
@@ -329,7 +330,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
     def _dimension(self, noise: Noise, relative: str | None) -> str:
         if not noise.is_known:
             return ""
-        if noise.max_level == 1:
+        if noise.max_level == 1 and all(part.max_level == 1 for part in parts_of(noise)):
             return "shares of elements"
         return f"{'units' if noise.additive and not relative else self.unit} of the {self.place}"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_noise._checks import check_level, is_callable_with, is_number, outline
 from lightning_noise._tensor import column
-from lightning_noise._usage import Value, name_of, nearest, typed, with_types, write_call
+from lightning_noise._usage import Value, match, name_of, nearest, typed, with_types, write_call
 from lightning_noise.batch import describe
 from lightning_noise.masks import valid_positions
 from lightning_noise.schedules import Schedule
@@ -89,7 +89,8 @@ class Noise(Value, ABC):
         if "noises" in parameters and args and isinstance(args[0], Noise):  # in place of a list
             args = ([each for each in args if isinstance(each, Noise)],)
         n = sum(parameter.kind is Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters.values())
-        others = [*args[n:], *(value for name, value in kwargs.items() if not nearest(name, parameters))]
+        unknown = [name for name in kwargs if not (nearest(name, parameters) or match(cls, (), {name: None}))]
+        others = [*args[n:], *(kwargs[name] for name in unknown)]
         levels = [value for value in others if is_number(value) or isinstance(value, Schedule)]  # a noise has none
         call = super()._advise(args[:n], kwargs)
         callback = cls.usage.partition("(")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_noise._checks import check_finite, is_number, plain
 from lightning_noise._tensor import column
+from lightning_noise._usage import typed
 from lightning_noise.noise.base import Noise, NoiseFunction, as_noise
 
 __all__ = ["Compose", "OneOf", "Scaled", "parts_of"]
@@ -82,9 +83,10 @@ class OneOf(Noise):
         _take(self, self.noises)
         vars(self)["elementwise"] = False  # samples have a meaning
         if self.weights is not None:
-            object.__setattr__(self, "weights", tuple(plain(self.weights)))
-            check_finite(**{f"weight {i}": weight for i, weight in enumerate(self.weights)})
-            if len(self.weights) != len(self.noises) or min(self.weights) <= 0:
+            weights = list(plain(self.weights)) if isinstance(self.weights, Iterable) else []
+            check_finite(**{f"weight {i}": weight for i, weight in enumerate(weights)})
+            object.__setattr__(self, "weights", tuple(map(float, weights)) or self.weights)
+            if len(weights) != len(self.noises) or min(weights) <= 0:
                 raise ValueError(
                     f"weights must be a positive number for each of the {len(self.noises)} noises, got {self.weights}; "
                     f"type weights={[1.0] * len(self.noises)}"
@@ -127,6 +129,7 @@ class Scaled(Noise):
         check_finite(factor=self.factor)
         if self.factor <= 0:
             raise ValueError(f"factor must be positive, got {self.factor}; type factor=1.0")
+        object.__setattr__(self, "factor", float(self.factor))
         noise = as_noise(self.noise, f"noise.Scaled({{}}, {self.factor})")
         object.__setattr__(self, "noise", noise)
         _inherit(self, [noise])
@@ -134,6 +137,11 @@ class Scaled(Noise):
         unit = f"{noise.unit} / {self.factor:g}"
         vars(self).update(severities=severities, max_level=noise.max_level / self.factor, unit=unit)
         vars(self).update(level_usage=Noise.level_usage)
+
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        is_factor = len(args) == 1 and is_number(args[0])
+        return super()._advise(() if is_factor else args, {"factor": args[0]} if is_factor else kwargs)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         largest: float = self.noise.max_level  # type: ignore[union-attr]  # beyond which rounding must not lead
@@ -155,7 +163,8 @@ def _take(value: Compose | OneOf, noises: Any) -> None:
     """Stores the noises as a tuple, and the attributes that follow from them."""
     user = f"noise.{type(value).__name__}([{{}}])"
     if not isinstance(noises, Sequence) or isinstance(noises, str) or not noises:
-        raise TypeError(f"noises must be a list of noises, got {noises!r}; type {user.format('noise.Gaussian()')}")
+        given = [typed(each) for each in vars(value).values() if isinstance(each, Noise)] or ["noise.Gaussian()"]
+        raise TypeError(f"noises must be a list of noises, got {noises!r}; type {user.format(', '.join(given))}")
     object.__setattr__(value, "noises", tuple(as_noise(noise, user) for noise in noises))  # hashable, not the caller's list
     _inherit(value, value.noises)
 

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,9 +35,9 @@ class Recorded(Noise):
     Two noises are equal if their recordings hold the same numbers, or come from the same folder.
 
     Args:
-        bank: The recordings: a tensor of shape :math:`(N, T)` or :math:`(N, C, T)`, a list of tensors of any length, of shape
-            :math:`(T,)` or :math:`(C, T)`, or a folder with audio files. A recording without channels is added to all channels.
-            A folder is read at the first draw.
+        bank: The recordings: a tensor or an array of shape :math:`(N, T)` or :math:`(N, C, T)`, a list of recordings of any
+            length, each of shape :math:`(T,)` or :math:`(C, T)`, or a folder with audio files. A recording without channels is
+            added to all channels. A folder is read at the first draw.
         sample_rate: The samples per second of the data, to check the files of a folder.
         dim: The axis of time, counted from the end: -1 for :math:`(B, C, T)` and -2 for :math:`(B, T, C)`.
 
@@ -68,13 +69,18 @@ class Recorded(Noise):
 
     def __post_init__(self):
         object.__setattr__(self, "dim", validate_axis(self.dim))
+        check_counts(sample_rate=self.sample_rate)
         if isinstance(self.bank, str | os.PathLike):
             folder = os.fspath(self.bank)
             object.__setattr__(self, "bank", folder)
-            check_counts(sample_rate=self.sample_rate)
             _check_folder(folder, self.sample_rate)
         elif not isinstance(self.bank, _Recordings):
             object.__setattr__(self, "bank", _Recordings(self.bank))
+
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        is_rate = len(args) == 2 and isinstance(args[0], str | os.PathLike)
+        return super()._advise(args[:1], {"sample_rate": args[1]} | kwargs) if is_rate else super()._advise(args, kwargs)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         check_axes(self, x, -self.dim)
@@ -106,14 +112,17 @@ class _Recordings:
     """Recordings in memory, compared by a digest of their numbers."""
 
     def __init__(self, recordings: Any):
-        is_list = isinstance(recordings, Tensor | Sequence) and len(recordings)
-        if not is_list or any(isinstance(part, str | os.PathLike) for part in recordings):
+        is_list = isinstance(recordings, Tensor | np.ndarray | Sequence) and getattr(recordings, "ndim", 1) > 0
+        if not is_list or not len(recordings) or any(isinstance(part, str | os.PathLike) for part in recordings):
             raise TypeError(
                 f"bank must be a tensor, a list of tensors or a folder, got {recordings!r}; type noise.Recorded('noises', "
                 "sample_rate=16000)"
             )
         # a copy, because a later write of the caller would change the noise
-        parts = [torch.as_tensor(part).detach().to("cpu", torch.float32, copy=True) for part in recordings]
+        parts = [torch.as_tensor(part).detach() for part in recordings]
+        if any(map(torch.is_complex, parts)):
+            raise TypeError("recordings must be real numbers, got complex numbers; type torch.view_as_real(bank)[..., 0]")
+        parts = [part.to("cpu", torch.float32, copy=True) for part in parts]
         for part in parts:
             if not part.ndim or not part.numel() or not part.isfinite().all() or part.shape[:-1] != parts[0].shape[:-1]:
                 raise ValueError(

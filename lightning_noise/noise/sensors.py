@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,10 +42,10 @@ class Quantization(Noise):
     independent_rows: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        step = level.where(level > 0, 1.0) if isinstance(level, Tensor) else number_like(level, x)
+        level = level if isinstance(level, Tensor) else number_like(level, x)
         u = column(torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(generator=generator), x)
-        y = (x.detach() / step).add_(u).round_().sub_(u).mul_(step)
-        y = torch.where(level > 0, y, x.detach()) if isinstance(level, Tensor) else y
+        y = (x.detach() / level).add_(u).round_().sub_(u).mul_(level)
+        y = torch.where(y.abs() < math.inf, y, x.detach())  # a step of 0, or of 0 beside x, changes nothing
         return y + (x - x.detach()) if is_differentiated(x) else y
 
 

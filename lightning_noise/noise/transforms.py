@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import check_flags, check_level, is_callable_with, outline
-from lightning_noise._usage import typed
+from lightning_noise._usage import write_call
 from lightning_noise.batch import describe
 from lightning_noise.noise.base import Noise, check_axes
 from lightning_noise.rng import seed_torch
@@ -58,10 +58,10 @@ class Transform(Noise):
 
     def __post_init__(self):
         if isinstance(self.function, type) or not is_callable_with(self.function, None, 0.0):
-            raise TypeError(
-                f"function must be a function of sample and level, got {outline(self.function)}; type "
-                f"noise.Transform(lambda sample, level: …, levels={typed(list(self.levels))})"
-            )
+            advice = write_call(Transform, {"levels": list(self.levels)} if self.levels else {})
+            raise TypeError(f"function must be a function of sample and level, got {outline(self.function)}; type {advice}")
+        if isinstance(self.levels, str) or not isinstance(self.levels, Iterable):
+            raise TypeError(f"levels must be a list of numbers, got {self.levels!r}; type levels=[{self.levels}]")
         check_flags(pixels=self.pixels)
         object.__setattr__(self, "levels", tuple(map(check_level, self.levels)))
 
