@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities import CombinedLoader
 from scripts import replay
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -201,6 +202,52 @@ def test_noise_callbacks_find_their_own_inputs(probe):
     assert_same(weights(with_), weights(without))
     assert found["replay/probe/0/val_loss"] == found["val_loss"] != found["replay/probe/0.6/val_loss"]
     assert not any(part._forward_hooks for part in with_.modules())
+
+
+class Reconstructs(Classifier):
+    """An autoencoder that returns its input."""
+
+    def __init__(self, compare: Any):
+        super().__init__()
+        self.compare = compare
+
+    def training_step(self, batch, batch_idx):
+        return self(batch if isinstance(batch, torch.Tensor) else batch[0]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        x, y = (batch, batch) if isinstance(batch, torch.Tensor) else batch
+        self.log("val_loss", self.compare(x.clone(), y))
+
+
+AUTOENCODERS = {
+    "function": lambda x, y: F.mse_loss(x, y),
+    "module": lambda x, y: nn.SmoothL1Loss()(x, y),
+    "view": lambda x, y: F.l1_loss(x.view(-1, 2, 4), target=y.view(-1, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+@pytest.mark.parametrize("compare", AUTOENCODERS.values(), ids=AUTOENCODERS)
+def test_a_target_that_is_the_noisy_input_is_a_warning(compare, sanity):
+    data: Any = DataLoader(Rows(13, seed=1).x, 5)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="'replay': the input is also the target of the loss") as found:
+        fit(
+            [ReplayMonitor(noise.Gaussian(), [0.5])],
+            module=lambda: Reconstructs(compare),
+            train=data,
+            validation=data,
+            num_sanity_val_steps=sanity,
+        )
+    assert len([each for each in found if "also the target" in str(each.message)]) == 1
+
+
+@pytest.mark.parametrize("compare", [*AUTOENCODERS.values(), torch.vmap(F.mse_loss)], ids=[*AUTOENCODERS, "vmap"])
+def test_a_second_tensor_stays_a_clean_target(compare):
+    x = Rows(13, seed=1).x
+    data = loader(TensorDataset(x, x))
+    monitor = ReplayMonitor(noise.Gaussian(), [0.5])
+    _, trainer = fit([monitor], module=lambda: Reconstructs(lambda x, y: compare(x, y).mean()), train=data, validation=data)
+    assert trainer.callback_metrics["replay/gaussian/0.5/val_loss"] > trainer.callback_metrics["replay/clean/val_loss"]
 
 
 class Loaders(Classifier):

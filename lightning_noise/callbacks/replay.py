@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
+from lightning_noise._tensor import detached
 from lightning_noise.batch import Selector, find_inputs, get, leaves
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.monitor import Monitor, Noises
@@ -25,6 +29,7 @@ from lightning_noise.loop.internals import (
     launches_copies,
     n_evaluation_loaders,
     rng_states,
+    share_memory,
     show_to_callbacks,
 )
 from lightning_noise.loop.perturbation import Context
@@ -71,6 +76,9 @@ class ReplayMonitor(Monitor, Replaying):
     trainer. The loggers write what they would write without the monitor. It does not restore slots of objects, iterators,
     generators, objects that closures and Python globals hold, the datamodule, or other callbacks. It cannot undo what leaves
     the process: files, printed text, and calls of a logger that the module made itself.
+
+    If the input is also the target, as in an autoencoder whose batch is one tensor, the target is noisy, too. To keep the
+    target clean, let the data set return the tensor twice. A warning says so if the target of a loss of torch is noisy.
 
     The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
 
@@ -142,7 +150,7 @@ class ReplayMonitor(Monitor, Replaying):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._keys = []
         super().setup(trainer, pl_module, stage)
-        self._is_tried = False
+        self._is_tried = self._has_looked = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -278,7 +286,7 @@ class ReplayMonitor(Monitor, Replaying):
             with restore_trainer(trainer, rng), perturbation as perturbed:
                 own = copy_batch(perturbed)
                 replay.state.take_over(self._changes, _pair_leaves(batch, own))
-                with replay.entered(before):
+                with replay.entered(before), self._look_at_targets(batch, perturbed, own):
                     replay.run_step(
                         step,
                         own,
@@ -288,6 +296,25 @@ class ReplayMonitor(Monitor, Replaying):
                         rng_of_hook=self._rng,
                         rng=rng,
                     )
+
+    @contextmanager
+    def _look_at_targets(self, batch: Any, perturbed: Any, own: Any) -> Iterator[None]:
+        """Warns if the step compares with a noisy input, in the first step that has one."""
+        parts = zip(leaves(batch), leaves(perturbed), leaves(own), strict=True)
+        noisy = [copied for (_, leaf), (_, seen), (_, copied) in parts if seen is not leaf]
+        if self._has_looked or not noisy:
+            yield
+            return
+        self._has_looked = True
+        # a mode would become part of compiled code
+        with torch.compiler.set_stance("force_eager"), _Losses(noisy) as losses:
+            yield
+        if losses.have_target:
+            rank_zero_warn(
+                f"{self.name!r}: the input is also the target of the loss, so the target is noisy, too, and a module that "
+                "returns the noise loses nothing; for a clean target, let the data set return the tensor twice, compare with "
+                "the second, and type inputs=0"
+            )
 
     def _end_loaders(self, trainer: Trainer, until: int) -> None:
         """Computes the metrics of all earlier loaders on all ranks, also on ranks without a batch."""
@@ -336,6 +363,36 @@ class ReplayMonitor(Monitor, Replaying):
         self._batch_idx = self._dataloader_idx = self._n_ended = 0
         self._watch, self._changes = Watch(), list[Change]()  # what is set for a batch before the step
         self._rng: dict[str, Any] = {}  # with which the module's hook before the step begins
+
+
+class _Losses(TorchFunctionMode):
+    """Notes whether one of some tensors is the target of a loss of torch."""
+
+    def __init__(self, tensors: list[Tensor]):
+        super().__init__()
+        self.tensors = tensors
+        self.have_target = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _LOSSES:  # at once, because a tensor of vmap is gone after the call
+            target = detached(kwargs["target"] if "target" in kwargs else args[1])
+            self.have_target |= any(share_memory(target, detached(tensor)) for tensor in self.tensors)
+        return func(*args, **kwargs)
+
+
+_LOSSES = {
+    functional.binary_cross_entropy,
+    functional.binary_cross_entropy_with_logits,
+    functional.cross_entropy,
+    functional.gaussian_nll_loss,
+    functional.huber_loss,
+    functional.kl_div,
+    functional.l1_loss,
+    functional.mse_loss,
+    functional.poisson_nll_loss,
+    functional.smooth_l1_loss,
+}
 
 
 def _pair_leaves(batch: Any, own: Any) -> dict[int, Tensor]:
