@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NoReturn
@@ -30,7 +31,8 @@ from helpers_measurements import (
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, r2_score, roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -482,6 +484,32 @@ class Shard(Rows):
 
     def __getitem__(self, i: int) -> Any:
         return super().__getitem__(2 * i + torch.distributed.get_rank())
+
+
+class Stream(IterableDataset):
+    """All samples, or the part of this process."""
+
+    def __init__(self, rows: Rows, is_shared: bool):
+        self.rows, self.is_shared = rows, is_shared
+
+    def __iter__(self) -> Iterator[Any]:
+        rank = torch.distributed.get_rank()
+        yield from (self.rows[i] for i in (range(rank, len(self.rows), 2) if self.is_shared else range(len(self.rows))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [tasks.Multiclass(), tasks.Regression()], ids=["multiclass", "regression"])
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_stream_that_every_process_reads_as_a_whole_is_a_warning(is_shared: bool, task: tasks.Task):
+    data = Rows(40, seed=1)
+    data.y = data.y if task.has_classes else torch.randn(40, N_CLASSES)
+    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, task=task)
+    trainer = make_trainer([monitor], accelerator="cpu", devices=2, strategy="ddp_fork")
+    module = Model(nn.Linear(N_FEATURES, N_CLASSES))
+    # a warning is an error in the tests, and a process that was forked inherits that
+    refused = pytest.raises(ProcessRaisedException, match=r"same samples on all 2 .*islice\(samples, rank, None, 2\)")
+    with nullcontext() if is_shared else refused:
+        trainer.validate(module, DataLoader(Stream(data, is_shared), 5), verbose=False)
 
 
 @pytest.mark.slow

@@ -169,6 +169,7 @@ class Results:
         places = [(metric, state) for metric in sums for state in metric.metric_state]
         own = [self._sizes, self._sizes.new_tensor(self.n_targets), *(getattr(*place) for place in places)]
         if not (places and are_copies(trainer, own)):  # the metrics of a user do not tell
+            self._check_parts(trainer, name)
             own = sum_over_ranks(trainer, own)
         self._sizes, n_targets, *states = own
         self.n_targets = int(n_targets)
@@ -179,6 +180,18 @@ class Results:
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
         if any(isinstance(metric, ConstantGuess) and metric.undefined.any() for metric in sums):
             rank_zero_warn(f"{name} knows no chance: a batch has more classes than the first, so the retention is NaN")
+
+    def _check_parts(self, trainer: Trainer, name: str) -> None:
+        """Warns if all ranks saw the same samples, but at other positions, so that a sample is in several groups."""
+        clean = self._sums({CLEAN: self.metrics[CLEAN]})
+        # sums of numbers in another order round otherwise
+        totals = [getattr(metric, state).sum(0).float() for metric in clean for state in metric.metric_state]
+        if totals and are_copies(trainer, totals):
+            n = trainer.world_size
+            rank_zero_warn(
+                f"{name} saw the same samples on all {n} processes, so its intervals are too narrow; let the data set of each "
+                f"process yield another part, as by itertools.islice(samples, rank, None, {n})"
+            )
 
     @property
     def sizes(self) -> list[int]:
