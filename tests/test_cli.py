@@ -628,6 +628,15 @@ def test_the_lines_of_the_guide_read(tmp_path: Path):
     ]
 
 
+def test_the_guide_nests_noises(tmp_path: Path):
+    (nested,) = re.findall(r"`(noise: {.*?}})`", (ROOT / "docs" / "howto" / "cli.md").read_text(), re.DOTALL)
+    callback = {"class_path": "lightning_noise.InputNoise", "init_args": {**yaml.safe_load(nested), "level": 0.1}}
+    config = tmp_path / "guide.yaml"
+    config.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    both = noise.Compose([noise.Shot(), noise.Gaussian()])
+    assert found(read(config, "--seed_everything=0")) == [comparable(InputNoise(both, 0.1))]
+
+
 @pytest.mark.slow
 def test_the_example_trains_in_growing_noise_and_keeps_the_weights_with_the_best_score(tmp_path: Path, monkeypatch):
     folder = ROOT / "notebooks" / "configs"

@@ -141,7 +141,7 @@ def card(value: Noise, picture: str) -> str:
     sources = re.search(r"References:\n(.*?)(?=\n\S|\Z)", text, re.DOTALL)
     severities = ", ".join(f"{level:.2g}" for level in value.severities)
     rows = {
-        "in code": f"`{typed(value)}`",
+        "in code": f"`{re.sub('<.*>', 'bank', typed(value))}`",  # recordings are shown by their number
         "level": value.unit + (f", at most {value.max_level:g}" if value.max_level < math.inf else ""),
         "usual levels": severities,
         "notes": "; ".join(notes(value)),

@@ -37,7 +37,7 @@ class Recorded(Noise):
     Args:
         bank: The recordings: a tensor or an array of shape :math:`(N, T)` or :math:`(N, C, T)`, a list of recordings of any
             length, each of shape :math:`(T,)` or :math:`(C, T)`, or a folder with audio files. A recording without channels is
-            added to all channels. A folder is read at the first draw.
+            added to all channels. A folder is read at the first draw, and stays in memory.
         sample_rate: The samples per second of the data, to check the files of a folder.
         dim: The axis of time, counted from the end: -1 for :math:`(B, C, T)` and -2 for :math:`(B, T, C)`.
 
