@@ -117,6 +117,8 @@ class RandomizedSmoothing(PredictingMonitor):
         (0.25, 0.5)
     """
 
+    condition_name = "draw"
+
     def __init__(
         self,
         sigma: float,
@@ -272,8 +274,10 @@ class RandomizedSmoothing(PredictingMonitor):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
             found.write(path.with_suffix(".json"))
-            share = f"{100 * found.accuracy():.3g} % are right and certified, with a radius of {found.radius:.3g} on average"
-            self._outcome = f"{self.name}: {share}\nTable: {shorten(path)}"
+            self._outcome = (
+                f"{self.name}: {100 * found.accuracy():.3g} % of {found.n} targets are right and certified, with a radius of "
+                f"{found.radius:.3g} on average\nTable: {shorten(path)}"
+            )
 
     def _markdown(self, found: Certified) -> str:
         rows = []

@@ -39,9 +39,11 @@ class Monitor(Guided, Callback, ABC):
     The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
 
     Attributes:
+        condition_name: What a condition is called.
         pass_name: What a condition costs for each batch, in the plural.
     """
 
+    condition_name: ClassVar[str] = "condition"
     pass_name: ClassVar[str] = "forward passes"
 
     def __init__(
@@ -144,7 +146,7 @@ class Monitor(Guided, Callback, ABC):
 
     def _describe_cost(self) -> str:
         n = self._n_passes
-        cost = f"{type(self).__name__} {self.name!r}: {n - 1} condition{'s' * (n > 2)} = {n} {self.pass_name} of"
+        cost = f"{type(self).__name__} {self.name!r}: {n - 1} {self.condition_name}{'s' * (n > 2)} = {n} {self.pass_name} of"
         often = "" if self.every_n_epochs == 1 else f", every {self.every_n_epochs} epochs"
         if self.max_batches is None:
             return f"{cost} each validation batch{often}; bound the cost with max_batches=…"

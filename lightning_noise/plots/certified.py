@@ -17,7 +17,8 @@ __all__ = ["certified_accuracy"]
 def certified_accuracy(*results: Certified, names: Sequence[str] = ()) -> Figure:
     """Draws the certified accuracy against the radius, a line for each result of a ``RandomizedSmoothing``.
 
-    The band is the 95 % interval over samples of the same kind.
+    The band is the 95 % interval over samples of the same kind. A line ends in 0 at the largest radius that its draws can
+    certify.
 
     Args:
         results: The results.
@@ -28,18 +29,18 @@ def certified_accuracy(*results: Certified, names: Sequence[str] = ()) -> Figure
         >>> curve = {"accuracies": (0.96, 0.8, 0.4), "low": (0.94, 0.76, 0.35), "high": (0.98, 0.84, 0.45)}
         >>> figure = certified_accuracy(Certified(radii=(0.0, 0.5, 1.0), **curve, **about))
         >>> figure.axes[0].lines[0].get_xydata().tolist()
-        [[0.0, 96.0], [0.5, 80.0], [1.0, 40.0]]
+        [[0.0, 96.0], [0.5, 80.0], [1.0, 40.0], [1.0, 0.0]]
     """
     names = names or [f"$\\sigma$ = {result.sigma:g}" for result in results]
     figure, (axes,) = panels(1)
     for i, (name, result) in enumerate(zip(names, results, strict=True)):
         color = COLORS[i % len(COLORS)]
-        axes.plot(result.radii, 100 * np.array(result.accuracies), color=color, label=name, zorder=3)
-        axes.fill_between(
-            result.radii, 100 * np.array(result.low), 100 * np.array(result.high), color=color, alpha=0.2, linewidth=0
-        )
+        radii = [*result.radii, result.radii[-1]]
+        value, low, high = (100 * np.array([*each, 0.0]) for each in (result.accuracies, result.low, result.high))
+        axes.plot(radii, value, color=color, label=name, zorder=3)
+        axes.fill_between(radii, low, high, color=color, alpha=0.2, linewidth=0)
     norms = sorted({{"l1": "L1", "l2": "L2"}[result.norm] for result in results})
-    axes.set(xlabel=f"{' or '.join(norms)} radius", ylim=(0, 103), xlim=(0, max(result.radii[-1] for result in results)))
+    axes.set(xlabel=f"{' or '.join(norms)} radius", ylim=(0, 103), xlim=(0, 1.03 * max(result.radii[-1] for result in results)))
     set_ticks(axes.xaxis, 5)
     arrange(figure, legend=legend_of([axes]))
     label_sides(figure, "", label_of("certified accuracy", "%"))
