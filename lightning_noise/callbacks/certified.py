@@ -78,8 +78,9 @@ class RandomizedSmoothing(PredictingMonitor):
     The noise of a sample depends only on its position in the order of the loader, as in
     :class:`~lightning_noise.RobustnessMonitor`. Rows that a distributed sampler repeats do not count, and neither do labels
     that the task ignores. If a sample has several targets, as in segmentation, each target is certified alone. If
-    several inputs get noise, the radius is that of all of them together. Inputs without noise and positions that ``mask`` leaves
-    out must not change. What the module draws from torch's global streams, as by dropout that stays on, differs between passes.
+    several inputs get noise, the radius is that of all of them together. Inputs without noise must not change, and neither must
+    positions that ``mask`` leaves out. What the module draws from torch's global streams, as by dropout that stays on, differs
+    between the passes.
 
     Args:
         sigma: The level of the noise: the standard deviation of Gaussian noise, or the half-width of uniform noise.
