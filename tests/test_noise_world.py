@@ -49,6 +49,22 @@ def test_the_signal_to_noise_ratio_is_that_of_the_usual_formula(generator):
     assert torch.equal(y[2], x[2])
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e-15, 1.0, 1e15, 1e25])
+@pytest.mark.parametrize("member", [noise.SNR(), noise.SNR(center=True), noise.Recorded(LONG[None])], ids=repr)
+def test_the_ratio_is_exact_for_data_of_any_scale(member, scale, generator):
+    x = scale * torch.randn(4, 100, generator=generator)
+    x -= x.mean(1, keepdim=True)
+    y = member(x, 0.1, generator=generator)
+    torch.testing.assert_close((y - x).double().norm(dim=1) / x.double().norm(dim=1), torch.full((4,), 0.1).double())
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_scale_of_a_recording_does_not_count(scale):
+    x = torch.rand(4, 100)
+    y = noise.Recorded(scale * LONG[None])(x, 0.1, generator=stream())
+    torch.testing.assert_close(y, noise.Recorded(LONG[None])(x, 0.1, generator=stream()))
+
+
 def test_a_recording_without_channels_is_the_same_in_all_and_others_keep_theirs(generator):
     x = torch.rand(5, 2, 30, generator=generator)
     stereo = torch.stack([LONG, -2 * LONG])

@@ -232,6 +232,15 @@ def add_at_ratio(x: Tensor, noise: Tensor, ratio: float | Tensor, mask: Tensor |
     if center:
         mean = signal.sum(1, keepdim=True) / count_valid(valid, flat, -1)
         signal = valid_part(flat - mean, valid)
-    signal_norm, noise_norm = (torch.linalg.vector_norm(part, dim=1) for part in (signal, noise.flatten(1)))
-    gain = column(over_norm(signal_norm, noise_norm), x)  # silence is not amplified
+    gain = column(over_norm(_norms(signal), _norms(noise.flatten(1))), x)  # silence is not amplified
     return add_scaled(x, noise, gain * ratio, mask)
+
+
+def _norms(x: Tensor) -> Tensor:
+    """Returns the norm of each row. Squares of float32 leave its range if the data are as small or large as 10^-20 or 10^20."""
+    norms = torch.linalg.vector_norm(x, dim=1)
+    are_safe = (norms > 1e-15) & (norms < 1e15)
+    if x.device.type == "mps" or (x.device.type == "cpu" and are_safe.all()):  # elsewhere, to look would wait for the device
+        return norms
+    wide = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float64))
+    return torch.where(are_safe, norms, wide.to(norms.dtype))
