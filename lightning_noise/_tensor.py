@@ -30,6 +30,7 @@ __all__ = [
     "like",
     "number_like",
     "over_norm",
+    "row_norms",
     "span",
     "valid_part",
     "validate_axis",
@@ -157,6 +158,16 @@ def add_scaled(x: Tensor, noise: Tensor, scale: float | Tensor, mask: Tensor | N
 def over_norm(value: Tensor, norm: Tensor) -> Tensor:
     """Returns a value over a norm, and 0 over a norm of 0. A large factor of zeros may be infinite, and their product NaN."""
     return value / norm.masked_fill(norm == 0, math.inf)
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Returns the norm of each row. Squares of float32 leave its range if the data are as small or large as 10^-20 or 10^20."""
+    norms = torch.linalg.vector_norm(x, dim=1)
+    are_safe = (norms > 1e-15) & (norms < 1e15)
+    if x.device.type == "mps" or (x.device.type == "cpu" and are_safe.all()):  # elsewhere, to look would wait for the device
+        return norms
+    wide = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float64))
+    return torch.where(are_safe, norms, wide.to(norms.dtype))
 
 
 def is_differentiated(x: Tensor) -> bool:

@@ -69,6 +69,17 @@ def test_a_relative_level_is_in_units_of_each_samples_standard_deviation():
     torch.testing.assert_close(ratio, torch.full((2,), 0.1), rtol=5 / math.sqrt(2 * 50_000), atol=0)  # five standard errors
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_a_relative_level_is_that_of_data_of_any_scale(scale, masked):
+    x, mask = inputs(5, 40), torch.ones(5, 40, dtype=torch.bool)
+    mask[:, 30:] = not masked
+    batch = {"x": scale * x, "mask": mask}
+    one = perturb_batch(batch, [("x",)], noise.Gaussian(), 0.1, KEY, relative="std", mask="mask")["x"]
+    two = perturb_batch({**batch, "x": x}, [("x",)], noise.Gaussian(), 0.1, KEY, relative="std", mask="mask")["x"]
+    torch.testing.assert_close(one / scale, two)
+
+
 def test_a_relative_level_is_computed_in_the_precision_of_the_input():
     def shift(x, level, *, generator):
         return x + level[:, None]

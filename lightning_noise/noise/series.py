@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import check_finite, check_flags
-from lightning_noise._tensor import add_scaled, column, count_valid, over_norm, valid_part, validate_axis, zero_invalid_
+from lightning_noise._tensor import (
+    add_scaled,
+    column,
+    count_valid,
+    over_norm,
+    row_norms,
+    valid_part,
+    validate_axis,
+    zero_invalid_,
+)
 from lightning_noise.noise.base import Noise, check_axes, find_valid
 from lightning_noise.noise.elementwise import Gaussian
 
@@ -232,15 +241,5 @@ def add_at_ratio(x: Tensor, noise: Tensor, ratio: float | Tensor, mask: Tensor |
     if center:
         mean = signal.sum(1, keepdim=True) / count_valid(valid, flat, -1)
         signal = valid_part(flat - mean, valid)
-    gain = column(over_norm(_norms(signal), _norms(noise.flatten(1))), x)  # silence is not amplified
+    gain = column(over_norm(row_norms(signal), row_norms(noise.flatten(1))), x)  # silence is not amplified
     return add_scaled(x, noise, gain * ratio, mask)
-
-
-def _norms(x: Tensor) -> Tensor:
-    """Returns the norm of each row. Squares of float32 leave its range if the data are as small or large as 10^-20 or 10^20."""
-    norms = torch.linalg.vector_norm(x, dim=1)
-    are_safe = (norms > 1e-15) & (norms < 1e15)
-    if x.device.type == "mps" or (x.device.type == "cpu" and are_safe.all()):  # elsewhere, to look would wait for the device
-        return norms
-    wide = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float64))
-    return torch.where(are_safe, norms, wide.to(norms.dtype))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import is_flag, is_number, plain
-from lightning_noise._tensor import at_least_float32, column, detached, like
+from lightning_noise._tensor import at_least_float32, column, detached, like, row_norms
 from lightning_noise.batch import Path, describe, format_path, get, modify
 from lightning_noise.masks import Mask, align_mask, find_documents, find_masks, in_documents, number_documents, valid_positions
 from lightning_noise.noise import Noise, Uniform
@@ -275,7 +275,7 @@ def _std(x: Tensor, mask: Tensor | None = None) -> Tensor:
     n = valid.sum(1, keepdim=True).clamp_min_(1)
     centered = rows.where(valid, 0.0)
     centered.sub_(centered.sum(1, keepdim=True) / n).mul_(valid)
-    return torch.linalg.vector_norm(centered, dim=1) * n.squeeze(1).rsqrt()
+    return row_norms(centered) * n.squeeze(1).rsqrt()
 
 
 def _power(x: Tensor, valid: Tensor) -> Tensor:
