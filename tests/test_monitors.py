@@ -33,9 +33,19 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from lightning_noise import ActivationNoise, InputNoise, Key, ReplayMonitor, RobustnessMonitor, WeightNoise, noise, plots
+from lightning_noise import (
+    ActivationNoise,
+    InputNoise,
+    Key,
+    ReplayMonitor,
+    RobustnessMonitor,
+    WeightNoise,
+    metrics,
+    noise,
+    plots,
+    tasks,
+)
 from lightning_noise.evaluation.conditions import OVERALL, Condition
-from lightning_noise.metrics import ExpectedCalibrationError
 from lightning_noise.testing import global_streams
 
 HELD_OUT = Rows(13, seed=1)
@@ -127,7 +137,7 @@ def test_the_values_are_those_of_a_hand_written_loop():
         key = Key((5, "probe", "soft"), positions=range(13)) / "leaf" / "0"
         with torch.no_grad():
             logits = module(key.apply(noise.Gaussian(), HELD_OUT.x, level))
-        calibration = ExpectedCalibrationError()
+        calibration = metrics.ExpectedCalibrationError()
         calibration.update(logits, HELD_OUT.y)
         accuracy[level] = (logits.argmax(1) == HELD_OUT.y).double().mean().item()
         assert found[f"robustness_levels/soft/{level:g}/accuracy"] == pytest.approx(accuracy[level], abs=1e-7)
@@ -617,11 +627,22 @@ def test_a_module_without_forward_is_told_of_predict():
         validated(RobustnessMonitor(noise.Gaussian()), Headless)
 
 
-def test_weights_that_are_no_numbers_are_reported_and_end_no_run():
-    class Diverging(Classifier):
-        def forward(self, x):
-            return super().forward(x) * torch.nan
+class Diverging(Classifier):
+    def forward(self, x):
+        return super().forward(x) * torch.nan
 
+
+@pytest.mark.parametrize("make", [metrics.BrierScore, metrics.CrossEntropy, lambda: metrics.BalancedAccuracy(3)])
+def test_a_metric_of_the_package_ends_no_run(make):
+    found = validated(RobustnessMonitor(noise.Gaussian(), [0.5], task=tasks.Custom(make())), Diverging)
+    assert math.isnan(found["robustness/score"])
+    alone = make()
+    alone.update(torch.full((4, 3), torch.nan), torch.arange(4) % 3)
+    with pytest.raises(ValueError, match="expects finite predictions"):
+        alone.compute()
+
+
+def test_weights_that_are_no_numbers_are_reported_and_end_no_run():
     found = validated(RobustnessMonitor(noise.Gaussian(), [0.5]), Diverging)
     assert math.isnan(found["robustness/loss_clean"])
     assert math.isnan(found["robustness_levels/gaussian/0.5/ece"])

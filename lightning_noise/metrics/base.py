@@ -39,6 +39,7 @@ class Sums(Metric):
     is_differentiable = False
     full_state_update = False
     key: ClassVar[str] = ""  # of the only value, which compute then returns by itself
+    refuses_nan = True  # otherwise compute returns NaN
 
     count: Tensor
     undefined: Tensor
@@ -80,12 +81,12 @@ class Sums(Metric):
     def compute(self) -> Any:
         sums = self._sums()
         # not in update, where looking at the value would wait for the device in each step
-        if sums["undefined"]:
+        if sums["undefined"] and self.refuses_nan:
             raise ValueError(
                 f"{type(self).__name__} expects finite predictions, got {sums['undefined'].item()} that are NaN or give an "
                 "infinite loss; look for NaN and infinity in the outputs of the module"
             )
-        values = {key: value.float().to(self.device) for key, value in self._values(_double(sums)).items()}
+        values = {key: value.float().to(self.device) for key, value in self._defined_values(sums).items()}
         return values[self.key] if self.key else values
 
     def reset_in_place(self) -> None:

@@ -91,9 +91,7 @@ class ExpectedCalibrationError(_ConfidenceSums):
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
     key = "ece"
-
-    def compute(self) -> Tensor:
-        return torch.tensor(math.nan, device=self.device) if self.undefined.any() else super().compute()
+    refuses_nan = False
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"ece": expected_calibration_error(sums["confidence_sum"] / RESOLUTION, sums["correct"], sums["count"])}

@@ -58,6 +58,9 @@ class CustomMetrics:
 
     def __init__(self, collection: MetricCollection):
         self.collection = collection
+        for metric in collection.values(copy_state=False):
+            if isinstance(metric, Sums):
+                metric.refuses_nan = False  # NaN does not stop a run
 
     def to(self, device: torch.device) -> CustomMetrics:
         self.collection.to(device)
