@@ -86,6 +86,11 @@ class Task(Guided, ABC):
         """The names of all metrics."""
         return tuple(self.metrics(torch.zeros(1, 2)).totals())
 
+    @property
+    def on_request(self) -> tuple[str, ...]:
+        """The names of the metrics that the argument ``more`` adds."""
+        return ()
+
     @abstractmethod
     def fits(self, output: Any, target: Tensor) -> bool:
         """Returns whether the task reads an output and a target of these shapes and types."""
@@ -353,6 +358,10 @@ class Multiclass(_Classification):
     @property
     def logged(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*super().logged, *self.more)
+
+    @property
+    def on_request(self) -> tuple[str, ...]:
+        return tuple(_MORE)
 
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
         metrics = super().metrics(preds, n_groups)

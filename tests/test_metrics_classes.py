@@ -181,6 +181,13 @@ def test_a_metric_that_is_named_twice_is_logged_once():
     assert tasks.Multiclass(more=["adaptive_ece", "adaptive_ece"]) == tasks.Multiclass(more="adaptive_ece")
 
 
+def test_a_further_metric_that_is_logged_without_being_computed_is_refused():
+    with pytest.raises(ValueError, match=r"on request; type task=tasks\.Multiclass\(more=\['adaptive_ece'\]\)"):
+        RobustnessMonitor(logged=["accuracy", "adaptive_ece"])
+    task = tasks.Multiclass(more=["adaptive_ece"])
+    assert RobustnessMonitor(task=task, logged=["accuracy", "adaptive_ece"]).task == task
+
+
 def test_an_unknown_further_metric_is_refused():
     with pytest.raises(ValueError, match=r"got 'top5'; type more=\['top5_accuracy'\]"):
         tasks.Multiclass(more=["top5"])

@@ -160,6 +160,10 @@ class RobustnessMonitor(PredictingMonitor):
             raise TypeError(f"class_names must be a list of names, got {class_names!r}")
         logged = [logged] if isinstance(logged, str) else logged
         if logged is not None and (unknown := sorted(set(logged) - set(task.names))):
+            if requested := [name for name in unknown if name in task.on_request]:
+                raise ValueError(
+                    f"the metrics {requested} are computed on request; type task=tasks.{type(task).__name__}(more={requested})"
+                )
             close = [nearest(name, task.names) for name in logged]
             raise ValueError(
                 f"no metrics {unknown}; type logged={[name for name in close if name] or [task.main]}; "
