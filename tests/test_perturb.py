@@ -80,6 +80,12 @@ def test_a_relative_level_is_that_of_data_of_any_scale(scale, masked):
     torch.testing.assert_close(one / scale, two)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_ratio_of_data_of_any_scale_is_a_number(scale):
+    x = inputs(5, 40)
+    assert snr_db([scale * x], [scale * 1.1 * x], [(0,)]).item() == pytest.approx(20, abs=1e-4)
+
+
 def test_a_relative_level_is_computed_in_the_precision_of_the_input():
     def shift(x, level, *, generator):
         return x + level[:, None]

@@ -129,7 +129,7 @@ def snr_db(clean: Any, noisy: Any, paths: list[Path], mask: Mask | None = None) 
                 x, y = (at_least_float32(part) for part in (detached(x), detached(y)))
                 mine = valid_positions(x, _valid(valid, x))
                 signal, error = signal + _power(x, mine), error + _power(y - x, mine)
-    return 10 * torch.log10(signal / error)
+    return 10 * torch.log10(signal / error).float()
 
 
 def check_leaf(leaf: Any, path: Path, noise: Noise, role: Literal["input", "target"] = "input") -> None:
@@ -279,7 +279,9 @@ def _std(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def _power(x: Tensor, valid: Tensor) -> Tensor:
-    return x.where(valid, 0.0).abs().square_().sum()
+    # in float64, because squares of float32 leave its range if data are as small or large as 10^-20 or 10^20
+    wide = x.dtype if x.device.type == "mps" else torch.promote_types(x.dtype, torch.float64)
+    return torch.linalg.vector_norm(x.where(valid, 0.0), dtype=wide).square()
 
 
 def _clip(x: Tensor, low: Bound, high: Bound) -> Tensor:
