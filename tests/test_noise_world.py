@@ -147,7 +147,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "street").mkdir()
     soundfile.write(tmp_path / "b.wav", LONG.clamp(-1, 1).numpy(), 8000, subtype="FLOAT")
     soundfile.write(tmp_path / "street" / "c.wav", (HUM / 8).numpy(), 8000, subtype="FLOAT")
-    (tmp_path / "a.txt").write_text("not a recording")
+    for text in ("a.txt", "a.raw"):
+        (tmp_path / text).write_text("not a recording")
     return tmp_path
 
 
@@ -158,6 +159,15 @@ def test_a_folder_of_audio_files_is_a_bank(folder):
     for each in (recorded, pickle.loads(pickle.dumps(recorded))):
         assert torch.equal(each(x, 0.5, generator=stream()), expected)
     assert repr(recorded) == f"Recorded(bank={str(folder)!r}, sample_rate=8000, dim=-1)"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("d.aif", "AIFF"), ("d.oga", "OGG"), ("d.flac", "FLAC")])
+def test_every_file_of_a_folder_is_a_recording(folder, name, kind):
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(folder / name, LONG.clamp(-1, 1).numpy(), 8000, format=kind)
+    decoded, x = soundfile.read(folder / name, dtype="float32")[0], torch.rand(60, 40, generator=stream(1))
+    expected = noise.Recorded([LONG.clamp(-1, 1), decoded, HUM / 8])(x, 0.5, generator=stream())
+    assert torch.equal(noise.Recorded(folder, sample_rate=8000)(x, 0.5, generator=stream()), expected)
 
 
 def test_a_folder_that_cannot_be_used_is_refused(folder, monkeypatch):

@@ -200,5 +200,5 @@ def _files(folder: str) -> Iterator[Path]:
     """Yields the audio files of a folder and its subfolders, in the order of their names."""
     import soundfile
 
-    kinds = {f".{kind.lower()}" for kind in soundfile.available_formats()}
+    kinds = {f".{kind.lower()}" for kind in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
     yield from (path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in kinds)
