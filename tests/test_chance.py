@@ -285,6 +285,19 @@ def test_a_report_says_what_chance_is_and_that_there_is_no_skill(tmp_path):
     assert report.read(tmp_path).chance == blind.chance
 
 
+def test_a_report_of_a_model_that_may_know_nothing_begins_with_a_doubt():
+    target = torch.arange(200) % 2
+    outputs = 5.0 * nn.functional.one_hot(torch.where(torch.arange(200) < 8, 1 - target, target), 2)
+
+    class Table(Constant):
+        def forward(self, x: Tensor) -> Tensor:
+            return outputs[: len(x)]
+
+    for n, doubts in ((20, True), (200, False)):  # 60 % and 96 % are right
+        found = judged(Table(outputs[0]), target[:n], tasks.Multiclass(), batch_size=n)
+        assert ("may be chance, 50 %, so the skill" in report.headline(found)) == doubts
+
+
 def test_a_report_of_a_regression_says_that_there_is_no_skill():
     blind = judged(Constant(torch.tensor(1.0)), torch.linspace(-1, 1, 60), tasks.Regression())
     assert "The R² without noise is not above chance, so there is no skill to retain" in report.markdown(blind)

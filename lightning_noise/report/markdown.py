@@ -111,7 +111,23 @@ def _outcome(report: Report, metric: str) -> str:
         if worst is not None and condition.level is not None and found is not None and found.value == worst.value:
             parts.append(f"{said(condition)} at worst, under {' at '.join(place)}")
             break
-    return f"{_capitalize(column_of(metric).name)} is {'; '.join(parts)}."
+    return " ".join([f"{_capitalize(column_of(metric).name)} is {'; '.join(parts)}.", *_doubts(report)])
+
+
+def _doubts(report: Report) -> list[str]:
+    """Returns what to know first about a model that may have no skill."""
+    for metric in ("accuracy", "r2"):
+        clean = report.rows.get((CLEAN, metric))
+        if clean is None or report.chance is None:
+            continue
+        column = column_of(metric)
+        name = f"The {column.name} without noise"
+        if clean.value <= report.chance:
+            return [f"{name} is not above chance, so there is no skill to retain."]
+        if clean.low <= report.chance:
+            chance = f"{column.factor * report.chance:.3g} {column.unit}".rstrip()
+            return [f"{name} may be chance, {chance}, so the skill retained says little."]
+    return []
 
 
 def _comparison(report: Report, baseline: Report, columns: Mapping[str, Column]) -> list[str]:
@@ -155,9 +171,6 @@ def _notes(report: Report, columns: Iterable[Column]) -> str:
         lines.append(
             f"**chance**: the accuracy of the best constant guess, the most frequent class: {100 * guess.value:.3g} %."
         )
-    for metric in ("accuracy", "r2"):
-        if report.chance is not None and report.values.get((CLEAN, metric), math.nan) <= report.chance:
-            lines.append(f"The {column_of(metric).name} without noise is not above chance, so there is no skill to retain.")
     draws = "one draw" if report.n_draws == 1 else f"{report.n_draws} draws"
     targets = f" with {report.n_targets:,} targets" if report.n_targets > report.n else ""
     lines += [
