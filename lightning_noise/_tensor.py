@@ -207,7 +207,10 @@ def validate_axis(dim: int) -> int:
     if is_flag(dim) or not isinstance(dim, Integral):
         raise TypeError(f"dim must be an axis counted from the end, such as -1, got {dim!r}")
     if dim >= 0:
-        raise ValueError(f"dim must be an axis counted from the end, such as -1, got {dim}")
+        raise ValueError(
+            f"dim must be an axis counted from the end, got {dim}; type dim=-1 for the last axis, or dim=-2 for the time of "
+            "(B, T, C)"
+        )
     return int(dim)
 
 

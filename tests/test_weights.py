@@ -512,6 +512,16 @@ def test_weights_that_outgrow_the_noise_are_warned_of_once_without_a_logger(argu
     )
 
 
+@pytest.mark.parametrize(("level", "relative", "warns"), [(20.0, None, 1), (0.1, None, 0), (20.0, "std", 0)])
+def test_noise_far_above_the_weights_is_warned_of_once(level, relative, warns):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit([WeightNoise(noise.Gaussian(), level, relative=relative)], log_every_n_steps=1, max_epochs=2)
+    messages = [str(warning.message) for warning in caught if "as strong as the weights" in str(warning.message)]
+    assert len(messages) == warns
+    assert all("type relative='std'" in message for message in messages)
+
+
 @pytest.mark.parametrize("verb", ["fit", "validate"])
 def test_as_a_probe_the_noise_is_one_draw_for_all_batches_and_leaves_the_weights(verb):
     class Looking(Network):

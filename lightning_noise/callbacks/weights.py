@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WeightNoise"]
 
+_STRONGEST = 3.0  # norms of the weights; a level in standard deviations of the weights is below 1
+
 
 class WeightNoise(NoiseCallback):
     r"""Perturbs the weights for the forward and backward pass of each batch.
@@ -77,7 +79,8 @@ class WeightNoise(NoiseCallback):
 
     The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/ratio``, the norm of the noise over the norm of the
     weights. If the level is in the units of the weights, the weights can outgrow the noise. There is a warning if the norm of a
-    tensor has doubled since the noise began in this fit. The norms are taken every ``log_every_n_steps`` steps.
+    tensor has doubled since the noise began in this fit, or if the ratio is above 3. The norms are taken every
+    ``log_every_n_steps`` steps.
 
     Let the level rise, as in ``schedules.Linear(0.0, 0.5, until=0.5)``: at equal mean dose, the rising level was a point of
     accuracy under noise better than a constant or falling level. An :class:`~lightning_noise.AdaptiveLevel` should start at 0.
@@ -218,9 +221,20 @@ class WeightNoise(NoiseCallback):
     def _measure(self, noisy: PerturbedParameters) -> Tensor:
         """Returns the norm of all noise over the norm of all weights."""
         names, noise, weights = noisy.norms()
+        ratio = noise.norm() / weights.norm()
         if noisy.is_absolute and self._first_norms is not None:  # relative and multiplicative noise grow with the weights
-            self._warn_of_growth(dict(zip(names, weights.tolist(), strict=True)), self._first_norms)
-        return noise.norm() / weights.norm()
+            if ratio > _STRONGEST:
+                self._warn_of_strength(ratio.item())
+            else:
+                self._warn_of_growth(dict(zip(names, weights.tolist(), strict=True)), self._first_norms)
+        return ratio
+
+    def _warn_of_strength(self, ratio: float) -> None:
+        self._first_norms = None
+        rank_zero_warn(
+            f"the noise {self.name!r} is {ratio:.2g} times as strong as the weights, and its level is in the units of the "
+            "weights; type relative='std' for a level in units of their standard deviation, for which 0.3 to 0.6 is usual"
+        )
 
     def _warn_of_growth(self, norms: dict[str, float], first: dict[str, float]) -> None:
         self._first_norms = first = norms | first
