@@ -28,15 +28,37 @@ def test_a_function_of_pixels_sees_and_returns_images(generator):
 
     x = torch.rand(2, 3, 5, 7)
     y = noise.Transform(halved, pixels=True)(x, 1.0, generator=generator)
-    assert [pixels.shape for pixels in seen] == [(5, 7, 3), (5, 7, 3)]
+    assert [pixels.shape for pixels in seen] == [(5, 7, 3)] * 3  # the first is repeated
     bytes_ = (255 * x).round()
-    assert torch.equal(torch.from_numpy(np.stack(seen)).to(x).movedim(-1, 1), bytes_)
+    assert torch.equal(torch.from_numpy(np.stack(seen[:2])).to(x).movedim(-1, 1), bytes_)
     torch.testing.assert_close(y, (bytes_ // 2) / 255)
 
 
 def test_an_image_may_lose_its_only_channel_as_in_opencv(generator):
     y = noise.Transform(lambda pixels, level: pixels[..., 0], pixels=True)(torch.ones(2, 1, 5, 7), 1.0, generator=generator)
     assert torch.equal(y, torch.ones(2, 1, 5, 7))
+
+
+def test_draws_that_are_not_keyed_are_refused(generator):
+    own = np.random.default_rng(0)
+    unkeyed = noise.Transform(lambda sample, level: sample + level * own.normal())
+    keyed = noise.Transform(lambda sample, level: sample + np.random.default_rng(int(torch.randint(2**31, ()))).normal())
+    x = torch.ones(3, 4)
+    before = global_streams()
+    for levels in (0.5, torch.tensor([0.0, 0.0, 0.5])):
+        with pytest.raises(ValueError, match=r"two calls from one seed differ; .* transform.set_random_seed\(torch.randint\("):
+            unkeyed(x, levels, generator=generator)
+        assert keyed(x, levels, generator=generator).shape == x.shape
+    assert torch.equal(unkeyed(x, torch.zeros(3), generator=generator), x)
+    assert global_streams() == before
+
+
+def test_a_transform_is_repeated_once_to_find_out(generator):
+    calls: list[float] = []
+    counted = noise.Transform(lambda sample, level: calls.append(level) or sample)
+    for _ in range(3):
+        counted(torch.ones(2, 4), 0.5, generator=generator)
+    assert len(calls) == 7
 
 
 def test_the_streams_continue_after_an_exception(generator):

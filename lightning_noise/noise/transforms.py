@@ -29,7 +29,8 @@ class Transform(Noise):
     level is a number above 0, whose meaning is that of the function. The function may draw from the global random streams of
     torch, NumPy and Python. They are seeded from the generator for each sample. Afterwards they continue as if nothing had
     been drawn, also after an exception. A transform with a generator of its own, as in albumentations 2, must be seeded within
-    the function: ``torch.randint(2**31, ()).item()`` is a seed that is keyed.
+    the function: ``torch.randint(2**31, ()).item()`` is a seed that is keyed. The first batch calls the function once more, and
+    is a ValueError if the two results of a seed differ.
 
     The function sees 0 at invalid elements, which keep their values. The samples are transformed one after the other, and a GPU
     is synchronized once, so a transform of a large batch takes longer than another noise.
@@ -86,8 +87,26 @@ class Transform(Noise):
         seeds = torch.randint(2**32, (len(x),), generator=generator, device=x.device).tolist()
         levels = level.flatten().tolist() if isinstance(level, Tensor) else [level] * len(x)
         source = x if mask is None else x.where(mask, 0.0)
+        given = list(zip(source, levels, seeds, strict=True))
         with _restored_streams(x.device):
-            return torch.stack([self._transform(*each) for each in zip(source, levels, seeds, strict=True)])
+            found = [self._transform(*each) for each in given]
+            self._check_is_keyed(given, found)
+        return torch.stack(found)
+
+    def _check_is_keyed(self, given: Sequence[tuple[Tensor, float, int]], found: list[Tensor]) -> None:
+        """Raises a ValueError if the first transform of this noise cannot be repeated."""
+        i = next((i for i, (_, level, _) in enumerate(given) if level), None)
+        if i is None or "_is_keyed" in vars(self):
+            return
+        with torch.no_grad():
+            again, scale = self._transform(*given[i]), given[i][0].abs().max().item()
+        if not torch.allclose(again, found[i], rtol=1e-3, atol=1e-3 * scale, equal_nan=True):  # a GPU may round differently
+            raise ValueError(
+                f"{self.title} must draw from the global random streams, but two calls from one seed differ; seed its own "
+                "generator in the function: transform.set_random_seed(torch.randint(2**31, ()).item()) in albumentations, "
+                "np.random.default_rng(torch.randint(2**31, ()).item()) in NumPy"
+            )
+        vars(self)["_is_keyed"] = True  # no state: it saves the next check alone
 
     def _transform(self, sample: Tensor, level: float, seed: int) -> Tensor:
         if level == 0:
