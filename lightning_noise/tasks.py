@@ -20,6 +20,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_noise._tensor import at_least_float32
 from lightning_noise._usage import Guided, nearest, with_types
 from lightning_noise.batch import describe, leaves, write_access
+from lightning_noise.loop.internals import separate_metrics
 from lightning_noise.metrics.base import Predictions, Sums, are_distributions
 from lightning_noise.metrics.calibration import AdaptiveCalibrationError, CalibrationBins
 from lightning_noise.metrics.classes import BalancedAccuracy, ClasswiseCalibrationError, TopKAccuracy
@@ -661,9 +662,12 @@ class Custom(Task):
         return self._collection()[metric].higher_is_better is not False
 
     def _collection(self) -> MetricCollection:
-        if isinstance(self.collection, MetricCollection):
-            return self.collection.clone()
-        return MetricCollection(self.collection.clone())
+        """Returns metrics that have seen nothing."""
+        given = self.collection if isinstance(self.collection, MetricCollection) else MetricCollection(self.collection)
+        collection = given.clone()
+        separate_metrics(collection)
+        collection.reset()
+        return collection
 
 
 # further metrics of Multiclass, from the number of classes and of groups

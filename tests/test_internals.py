@@ -30,7 +30,7 @@ from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lightning_noise.loop import internals
 
@@ -766,6 +766,24 @@ def test_values_of_a_metric_are_plotted_on_axes():
     axes = Figure().subplots()
     internals.plot_values(Total(), torch.tensor(3.0), axes)
     assert np.asarray(axes.lines[0].get_ydata()).tolist() == [3.0]
+
+
+@pytest.mark.parametrize("groups", [True, False, [["one", "two"]]])
+def test_metrics_with_equal_states_are_separate_unless_the_user_has_grouped_them(groups):
+    class Doubled(Total):
+        def update(self, value: Tensor) -> None:
+            super().update(2 * value)
+
+    collection = MetricCollection({"one": Total(), "two": Doubled()}, compute_groups=groups)
+    collection.update(torch.zeros(1))
+    if groups is True:
+        assert collection.compute_groups == {0: ["one", "two"]}, "torchmetrics has grouped them"
+    internals.separate_metrics(collection)
+    collection.reset()
+    collection.update(torch.zeros(1))
+    collection.update(torch.ones(1))
+    one, two = (value.item() for value in collection.compute().values())
+    assert (two == one) == (groups not in (True, False))
 
 
 def test_a_state_of_zeros_is_held_once_and_is_reset_to_zeros():

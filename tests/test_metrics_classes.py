@@ -9,6 +9,7 @@ from helpers import DEVICE, Classifier, Rows, fit, keys_of, loader, make_trainer
 from helpers_metrics import predictions
 from sklearn.metrics import balanced_accuracy_score, mean_pinball_loss, top_k_accuracy_score
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_noise import RobustnessMonitor, noise, tasks
@@ -55,6 +56,14 @@ def test_equal_logits_have_no_more_than_k_best_classes():
     metric = TopKAccuracy(2)
     metric.update(torch.zeros(5, 5), torch.arange(5))
     assert metric.compute() == 2 / 5
+
+
+def test_metrics_of_a_collection_stay_different_after_a_batch_without_a_mistake():
+    z, target = torch.arange(6.0, 0.0, -1.0).expand(6, 6), torch.arange(6)
+    collection = MetricCollection({"one": TopKAccuracy(1), "five": TopKAccuracy(5)})
+    collection.update(z, 0 * target)
+    collection.update(z, target)
+    assert collection.compute() == pytest.approx({"one": 7 / 12, "five": 11 / 12})
 
 
 def equal_mass(logits: Tensor, target: Tensor, n_bins: int) -> float:

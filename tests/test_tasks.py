@@ -13,6 +13,7 @@ from members import TASKS
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics import R2Score as TorchR2Score
 
+from lightning_noise import metrics as own
 from lightning_noise.metrics import CrossEntropy
 from lightning_noise.metrics.base import Predictions
 from lightning_noise.tasks import Binary, Custom, Multiclass, Multilabel, Regression, Task
@@ -205,3 +206,13 @@ def test_metrics_of_ones_own_say_themselves_whether_more_is_better():
     assert (r2.main, r2.score({"R2Score": 0.5}), r2.higher_is_better(error.main)) == ("R2Score", 0.5, False)
     with pytest.raises(TypeError, match="expects a Metric or MetricCollection of torchmetrics, got 'multiclass'"):
         Custom("multiclass")  # type: ignore[arg-type]
+
+
+def test_metrics_of_ones_own_begin_anew_and_stay_different_after_a_batch_without_a_mistake():
+    error, x = own.MeanAbsoluteError(), torch.tensor([0.0, 1.0])
+    error.update(x, x + 100)
+    metrics = Custom(MetricCollection([error, own.MeanSquaredError()])).metrics(None)
+    for target in (x, x + 2):
+        metrics.update(preds=x, target=target, clean_preds=x)
+    assert metrics.totals() == {"MeanAbsoluteError": 1, "MeanSquaredError": 2}
+    assert error.compute() == 100, "that of the user"

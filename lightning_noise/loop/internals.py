@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
-    from torchmetrics import Metric
+    from torchmetrics import Metric, MetricCollection
 
 __all__: list[str] = []  # no name is public
 
@@ -510,6 +510,16 @@ def takes_scaled_gradients(optimizer: Optimizer) -> bool:
 
 
 # --- torchmetrics
+
+
+def separate_metrics(collection: MetricCollection) -> None:
+    """Lets metrics share no states, unless the user has grouped them. The argument of the constructor cannot be changed later.
+
+    By default, metrics share their states for good if these are equal after the first update. The top-1 and top-5 accuracy of
+    a batch without a mistake are.
+    """
+    if collection._enable_compute_groups is True:
+        collection._enable_compute_groups, collection._groups, collection._groups_checked = False, {}, False
 
 
 @contextmanager

@@ -32,11 +32,11 @@ class TopKAccuracy(Sums):
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
-    correct: Tensor
-
     def __init__(self, k: int = 5, n_groups: int = 1):
         check_counts(k=k)
-        super().__init__(n_groups, correct=(), count=())
+        # a name of its own, because a MetricCollection merges metrics whose states are equal in the first batch
+        self._correct = f"correct_{k}"
+        super().__init__(n_groups, **{self._correct: (), "count": ()})
         self.k = k
 
     @property
@@ -47,10 +47,11 @@ class TopKAccuracy(Sums):
         preds = self._read(preds, target)
         # not the number of larger logits, by which a model of equal logits would always be right
         best = preds.logits.topk(min(self.k, preds.logits.shape[1]), 1).indices
-        self._add(groups, correct=(best == target[:, None]).any(1), count=preds.ones, undefined=preds.undefined)
+        correct = {self._correct: (best == target[:, None]).any(1)}
+        self._add(groups, **correct, count=preds.ones, undefined=preds.undefined)
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {self.key: sums["correct"] / sums["count"]}
+        return {self.key: sums[self._correct] / sums["count"]}
 
 
 class _OfClasses(Sums):
