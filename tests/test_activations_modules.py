@@ -43,7 +43,9 @@ class PseudoLabels(Tokens):
 
 
 @pytest.mark.parametrize(
-    "callback", [EmbeddingNoise(5.0), ActivationNoise(noise.Gaussian(), 0.5, "head")], ids=["embedding", "activation"]
+    "callback",
+    [EmbeddingNoise(5.0, mask="attention_mask"), ActivationNoise(noise.Gaussian(), 0.5, "head")],
+    ids=["embedding", "activation"],
 )
 def test_labels_that_a_step_makes_in_evaluation_are_those_of_the_clean_model(callback):
     def run(*callbacks: pl.Callback) -> list[tuple[Tensor, Tensor]]:
