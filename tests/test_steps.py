@@ -286,8 +286,8 @@ class Calls(pl.Callback):
     ("name", "level", "most"),
     [
         ("input", 0.0, 13),
-        ("input", 0.3, 54),
-        ("input", schedules.Linear(0.1, 0.5), 63),
+        ("input", 0.3, 55),
+        ("input", schedules.Linear(0.1, 0.5), 64),
         ("activation", 0.0, 15),
         ("activation", 0.3, 61),
         ("weight", 0.0, 14),
