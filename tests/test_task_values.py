@@ -345,6 +345,7 @@ MISSING = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:all targets of the first batch are 0 or 1")
 @pytest.mark.parametrize(("task", "plain", "label"), MISSING)
 def test_rows_that_do_not_count_are_as_if_they_were_not_there(task, plain, label):
     """Values and errors. The noise and group of a row depend on its position, so the rows are the last of the data."""
@@ -374,6 +375,7 @@ def test_missing_labels_of_a_sample_leave_its_others():
     assert (report.n, report.n_targets) == (counted.any(1).sum(), counted.sum())
 
 
+@pytest.mark.filterwarnings("ignore:all targets of the first batch are 0 or 1")
 @pytest.mark.parametrize(("place", "is_nan"), [(-1, False), (0, True)])
 def test_predictions_that_are_no_numbers_count_if_their_target_does(place, is_nan):
     target = 2 * LABELS[Binary]
