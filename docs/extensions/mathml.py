@@ -8,17 +8,27 @@ from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
+# the operator, which has space around it, for the tilde of keyboards, and the sign that common fonts have
+_SIGNS = {"&#x0007E;": "&#x0223C;", "&#x029F5;": "&#x02216;"}
+
 
 def visit_math(self: Any, node: nodes.math) -> None:
     """Writes a formula within a line."""
-    self.body.append(convert(node.astext()))
+    self.body.append(_to_mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
     """Writes a formula on a line of its own."""
-    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    self.body.append(f'<div class="math">{_to_mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode
+
+
+def _to_mathml(formula: str, display: str) -> str:
+    mathml = convert(formula, display=display)
+    for found, better in _SIGNS.items():
+        mathml = mathml.replace(found, better)
+    return mathml
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
