@@ -8,8 +8,8 @@ from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
-# the operator, which has space around it, for the tilde of keyboards, and the sign that common fonts have
-_SIGNS = {"&#x0007E;": "&#x0223C;", "&#x029F5;": "&#x02216;"}
+# operators, which have space around them, in the characters of common fonts
+_SIGNS = {"<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>", "<mi>&#x029F5;</mi>": "<mo>&#x02216;</mo>"}
 
 
 def visit_math(self: Any, node: nodes.math) -> None:
