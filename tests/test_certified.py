@@ -515,7 +515,8 @@ def test_results_are_drawn_side_by_side():
     figure = plots.certified_accuracy(callback.result, callback.result, names=["with", "without"])
     assert len(figure.axes[0].lines) == 2
     assert figure.axes[0].get_xlabel() == "L2 radius"
-    assert figure.axes[0].lines[0].get_xydata()[-1].tolist() == [callback.result.radii[-1], 0.0]  # beyond, nothing is certified
+    last = np.asarray(figure.axes[0].lines[0].get_xydata())[-1]
+    assert last.tolist() == [callback.result.radii[-1], 0.0]  # beyond, nothing is certified
 
 
 def _test_on_two_ranks(folder: Any, expected: dict[str, float]) -> None:
