@@ -163,11 +163,15 @@ def over_norm(value: Tensor, norm: Tensor) -> Tensor:
 def row_norms(x: Tensor) -> Tensor:
     """Returns the norm of each row. Squares of float32 leave its range if the data are as small or large as 10^-20 or 10^20."""
     norms = torch.linalg.vector_norm(x, dim=1)
-    are_safe = (norms > 1e-15) & (norms < 1e15)
-    if x.device.type == "mps" or (x.device.type == "cpu" and are_safe.all()):  # elsewhere, to look would wait for the device
+    if x.device.type == "mps" or (x.device.type == "cpu" and _are_safe(norms)):  # elsewhere, to look would wait for the device
         return norms
     wide = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float64))
-    return torch.where(are_safe, norms, wide.to(norms.dtype))
+    return torch.where((norms > 1e-15) & (norms < 1e15), norms, wide.to(norms.dtype))
+
+
+def _are_safe(norms: Tensor) -> bool:
+    smallest, largest = norms.detach().aminmax()
+    return smallest.item() > 1e-15 and largest.item() < 1e15
 
 
 def is_differentiated(x: Tensor) -> bool:
