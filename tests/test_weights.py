@@ -322,6 +322,17 @@ def test_the_units_of_the_level_are_what_they_are_called():
     torch.testing.assert_close(F.normalize(added["filter"].flatten(1)), F.normalize(drawn.flatten(1)), rtol=0, atol=1e-12)
 
 
+class Zeros(Network):
+    def __init__(self):
+        super().__init__()
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+def test_noise_beside_weights_that_begin_at_0_is_no_warning():
+    fit([WeightNoise(noise.Gaussian(), 0.1)], module=Zeros, log_every_n_steps=1)  # a warning is an error
+
+
 def test_a_filter_whose_noise_is_zero_stays():
     w = torch.full((2, 9), 100.0)
     assert torch.equal(weight_noise(w, noise.as_noise(lambda x, level, *, generator: x), 0.3, Key((0,)), "filter"), w)

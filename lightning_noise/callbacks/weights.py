@@ -223,10 +223,12 @@ class WeightNoise(NoiseCallback):
         names, noise, weights = noisy.norms()
         ratio = noise.norm() / weights.norm()
         if noisy.is_absolute and self._first_norms is not None:  # relative and multiplicative noise grow with the weights
-            if ratio > _STRONGEST:
+            norms = dict(zip(names, weights.tolist(), strict=True))
+            self._first_norms = first = norms | self._first_norms
+            if ratio.item() > _STRONGEST and any(first.values()):  # weights that all began at 0 are small at first
                 self._warn_of_strength(ratio.item())
             else:
-                self._warn_of_growth(dict(zip(names, weights.tolist(), strict=True)), self._first_norms)
+                self._warn_of_growth(norms, first)
         return ratio
 
     def _warn_of_strength(self, ratio: float) -> None:
@@ -237,7 +239,6 @@ class WeightNoise(NoiseCallback):
         )
 
     def _warn_of_growth(self, norms: dict[str, float], first: dict[str, float]) -> None:
-        self._first_norms = first = norms | first
         # weights that began at 0 grow in any training
         grown = [name for name, norm in norms.items() if norm > 2 * first[name] > 0]
         if grown:
