@@ -148,6 +148,17 @@ def test_padding_that_nothing_marks_is_noticed():
     within(EmbeddingNoise(), known, lambda: known["words"](batch["ids"]), batch=batch)
 
 
+def test_words_that_are_masked_are_no_padding():
+    is_masked = torch.arange(24).view(4, 6) % 5 == 2
+    batch = {
+        "ids": Sentences().ids[:4, :6].clamp_min(2).masked_fill(is_masked, 1),
+        "is_masked": is_masked,
+        "labels": is_masked[:, 0].long(),
+    }
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
+    within(EmbeddingNoise(), module, lambda: module["words"](batch["ids"]), batch=batch)  # a warning is an error
+
+
 def test_a_compiled_embedding_knows_its_padding():
     module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH, padding_idx=0)})
     plain = within(EmbeddingNoise(5.0), module, lambda: module["words"](Sentences().ids))

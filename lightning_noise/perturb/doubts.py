@@ -129,8 +129,10 @@ def values_doubt(name: str, values: Tensor, advice: str) -> str | None:
     return None
 
 
-def padding_doubt(name: str, x: Tensor, access: str, batch: Any, paths: list[Path]) -> str | None:
+def padding_doubt(name: str, x: Tensor, access: str, batch: Any, paths: list[Path], at_ends: bool = False) -> str | None:
     """Returns a warning if another leaf of the batch marks the padding of an input, or holds lengths.
+
+    With ``at_ends``, padding is at one end of each row. Tokens within a row that are alike may be masked words.
 
     Example:
         >>> x, mask = torch.tensor([[5.0, 7.0, 0.0]]), torch.tensor([[1, 1, 0]])
@@ -144,6 +146,8 @@ def padding_doubt(name: str, x: Tensor, access: str, batch: Any, paths: list[Pat
             try:
                 valid = align_mask(mask, x)
             except ValueError:  # the axes are ambiguous
+                continue
+            if at_ends and ((valid[:, 1:] != valid[:, :-1]).sum(1) > 1).any():
                 continue
             padding, data = x[~valid], x[valid]
             if len(padding) and len(data) and (padding == padding[0]).all() and (data != padding[0]).any():
@@ -166,7 +170,7 @@ def tokens_doubt(batch: Any) -> str | None:
         is_ids = leaf.ndim == 2 and not (leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool)
         if is_ids and not looks_like_mask(path, leaf, leaf) and not _is_target(batch, path):
             name = f"the input {format_path(path)!r}"
-            doubt = padding_doubt(name, detached(leaf), _write(batch, path), batch, [path])
+            doubt = padding_doubt(name, detached(leaf), _write(batch, path), batch, [path], at_ends=True)
             if doubt is not None:
                 return doubt
     return None
