@@ -161,6 +161,16 @@ def test_a_folder_of_audio_files_is_a_bank(folder):
     assert repr(recorded) == f"Recorded(bank={str(folder)!r}, sample_rate=8000, dim=-1)"
 
 
+def test_a_folder_stays_where_it_was_named(folder, monkeypatch):
+    x = torch.rand(6, 40, generator=stream(1))
+    expected = noise.Recorded(folder, sample_rate=8000)(x, 0.5, generator=stream())
+    monkeypatch.chdir(folder.parent)
+    recorded = noise.Recorded(folder.name, sample_rate=8000)
+    monkeypatch.chdir(folder / "street")
+    for each in (recorded, copy.deepcopy(recorded), pickle.loads(pickle.dumps(recorded))):
+        assert torch.equal(each(x, 0.5, generator=stream()), expected)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("d.aif", "AIFF"), ("d.oga", "OGG"), ("d.flac", "FLAC")])
 def test_every_file_of_a_folder_is_a_recording(folder, name, kind):
     soundfile = pytest.importorskip("soundfile")

@@ -73,6 +73,7 @@ class Recorded(Noise):
         if isinstance(self.bank, str | os.PathLike):
             folder = os.fspath(self.bank)
             object.__setattr__(self, "bank", folder)
+            vars(self)["_folder"] = os.path.abspath(folder)  # the working directory may change before the first draw
             _check_folder(folder, self.sample_rate)
         elif not isinstance(self.bank, _Recordings):
             object.__setattr__(self, "bank", _Recordings(self.bank))
@@ -89,7 +90,7 @@ class Recorded(Noise):
 
     def _draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Returns a segment for each sample, in the shape of ``x``."""
-        bank = self.bank if isinstance(self.bank, _Recordings) else _read(self.bank, self.sample_rate)
+        bank = self.bank if isinstance(self.bank, _Recordings) else _read(vars(self)["_folder"], self.sample_rate)
         others, n = x.movedim(self.dim, -1).shape[1:-1], x.shape[self.dim]
         if bank.channels not in ((), others):
             raise ValueError(
