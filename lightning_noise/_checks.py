@@ -92,8 +92,10 @@ def check_level(level: float, max_level: float = math.inf) -> float:
     level = float(level)
     if not (0 <= level <= max_level and math.isfinite(level)):
         wanted = "finite and not negative" if max_level == math.inf else f"in [0, {max_level:g}]"
-        percent = f"; for {level:g} % type {level / 100:g}" if 2 <= level <= 100 and max_level == 1 else ""
-        raise ValueError(f"a level must be {wanted}, got {level}{percent}")
+        advice = f"; for {level:g} % type {level / 100:g}" if 2 <= level <= 100 and max_level == 1 else ""
+        if max_level not in (1, math.inf):
+            advice = "; in noise.Scaled, the limit is that of the scaled noise over the factor"
+        raise ValueError(f"a level must be {wanted}, got {level}{advice}")
     return level
 
 

@@ -81,6 +81,8 @@ def test_the_attributes_are_those_that_all_parts_allow():
     shares = noise.OneOf([noise.FeatureDropout(), noise.Scaled(SALT, 0.5), noise.Gaussian()])
     assert (shares.max_level, shares.unit, shares.additive, shares.elementwise) == (1.0, "level", False, False)
     assert noise.Scaled(SALT, 0.5).max_level == 2.0
+    with pytest.raises(ValueError, match=r"in \[0, 2\], got 2.5; in noise.Scaled, the limit is that .* over the factor"):
+        InputNoise(noise.Compose([noise.Gaussian(), noise.Scaled(SALT, 0.5)]), 2.5)
     assert noise.Compose([noise.Gaussian(), noise.Gaussian()]).unit == "standard deviation"
     assert noise.Compose([noise.Gaussian(), noise.Uniform()]).elementwise
     swaps = noise.Scaled(noise.SwapNoise(), 2.0)
