@@ -119,6 +119,8 @@ def before_padding(x: Tensor, padding: float = 0.0, dim: int = -1) -> Tensor:
         >>> before_padding(torch.tensor([[5.0, 0.0, 3.0, 0.0]]))
         tensor([[ True,  True,  True, False]])
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {x!r}; type mask=lambda batch: masks.before_padding(batch['x'])")
     signal = x != torch.tensor(padding, dtype=x.dtype, device=x.device)
     return signal.to(torch.uint8).flip(dim).cummax(dim).values.flip(dim).bool()
 

@@ -93,6 +93,11 @@ def test_padding_is_found_at_the_end_of_each_series_in_any_precision(padding, dt
     assert torch.equal(masks.before_padding(x.T, padding, dim=0), masks.before_padding(x, padding).T)
 
 
+def test_a_mask_of_padding_is_made_from_the_tensor():
+    with pytest.raises(TypeError, match=r"got 'x'; type mask=lambda batch: masks.before_padding\(batch\['x'\]\)"):
+        masks.before_padding("x")  # type: ignore[arg-type]
+
+
 LENGTHS = torch.tensor([[2, 3, 1], [4, 0, 0], [0, 6, 0], [0, 0, 0]])
 NUMBERS = torch.tensor([[1, 1, 2, 2, 2, 3], [1, 1, 1, 1, -4, -4], [2, 2, 2, 2, 2, 2], [-4, -4, -4, -4, -4, -4]])
 
