@@ -10,7 +10,7 @@ from members import jitter
 from torch import Tensor
 
 from lightning_noise import ActivationNoise, InputNoise, ReplayMonitor, RobustnessMonitor, noise
-from lightning_noise.testing import global_streams
+from lightning_noise.testing import check_noise, global_streams
 
 
 def faint(pixels: np.ndarray, level: float) -> np.ndarray:
@@ -37,6 +37,10 @@ def test_a_function_of_pixels_sees_and_returns_images(generator):
 def test_an_image_may_lose_its_only_channel_as_in_opencv(generator):
     y = noise.Transform(lambda pixels, level: pixels[..., 0], pixels=True)(torch.ones(2, 1, 5, 7), 1.0, generator=generator)
     assert torch.equal(y, torch.ones(2, 1, 5, 7))
+
+
+def test_the_laws_hold_for_pixels():
+    check_noise(noise.Transform(faint, pixels=True))
 
 
 def test_draws_that_are_not_keyed_are_refused(generator):
@@ -101,8 +105,9 @@ def test_pixels_have_no_gradient_and_no_place_in_a_module():
 def test_what_is_no_function_is_refused():
     with pytest.raises(TypeError, match=r"type noise.Transform\(lambda sample, level: …, levels=\[1.0\]\)"):
         noise.Transform(torch.nn.Dropout, levels=[1.0])
-    with pytest.raises(TypeError, match=r"levels must be a list of numbers, got 0.5; type levels=\[0.5\]"):
-        noise.Transform(jitter, levels=0.5)  # type: ignore[arg-type]
+    for level, advice in ((0.5, "0.5"), (torch.tensor(0.5), "0.5"), (None, "0.1")):
+        with pytest.raises(TypeError, match=rf"levels must be a list of numbers, got .*; type levels=\[{advice}\]"):
+            noise.Transform(jitter, levels=level)  # type: ignore[arg-type]
 
 
 class Images(Rows):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_noise._checks import check_flags, check_level, is_callable_with, outline
+from lightning_noise._checks import check_flags, check_level, is_callable_with, is_number, outline
 from lightning_noise._usage import write_call
 from lightning_noise.batch import describe
 from lightning_noise.noise.base import Noise, check_axes
@@ -61,8 +61,9 @@ class Transform(Noise):
         if isinstance(self.function, type) or not is_callable_with(self.function, None, 0.0):
             advice = write_call(Transform, {"levels": list(self.levels)} if self.levels else {})
             raise TypeError(f"function must be a function of sample and level, got {outline(self.function)}; type {advice}")
-        if isinstance(self.levels, str) or not isinstance(self.levels, Iterable):
-            raise TypeError(f"levels must be a list of numbers, got {self.levels!r}; type levels=[{self.levels}]")
+        if isinstance(self.levels, str) or not isinstance(self.levels, Iterable) or getattr(self.levels, "ndim", 1) == 0:
+            example = float(self.levels) if is_number(self.levels) else 0.1  # type: ignore[arg-type]
+            raise TypeError(f"levels must be a list of numbers, got {self.levels!r}; type levels=[{example}]")
         check_flags(pixels=self.pixels)
         object.__setattr__(self, "levels", tuple(map(check_level, self.levels)))
 
