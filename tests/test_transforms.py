@@ -105,6 +105,8 @@ def test_pixels_have_no_gradient_and_no_place_in_a_module():
 def test_what_is_no_function_is_refused():
     with pytest.raises(TypeError, match=r"type noise.Transform\(lambda sample, level: …, levels=\[1.0\]\)"):
         noise.Transform(torch.nn.Dropout, levels=[1.0])
+    with pytest.raises(TypeError, match=r"got <lambda>\(x\); type .* levels=\[1.0, 2.0\]\)"):
+        noise.Transform(lambda x: x, levels=np.array([1.0, 2.0]))  # type: ignore[arg-type]
     for level, advice in ((0.5, "0.5"), (torch.tensor(0.5), "0.5"), (None, "0.1")):
         with pytest.raises(TypeError, match=rf"levels must be a list of numbers, got .*; type levels=\[{advice}\]"):
             noise.Transform(jitter, levels=level)  # type: ignore[arg-type]

@@ -58,14 +58,14 @@ class Transform(Noise):
     is_known: ClassVar[bool] = False
 
     def __post_init__(self):
-        if isinstance(self.function, type) or not is_callable_with(self.function, None, 0.0):
-            advice = write_call(Transform, {"levels": list(self.levels)} if self.levels else {})
-            raise TypeError(f"function must be a function of sample and level, got {outline(self.function)}; type {advice}")
         if isinstance(self.levels, str) or not isinstance(self.levels, Iterable) or getattr(self.levels, "ndim", 1) == 0:
             example = float(self.levels) if is_number(self.levels) else 0.1  # type: ignore[arg-type]
             raise TypeError(f"levels must be a list of numbers, got {self.levels!r}; type levels=[{example}]")
         check_flags(pixels=self.pixels)
         object.__setattr__(self, "levels", tuple(map(check_level, self.levels)))
+        if isinstance(self.function, type) or not is_callable_with(self.function, None, 0.0):
+            advice = write_call(Transform, {"levels": list(self.levels)} if self.levels else {})
+            raise TypeError(f"function must be a function of sample and level, got {outline(self.function)}; type {advice}")
 
     def __repr__(self) -> str:  # without the address of the function, by which the reports of two runs would differ
         function = getattr(self.function, "__qualname__", repr(self.function))
