@@ -148,15 +148,12 @@ def test_padding_that_nothing_marks_is_noticed():
     within(EmbeddingNoise(), known, lambda: known["words"](batch["ids"]), batch=batch)
 
 
-def test_words_that_are_masked_are_no_padding():
-    is_masked = torch.arange(24).view(4, 6) % 5 == 2
-    batch = {
-        "ids": Sentences().ids[:4, :6].clamp_min(2).masked_fill(is_masked, 1),
-        "is_masked": is_masked,
-        "labels": is_masked[:, 0].long(),
-    }
+@pytest.mark.parametrize("alike", [torch.arange(24).view(4, 6) % 5 == 2, (torch.arange(6) == 5).expand(4, 6)])
+def test_masked_words_and_ends_of_sentences_are_no_padding(alike):
+    ids = Sentences().ids[:4, :6].clamp_min(2).masked_fill(alike, 1)
+    batch = {"ids": ids, "special_tokens_mask": alike, "labels": ids[:, 0]}
     module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
-    within(EmbeddingNoise(), module, lambda: module["words"](batch["ids"]), batch=batch)  # a warning is an error
+    within(EmbeddingNoise(), module, lambda: module["words"](ids), batch=batch)  # a warning is an error
 
 
 def test_a_compiled_embedding_knows_its_padding():

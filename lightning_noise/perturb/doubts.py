@@ -132,7 +132,8 @@ def values_doubt(name: str, values: Tensor, advice: str) -> str | None:
 def padding_doubt(name: str, x: Tensor, access: str, batch: Any, paths: list[Path], at_ends: bool = False) -> str | None:
     """Returns a warning if another leaf of the batch marks the padding of an input, or holds lengths.
 
-    With ``at_ends``, padding is at one end of each row. Tokens within a row that are alike may be masked words.
+    With ``at_ends``, padding is at one end of a row, and not the same in all rows. Tokens that are alike may also be masked
+    words, or the first or last of each row.
 
     Example:
         >>> x, mask = torch.tensor([[5.0, 7.0, 0.0]]), torch.tensor([[1, 1, 0]])
@@ -147,7 +148,7 @@ def padding_doubt(name: str, x: Tensor, access: str, batch: Any, paths: list[Pat
                 valid = align_mask(mask, x)
             except ValueError:  # the axes are ambiguous
                 continue
-            if at_ends and ((valid[:, 1:] != valid[:, :-1]).sum(1) > 1).any():
+            if at_ends and (((valid[:, 1:] != valid[:, :-1]).sum(1) > 1).any() or (valid == valid[:1]).all()):
                 continue
             padding, data = x[~valid], x[valid]
             if len(padding) and len(data) and (padding == padding[0]).all() and (data != padding[0]).any():
@@ -163,7 +164,7 @@ def tokens_doubt(batch: Any) -> str | None:
     """Returns a warning if a leaf of the batch marks the padding of token ids.
 
     Example:
-        >>> tokens_doubt({"ids": torch.tensor([[5, 7, 0]]), "mask": torch.tensor([[1, 1, 0]])})
+        >>> tokens_doubt({"ids": torch.tensor([[5, 7, 0], [4, 9, 5]]), "mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})
         "the input 'ids' is 0 wherever 'mask' marks padding, and noise would go there; type mask='mask'"
     """
     for path, leaf in leaves(batch):
