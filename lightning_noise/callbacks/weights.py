@@ -79,8 +79,8 @@ class WeightNoise(NoiseCallback):
 
     The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/ratio``, the norm of the noise over the norm of the
     weights. If the level is in the units of the weights, the weights can outgrow the noise. There is a warning if the norm of a
-    tensor has doubled since the noise began in this fit, or if the ratio is above 3. The norms are taken every
-    ``log_every_n_steps`` steps.
+    tensor has doubled since the noise began in this fit, or if the ratio is above 3. Tensors that began at 0 do not count. The
+    norms are taken every ``log_every_n_steps`` steps.
 
     Let the level rise, as in ``schedules.Linear(0.0, 0.5, until=0.5)``: at equal mean dose, the rising level was a point of
     accuracy under noise better than a constant or falling level. An :class:`~lightning_noise.AdaptiveLevel` should start at 0.

@@ -30,7 +30,7 @@ class Transform(Noise):
     torch, NumPy and Python. They are seeded from the generator for each sample. Afterwards they continue as if nothing had
     been drawn, also after an exception. A transform with a generator of its own, as in albumentations 2, must be seeded within
     the function: ``torch.randint(2**31, ()).item()`` is a seed that is keyed. The first batch calls the function once more, and
-    is a ValueError if the two results of a seed differ.
+    raises a ValueError if the two results of a seed differ.
 
     The function sees 0 at invalid elements, which keep their values. The samples are transformed one after the other, and a GPU
     is synchronized once, so a transform of a large batch takes longer than another noise.
