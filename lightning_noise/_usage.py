@@ -25,6 +25,8 @@ _HABITS = {
     "inputs": "input key keys",
     "weights": "p probs probabilities",
     "factor": "scale",
+    "exponent": "alpha beta",
+    "sample_rate": "rate sr fs sampling_rate",
     "target": "label labels y",
     "every_n_epochs": "every",
 }

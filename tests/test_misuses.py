@@ -91,6 +91,7 @@ VALUES: dict[str, Misuse] = {
     "a schedule in a monitor": lambda: RobustnessMonitor(GAUSSIAN, [schedules.Linear(0.0, 0.5)]),  # type: ignore[list-item]
     "a noise as sigma": lambda: RandomizedSmoothing(GAUSSIAN),  # type: ignore[arg-type]
     "a share of the skill as a rule": lambda: AdaptiveLevel(0.8),  # type: ignore[arg-type]
+    "an exponent by its letter": lambda: noise.ColoredNoise(alpha=1.0),  # type: ignore[call-arg]
     "an exponent in words": lambda: noise.ColoredNoise("pink"),  # type: ignore[arg-type]
     "an axis that is the batch": lambda: noise.Drift(dim=0),
     "a share of a mask above 1": lambda: InputNoise(noise.Masking(), 2.0),

@@ -115,7 +115,7 @@ def test_recordings_are_compared_by_their_numbers_and_shown_in_short():
         ([], "bank must be a tensor, a list of tensors or a folder"),
         (0.3, r"type noise.Recorded\('noises', sample_rate=16000\)"),
         (["hum.wav"], r"got \['hum.wav'\]; type noise.Recorded\('noises', sample_rate=16000\)"),
-        (torch.zeros(5), r"of shape \(T,\)"),
+        (torch.zeros(5), r"of shape \(T,\), .*; for a single recording type noise.Recorded\(\[recording\]\)"),
         (torch.tensor(0.5), r"got tensor\(0.5000\); type noise.Recorded\('noises', sample_rate=16000\)"),
         (torch.ones(2, 5, dtype=torch.complex64), "must be real numbers"),
         ([HUM, torch.tensor([1.0, math.nan])], "must be finite numbers"),
@@ -134,6 +134,8 @@ def test_a_sample_rate_is_checked_and_named():
         noise.Recorded([HUM], sample_rate="high")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"type noise.Recorded\('street', sample_rate=8000\)"):
         noise.Recorded("street", 8000)  # type: ignore[call-arg,misc]
+    with pytest.raises(TypeError, match=r"type noise.Recorded\('street', sample_rate=8000\)"):
+        noise.Recorded("street", sr=8000)  # type: ignore[call-arg]
 
 
 def test_a_call_without_a_bank_says_what_to_type():

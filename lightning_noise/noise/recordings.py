@@ -125,10 +125,11 @@ class _Recordings:
             raise TypeError("recordings must be real numbers, got complex numbers; type torch.view_as_real(bank)[..., 0]")
         parts = [part.to("cpu", torch.float32, copy=True) for part in parts]
         for part in parts:
+            advice = "" if part.ndim else "; for a single recording type noise.Recorded([recording])"
             if not part.ndim or not part.numel() or not part.isfinite().all() or part.shape[:-1] != parts[0].shape[:-1]:
                 raise ValueError(
                     "recordings must be finite numbers of shape (T,), or of shape (C, T) with as many channels each, got shape "
-                    f"{tuple(part.shape)} beside {tuple(parts[0].shape)}"
+                    f"{tuple(part.shape)} beside {tuple(parts[0].shape)}{advice}"
                 )
         self.channels = parts[0].shape[:-1]
         self._lengths = [part.shape[-1] for part in parts]
