@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from lightning_noise._tensor import detached
 from lightning_noise.batch import Selector, find_inputs, get, leaves
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, Condition, Conditions, Levels
 from lightning_noise.evaluation.positions import SamplePositions, check_ranks
 from lightning_noise.loop import loggers
+from lightning_noise.loop.comparisons import watch_comparisons
 from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying
 from lightning_noise.loop.internals import (
     evaluation_loaders,
@@ -29,7 +27,6 @@ from lightning_noise.loop.internals import (
     launches_copies,
     n_evaluation_loaders,
     rng_states,
-    share_memory,
     show_to_callbacks,
 )
 from lightning_noise.loop.perturbation import Context
@@ -306,13 +303,12 @@ class ReplayMonitor(Monitor, Replaying):
             yield
             return
         self._has_looked = True
-        # a mode would become part of compiled code
-        with torch.compiler.set_stance("force_eager"), _Losses(noisy) as losses:
+        with watch_comparisons(noisy) as comparisons:
             yield
-        if losses.have_target:
+        if comparisons.found:
             rank_zero_warn(
                 f"{self.name!r}: the input is also the target of the loss, so the target is noisy, too, and a module that "
-                "returns the noise loses nothing; for a clean target, let the data set return the tensor twice, compare with "
+                "reproduces the noise has no loss; for a clean target, let the data set return the tensor twice, compare with "
                 "the second, and type inputs=0"
             )
 
@@ -363,36 +359,6 @@ class ReplayMonitor(Monitor, Replaying):
         self._batch_idx = self._dataloader_idx = self._n_ended = 0
         self._watch, self._changes = Watch(), list[Change]()  # what is set for a batch before the step
         self._rng: dict[str, Any] = {}  # with which the module's hook before the step begins
-
-
-class _Losses(TorchFunctionMode):
-    """Notes whether one of some tensors is the target of a loss of torch."""
-
-    def __init__(self, tensors: list[Tensor]):
-        super().__init__()
-        self.tensors = tensors
-        self.have_target = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _LOSSES:  # at once, because a tensor of vmap is gone after the call
-            target = detached(kwargs["target"] if "target" in kwargs else args[1])
-            self.have_target |= any(share_memory(target, detached(tensor)) for tensor in self.tensors)
-        return func(*args, **kwargs)
-
-
-_LOSSES = {
-    functional.binary_cross_entropy,
-    functional.binary_cross_entropy_with_logits,
-    functional.cross_entropy,
-    functional.gaussian_nll_loss,
-    functional.huber_loss,
-    functional.kl_div,
-    functional.l1_loss,
-    functional.mse_loss,
-    functional.poisson_nll_loss,
-    functional.smooth_l1_loss,
-}
 
 
 def _pair_leaves(batch: Any, own: Any) -> dict[int, Tensor]:
