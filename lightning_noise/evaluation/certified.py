@@ -60,10 +60,17 @@ class Certified:
 
     @classmethod
     def read(cls, path: str | Path) -> Certified:
-        """Reads a result from a ``certified.json``. Null becomes NaN."""
-        found = json.loads(Path(path).read_text(encoding="utf-8").replace("null", "NaN"))
-        curve = {name: tuple(found.pop(name)) for name in ("radii", "accuracies", "low", "high")}
-        return cls(**curve, **found)
+        """Reads a result from a ``certified.json``. Null becomes NaN. A file that holds no result is a ValueError."""
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            found = json.loads(text.replace("null", "NaN"))
+            curve = {name: tuple(found.pop(name)) for name in ("radii", "accuracies", "low", "high")}
+            return cls(**curve, **found)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # no JSON, or other fields
+            raise ValueError(
+                f"{path} is not a result that can be read ({type(error).__name__}: {error}); give a certified.json that a "
+                "RandomizedSmoothing has written"
+            ) from error
 
     def write(self, path: Path) -> None:
         """Writes the attributes as JSON. NaN becomes null."""
