@@ -113,7 +113,7 @@ def _advise_level(value: Any) -> str:
     if isinstance(value, type) and value.__name__ == "AdaptiveLevel":
         return "AdaptiveLevel()"
     if type(value).__name__ == "AdaptiveLevel" or (callable(value) and not isinstance(value, type)):
-        return "a number such as 0.1"  # where a level may be a schedule, nobody checks that it is a number
+        return "a number such as 0.1"  # only arguments that take no schedule come here
     return "a number, a schedule such as schedules.Linear(0.0, 0.5), or AdaptiveLevel()"
 
 

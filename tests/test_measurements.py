@@ -537,4 +537,4 @@ def test_samples_that_every_process_evaluates_count_once(task: tasks.Task, data:
         assert certified_found == certified_alone
     else:
         clean = {metric: row.value for (condition, metric), row in alone.rows.items() if condition == CLEAN}
-        assert {metric: found.rows[CLEAN, metric].value for metric in clean} == pytest.approx(clean, abs=1e-6)
+        assert {metric: found.rows[CLEAN, metric].value for metric in clean} == pytest.approx(clean, abs=1e-6)  # float32

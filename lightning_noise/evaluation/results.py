@@ -184,7 +184,7 @@ class Results:
     def _check_parts(self, trainer: Trainer, name: str) -> None:
         """Warns if all ranks saw the same samples, but at other positions, so that a sample is in several groups."""
         clean = self._sums({CLEAN: self.metrics[CLEAN]})
-        # sums of numbers in another order round otherwise
+        # sums in another order round differently
         totals = [getattr(metric, state).sum(0).float() for metric in clean for state in metric.metric_state]
         if totals and are_copies(trainer, totals):
             n = trainer.world_size

@@ -49,7 +49,9 @@ def check_followed_keys(trainer: Trainer) -> None:
             own = "if the module logs this key itself, give our callback another name=…"
             keys = [key for beginning in beginnings for key in known[beginning]]
             if not keys:
-                raise ValueError(f"{follower} follows {followed!r}, which a fit does not log; type max_batches=… for it; {own}")
+                raise ValueError(
+                    f"{follower} follows {followed!r}, which a fit does not log; to log it, type max_batches=…; {own}"
+                )
             last = followed.rpartition("/")[2]
             nearest, *others = (
                 f"{key}{last}" if key.endswith("/") else key

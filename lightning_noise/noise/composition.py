@@ -30,8 +30,8 @@ class Compose(Noise):
     .. math:: y = n_k(\dots n_2(n_1(x, \lambda), \lambda) \dots, \lambda)
 
     The level is that of each noise. :class:`Scaled` brings noises with levels of different units to a common scale. Each noise
-    has its own draw. A noise that mixes samples takes values with the noise of other samples. Each severity is the smallest of
-    those of the noises, so that no noise exceeds its own.
+    has its own draw. A noise that mixes samples takes values that already hold the noise of the earlier noises. Each severity
+    is the smallest of those of the noises, so that no noise exceeds its own.
 
     Args:
         noises: The noises in order. Functions are accepted.
@@ -138,7 +138,7 @@ class Scaled(Noise):
             severities=tuple(severity / self.factor for severity in noise.severities),
             max_level=noise.max_level / self.factor,
             unit=f"{noise.unit} / {self.factor:g}",
-            level_usage=Noise.level_usage,  # decibels of the level would be others of the noise
+            level_usage=Noise.level_usage,  # decibels of this level are not those of the noise
         )
 
     @classmethod

@@ -132,8 +132,8 @@ def values_doubt(name: str, values: Tensor, advice: str) -> str | None:
 def padding_doubt(name: str, x: Tensor, access: str, batch: Any, paths: list[Path], at_ends: bool = False) -> str | None:
     """Returns a warning if another leaf of the batch marks the padding of an input, or holds lengths.
 
-    With ``at_ends``, padding is at one end of a row, and not the same in all rows. Tokens that are alike may also be masked
-    words, or the first or last of each row.
+    With ``at_ends``, a mask counts only if it leaves out one end of a row, and not the same in all rows. Equal tokens elsewhere
+    may be masked words, or the first or last token of each sentence.
 
     Example:
         >>> x, mask = torch.tensor([[5.0, 7.0, 0.0]]), torch.tensor([[1, 1, 0]])
