@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from pathlib import Path
@@ -64,6 +65,7 @@ class At:
 
 def interrupted(n: int, probe: bool) -> tuple[bool, list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     """Interrupts a step, or a validation, in which the weights hold the noise of two callbacks or of a probe."""
+    gc.collect()  # or a generator of an earlier interrupt ends within this one, and Python cannot raise what comes then
     at = At(n)
     module = Classifier(lr=0.0)
     before, saved = weights(module), []
