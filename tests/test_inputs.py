@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_noise import InputNoise, Key, ReplayMonitor, RobustnessMonitor, noise, schedules
+from lightning_noise import InputNoise, Key, RandomizedSmoothing, ReplayMonitor, RobustnessMonitor, noise, schedules
 from lightning_noise.batch import find_inputs
 from lightning_noise.loop.snapshot import copy_batch
 from lightning_noise.perturb.doubts import find_doubts, numbers_doubt, silence_doubt
@@ -314,6 +314,11 @@ DOUBTS: dict[str, tuple[Any, Tensor, str | None]] = {
         UNIT * 255,
         r"level 0\.\d+ is 5\d dB",
     ),
+    "pixels, certified": (
+        lambda: RandomizedSmoothing(0.1, n0=2, n=10, alpha=0.05, max_batches=1),
+        UNIT * 255,
+        r"type std=1/255, .*; else type a larger sigma$",
+    ),
     "pixels of a known scale": (lambda: InputNoise(noise.Gaussian(), 0.1, std=1 / 255), UNIT * 255, None),
     "a relative level": (lambda: InputNoise(noise.Gaussian(), 0.001, relative="std"), UNIT, None),
     "normalized images": (
@@ -361,6 +366,16 @@ DOUBTS: dict[str, tuple[Any, Tensor, str | None]] = {
     ),
     "a floor of the data": (lambda: InputNoise(noise.Gaussian(), 0.1), ROWS.clamp(min=-1), None),
     "counts": (lambda: InputNoise(noise.Gaussian(), 1.0), COUNTS, r"holds counts, .* type clip=\(0.0, None\)"),
+    "counts, certified": (
+        lambda: RandomizedSmoothing(1.0, n0=2, n=10, alpha=0.05, max_batches=1),
+        COUNTS,
+        r"needs at least 0, clamp the input in its forward, as by x\.clamp_min\(0\)$",
+    ),
+    "sigma above the data": (
+        lambda: RandomizedSmoothing(25.0, n0=2, n=10, alpha=0.05, max_batches=1),
+        UNIT * 4 - 2,
+        "type a lower sigma$",
+    ),
     "counts with a bound": (lambda: InputNoise(noise.Gaussian(), 1.0, clip=(0.0, None)), COUNTS, None),
     "counts under noise that keeps their sign": (lambda: InputNoise(noise.Shot(), 1.0), COUNTS, None),
     "a channel that is a mask": (

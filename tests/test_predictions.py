@@ -256,6 +256,7 @@ def test_a_step_that_fetches_its_batches_is_refused():
         ({"n_draws": 1}, "n_draws must be at least 2, because one draw has no spread, got 1; type n_draws=20"),
         ({"level": -0.1}, "a level must be finite and not negative, got -0.1"),
         ({"noise": noise.SwapNoise()}, "mixes samples"),
+        ({"clip": (0.0, 1.0)}, r"type NoisyPredictions\(InputNoise\(noise\.Gaussian\(\), clip=\(0\.0, 1\.0\)\), 0\.5\)"),
         ({"noise": [noise.Shot()]}, r"type NoisyPredictions\(noise\.Shot\(\), 0\.1\)"),
     ],
 )

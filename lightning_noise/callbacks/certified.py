@@ -119,6 +119,7 @@ class RandomizedSmoothing(PredictingMonitor):
     """
 
     condition_name = "draw"
+    is_certificate = True
 
     def __init__(
         self,

@@ -128,11 +128,11 @@ class InputNoise(NoiseCallback):
         self._normalization = normalization_of(mean, std)
         self._has_looked = False  # at the values of a batch
         self._noisy: list[Tensor] | None = None  # the inputs of a noisy batch, until its loss has been seen
-        self._probed: tuple[float | None, bool] = None, False
+        self._probed: dict[str, Any] = {"largest": None}
 
-    def expect(self, largest: float, *, are_severities: bool) -> None:
-        """Prepares a probe for its first batch: the largest level, and whether the levels are the severities."""
-        self._probed, self._has_looked = (largest, are_severities), False
+    def expect(self, largest: float, **facts: bool) -> None:
+        """Prepares a probe for its first batch: the largest level, and facts for :func:`find_doubts`."""
+        self._probed, self._has_looked = {"largest": largest, **facts}, False
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         largest = self.level if isinstance(self.level, float) else self._largest_level
@@ -141,8 +141,7 @@ class InputNoise(NoiseCallback):
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
         paths = find_inputs(batch, self.inputs, absent=True)
         if context.is_probe and not self._has_looked:
-            largest, are_severities = self._probed
-            self._look(batch, paths, largest, are_severities=are_severities)
+            self._look(batch, paths, **self._probed)
         noisy = perturb_batch(
             batch,
             paths,
@@ -188,7 +187,7 @@ class InputNoise(NoiseCallback):
             "normalization": self._normalization,
         }
 
-    def _look(self, batch: Any, paths: list[Path], largest: float | None, *, are_severities: bool = False) -> None:
+    def _look(self, batch: Any, paths: list[Path], largest: float | None, **facts: bool) -> None:
         """Raises the error that the noise would raise above level 0, and warns if values contradict the arguments."""
         self._has_looked = True
         for path in paths:
@@ -199,10 +198,8 @@ class InputNoise(NoiseCallback):
         noisy = None
         if self.noise.is_known:  # a function may have side effects
             noisy = perturb_batch(batch, paths, self.noise, largest or 0.01, Key(("trial",)), **self._options)
-        default = self.inputs is None
-        doubts = find_doubts(
-            batch, noisy, paths, self.noise, largest, are_severities=are_severities, has_default=default, **self._options
-        )
+        has_default = self.inputs is None
+        doubts = find_doubts(batch, noisy, paths, self.noise, largest, has_default=has_default, **facts, **self._options)
         for doubt in doubts:
             rank_zero_warn(f"{self.name!r}: {doubt}")
 

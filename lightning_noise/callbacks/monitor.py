@@ -41,10 +41,12 @@ class Monitor(Guided, Callback, ABC):
     Attributes:
         condition_name: What a condition is called.
         pass_name: What a condition costs for each batch, in the plural.
+        is_certificate: Whether the noise is that of a certificate, which takes neither ``relative`` nor ``clip``.
     """
 
     condition_name: ClassVar[str] = "condition"
     pass_name: ClassVar[str] = "forward passes"
+    is_certificate: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class Monitor(Guided, Callback, ABC):
         self._is_laid_out = False
         for name, probe in self._probes.items():
             if isinstance(probe, InputNoise):
-                probe.expect(max(self.levels[name]), are_severities=name not in self._given)
+                probe.expect(max(self.levels[name]), are_severities=name not in self._given, is_sigma=self.is_certificate)
         self._check_pipe(trainer)
         if stage == "fit":
             say(trainer, self._describe_cost())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import check_counts, plain
-from lightning_noise._usage import Guided
+from lightning_noise._usage import Guided, match, typed
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.inputs import AnyProbe, InputNoise, as_probe
@@ -20,7 +20,7 @@ from lightning_noise.evaluation.engine import Pass, Reading
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.loop.internals import Callback, n_evaluation_loaders
 from lightning_noise.loop.perturbation import Context, Perturbation
-from lightning_noise.noise import as_noise
+from lightning_noise.noise import Gaussian, as_noise
 from lightning_noise.tasks import Multiclass, Task, check_task
 
 if TYPE_CHECKING:
@@ -137,6 +137,14 @@ class NoisyPredictions(Guided, Callback):
         self._predictor = Predictor(task, inputs, predict=predict, labelled=False)
         self._passes: list[Pass] = []
 
+    @classmethod
+    def _advise(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        call = super()._advise(args, kwargs)
+        of_inputs = signature(InputNoise).parameters.keys() - signature(cls).parameters.keys()
+        options = [f"{key}={typed(value)}" for key, value in kwargs.items() if key in of_inputs]
+        kind = typed(match(cls, args, kwargs).get("noise", Gaussian()))
+        return call.replace(kind, f"InputNoise({kind}, {', '.join(options)})", 1) if options else call
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "dataloader_iter" in signature(pl_module.predict_step).parameters:
             raise ValueError(
@@ -145,7 +153,7 @@ class NoisyPredictions(Guided, Callback):
             )
         if isinstance(self._probe, InputNoise):
             (levels,) = self.conditions.levels.values()
-            self._probe.expect(max(levels), are_severities=False)
+            self._probe.expect(max(levels))
         self._predictor.forget()
         n_loaders = n_evaluation_loaders(trainer)
         self._passes = [Pass(self._predictor, dataloader_idx=i) for i in range(n_loaders)]

@@ -40,6 +40,7 @@ def find_doubts(
     documents: Mask | None = None,
     normalization: Normalization | None = None,
     are_severities: bool = False,
+    is_sigma: bool = False,
     has_default: bool = False,
 ) -> Iterator[str]:
     """Yields warnings of values that contradict the arguments of an ``InputNoise``.
@@ -56,6 +57,7 @@ def find_doubts(
         documents: The documents of packed rows.
         normalization: The normalization of the data.
         are_severities: Whether the levels are the severities of the noise, and not given.
+        is_sigma: Whether the level is that of a certificate, which takes neither ``relative`` nor ``clip``.
         has_default: Whether no inputs are given.
     """
     for path in paths:
@@ -80,8 +82,8 @@ def find_doubts(
         if doubt is None and noisy is not None and level and not noise.mixes_samples:
             snr = snr_db(batch, noisy, [path], mask).item()
             doubt = severities_doubt(name, x, values, noise) if are_severities and noise.additive and not relative else None
-            doubt = doubt or level_doubt(name, values, noise, level, snr, relative)
-            doubt = doubt or counts_doubt(name, x, values, get(noisy, path))
+            doubt = doubt or level_doubt(name, values, noise, level, snr, relative, is_sigma=is_sigma)
+            doubt = doubt or counts_doubt(name, x, values, get(noisy, path), is_sigma=is_sigma)
         flags = flags_doubt(name, detached(x), _write(batch, path)) if mask is None else None
         of_axes = (axis_doubt(name, x, part) for part in parts_of(noise))
         yield from (each for each in (doubt, *of_axes, flags) if each is not None)
@@ -260,7 +262,7 @@ def clip_doubt(name: str, values: Tensor, clip: Any) -> str | None:
     )
 
 
-def counts_doubt(name: str, x: Tensor, values: Tensor, noisy: Any) -> str | None:
+def counts_doubt(name: str, x: Tensor, values: Tensor, noisy: Any, *, is_sigma: bool = False) -> str | None:
     """Returns a warning if noise makes counts negative.
 
     Example:
@@ -275,7 +277,8 @@ def counts_doubt(name: str, x: Tensor, values: Tensor, noisy: Any) -> str | None
         or not any(bool((y < 0).any()) for y in ([noisy] if isinstance(noisy, Tensor) else noisy))
     ):
         return None
-    return f"{name} holds counts, and the noise makes some negative; if the module needs at least 0, type clip=(0.0, None)"
+    advice = "clamp the input in its forward, as by x.clamp_min(0)" if is_sigma else "type clip=(0.0, None)"
+    return f"{name} holds counts, and the noise makes some negative; if the module needs at least 0, {advice}"
 
 
 def flags_doubt(name: str, x: Tensor, access: str) -> str | None:
@@ -377,7 +380,16 @@ def _readings(path: Path, access: str, leaf: Tensor, x: Tensor, of_x: str) -> di
     }
 
 
-def level_doubt(name: str, values: Tensor, noise: Noise, level: float, snr_db: float, relative: str | None) -> str | None:
+def level_doubt(
+    name: str,
+    values: Tensor,
+    noise: Noise,
+    level: float,
+    snr_db: float,
+    relative: str | None,
+    *,
+    is_sigma: bool = False,
+) -> str | None:
     """Returns a warning if the noise vanishes beside the data, or the data vanish beside the noise.
 
     Example:
@@ -389,12 +401,13 @@ def level_doubt(name: str, values: Tensor, noise: Noise, level: float, snr_db: f
     distance = f"{abs(snr_db):.0f} dB {'above' if snr_db < 0 else 'below'} {name}, whose values are in [{low:g}, {high:g}]"
     has_units = noise.additive and not relative
     if snr_db > _HIGHEST_SNR_DB and has_units:  # infinite data have none
+        advice = "a larger sigma" if is_sigma else 'relative="std" for a level in units of their deviation'
         return (
             f"{noise.title} at level {level:g} is {distance}: the level has the units of the data. {_ways_out(low, high)}type "
-            'relative="std" for a level in units of their deviation'
+            f"{advice}"
         )
     if snr_db < _LOWEST_SNR_DB and noise.max_level == math.inf:
-        advice = "type a lower level"
+        advice = f"type a lower {'sigma' if is_sigma else 'level'}"
         if noise.level_usage != Noise.level_usage:
             advice = f"for {level:g} dB type {noise.level_usage.format(f'{level:g}')}"
         elif has_units and low >= 0 and high <= 1.5:
