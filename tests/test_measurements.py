@@ -498,13 +498,17 @@ class Stream(IterableDataset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [tasks.Multiclass(), tasks.Regression()], ids=["multiclass", "regression"])
+@pytest.mark.parametrize("name", ["multiclass", "regression", "certified"])
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_a_stream_that_every_process_reads_as_a_whole_is_a_warning(is_shared: bool, task: tasks.Task):
+def test_a_stream_that_every_process_reads_as_a_whole_is_a_warning(is_shared: bool, name: str):
     data = Rows(40, seed=1)
-    data.y = data.y if task.has_classes else torch.randn(40, N_CLASSES)
-    monitor = RobustnessMonitor(noise.Gaussian(), LEVELS, task=task)
-    trainer = make_trainer([monitor], accelerator="cpu", devices=2, strategy="ddp_fork")
+    data.y = torch.randn(40, N_CLASSES) if name == "regression" else data.y
+    monitors = {
+        "multiclass": lambda: RobustnessMonitor(noise.Gaussian(), LEVELS),
+        "regression": lambda: RobustnessMonitor(noise.Gaussian(), LEVELS, task=tasks.Regression()),
+        "certified": lambda: RandomizedSmoothing(0.5, n0=5, n=20),
+    }
+    trainer = make_trainer([monitors[name]()], accelerator="cpu", devices=2, strategy="ddp_fork")
     module = Model(nn.Linear(N_FEATURES, N_CLASSES))
     # a warning is an error in the tests, and a process that was forked inherits that
     refused = pytest.raises(ProcessRaisedException, match=r"same samples on all 2 .*islice\(samples, rank, None, 2\)")

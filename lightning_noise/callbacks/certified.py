@@ -232,7 +232,7 @@ class RandomizedSmoothing(PredictingMonitor):
             logits = _by_target(reading.preds)
             if reading.condition == CLEAN:
                 groups = column(reading.groups, reading.target).expand_as(reading.target)
-                parts = (vote(logits), reading.target.flatten(), groups.flatten(), reading.samples)
+                parts = (vote(logits), reading.target.flatten(), groups.flatten(), reading.samples, logits)
                 others = [part.cpu().numpy() for part in parts]
                 counts = torch.zeros(2, *logits.shape, dtype=torch.int32, device=logits.device)
                 classes = torch.arange(logits.shape[1], device=logits.device)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_ranks, sum_over_ranks
+from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_parts, check_ranks, sum_over_ranks
 from lightning_noise.evaluation.smoothing import Norm
 from lightning_noise.metrics.statistics import jackknife_error, wilson_interval
 
@@ -99,6 +99,7 @@ class Tally:
         self._reached = np.zeros((N_GROUPS, 1 + len(self.radii)), int)  # of targets, by how many radii are certified
         self._others = np.zeros(2, int)  # abstentions, and targets that are right without noise
         self._total = np.zeros(1)  # of the radii
+        self._clean = np.zeros(1)  # the sum of the outputs without noise, which differs between other samples
 
     def add(
         self,
@@ -108,6 +109,7 @@ class Tally:
         target: np.ndarray,
         groups: np.ndarray,
         samples: np.ndarray,
+        outputs: np.ndarray,
     ) -> None:
         """Adds targets.
 
@@ -118,6 +120,7 @@ class Tally:
             target: The targets.
             groups: The group of the sample of each target.
             samples: The group of each sample.
+            outputs: The outputs without noise.
         """
         radii, right = np.where(classes == target, radii, 0.0), classes == target
         n_reached = np.where(right, np.searchsorted(self.radii, radii, side="right"), 0)
@@ -125,6 +128,7 @@ class Tally:
         self._sizes += np.bincount(samples, minlength=N_GROUPS)
         self._others += [(classes < 0).sum(), (clean == target).sum()]
         self._total += radii.sum()
+        self._clean += np.nan_to_num(outputs).sum(dtype=float)
         self.saw_batch = True
 
     def gather(self, trainer: Trainer, name: str) -> None:
@@ -133,8 +137,10 @@ class Tally:
         if trainer.world_size > 1:
             parts = (self._sizes, self._reached, self._others, self._total)
             own = [torch.from_numpy(part).to(trainer.strategy.root_device) for part in parts]
-            sums = own if are_copies(trainer, own) else sum_over_ranks(trainer, own)
-            self._sizes, self._reached, self._others, self._total = (part.cpu().numpy() for part in sums)
+            if not are_copies(trainer, own):
+                check_parts(trainer, name, [torch.from_numpy(self._clean)])
+                own = sum_over_ranks(trainer, own)
+            self._sizes, self._reached, self._others, self._total = (part.cpu().numpy() for part in own)
         if not self._reached.any():
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
@@ -18,7 +19,16 @@ from lightning_noise.rng import Key
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["N_GROUPS", "SamplePositions", "are_copies", "check_ranks", "data_share", "groups_of", "sum_over_ranks"]
+__all__ = [
+    "N_GROUPS",
+    "SamplePositions",
+    "are_copies",
+    "check_parts",
+    "check_ranks",
+    "data_share",
+    "groups_of",
+    "sum_over_ranks",
+]
 
 N_GROUPS = 20  # the groups of the jackknife
 _GROUPS = Key(("groups of samples",))
@@ -77,6 +87,23 @@ def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:
     """Raises a ValueError on all ranks if a rank saw no batch. Otherwise, the others would hang in the next collective."""
     if not trainer.strategy.reduce_boolean_decision(saw_batch):
         raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
+
+
+def check_parts(trainer: Trainer, name: str, clean: Sequence[Tensor]) -> None:
+    """Warns if all ranks saw the same samples, but at other positions, so that a sample is in several groups.
+
+    Args:
+        trainer: The trainer.
+        name: The name of the monitor.
+        clean: Sums over all samples without noise, whose draws would differ.
+    """
+    # sums in another order round differently
+    if clean and are_copies(trainer, [each.float() for each in clean]):
+        n = trainer.world_size
+        rank_zero_warn(
+            f"{name} saw the same samples on all {n} processes, so its intervals are too narrow; let the data set of each "
+            f"process yield another part, as by itertools.islice(samples, rank, None, {n})"
+        )
 
 
 def data_share(trainer: Trainer) -> tuple[int, int]:

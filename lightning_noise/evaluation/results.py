@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.engine import Reading
-from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_ranks, sum_over_ranks
+from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_parts, check_ranks, sum_over_ranks
 from lightning_noise.metrics.base import Sums
 from lightning_noise.metrics.collections import GroupedMetrics, TaskMetrics
 from lightning_noise.metrics.guess import ConstantGuess
@@ -169,7 +169,8 @@ class Results:
         places = [(metric, state) for metric in sums for state in metric.metric_state]
         own = [self._sizes, self._sizes.new_tensor(self.n_targets), *(getattr(*place) for place in places)]
         if not (places and are_copies(trainer, own)):  # the metrics of a user do not tell
-            self._check_parts(trainer, name)
+            clean = self._sums({CLEAN: self.metrics[CLEAN]})
+            check_parts(trainer, name, [getattr(metric, state).sum(0) for metric in clean for state in metric.metric_state])
             own = sum_over_ranks(trainer, own)
         self._sizes, n_targets, *states = own
         self.n_targets = int(n_targets)
@@ -180,18 +181,6 @@ class Results:
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
         if any(isinstance(metric, ConstantGuess) and metric.undefined.any() for metric in sums):
             rank_zero_warn(f"{name} knows no chance: a batch has more classes than the first, so the retention is NaN")
-
-    def _check_parts(self, trainer: Trainer, name: str) -> None:
-        """Warns if all ranks saw the same samples, but at other positions, so that a sample is in several groups."""
-        clean = self._sums({CLEAN: self.metrics[CLEAN]})
-        # sums in another order round differently
-        totals = [getattr(metric, state).sum(0).float() for metric in clean for state in metric.metric_state]
-        if totals and are_copies(trainer, totals):
-            n = trainer.world_size
-            rank_zero_warn(
-                f"{name} saw the same samples on all {n} processes, so its intervals are too narrow; let the data set of each "
-                f"process yield another part, as by itertools.islice(samples, rank, None, {n})"
-            )
 
     @property
     def sizes(self) -> list[int]:
