@@ -33,7 +33,7 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
-from torchmetrics import MeanAbsoluteError, MetricCollection
+from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -516,9 +516,29 @@ def test_a_stream_that_every_process_reads_as_a_whole_is_a_warning(is_shared: bo
         trainer.validate(module, DataLoader(Stream(data, is_shared), 5), verbose=False)
 
 
+class Total(Metric):
+    """A sum, in which a sample that is added twice counts twice."""
+
+    total: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.total += (preds - target).abs().sum()
+
+    def compute(self) -> Tensor:
+        return self.total
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("data", [Rows, Shard])
-@pytest.mark.parametrize("task", [tasks.Multiclass(), tasks.Regression()], ids=["multiclass", "regression"])
+@pytest.mark.parametrize(
+    "task",
+    [tasks.Multiclass(), tasks.Regression(), tasks.Custom(Total())],
+    ids=["multiclass", "regression", "custom"],
+)
 def test_samples_that_every_process_evaluates_count_once(task: tasks.Task, data: type[Rows]):
     def evaluated(data: Rows, **settings: Any) -> tuple[report.Report | None, Certified | None]:
         data.y = data.y if task.has_classes else torch.randn(len(data.y), N_CLASSES, generator=torch.Generator().manual_seed(0))
@@ -541,4 +561,6 @@ def test_samples_that_every_process_evaluates_count_once(task: tasks.Task, data:
         assert certified_found == certified_alone
     else:
         clean = {metric: row.value for (condition, metric), row in alone.rows.items() if condition == CLEAN}
-        assert {metric: found.rows[CLEAN, metric].value for metric in clean} == pytest.approx(clean, abs=1e-6)  # float32
+        assert {metric: found.rows[CLEAN, metric].value for metric in clean} == pytest.approx(
+            clean, abs=1e-6, rel=1e-6
+        )  # float32

@@ -16,7 +16,7 @@ from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, 
 from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_parts, check_ranks, sum_over_ranks
 from lightning_noise.metrics.base import Sums
-from lightning_noise.metrics.collections import GroupedMetrics, TaskMetrics
+from lightning_noise.metrics.collections import CustomMetrics, GroupedMetrics, TaskMetrics
 from lightning_noise.metrics.guess import ConstantGuess
 from lightning_noise.metrics.robustness import area_under_curve, retention
 from lightning_noise.metrics.statistics import average, jackknife_error, t_interval, wilson_interval
@@ -168,7 +168,11 @@ class Results:
         sums = self._sums(self.metrics)
         places = [(metric, state) for metric in sums for state in metric.metric_state]
         own = [self._sizes, self._sizes.new_tensor(self.n_targets), *(getattr(*place) for place in places)]
-        if not (places and are_copies(trainer, own)):  # the metrics of a user do not tell
+        customs = [metrics for metrics in self.metrics.values() if isinstance(metrics, CustomMetrics)]
+        if are_copies(trainer, [*own, *(metrics.seen for metrics in customs)]):
+            for metrics in customs:
+                metrics.is_whole = True
+        else:
             clean = self._sums({CLEAN: self.metrics[CLEAN]})
             check_parts(trainer, name, [getattr(metric, state).sum(0) for metric in clean for state in metric.metric_state])
             own = sum_over_ranks(trainer, own)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,10 +55,16 @@ class GroupedMetrics(MetricCollection):
 
 
 class CustomMetrics:
-    """Metrics of the user, which know no groups of samples. The methods are those of :class:`GroupedMetrics`."""
+    """Metrics of the user, which know no groups of samples. The methods are those of :class:`GroupedMetrics`.
+
+    Attributes:
+        seen: The sum of all predictions, which differs between other samples.
+        is_whole: Whether this rank has seen all samples, so that nothing is to be added from the others.
+    """
 
     def __init__(self, collection: MetricCollection):
         self.collection = collection
+        self.seen, self.is_whole = torch.zeros(()), False
         for metric in collection.values(copy_state=False):
             if isinstance(metric, Sums):
                 metric.refuses_nan = False  # NaN does not stop a run
@@ -68,11 +75,14 @@ class CustomMetrics:
 
     def reset(self) -> None:
         self.collection.reset()
+        self.seen, self.is_whole = torch.zeros(()), False
 
     def read(self, preds: Any) -> Any:
         return preds
 
     def update(self, *, preds: Any, target: Tensor, clean_preds: Any, groups: Tensor | None = None) -> None:
+        real = torch.view_as_real(preds) if preds.is_complex() else preds
+        self.seen = self.seen.to(preds.device) + real.float().nan_to_num().sum()
         try:
             self.collection.update(preds=preds, target=target, clean_preds=clean_preds)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -83,7 +93,8 @@ class CustomMetrics:
             ) from error
 
     def totals(self) -> dict[str, float]:
-        values = self.collection.compute()
+        with _alone(self.collection) if self.is_whole else nullcontext():
+            values = self.collection.compute()
         for name in map(str, self.collection):
             if name not in values:
                 raise ValueError(f"a metric must be one number to be logged, but {name!r} has the values {list(values)}")
@@ -99,6 +110,20 @@ class CustomMetrics:
 
     def calibration_bins(self) -> None:
         return None
+
+
+@contextmanager
+def _alone(collection: MetricCollection) -> Iterator[None]:
+    """Keeps metrics, and those that they wrap, from synchronizing."""
+    metrics = [metric for metric in collection.modules() if isinstance(metric, Metric)]
+    before = [metric.distributed_available_fn for metric in metrics]
+    try:
+        for metric in metrics:
+            metric.distributed_available_fn = lambda: False
+        yield
+    finally:
+        for metric, function in zip(metrics, before, strict=True):
+            metric.distributed_available_fn = function
 
 
 TaskMetrics = GroupedMetrics | CustomMetrics
