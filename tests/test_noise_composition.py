@@ -197,6 +197,11 @@ def test_what_no_part_may_do_is_refused():
         (lambda: noise.OneOf([noise.Gaussian(), 0.3]), r"a noise must be a value .*type noise.OneOf\(\["),  # type: ignore[list-item]
         (lambda: noise.OneOf([SALT, SALT], weights=[1.0]), r"for each of the 2 noises.*type weights=\[1.0, 1.0\]"),
         (lambda: noise.OneOf([SALT], weights=[0.0]), "weights must be a positive number"),
+        (
+            lambda: noise.OneOf([noise.Gaussian(), SALT], weights={"gaussian": 3, "impulse": 1}),  # type: ignore[arg-type]
+            r"in the order of the noises, got \{'gaussian': 3, 'impulse': 1\}; type weights=\[3, 1\]",
+        ),
+        (lambda: noise.OneOf([SALT, SALT], weights={1, 2}), r"type weights=\[1\.0, 1\.0\]"),  # type: ignore[arg-type]
         (lambda: noise.OneOf([SALT], weights=["a"]), "weight 0 must be a number"),  # type: ignore[list-item]
         (lambda: noise.Scaled(SALT, 0.0), "factor must be positive"),
         (lambda: noise.Scaled(0.5, SALT), "factor must be a number"),  # type: ignore[arg-type]

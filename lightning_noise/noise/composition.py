@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -84,6 +84,9 @@ class OneOf(Noise):
         _take(self, self.noises)
         vars(self)["elementwise"] = False  # samples have a meaning
         if self.weights is not None:
+            if isinstance(self.weights, Mapping | Set):  # whose order may not be that of the noises
+                found = [*self.weights.values()] if isinstance(self.weights, Mapping) else [1.0] * len(self.noises)
+                raise TypeError(f"weights must be a list, in the order of the noises, got {self.weights}; type weights={found}")
             weights = list(plain(self.weights)) if isinstance(self.weights, Iterable) else []
             check_finite(**{f"weight {i}": weight for i, weight in enumerate(weights)})
             object.__setattr__(self, "weights", tuple(map(float, weights)) or self.weights)
