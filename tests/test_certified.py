@@ -494,7 +494,7 @@ def test_the_curve_and_the_table_are_written(tmp_path):
     assert {"certified_figures/curve", "test/certified_figures/curve"} <= set(found["images"])
     assert {"certified/radius", "certified_radii/0.25/accuracy", "test/certified/abstentions"} <= set(found["scalars"])
     table = (tmp_path / "test" / "certified" / "certified.md").read_text()
-    assert re.search(r"\| 0\.25 \| [\d.]+ \([\d.]+ to [\d.]+\) \|", table)
+    assert re.search(r"\| 0\.25 +\| [\d.]+ \([\d.]+ to [\d.]+\) +\|", table)
     assert (tmp_path / "certified" / "certified.md").exists()
     assert Certified.read(tmp_path / "test" / "certified" / "certified.json") == callback.result
     assert (tmp_path / "robustness" / "report.json").exists()

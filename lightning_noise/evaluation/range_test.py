@@ -32,10 +32,18 @@ class RangeTest:
         n: The number of predictions that were compared at each level.
         unit: What the level is, such as ``"standard deviation"``.
 
-    A notebook shows the result as a table.
+    ``print`` and a notebook show the result as a table.
 
     Example:
         >>> result = RangeTest(0.1, {0.01: 1.0, 0.1: 0.9, 1.0: 0.2}, 0.9, "retention", {}, 1000, "standard deviation")
+        >>> print(result)
+        Level 0.1 (standard deviation): skill retained 90 %. 1,000 predictions at each level.
+        <BLANKLINE>
+        | standard deviation | skill retained, % |
+        | ------------------ | ----------------- |
+        | 0.01               | 100.0             |
+        | 0.1                | 90.0              |
+        | 1                  | 20.0              |
         >>> result.figure().axes[0].get_xlabel()
         'standard deviation'
     """
@@ -62,6 +70,9 @@ class RangeTest:
             f"at {highest:g} and does not reach {self.wanted:g}; give levels {levels}"
         )
 
+    def __str__(self) -> str:
+        return self._repr_markdown_().replace("*", "").rstrip()
+
     def _repr_markdown_(self) -> str:
         columns = [column_of(self.measured), *([column_of("accuracy")] if self.accuracies else [])]
         found = f"**Level {self.level:.2g}** ({self.unit}): {columns[0].name} {columns[0].factor * self.wanted:g} %"
@@ -70,7 +81,7 @@ class RangeTest:
             values = [value, *([self.accuracies[level]] if self.accuracies else [])]
             rows.append([f"{level:g}", *(f"{column.factor * x:.1f}" for column, x in zip(columns, values, strict=True))])
         table = grid([self.unit, *(column.heading for column in columns)], rows)
-        outcome = f"{found}." if math.isfinite(self.level) else f"{self.explain()}."
+        outcome = f"{found}." if math.isfinite(self.level) else f"{self.explain()}.".replace("no", "No", 1)
         return f"{outcome} {self.n:,} predictions at each level.\n\n{table}\n"
 
 

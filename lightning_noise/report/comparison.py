@@ -14,7 +14,7 @@ from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, 
 from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.changes import corruption, differences, pool
 from lightning_noise.report.files import read
-from lightning_noise.report.markdown import MCE, Column, column_of, excludes_zero, shown_metrics
+from lightning_noise.report.markdown import MCE, Column, column_of, excludes_zero, grid, shown_metrics
 from lightning_noise.report.model import Report, by_cell
 from lightning_noise.report.runs import check_trainings, find_recipes, read_trainings
 from lightning_noise.report.shared import common_levels, higher_is_better, restrict
@@ -35,14 +35,8 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
     def __str__(self) -> str:
-        """Returns the table in Markdown, with columns that are aligned in a terminal."""
-        lines = [self.headings, *self.rows]
-        widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(self.headings))]
-        rule = ["-" * width for width in widths]
-        padded = [
-            [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [lines[0], rule, *lines[1:]]
-        ]
-        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(line)} |" for line in padded)])
+        """Returns the table in Markdown."""
+        return f"**{self.title}**\n\n{grid(self.headings, self.rows)}"
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,12 @@ def _capitalize(text: str) -> str:
 
 
 def grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table in Markdown."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """Returns a table in Markdown, with columns that are aligned in a terminal."""
+    lines = [headings, *rows]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    padded.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 # a notebook shows a report as Markdown; set here, because this module imports that of the class
