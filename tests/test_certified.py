@@ -318,6 +318,9 @@ def test_the_monitor_logs_what_is_certified_by_hand():
     assert callback.result is not None
     assert callback.result.accuracy(0.25) == pytest.approx(expected["certified_radii/0.25/accuracy"])
     assert callback.result.accuracy(100.0) == 0.0
+    assert re.fullmatch(
+        r"[\d.]+ % of 13 targets are right and certified, with a radius of [\d.]+ on average", str(callback.result)
+    )
 
 
 def test_batches_are_read_as_by_the_other_monitors():

@@ -25,7 +25,7 @@ from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.range_test import RangeTest
 from lightning_noise.evaluation.results import Estimate
 from lightning_noise.plots.style import COLORS, MARKERS
-from lightning_noise.report import Report, markdown
+from lightning_noise.report import Report, headline, markdown
 from lightning_noise.rules import Decision, Governor, SignedGap
 
 UNITS = [
@@ -226,6 +226,7 @@ def pixels(figure: Figure) -> np.ndarray:
 def test_a_notebook_shows_a_report_and_a_range_test_as_markdown(tmp_path: Path):
     report: Any = report_of(2)
     assert report._repr_markdown_() == markdown(report)
+    assert str(report) == headline(report)
     found: Any = RangeTest(0.1, {0.1: 0.9, 1.0: 0.2}, 0.9, "retention", {0.0: 0.95, 0.1: 0.86, 1.0: 0.2}, 1000, "half-width")
     first, _, heading, _, row, _ = found._repr_markdown_().splitlines()
     assert first == "**Level 0.1** (half-width): skill retained 90 %. 1,000 predictions at each level."

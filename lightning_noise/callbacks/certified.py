@@ -276,10 +276,7 @@ class RandomizedSmoothing(PredictingMonitor):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
             found.write(path.with_suffix(".json"))
-            self._outcome = (
-                f"{self.name}: {100 * found.accuracy():.3g} % of {found.n} targets are right and certified, with a radius of "
-                f"{found.radius:.3g} on average\nTable: {shorten(path)}"
-            )
+            self._outcome = f"{self.name}: {found}\nTable: {shorten(path)}"
 
     def _markdown(self, found: Certified) -> str:
         rows = []

@@ -50,6 +50,12 @@ class Certified:
     abstentions: float
     clean: float
 
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.accuracy():.3g} % of {self.n:,} targets are right and certified, with a radius of {self.radius:.3g} "
+            "on average"
+        )
+
     def accuracy(self, radius: float = 0.0) -> float:
         """Returns the certified accuracy at a radius, or at the next larger one that is known."""
         return self._at(radius, self.accuracies)

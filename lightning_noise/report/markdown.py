@@ -258,5 +258,6 @@ def grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-# a notebook shows a report as Markdown; set here, because this module imports that of the class
+# a notebook shows a report as Markdown, and print a sentence; set here, because this module imports that of the class
 Report._repr_markdown_ = markdown  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+Report.__str__ = headline

@@ -44,6 +44,8 @@ class Report:
         chance: The accuracy, or the :math:`R^2`, of the best constant guess. ``None`` if the task does not know it.
         version: The version of the package that made the report.
 
+    ``print`` shows a sentence, and a notebook the whole report.
+
     Example:
         >>> from lightning_noise.evaluation.conditions import CLEAN
         >>> accuracy = Estimate(CLEAN, "accuracy", 0.75)
