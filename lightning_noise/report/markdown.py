@@ -260,4 +260,4 @@ def grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 # a notebook shows a report as Markdown, and print a sentence; set here, because this module imports that of the class
 Report._repr_markdown_ = markdown  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-Report.__str__ = headline
+Report.__str__ = headline  # pyright: ignore[reportAttributeAccessIssue]
