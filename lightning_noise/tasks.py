@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_noise._tensor import at_least_float32
-from lightning_noise._usage import Guided, nearest, with_types
+from lightning_noise._usage import Guided, nearest, typed, with_types
 from lightning_noise.batch import describe, leaves, write_access
 from lightning_noise.loop.internals import separate_metrics
 from lightning_noise.metrics.base import Predictions, Sums, are_distributions
@@ -274,15 +274,17 @@ class _Classification(_Labels):
             f"for positions that do not count, type task=tasks.{name}(ignore_index=…); " if self.ignore_index is None else ""
         )
         metric, chance = self._balanced(outputs)
+        governed = f"tasks.Custom({metric})"
+        monitored = typed(self, more=["balanced_accuracy"]) if "balanced_accuracy" in self.on_request else governed
         return (
             f"a constant guess is right for {100 * share:.3g} % of the targets of the first batch, so one point of accuracy is "
             f"{1 / (1 - share):.0f} % of the skill above chance; {ignore}for a metric in which all classes weigh alike, type "
-            f"RobustnessMonitor(task=tasks.Custom({metric})) with torchmetrics.classification, or "
-            f"AdaptiveLevel(rules.Governor(chance={chance}), task=tasks.Custom({metric}))"
+            f"RobustnessMonitor(task={monitored}) or AdaptiveLevel(rules.Governor(chance={chance}), task={governed}), with "
+            f"{metric.partition('(')[0]} of torchmetrics.classification"
         )
 
     def _balanced(self, outputs: Tensor) -> tuple[str, str]:
-        """Returns a metric in which all classes weigh alike, and its value for a constant guess."""
+        """Returns a metric of torchmetrics in which all classes weigh alike, and its value for a constant guess."""
         raise NotImplementedError
 
     def check_outputs(self, preds: Tensor, are_squashed: Callable[[], bool]) -> None:
@@ -363,6 +365,9 @@ class Multiclass(_Classification):
     @property
     def on_request(self) -> tuple[str, ...]:
         return tuple(_MORE)
+
+    def balance_doubt(self, outputs: Tensor, classes: Tensor) -> str | None:
+        return None if "balanced_accuracy" in self.more else super().balance_doubt(outputs, classes)
 
     def metrics(self, preds: Any, n_groups: int = 1) -> GroupedMetrics:
         metrics = super().metrics(preds, n_groups)

@@ -345,9 +345,16 @@ def test_without_a_target_that_counts_chance_is_unknown(tmp_path):
         (
             tasks.Multiclass(),
             2,
-            r"right for 95 % .* 20 % of the skill .*\(ignore_index=…\).*Custom\(MulticlassAccuracy\(num_classes=2\)",
+            r"right for 95 % .* 20 % of the skill .*\(ignore_index=…\).*type RobustnessMonitor\(task=tasks\.Multiclass\("
+            r"more=\['balanced_accuracy'\]\)\) or AdaptiveLevel\(rules\.Governor\(chance=1/2\), "
+            r"task=tasks\.Custom\(MulticlassAccuracy\(num_classes=2\)\)\), with MulticlassAccuracy of torchmetrics",
         ),
-        (tasks.Multiclass(ignore_index=7), 4, r"right for 90 % .* 10 % of the skill above chance; for a metric"),
+        (
+            tasks.Multiclass(ignore_index=7),
+            4,
+            r"right for 90 % .* 10 % of the skill above chance; for a metric .*Multiclass\(ignore_index=7, more=",
+        ),
+        (tasks.Multiclass(more=["balanced_accuracy"]), 2, None),
         (tasks.Multiclass(), 5, None),
         (tasks.Multiclass(), 0, None),  # as in the first batch of sorted data
         (tasks.Binary(), 1, r"right for 97.5 % .*Custom\(BinaryAUROC.*rules.Governor\(chance=1/2\)"),
