@@ -17,7 +17,7 @@ from scipy import stats
 from lightning_noise import __version__, report
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
 from lightning_noise.evaluation.results import Estimate, estimate, jackknife, shares_draws
-from lightning_noise.metrics import jackknife_error, t_interval
+from lightning_noise.metrics import jackknife_error, t_interval, wilson_interval
 from lightning_noise.report import Report
 from lightning_noise.tasks import Multiclass
 
@@ -186,6 +186,13 @@ def test_the_intervals_of_a_calibration_error_hold_its_mean(n, too_sure):
     mean = np.mean([each.value for each in found])
     # too many rather than too few: the absolute value of what is about 0 scatters less than the jackknife takes it to
     assert np.mean([each.low <= mean <= each.high for each in found]) > 0.95 - 5 * math.sqrt(0.95 * 0.05 / runs)
+
+
+def test_the_limits_of_a_proportion_are_not_rounded_beyond_0_or_1_or_the_proportion():
+    for n in range(1, 300):
+        share = np.arange(n + 1) / n
+        _, low, high = wilson_interval(share, [(np.sqrt(share * (1 - share) / n), 19)], n)
+        assert ((low >= 0) & (low <= share) & (share <= high) & (high <= 1)).all(), n
 
 
 def test_the_scatter_of_draws_that_all_samples_share_widens_the_interval():

@@ -157,7 +157,9 @@ def wilson_interval(value: ArrayLike, errors: Iterable[tuple[ArrayLike, ArrayLik
     samples = np.where(scatters, value * (1 - value) / standard_error**2, n)
     shift = np.where(scatters, quantile, 1.96) ** 2 / samples + 0 * standard_error  # NaN if the error is unknown
     center, half = value + shift / 2, np.sqrt(value * (1 - value) * shift + shift**2 / 4)
-    return Interval(*map(_as_float, (standard_error, (center - half) / (1 + shift), (center + half) / (1 + shift))))
+    low = np.clip((center - half) / (1 + shift), 0, value)  # rounding may lead beyond
+    high = np.clip((center + half) / (1 + shift), value, 1)
+    return Interval(*map(_as_float, (standard_error, low, high)))
 
 
 @np.errstate(invalid="ignore", divide="ignore", over="ignore")
