@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -223,6 +224,9 @@ AUTOENCODERS = {
     "function": lambda x, y: F.mse_loss(x, y),
     "module": lambda x, y: nn.SmoothL1Loss()(x, y),
     "view": lambda x, y: F.l1_loss(x.view(-1, 2, 4), target=y.view(-1, 2, 4)),
+    "by hand": lambda x, y: ((x - y) ** 2).mean(),
+    "by hand, of a view": lambda x, y: torch.sub(y.flatten(), other=x.flatten()).abs().mean(),
+    "distance": lambda x, y: x.dist(y),
 }
 
 
@@ -248,6 +252,27 @@ def test_a_second_tensor_stays_a_clean_target(compare):
     monitor = ReplayMonitor(noise.Gaussian(), [0.5])
     _, trainer = fit([monitor], module=lambda: Reconstructs(lambda x, y: compare(x, y).mean()), train=data, validation=data)
     assert trainer.callback_metrics["replay/gaussian/0.5/val_loss"] > trainer.callback_metrics["replay/clean/val_loss"]
+
+
+class Images(Classifier):
+    """A step that subtracts something of the input from it, with or without a look at the label."""
+
+    def __init__(self, uses_label: bool):
+        super().__init__()
+        self.uses_label = uses_label
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        residual = (x - x.clone().flip(-1)).square().mean(1)
+        self.log("val_loss", (residual * (y == 0) if self.uses_label else residual).mean())
+
+
+@pytest.mark.parametrize("uses_label", [True, False])
+def test_a_difference_is_a_loss_only_if_nothing_else_of_the_batch_is_used(uses_label):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fit([ReplayMonitor(noise.Gaussian(), [0.5])], module=lambda: Images(uses_label))
+    assert any("also the target" in str(each.message) for each in found) != uses_label
 
 
 class Loaders(Classifier):

@@ -75,7 +75,8 @@ class ReplayMonitor(Monitor, Replaying):
     the process: files, printed text, and calls of a logger that the module made itself.
 
     If the input is also the target, as in an autoencoder whose batch is one tensor, the target is noisy, too. To keep the
-    target clean, let the data set return the tensor twice. A warning says so if the target of a loss of torch is noisy.
+    target clean, let the data set return the tensor twice. A warning says so if the target of a loss of torch is noisy, or if
+    the step subtracts the noisy input from another tensor and uses no other tensor of the batch.
 
     The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
 
@@ -297,13 +298,14 @@ class ReplayMonitor(Monitor, Replaying):
     @contextmanager
     def _look_at_targets(self, batch: Any, perturbed: Any, own: Any) -> Iterator[None]:
         """Warns if the step compares with a noisy input, in the first step that has one."""
-        parts = zip(leaves(batch), leaves(perturbed), leaves(own), strict=True)
-        noisy = [copied for (_, leaf), (_, seen), (_, copied) in parts if seen is not leaf]
+        noisy, others = list[Tensor](), list[Tensor]()
+        for (_, leaf), (_, seen), (_, copied) in zip(leaves(batch), leaves(perturbed), leaves(own), strict=True):
+            (others if seen is leaf else noisy).append(copied)
         if self._has_looked or not noisy:
             yield
             return
         self._has_looked = True
-        with watch_comparisons(noisy) as comparisons:
+        with watch_comparisons(noisy, others) as comparisons:
             yield
         if comparisons.found:
             rank_zero_warn(
