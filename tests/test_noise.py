@@ -103,6 +103,16 @@ def test_the_laws_find_a_function_that_forgets_what_the_base_class_keeps():
         testing.is_the_identity_at_level_0(lambda x, level, generator: x + 0)  # type: ignore[arg-type]
 
 
+def test_a_law_finds_a_noise_that_takes_some_series_and_refuses_others():
+    def fails(x, level, *, generator):
+        if x.ndim == 3 and len(x) == 1:
+            raise ValueError("one row has no neighbor")
+        return x.clone()
+
+    with pytest.raises(AssertionError, match=r"refuses the shapes \[\(1, 2, 2\)\], but takes others of as many axes"):
+        testing.keeps_shape_dtype_and_device(fails)  # type: ignore[arg-type]
+
+
 def moments(member: noise.Noise, value: float, level: float) -> tuple[float, float]:
     """The closed forms of mean and variance of the third of eight elements, which all have one value in [0, 1]."""
     match member:
