@@ -325,12 +325,17 @@ def test_the_units_of_the_level_are_what_they_are_called():
 class Zeros(Network):
     def __init__(self):
         super().__init__()
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        self.net = nn.Linear(N_FEATURES, N_CLASSES)
+        nn.init.zeros_(self.net.weight)
 
 
-def test_noise_beside_weights_that_begin_at_0_is_no_warning():
-    fit([WeightNoise(noise.Gaussian(), 0.1)], module=Zeros, log_every_n_steps=1)  # a warning is an error
+@pytest.mark.parametrize(("level", "warns"), [(0.05, 0), (1.0, 1)])
+def test_noise_above_weights_that_began_at_0_is_warned_of_halfway(level, warns):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit([WeightNoise(noise.Gaussian(), level)], module=Zeros, log_every_n_steps=1, max_epochs=5)
+    messages = [str(warning.message) for warning in caught if "as strong as the weights" in str(warning.message)]
+    assert len(messages) == warns
 
 
 def test_a_filter_whose_noise_is_zero_stays():

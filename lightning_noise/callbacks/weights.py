@@ -179,7 +179,7 @@ class WeightNoise(NoiseCallback):
         try:
             noisy.enter()
             if context.is_logged:
-                perturbation.stats["ratio"] = self._measure(noisy)
+                perturbation.stats["ratio"] = self._measure(noisy, context.trainer)
             yield batch
             if not context.is_probe:
                 noisy.check_untouched(by_value=is_watched or context.is_logged)
@@ -218,14 +218,16 @@ class WeightNoise(NoiseCallback):
             module, self.params, self.noise, level, key, relative=self.relative, gradient=self.gradient, last=self._selection
         )
 
-    def _measure(self, noisy: PerturbedParameters) -> Tensor:
+    def _measure(self, noisy: PerturbedParameters, trainer: Trainer) -> Tensor:
         """Returns the norm of all noise over the norm of all weights."""
         names, noise, weights = noisy.norms()
         ratio = noise.norm() / weights.norm()
         if noisy.is_absolute and self._first_norms is not None:  # relative and multiplicative noise grow with the weights
             norms = dict(zip(names, weights.tolist(), strict=True))
             self._first_norms = first = norms | self._first_norms
-            if ratio.item() > _STRONGEST and any(first.values()):  # weights that all began at 0 are small at first
+            progress = self._clock.progress(trainer, trainer.fit_loop.epoch_loop.batch_idx)
+            # weights that all began at 0 are small at first
+            if ratio.item() > _STRONGEST and (any(first.values()) or (progress.fraction or 0.0) >= 0.5):
                 self._warn_of_strength(ratio.item())
             else:
                 self._warn_of_growth(norms, first)
