@@ -8,7 +8,7 @@ OLDEST := $(shell sed -n 's/.*"pytorch-lightning>=\(.*\)".*/\1/p' pyproject.toml
 # whatever depends on the loop of Lightning; globs, so that a module of tests can be split
 OLDEST_TESTS := $(patsubst %,tests/test_%*.py,adaptive callbacks measurements monitors namespaces processes replay together weights)
 
-.PHONY: help check test slow docs site screenshots both ray crash oldest wheel
+.PHONY: help check test slow docs site screenshots both kernels ray crash oldest wheel
 
 help: ## List the commands.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -41,6 +41,14 @@ both: ## Run the tests of the two Lightnings and of peft, installed together in 
 	source $(VENV)/bin/activate && $(PIP_INSTALL) peft
 	set -o pipefail; source $(VENV)/bin/activate && pytest -rs -m slow tests/matrix -k peft | tee -a $(VENV)/tests.txt
 	@if grep '^SKIPPED' $(VENV)/tests.txt; then echo "no test may be skipped if all three are installed"; exit 1; fi
+
+kernels: VENV ?= build/kernels
+kernels: ## Run the kernel for GPUs in the interpreter of Triton, and compile it; Triton is installed in VENV.
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	source $(VENV)/bin/activate && $(PIP_INSTALL) -e ".[test]" triton
+	set -o pipefail; source $(VENV)/bin/activate && TRITON_INTERPRET=1 pytest -n0 -rs -m "slow or not slow" tests/test_kernels.py \
+	  | tee $(VENV)/kernels.txt
+	@if grep '^SKIPPED' $(VENV)/kernels.txt; then echo "no test may be skipped with Triton"; exit 1; fi
 
 ray: VENV ?= build/ray
 ray: ## Run the tests of torchrun and Ray, which is installed in VENV (default: build/ray).

@@ -21,12 +21,10 @@ __all__ = [
     "column",
     "count_valid",
     "detached",
-    "draw_bits",
     "empty_wide",
     "index_valid",
     "is_differentiated",
     "is_fast_as_bits",
-    "last_bits",
     "like",
     "number_like",
     "over_norm",
@@ -94,20 +92,6 @@ def count_valid(mask: Tensor | None, x: Tensor, dim: int) -> Tensor:
         return torch.full((), x.shape[dim], dtype=real, device=x.device)
     # as bytes, because sums of booleans are slow on the CPU
     return mask.view(torch.uint8).sum(dim, keepdim=True, dtype=torch.int32).clamp_min_(1).to(real)
-
-
-def draw_bits(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns uniform integers in [0, 2^31) of the shape of ``x``, as int32."""
-    if x.device.type != "cpu" or x.numel() < 2**13:
-        return torch.empty_like(x, dtype=torch.int32).random_(generator=generator)
-    # a generator of the CPU draws 64 bits in little more time than 32
-    pairs = torch.empty((x.numel() + 1) // 2, dtype=torch.int64, device=x.device).random_(generator=generator)
-    return pairs.view(torch.int32)[: x.numel()].view(x.shape).bitwise_and_(2**31 - 1)
-
-
-def last_bits(level: float | Tensor) -> int | Tensor:
-    """Returns the integer that a share ``level`` of the draws of :func:`draw_bits` does not exceed; -1 for no draw."""
-    return (level * 2**31).long().sub_(1).int() if isinstance(level, Tensor) else int(level * 2**31) - 1
 
 
 def is_fast_as_bits(x: Tensor) -> bool:

@@ -49,7 +49,16 @@ LONG = (  # of all tests and of the slow tests, by the processor time of a file
     "test_callbacks_batches",
 )
 # the laws that hold on every device: those of values, and those of callbacks in a fit
-LAWS_OF_VALUES = ("test_labels", "test_losses", "test_losses_derived", "test_metrics", "test_noise", "test_perturb", "test_rng")
+LAWS_OF_VALUES = (
+    "test_kernels",
+    "test_labels",
+    "test_losses",
+    "test_losses_derived",
+    "test_metrics",
+    "test_noise",
+    "test_perturb",
+    "test_rng",
+)
 LAWS_OF_FITS = ("test_callbacks", "test_steps")
 
 

@@ -14,7 +14,7 @@ from members import NOISES
 
 from lightning_noise import InputNoise, noise, testing
 from lightning_noise._checks import check_level
-from lightning_noise._tensor import draw_bits, last_bits
+from lightning_noise.noise.draws import draw_bits, last_bits
 from lightning_noise.testing import NOISE_LAWS
 
 DROPOUTS = (noise.FeatureDropout(), noise.DropConnect())

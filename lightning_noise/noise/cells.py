@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_noise._checks import check_flags
-from lightning_noise._tensor import column, draw_bits, is_fast_as_bits, last_bits
+from lightning_noise._tensor import column, is_fast_as_bits
 from lightning_noise.noise.base import Noise, find_valid
+from lightning_noise.noise.draws import draw_bits, fuse, is_fused, last_bits
 
 __all__ = ["DropConnect", "FeatureDropout", "SwapNoise"]
 
@@ -49,23 +50,31 @@ class FeatureDropout(Noise):
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
     takes_complex: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
     takes_half: ClassVar[bool] = True
 
     def __post_init__(self):
         check_flags(rescale=self.rescale)
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        bits, last = draw_bits(x, generator), last_bits(level)
+        last, factor = last_bits(level), self._factor(x, level)
+        if is_fused(x):
+            return fuse("bits", "drop", x, generator, mask, last, high=factor)
+        mask, bits = find_valid(x, mask), draw_bits(x, generator)
         if is_fast_as_bits(x):
             y = torch.mul(x.view(torch.int32), bits.gt_(last), out=bits).view(x.dtype)
         else:
             y = torch.where(bits > last, x, 0.0)
+        y = y.mul_(factor) if self.rescale else y
+        return y if mask is None else torch.where(mask, y, x)
+
+    def _factor(self, x: Tensor, level: float | Tensor) -> float | Tensor:
         if not self.rescale:
-            return y
+            return 1.0
         # a factor for each sample must round as that of all; at p = 1, an infinite factor would make the gradient NaN
         real = torch.promote_types(x.dtype, torch.float32).to_real()
         level = level if isinstance(level, Tensor) else torch.full([1] * x.ndim, level, dtype=real, device=x.device)
-        return y.mul_((1 - level).clamp_min_(2**-24).reciprocal_())
+        return (1 - level).clamp_min_(2**-24).reciprocal_()
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class DropConnect(Noise):
     independent_rows: ClassVar[bool] = True
     max_level: ClassVar[float] = 1.0
     takes_complex: ClassVar[bool] = True
+    keeps_invalid: ClassVar[bool] = True
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:

@@ -12,16 +12,14 @@ from lightning_noise._checks import check_finite
 from lightning_noise._tensor import (
     add_scaled,
     column,
-    draw_bits,
-    empty_wide,
     is_differentiated,
     is_fast_as_bits,
-    last_bits,
     number_like,
     valid_part,
     zero_invalid_,
 )
 from lightning_noise.noise.base import Noise, find_valid
+from lightning_noise.noise.draws import draw_bits, draw_normal, draw_uniform, fuse, is_fused, last_bits
 
 __all__ = ["Gaussian", "Impulse", "Rician", "Shot", "Speckle", "Uniform"]
 
@@ -58,7 +56,9 @@ class Gaussian(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return add_scaled(x, empty_wide(x).normal_(generator=generator), level, mask)
+        if is_fused(x):
+            return fuse("normal", "add", x, generator, mask, level)
+        return add_scaled(x, draw_normal(x, generator), level, mask)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ class Uniform(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return add_scaled(x, empty_wide(x).uniform_(-1, 1, generator=generator), level, mask)
+        if is_fused(x):
+            return fuse("uniform", "add", x, generator, mask, level)
+        return add_scaled(x, draw_uniform(x, generator), level, mask)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class Speckle(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        return zero_invalid_(empty_wide(x).normal_(generator=generator), mask).mul_(level).add_(1).mul_(x)
+        if is_fused(x):
+            return fuse("normal", "scale", x, generator, mask, level)
+        return zero_invalid_(draw_normal(x, generator), mask).mul_(level).add_(1).mul_(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,14 +161,17 @@ class Impulse(Noise):
             raise ValueError(f"low must not be above high, got low={self.low} and high={self.high}")
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        mask = find_valid(x, mask)
-        low, high = self.low, self.high
+        low, high, is_kernel = self.low, self.high, is_fused(x)
+        if not is_kernel or low is None or high is None:  # the kernel itself finds NaN
+            mask = find_valid(x, mask)
         if low is None or high is None:
             candidates = _fill_invalid(x, mask)
             low = column(candidates.amin(1), x) if low is None else low
             high = column(candidates.amax(1), x) if high is None else high
-        low, high = (bound if isinstance(bound, Tensor) else number_like(bound, x) for bound in (low, high))
         # the size of the integer says whether an element is hit, and its lowest bit chooses the value
+        if is_kernel:
+            return fuse("bits", "replace", x, generator, mask, last_bits(level), low, high)
+        low, high = (bound if isinstance(bound, Tensor) else number_like(bound, x) for bound in (low, high))
         bits, last = draw_bits(x, generator), last_bits(level)
         if not is_fast_as_bits(x):
             hit = bits <= last if mask is None else (bits <= last).logical_and_(mask)
