@@ -131,7 +131,7 @@ class InputNoise(NoiseCallback):
         self._probed: dict[str, Any] = {"largest": None}
 
     def expect(self, largest: float, **facts: bool) -> None:
-        """Prepares a probe for its first batch: the largest level, and facts for :func:`find_doubts`."""
+        """Prepares a probe for its first batch: the largest level, and facts about the levels that its warnings need."""
         self._probed, self._has_looked = {"largest": largest, **facts}, False
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
