@@ -164,6 +164,15 @@ def test_weights_of_the_labels_count_if_they_belong_to_the_true_labels_alone():
         assert unfollowed(mode, loss)[0].startswith("mul in loss")
 
 
+def test_a_loss_of_the_samples_of_each_class_counts_if_labels_are_paired():
+    def loss(z, y):
+        return sum(ce(z[y == c], y[y == c]) for c in range(CLASSES) if (y == c).any())
+
+    assert unfollowed("smoothing", loss) == []
+    for mode in ("mixing", "other labels"):  # a sample of a class has no other label to mix or to change to
+        assert unfollowed(mode, loss)[0].startswith("__getitem__ in")
+
+
 def test_a_decoder_that_reads_the_previous_labels_counts_for_mixing_alone():
     y = labels(6, 4)
     for mode, build in MODES.items():

@@ -36,7 +36,8 @@ class Uses:
 
     Args:
         tracker: The tracker of the target, which also knows the tensors that this object follows.
-        weights: Whether to count weights of the labels that are multiplied by a transformed loss.
+        weights: Whether to count weights of the labels that are multiplied by a transformed loss, and samples of a class
+            that are picked for a loss.
         tokens: Whether to count an embedding of sequences of labels, as of a decoder that reads the previous labels.
     """
 
@@ -112,6 +113,8 @@ class Uses:
             return _compare(func, tensors[0], next(item for item in arguments if not isinstance(item, Tensor)))
         if func in _NEGATING and content == _Content.CLASS:
             return _Content.POSITIONS
+        if self._weights and func in PICKING and first is None and content == _Content.CLASS:
+            return _Content.LABELS  # samples of one class, which weigh 1 and all others 0
         fills = func in _FILLING or (func in PICKING and content == _Content.POSITIONS)
         if fills and first is None and content < _Content.LABELS:
             return None  # padding is filled or left out
