@@ -115,7 +115,7 @@ def test_the_noise_of_a_row_has_a_mean_square_norm_of_a_third_of_the_squared_lev
     module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, width)}).double()
     tokens = (rows,) if length is None else (rows, padded)  # one token for each row, where there is no axis of tokens
     batch = {"mask": (torch.arange(padded) < (length or 0)).expand(tokens) if length else torch.ones(tokens)}
-    ids = torch.zeros(tokens, dtype=torch.long)
+    ids = torch.randint(N_WORDS, tokens)
     noisy = within(EmbeddingNoise(alpha, mask="mask"), module, lambda: module["words"](ids), batch=batch, level=alpha)
     norms = (noisy - module["words"](ids)).flatten(1).square().sum(1)
     # u^2 has the mean 1/3 and the variance 4/45, and a norm is a mean of n of them; five standard errors
@@ -146,6 +146,20 @@ def test_padding_that_nothing_marks_is_noticed():
         within(EmbeddingNoise(), module, lambda: module["words"](batch["ids"]), batch=batch)
     within(EmbeddingNoise(mask="attention_mask"), module, lambda: module["words"](batch["ids"]), batch=batch)
     within(EmbeddingNoise(), known, lambda: known["words"](batch["ids"]), batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda batch: batch["attention_mask"] == 0, "'words' is 0 everywhere .* for the opposite type mask=lambda batch"),
+        (lambda batch: (batch["attention_mask"] - 1) * 1e9, "'words' has no valid element"),  # added to scores of attention
+    ],
+)
+def test_a_mask_that_marks_the_padding_as_tokens_or_nothing_is_noticed(mask, message):
+    batch = next(iter(DataLoader(Sentences(), batch_size=16)))
+    module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, WIDTH)})
+    with pytest.warns(UserWarning, match=message):
+        within(EmbeddingNoise(mask=mask), module, lambda: module["words"](batch["ids"]), batch=batch)
 
 
 @pytest.mark.parametrize("alike", [torch.arange(24).view(4, 6) % 5 == 2, (torch.arange(6) == 5).expand(4, 6)])
@@ -276,7 +290,7 @@ def positions_of(lengths: Tensor) -> Tensor:
 def test_a_packed_row_has_the_noise_of_its_documents_alone(given):
     width, alpha = 500, 5.0
     module = nn.ModuleDict({"words": nn.Embedding(N_WORDS, width)}).double()
-    ids, mask = torch.ones(4, LENGTH, dtype=torch.long), torch.arange(LENGTH) < PACKED.sum(1, keepdim=True)
+    ids, mask = torch.randint(N_WORDS, (4, LENGTH)), torch.arange(LENGTH) < PACKED.sum(1, keepdim=True)
     batch = {"n": PACKED, "at": positions_of(PACKED), "mask": mask}
     arguments: dict[str, Any] = {
         "lengths": {"documents": "n"},

@@ -18,7 +18,7 @@ from lightning_noise.loop.internals import original_module
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.masks import Mask, find_mask
 from lightning_noise.noise import Uniform
-from lightning_noise.perturb.doubts import tokens_doubt
+from lightning_noise.perturb.doubts import OTHER_MASK, tokens_doubt, values_doubt
 from lightning_noise.perturb.outputs import check_output
 from lightning_noise.rng import Key
 
@@ -86,7 +86,7 @@ class EmbeddingNoise(OutputCallback):
         self.modules = plain(modules)
         self.mask = mask
         self.documents = documents
-        self._are_documents_checked = self._has_looked = False
+        self._are_documents_checked = self._is_mask_checked = self._has_looked = False
 
     def select_modules(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         if self.modules is not None:
@@ -103,7 +103,7 @@ class EmbeddingNoise(OutputCallback):
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         find_mask(batch, self.mask)
         self._find_documents(batch)
-        self._are_documents_checked = False
+        self._are_documents_checked = self._is_mask_checked = False
         self._look(pl_module, batch)
 
     def perturb(self, context: Context, batch: Any, level: float, key: Key, perturbation: Perturbation) -> Iterator[Any]:
@@ -168,7 +168,19 @@ class EmbeddingNoise(OutputCallback):
                 "type modules=… if the mask belongs to another embedding, or a function of the batch, such as "
                 'mask=lambda batch: torch.arange(L, device=batch["lengths"].device) < batch["lengths"][:, None] for lengths'
             )
-        return mask.to(device) > 0
+        tokens = mask.to(device) > 0
+        if not self._is_mask_checked:  # as of the documents, the values are looked at once
+            self._check_mask(call, tokens)
+        return tokens
+
+    def _check_mask(self, call: Call, tokens: Tensor) -> None:
+        """Warns if a mask marks padding as tokens, or nothing."""
+        self._is_mask_checked = True
+        ids = call.inputs[0]
+        if ids.shape != tokens.shape:  # of a module that embeds something else
+            return
+        if (doubt := values_doubt(f"the input of {call.name!r}", ids[tokens], OTHER_MASK)) is not None:
+            rank_zero_warn(f"{self.name!r}: {doubt}")
 
     def _check_ids(self, call: Call, argument: str) -> None:
         ids = call.active.ids.setdefault(call.name, call.inputs[0])

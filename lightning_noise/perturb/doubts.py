@@ -18,7 +18,7 @@ from lightning_noise.noise.composition import parts_of
 from lightning_noise.perturb.inputs import snr_db
 from lightning_noise.perturb.normalization import Normalization
 
-__all__ = ["find_doubts", "looks_like_mask", "values_doubt"]
+__all__ = ["OTHER_MASK", "find_doubts", "looks_like_mask", "tokens_doubt", "values_doubt"]
 
 _HIGHEST_SNR_DB = 45.0  # an eighth of the last bit of an 8-bit image
 _LOWEST_SNR_DB = -19.0  # ten times the data
@@ -67,7 +67,7 @@ def find_doubts(
             continue
         name = f"the input {format_path(path)!r}" if path else "the input"
         values = _valid_values(leaf, find_masks(batch, mask), normalization)
-        doubt = values_doubt(name, values, _OTHER_INPUT if mask is None else _OTHER_MASK)
+        doubt = values_doubt(name, values, _OTHER_INPUT if mask is None else OTHER_MASK)
         if doubt is None and noisy is not None and not noise.mixes_samples and _spreads(leaf, get(noisy, path)):
             doubt = (
                 f"{noise.title} makes finite elements of {name} infinite or NaN, because the data hold infinite values or "
@@ -97,7 +97,7 @@ def find_doubts(
 
 
 _OTHER_INPUT = "if another leaf is the input, type inputs=…"
-_OTHER_MASK = "a mask is above 0 at valid positions, so for the opposite type mask=lambda batch: batch[…] == 0"
+OTHER_MASK = "a mask is above 0 at valid positions, so for the opposite type mask=lambda batch: batch[…] == 0"
 
 
 def _spreads(clean: Any, noisy: Any) -> bool:
