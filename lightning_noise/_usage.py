@@ -9,7 +9,7 @@ from functools import cache
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
-__all__ = ["Guided", "Value", "match", "name_of", "nearest", "typed", "with_types", "write_call"]
+__all__ = ["UNKNOWN_END", "Guided", "Value", "match", "name_of", "nearest", "typed", "with_types", "write_call"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,11 @@ _EXAMPLES = {
     "function": "lambda sample, level: …",
     "every": "2",
 }
+# why a share of the run is not known
+UNKNOWN_END = (
+    "the end is unknown: type Trainer(max_steps=…), or max_epochs=… and, if the training loader has no length, "
+    "limit_train_batches=…"
+)
 _COPIED = ...  # stands for the arguments of a copy
 
 

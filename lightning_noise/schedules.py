@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 from lightning_noise._checks import check_counts, check_numbers, is_number, plain
-from lightning_noise._usage import Value, nearest, typed, with_types
+from lightning_noise._usage import UNKNOWN_END, Value, nearest, typed, with_types
 
 __all__ = [
     "Amplitude",
@@ -150,8 +150,7 @@ def _time(schedule: Any, progress: Progress) -> float:
     if schedule.unit == "epoch":
         raise ValueError(f"{schedule} is in epochs, whose number must be given: type epochs=…")
     raise ValueError(
-        "a schedule in fractions needs a run with a known end, but the end is unknown: type Trainer(max_steps=…), or "
-        "max_epochs=… and, if the training loader has no length, limit_train_batches=…; or type the times in steps, such as "
+        f"a schedule in fractions needs a run with a known end, but {UNKNOWN_END}; or type the times in steps, such as "
         f"schedules.{_in_steps(schedule)}"
     )
 

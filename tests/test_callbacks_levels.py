@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -87,6 +88,32 @@ def test_steps_count_updates_and_not_batches():
     log = LevelLog(callback)
     fit([callback, log], accumulate_grad_batches=2, max_epochs=2)
     assert log.levels == [0, 0, 1, 2, 2, 3]  # three batches an epoch, the last of which is an update of its own
+
+
+def test_a_function_of_a_fraction_that_is_not_known_is_refused_before_the_training():
+    callback = InputNoise(noise.Gaussian(), lambda progress: 0.5 * progress.fraction)
+    with pytest.raises(ValueError, match=r"If it reads progress.fraction, the end is unknown: type Trainer\(max_steps=…\)"):
+        fit([callback], max_epochs=-1)
+    fit([callback], max_epochs=-1, max_steps=2)
+    with pytest.raises(TypeError, match="bad operand type"):  # an error of another kind stays as it is
+        fit([InputNoise(noise.Gaussian(), lambda progress: abs(str(progress)))], max_epochs=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "is_late"),
+    [
+        (schedules.Linear(0.0, 0.5, begin=100, until=200, unit="step"), True),
+        (schedules.Piecewise([0.0, 0.5], [2], unit="epoch"), True),
+        (schedules.Window(0.5, begin=5, until=6, unit="step"), False),  # the last step of two epochs
+        (schedules.Linear(0.0, 0.0, until=100, unit="step"), False),  # is 0 on purpose
+    ],
+)
+def test_a_schedule_that_begins_after_the_end_of_the_run_is_a_warning(schedule, is_late):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fit([InputNoise(noise.Gaussian(), schedule)], max_epochs=2)
+    late = [each for each in found if "is 0 in all 6 steps of this run, and above 0 only later" in str(each.message)]
+    assert len(late) == is_late
 
 
 @pytest.mark.filterwarnings("ignore:.*clip=.* cuts off")

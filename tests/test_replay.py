@@ -231,6 +231,17 @@ AUTOENCODERS = {
 
 
 @pytest.mark.parametrize("sanity", [0, 2])
+def test_a_module_that_logs_nothing_for_the_epoch_is_a_warning(sanity):
+    class Silent(Classifier):
+        def validation_step(self, batch, batch_idx):
+            self.log("at each step", 1.0, on_step=True, on_epoch=False)
+
+    with pytest.warns(UserWarning, match="'replay': the validation steps .* nothing to repeat; type self.log") as found:
+        fit([ReplayMonitor(noise.Gaussian(), [0.5])], module=Silent, max_epochs=2, num_sanity_val_steps=sanity)
+    assert len([each for each in found if "nothing to repeat" in str(each.message)]) == 1
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
 @pytest.mark.parametrize("compare", AUTOENCODERS.values(), ids=AUTOENCODERS)
 def test_a_target_that_is_the_noisy_input_is_a_warning(compare, sanity):
     data: Any = DataLoader(Rows(13, seed=1).x, 5)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_noise import plots
 from lightning_noise._checks import check_level, check_name
-from lightning_noise._usage import Guided
+from lightning_noise._usage import UNKNOWN_END, Guided
 from lightning_noise.batch import Selector
 from lightning_noise.callbacks.adaptive import Adaptation, AdaptiveLevel, AnyLevel
 from lightning_noise.evaluation.positions import data_share
@@ -218,6 +218,8 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         levels = {self._level_at(progress) for progress in outline}
         self._largest_level = max(levels, default=None)
         self._is_scheduled = len(levels) > 1
+        if levels == {0.0} and (steps := self._clock.total_steps(trainer)) is not None:
+            self._check_onset(trainer, steps)
         self._level_of(trainer, 0)
         self._checked, self._effective = False, None
         self._seed = self._choose_seed(trainer)
@@ -371,7 +373,25 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
             loggers.log_figure(trainer, "train_noise/schedules", draw, step=0)
 
     def _level_at(self, progress: Progress) -> float:
-        return check_level(self.level(progress), self.max_level)
+        try:
+            level = self.level(progress)
+        except TypeError as error:
+            if progress.fraction is None and not isinstance(self.level, Schedule):
+                raise ValueError(
+                    f"the level of {self.name!r} raised TypeError: {error}. If it reads progress.fraction, {UNKNOWN_END}; or "
+                    "read progress.step"
+                ) from error
+            raise
+        return check_level(level, self.max_level)
+
+    def _check_onset(self, trainer: Trainer, steps: int) -> None:
+        """Warns if a schedule is above 0 only after the end of the run."""
+        later = (self.level(Progress(2**i, 2**i, 1.0)) for i in range(40))
+        if any(later) and not any(self.level(progress) for progress in self._clock.moments(trainer, range(steps))):
+            rank_zero_warn(
+                f"the level of {self.name!r} is 0 in all {steps} steps of this run, and above 0 only later: {self.level}; type "
+                "times within the run, or in fractions of it"
+            )
 
     def _end_epoch(self, trainer: Trainer) -> None:
         """Notes the length of the epoch, and warns if it changes the level."""

@@ -131,5 +131,8 @@ class PredictingMonitor(Monitor, Returning):
         """Writes the files at the end of a run, if a batch was evaluated."""
 
     def _check_loader(self, trainer: Trainer) -> None:
-        if self.dataloader_idx >= n_evaluation_loaders(trainer):
-            raise ValueError(f"{type(self).__name__} saw no batch of dataloader_idx={self.dataloader_idx}")
+        if self.dataloader_idx >= (n := n_evaluation_loaders(trainer)):
+            raise ValueError(
+                f"{type(self).__name__} saw no batch of dataloader_idx={self.dataloader_idx}; the loaders are {list(range(n))}, "
+                "so type dataloader_idx=0"
+            )

@@ -148,7 +148,7 @@ class ReplayMonitor(Monitor, Replaying):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._keys = []
         super().setup(trainer, pl_module, stage)
-        self._is_tried = self._has_looked = False
+        self._is_tried = self._has_looked = self._has_warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -353,6 +353,12 @@ class ReplayMonitor(Monitor, Replaying):
                     data.copy_(copied)
                     parameter.data = data
         self._keys = list(values[CLEAN])
+        if not any(values.values()) and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"{self.name!r}: the {stage_of(trainer)} steps of the module have logged nothing for the epoch, so there is "
+                "nothing to repeat; type self.log('loss', loss) in the step, because values that callbacks log are not repeated"
+            )
         return values
 
     def _end_epoch(self) -> None:

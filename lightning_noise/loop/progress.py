@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lightning_noise.loop.internals import (
@@ -71,9 +72,14 @@ class Clock:
         if (steps := self.total_steps(trainer)) is None:  # the epochs of these moments are not known
             steps = max(trainer.max_steps, 0)
             return [now, *(now._replace(fraction=share, step=max(now.step, int(share * steps))) for share in shares)]
-        taken = [int((steps - 1) * share) for share in shares]
+        return list(self.moments(trainer, [int((steps - 1) * share) for share in shares]))
+
+    def moments(self, trainer: Trainer, taken: Iterable[int]) -> Iterator[Progress]:
+        """Yields the progress before some of the :meth:`total_steps`, which must be known."""
+        steps: Any = self.total_steps(trainer)
         batches, per_step = int(trainer.num_training_batches), trainer.accumulate_grad_batches
-        return [Progress(step, step * per_step // batches, step / steps) for step in taken]
+        for step in taken:
+            yield Progress(step, step * per_step // batches, step / steps)
 
     def total_steps(self, trainer: Trainer) -> int | None:
         """Returns the steps of the whole run, or ``None`` if they, or the length of an epoch, are not known."""
@@ -129,9 +135,10 @@ def check_validation(trainer: Trainer, name: str, every_n_epochs: int = 1) -> No
     every = math.lcm(every_n_epochs, trainer.check_val_every_n_epoch or 1)
     if 0 < (trainer.max_epochs or 0) < every and not is_fast_dev_run(trainer):
         what = "no validation" if every_n_epochs == 1 else f"every_n_epochs={every_n_epochs} never"
+        advice = "Trainer(check_val_every_n_epoch=1)" if every_n_epochs == 1 else "every_n_epochs=1"
         raise ValueError(
             f"{what} comes in a run of {trainer.max_epochs} epochs with check_val_every_n_epoch="
-            f"{trainer.check_val_every_n_epoch}, but {name} needs a validation"
+            f"{trainer.check_val_every_n_epoch}, but {name} needs a validation; type {advice}"
         )
 
 
