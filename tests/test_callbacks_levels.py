@@ -91,7 +91,7 @@ def test_steps_count_updates_and_not_batches():
 
 
 def test_a_function_of_a_fraction_that_is_not_known_is_refused_before_the_training():
-    callback = InputNoise(noise.Gaussian(), lambda progress: 0.5 * progress.fraction)
+    callback = InputNoise(noise.Gaussian(), lambda progress: 0.5 * progress.fraction)  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"If it reads progress.fraction, the end is unknown: type Trainer\(max_steps=…\)"):
         fit([callback], max_epochs=-1)
     fit([callback], max_epochs=-1, max_steps=2)

@@ -133,6 +133,6 @@ class PredictingMonitor(Monitor, Returning):
     def _check_loader(self, trainer: Trainer) -> None:
         if self.dataloader_idx >= (n := n_evaluation_loaders(trainer)):
             raise ValueError(
-                f"{type(self).__name__} saw no batch of dataloader_idx={self.dataloader_idx}; the loaders are {list(range(n))}, "
-                "so type dataloader_idx=0"
+                f"{type(self).__name__} saw no batch of dataloader_idx={self.dataloader_idx}; the loaders are "
+                f"{list(range(n))}, so type dataloader_idx=0"
             )
