@@ -18,6 +18,8 @@ from lightning_noise.metrics import (
     AdaptiveCalibrationError,
     BalancedAccuracy,
     ClasswiseCalibrationError,
+    MeanAbsoluteError,
+    MeanSquaredError,
     PinballLoss,
     TopKAccuracy,
 )
@@ -64,6 +66,19 @@ def test_metrics_of_a_collection_stay_different_after_a_batch_without_a_mistake(
     collection.update(z, 0 * target)
     collection.update(z, target)
     assert collection.compute() == pytest.approx({"one": 7 / 12, "five": 11 / 12})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "values"),
+    [(MeanSquaredError(), MeanAbsoluteError(), (2.0, 1.0)), (PinballLoss([0.25]), PinballLoss([0.75]), (0.75, 0.25))],
+)
+def test_errors_of_a_collection_stay_different_after_a_batch_without_an_error(one, other, values):
+    y = torch.arange(6.0)
+    collection = MetricCollection({"one": one, "other": other})
+    for error in (0.0, 2.0):
+        preds = y + error
+        collection.update(preds[:, None] if isinstance(one, PinballLoss) else preds, y)
+    assert collection.compute() == dict(zip(("one", "other"), values, strict=True))
 
 
 def equal_mass(logits: Tensor, target: Tensor, n_bins: int) -> float:

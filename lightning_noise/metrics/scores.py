@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,11 +172,12 @@ class BrierDecomposition(ClassBins):
 
 
 class _RegressionSums(Sums):
-    """A mean error from sums in float64 or, on a device without float64, in float32."""
+    """A mean error from sums in float64 or, on a device without float64, in float32.
 
-    states: ClassVar[tuple[str, ...]] = ("error_sum",)
+    Each subclass names its states, because a MetricCollection merges metrics whose states are equal in the first batch.
+    """
 
-    error_sum: Tensor
+    states: tuple[str, ...]  # the sum of the errors first
 
     def __init__(self, n_groups: int = 1):
         super().__init__(n_groups, count=())
@@ -189,8 +190,8 @@ class _RegressionSums(Sums):
                 f"{type(self).__name__} expects predictions and target of one shape, got {describe(preds)} and "
                 f"{describe(target)}; type preds.reshape(target.shape)"
             )
-        target = target.to(self.error_sum.dtype)
-        terms = self._terms(preds.to(self.error_sum.dtype) - target, target)
+        target = target.to(self._precision)
+        terms = self._terms(preds.to(self._precision) - target, target)
         finite = torch.stack([term.isfinite() for term in terms.values()]).all(0)
         self._add(groups, **{state: term.where(finite, 0.0) for state, term in terms.items()})
         self._add(groups, count=torch.ones_like(finite), undefined=~finite)
@@ -200,7 +201,11 @@ class _RegressionSums(Sums):
         raise NotImplementedError
 
     def _values(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {self.key: sums["error_sum"] / sums["count"]}
+        return {self.key: sums[self.states[0]] / sums["count"]}
+
+    @property
+    def _precision(self) -> torch.dtype:
+        return getattr(self, self.states[0]).dtype
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         if fn(torch.zeros(())).device.type in _WITHOUT_FLOAT64:
@@ -229,9 +234,10 @@ class MeanSquaredError(_RegressionSums):
     higher_is_better = False
     plot_lower_bound = 0.0
     key = "mse"
+    states = ("squared_error_sum",)
 
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {"error_sum": error.square()}
+        return {"squared_error_sum": error.square()}
 
 
 class MeanAbsoluteError(_RegressionSums):
@@ -251,9 +257,10 @@ class MeanAbsoluteError(_RegressionSums):
     higher_is_better = False
     plot_lower_bound = 0.0
     key = "mae"
+    states = ("absolute_error_sum",)
 
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {"error_sum": error.abs()}
+        return {"absolute_error_sum": error.abs()}
 
 
 class PinballLoss(_RegressionSums):
@@ -283,8 +290,9 @@ class PinballLoss(_RegressionSums):
     key = "pinball"
 
     def __init__(self, quantiles: Sequence[float], n_groups: int = 1):
-        super().__init__(n_groups)
         self.quantiles = tuple(quantiles)
+        self.states = (f"pinball_sum_{'_'.join(map(str, self.quantiles))}",)
+        super().__init__(n_groups)
         if not self.quantiles or not all(0 < quantile < 1 for quantile in self.quantiles):
             raise ValueError(f"quantiles must be between 0 and 1, got {quantiles!r}; type quantiles=[0.1, 0.5, 0.9]")
 
@@ -298,7 +306,7 @@ class PinballLoss(_RegressionSums):
 
     def _terms(self, error: Tensor, target: Tensor) -> dict[str, Tensor]:
         quantiles = error.new_tensor(self.quantiles)
-        return {"error_sum": torch.maximum(-quantiles * error, (1 - quantiles) * error)}
+        return {self.states[0]: torch.maximum(-quantiles * error, (1 - quantiles) * error)}
 
 
 class R2Score(_RegressionSums):
@@ -337,7 +345,7 @@ class R2Score(_RegressionSums):
         error, mean, square = (sums[state] / sums["count"] for state in self.states)
         variance = square - mean.square()
         # the difference of equal targets is not 0 but what rounding leaves
-        is_known = variance > 2**12 * torch.finfo(self.error_sum.dtype).eps * square
+        is_known = variance > 2**12 * torch.finfo(self._precision).eps * square
         return {"r2": 1 - (error / variance).where(is_known, torch.nan)}
 
 
