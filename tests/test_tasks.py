@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers_metrics import assert_same_values, predictions
 from members import TASKS
-from torchmetrics import MeanAbsoluteError, MetricCollection
+from torchmetrics import CatMetric, MeanAbsoluteError, MetricCollection
 from torchmetrics import R2Score as TorchR2Score
 
 from lightning_noise import metrics as own
@@ -206,6 +206,18 @@ def test_metrics_of_ones_own_say_themselves_whether_more_is_better():
     assert (r2.main, r2.score({"R2Score": 0.5}), r2.higher_is_better(error.main)) == ("R2Score", 0.5, False)
     with pytest.raises(TypeError, match="expects a Metric or MetricCollection of torchmetrics, got 'multiclass'"):
         Custom("multiclass")  # type: ignore[arg-type]
+
+
+def test_metrics_of_ones_own_that_keep_lists_count_each_sample_once_after_a_use():
+    class Count(CatMetric):
+        def compute(self) -> torch.Tensor:
+            return torch.tensor(len(super().compute()))
+
+    collection = MetricCollection({"one": Count(), "two": Count()})
+    collection.update(torch.zeros(5))
+    metrics = Custom(collection).metrics(None)
+    metrics.collection.update(torch.zeros(3))
+    assert metrics.totals() == {"one": 3, "two": 3}
 
 
 def test_metrics_of_ones_own_begin_anew_and_stay_different_after_a_batch_without_a_mistake():

@@ -519,6 +519,7 @@ def separate_metrics(collection: MetricCollection) -> None:
     a batch without a mistake are.
     """
     if collection._enable_compute_groups is True:
+        collection.values()  # copies the states, or metrics that were updated would go on to share their lists
         collection._enable_compute_groups, collection._groups, collection._groups_checked = False, {}, False
 
 
