@@ -60,9 +60,9 @@ def of_default(records: Records) -> Table:
     """What the adaptive level makes of each set of data; the table of the README."""
     table = Table(
         "Evidence",
-        "Test accuracy in per cent without noise in training, and how much `InputNoise(noise.Gaussian(), AdaptiveLevel(), "
-        "per_sample=True)` changes it: means and standard errors of paired differences over seeds. For the regression, R². Of "
-        "each noise, the mean over five levels.",
+        "Test accuracy of a network that trained without noise, and how much `InputNoise(noise.Gaussian(), AdaptiveLevel(), "
+        "per_sample=True)` changes it, in per cent: means over seeds, and standard errors of the paired differences. For the "
+        "regression, R² takes the place of the accuracy. Values under noise are means over five levels of each noise.",
         ["training data", "seeds", "clean", "under Gaussian noise", "under noises not trained with"],
     )
     for task, net in (place for place in RECIPES if DEFAULT in RECIPES[place]):
