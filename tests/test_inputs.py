@@ -535,3 +535,9 @@ def test_codes_of_categories_among_numbers_are_noticed_and_the_line_to_type_spar
     noisy = perturb_batch({"x": x}, [("x",)], noise.Gaussian(), 0.2, Key(("test",)), mask=mask)["x"]
     assert torch.equal((noisy != x).any(0), torch.arange(22) != 20)
     assert not list(find_doubts({"x": x}, None, [("x",)], noise.SwapNoise(), 0.2))
+
+
+@pytest.mark.parametrize("x", [torch.rand(1, 4), torch.ones(1, 4, dtype=torch.long)], ids=["numbers", "categories"])
+def test_a_batch_of_one_row_without_others_to_swap_with_is_noticed(x):
+    (doubt,) = find_doubts({"x": x}, {"x": x}, [("x",)], noise.SwapNoise(), 0.2)
+    assert doubt.startswith("the input 'x' has one row in the first batch")

@@ -57,6 +57,7 @@ def mixed_of(callback: Mixup | CutMix, x: Tensor, level: float = 1.0, name: str 
 # --- mixup
 
 
+@pytest.mark.filterwarnings("ignore:.*has one row in the first batch")
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
 def test_mixup_is_the_loss_of_two_terms_of_the_mixed_input(n, per_sample):
@@ -431,6 +432,23 @@ def test_a_mask_that_is_not_given_is_noticed():
     batch["lengths"] = batch.pop("mask").sum(1)
     with pytest.warns(UserWarning, match=r"leaves 'lengths' int64 \(16,\) as it is.*put such a mask into the batch"):
         mixed_series(Mixup(1.0, inputs="x", target="y"), batch)
+
+
+def test_another_leaf_that_may_be_a_target_is_noticed_if_no_target_is_named():
+    x, y = torch.rand(8, 4), torch.arange(8) % 3
+    message = r"'1', and leaves '2' int64 \(8,\) as it is.*type target=\[1, 2\]; .*type inputs=\[0, 2\]; else type target=1"
+    with pytest.warns(UserWarning, match=message):
+        Mixup(1.0).check(Linear(), [x, y, y])
+    with pytest.warns(UserWarning, match=r"'label', and leaves 'group' int64 \(8,\) .*type target=\['label', 'group'\]"):
+        CutMix(1.0, dim=(-1,)).check(Linear(), {"x": x, "label": y, "group": y})
+    Mixup(1.0).check(Linear(), [x, y, torch.ones(3)])  # has no row for each sample
+    for target in (1, [1, 2]):
+        Mixup(1.0, target=target).check(Linear(), [x, y, y])
+
+
+def test_a_batch_of_one_sample_is_noticed():
+    with pytest.warns(UserWarning, match="'mixup': the input '0' has one row in the first batch.*type a larger batch_size=…"):
+        Mixup(1.0).check(Linear(), [torch.rand(1, 4), torch.zeros(1, dtype=torch.long)])
 
 
 def test_a_mask_that_is_the_opposite_is_noticed():

@@ -32,7 +32,7 @@ from lightning_noise.labels import SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import MixedLabelLoss
 from lightning_noise.masks import align_mask, find_mask, valid_positions
-from lightning_noise.perturb.doubts import looks_like_mask, values_doubt
+from lightning_noise.perturb.doubts import alone_doubt, looks_like_mask, values_doubt
 from lightning_noise.perturb.inputs import check_dense
 from lightning_noise.rng import Key
 
@@ -166,6 +166,8 @@ class _Mixing(TargetCallback):
                     f"{type(self).__name__} needs floats, but the input {format_path(path)!r} is {describe(x)}. Convert images "
                     "to floats in the transform of the data set, mix token ids as embeddings in the module, or type inputs=…"
                 )
+            if (doubt := alone_doubt(f"the input {format_path(path)!r}", x)) is not None:
+                rank_zero_warn(f"{self.name!r}: {doubt}")
             self._check_mask(batch, path, {*inputs, *targets})
             for target in targets.values():
                 if x.shape[:1] != target.shape[:1]:
@@ -173,6 +175,8 @@ class _Mixing(TargetCallback):
                         f"input and target must have the same number of samples, but the input {format_path(path)!r} is "
                         f"{describe(x)} and the target is {describe(target)}"
                     )
+        if self.target is None:
+            self._check_others(batch, inputs, next(iter(targets)))
         floating = {path for path, target in targets.items() if target.is_floating_point()}
         for path in targets.keys() - floating if self.via == "batch" else ():
             SmoothLabels(self.n_classes).check(targets[path])
@@ -226,6 +230,19 @@ class _Mixing(TargetCallback):
                     f"mask={_selector(other)!r}; then the mixed samples get the mask of both. If this holds lengths, put such "
                     "a mask into the batch"
                 )
+
+    def _check_others(self, batch: Any, inputs: list[Path], target: Path) -> None:
+        """Warns if the target by default leaves out a leaf with a row for each sample, which may be another target."""
+        x, known = get(batch, inputs[0]), {*inputs, target, *([] if self.mask is None else select(batch, self.mask))}
+        for path, leaf in leaves(batch):
+            if path not in known and leaf.shape[:1] == x.shape[:1] and not looks_like_mask(path, leaf, x):
+                one, other = _selector(target), _selector(path)
+                rank_zero_warn(
+                    f"{type(self).__name__} mixes the target {format_path(target)!r}, and leaves {format_path(path)!r} "
+                    f"{describe(leaf)} as it is. If this is a target, too, type target={[one, other]}; if it is an input, "
+                    f"type inputs={[*map(_selector, inputs), other]}; else type target={one!r}"
+                )
+                return
 
     @property
     def _changes_loss(self) -> bool:
@@ -325,7 +342,8 @@ class Mixup(_Mixing):
             :class:`~lightning_noise.AdaptiveLevel` with the rule :class:`~lightning_noise.rules.SignedGap`.
         inputs: Which leaves of the batch are inputs, as in :class:`~lightning_noise.InputNoise`. All are mixed alike.
         target: Which leaf of the batch is the target, as in :class:`~lightning_noise.TargetNoise`. A list gives the targets of
-            several heads, which are mixed with the same shares.
+            several heads, which are mixed with the same shares. Without this argument, a warning names another leaf that has a
+            row for each sample and is not mixed.
         mask: Which leaf of the batch marks the valid positions of the inputs, with numbers above 0. The leaf has the shape of
             the inputs, their first axes, or their first and last ones. A mixed sample is valid where either sample is, and its
             mask says so. Positions that are not valid count as 0.

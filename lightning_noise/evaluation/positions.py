@@ -86,7 +86,10 @@ class SamplePositions:
 def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:
     """Raises a ValueError on all ranks if a rank saw no batch. Otherwise, the others would hang in the next collective."""
     if not trainer.strategy.reduce_boolean_decision(saw_batch):
-        raise ValueError(f"{name} measures on all processes, but one of them saw no batch")
+        raise ValueError(
+            f"{name} measures on all processes, but one of them saw no batch; let the held-out data "
+            "yield at least one batch on each"
+        )
 
 
 def check_parts(trainer: Trainer, name: str, clean: Sequence[Tensor]) -> None:

@@ -18,7 +18,7 @@ from lightning_noise.noise.composition import parts_of
 from lightning_noise.perturb.inputs import snr_db
 from lightning_noise.perturb.normalization import Normalization
 
-__all__ = ["OTHER_MASK", "find_doubts", "looks_like_mask", "tokens_doubt", "values_doubt"]
+__all__ = ["OTHER_MASK", "alone_doubt", "find_doubts", "looks_like_mask", "tokens_doubt", "values_doubt"]
 
 _HIGHEST_SNR_DB = 45.0  # an eighth of the last bit of an 8-bit image
 _LOWEST_SNR_DB = -19.0  # ten times the data
@@ -63,9 +63,11 @@ def find_doubts(
     for path in paths:
         leaf = get(batch, path)
         x = leaf if isinstance(leaf, Tensor) else leaf[0][None]
+        name = f"the input {format_path(path)!r}" if path else "the input"
+        if noise.mixes_samples and (alone := alone_doubt(name, x)) is not None:
+            yield alone
         if not x.is_floating_point() or x.numel() == 0:
             continue
-        name = f"the input {format_path(path)!r}" if path else "the input"
         values = _valid_values(leaf, find_masks(batch, mask), normalization)
         doubt = values_doubt(name, values, _OTHER_INPUT if mask is None else OTHER_MASK)
         if doubt is None and noisy is not None and not noise.mixes_samples and _spreads(leaf, get(noisy, path)):
@@ -115,6 +117,18 @@ def _valid_values(leaf: Any, masks: Any, normalization: Normalization | None) ->
         raw = x if normalization is None else normalization.restore(x)
         found.append(raw[valid_positions(x, mask)].flatten())
     return torch.cat(found)
+
+
+def alone_doubt(name: str, x: Tensor) -> str | None:
+    """Returns a warning if an input that takes values of other rows has a single row.
+
+    Example:
+        >>> alone_doubt("the input 'x'", torch.zeros(1, 3)).partition(";")[0]
+        "the input 'x' has one row in the first batch, and without other rows it stays as it is"
+    """
+    if len(x) != 1:
+        return None
+    return f"{name} has one row in the first batch, and without other rows it stays as it is; type a larger batch_size=…"
 
 
 def values_doubt(name: str, values: Tensor, advice: str) -> str | None:
