@@ -44,9 +44,9 @@ ALEXNET_ERRORS: Mapping[str, float] = {
 def imagenet_c() -> dict[str, Transform]:
     """Returns the fifteen families of ImageNet-C as noises, whose levels are the severities 1 to 5.
 
-    The images have the shape (B, C, H, W) with one or three channels, at least 32 pixels on each side, and values in [0, 1]. Of
-    normalized images, a monitor is told ``mean`` and ``std``. The corruptions are those of the package imagecorruptions. The
-    benchmark itself consists of stored images with other draws and its own compression.
+    The images have the shape (B, C, H, W) with one or three channels, at least 32 pixels on each side, and values in [0, 1].
+    For normalized images, pass ``mean`` and ``std`` to the monitor. The corruptions are those of the package imagecorruptions.
+    The benchmark itself consists of stored images with other draws and its own compression.
 
     Raises:
         ImportError: If imagecorruptions cannot be imported.
@@ -77,8 +77,8 @@ def imagenet_c_mce(report: Report, baseline: Mapping[str, float] = ALEXNET_ERROR
 
     Args:
         report: The ``report`` of a :class:`~lightning_noise.RobustnessMonitor`.
-        baseline: The error rate of each family, as a mean over the severities. The default is that of AlexNet, which has a
-            meaning for models of ImageNet alone.
+        baseline: The error rate of each family, as a mean over the severities. The default is that of AlexNet, which is
+            meaningful only for models of ImageNet.
 
     Raises:
         ValueError: If the report lacks a family or a severity.

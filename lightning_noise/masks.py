@@ -1,6 +1,6 @@
 """Masks and documents: which positions are valid, and which belong together in a packed row.
 
-A packed row holds several documents, one after another. Each document of a row has another number, which is at least 1.
+A packed row holds several documents, one after another. Each document of a row has a number of its own, at least 1.
 Positions that no document covers have a negative number. Numbers have the shape :math:`(B, T)`.
 """
 
@@ -48,7 +48,7 @@ def find_mask(batch: Any, mask: Mask | None) -> Tensor | None:
 
 
 def find_documents(batch: Any, documents: Mask | None) -> Tensor | None:
-    """Returns the documents of a batch, as :func:`find_mask` does a mask."""
+    """Returns the documents of a batch, in the same way as :func:`find_mask`."""
     return _find(batch, documents, "documents")
 
 

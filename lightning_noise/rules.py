@@ -142,8 +142,8 @@ class Governor(Rule):
     to compare with. Raising the noise while the clean metric is healthy does not work: metrics improve during training, which
     hides the harm of the noise.
 
-    The lost share :math:`1 - r` grows about with the square of the level :math:`\lambda`. So the rule can tell at which level
-    the share ``retain`` is left, and goes there:
+    The lost share :math:`1 - r` grows roughly with the square of the level :math:`\lambda`. So the rule can tell at which level
+    the share ``retain`` is left, and moves there:
 
     .. math:: \lambda \leftarrow \sqrt{\frac{\overline{\lambda^2}}{\ell} \, (1 - \text{retain})}, \quad
         \ell^2 = \overline{1 - r}^2 + \overline{\text{SE}(r)}^2
@@ -170,7 +170,7 @@ class Governor(Rule):
 
     A smaller ``retain`` trades clean skill for robustness. Start at level 0, because weights that are noisy from the start may
     learn nothing. Only validations count in which the level can move: in a run of few epochs, validate more often
-    (``val_check_interval``). Report final results on test data, because the validation data have chosen the level.
+    (``val_check_interval``). Report final results on test data, because the validation data chose the level.
 
     If nearly all targets are of one class, few samples make the skill above chance. Then follow a metric in which all classes
     weigh alike, such as a balanced accuracy, by ``tasks.Custom``.

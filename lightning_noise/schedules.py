@@ -94,8 +94,8 @@ def level_at(level: Level, progress: Progress) -> float:
 def moments(steps: int, epochs: int | None = None, most: int | None = None) -> Iterator[Progress]:
     """Returns the progress before each step of a run. The epoch is ``None`` if the number of epochs is.
 
-    Of more than ``most`` steps, one step of each of so many equal stretches is taken, each at another place of its stretch, so
-    that the mean level of a periodic schedule stays.
+    If there are more than ``most`` steps, the run is divided into ``most`` equal stretches. One step is taken from each, at
+    another place in each stretch, so that the mean level of a periodic schedule stays the same.
     """
     check_counts(steps=steps, epochs=epochs, most=most)
     epoch: Any = (lambda step: None) if epochs is None else (lambda step: step * epochs // steps)

@@ -291,7 +291,7 @@ class _Classification(_Labels):
         name = type(self).__name__
         if self.probabilities and ((preds.exp().sum(1) - 1).abs() > _HALF).any():
             raise ValueError(
-                f"{name}(probabilities=True) expects {self.kinds[1]}, got values that are none; if the module returns logits, "
+                f"{name}(probabilities=True) expects {self.kinds[1]}, got other values; if the module returns logits, "
                 f"type task=tasks.{name}()"
             )
         if not self.probabilities and self._are_probabilities(preds, are_squashed):
@@ -613,9 +613,9 @@ class Regression(_Labels):
 class Custom(Task):
     """Metrics of your own.
 
-    They are given the output of the module as it is, the target, and ``clean_preds=`` if a metric takes it. The output must be
-    a tensor with a row for each row of the target. The main metric is ``"accuracy"``, or else the first;
-    torchmetrics sorts a dict of metrics by name. Intervals are not known, because a ``MetricCollection`` keeps no groups apart.
+    The metrics receive the output of the module as it is, the target, and ``clean_preds=`` if a metric takes it. The output
+    must be a tensor with a row for each row of the target. The main metric is ``"accuracy"``, or else the first; torchmetrics
+    sorts a dict of metrics by name. Intervals are not known, because a ``MetricCollection`` keeps no groups apart.
 
     Args:
         collection: A metric of torchmetrics or of this package, or a ``MetricCollection``; each value must be one number.

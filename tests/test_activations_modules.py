@@ -158,7 +158,7 @@ def test_metrics_and_losses_are_no_activations():
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("accuracy", "'accuracy' is a metric or loss, MulticlassAccuracy, whose values are no activations; type modules=…"),
+        ("accuracy", "'accuracy' is a metric or loss, MulticlassAccuracy, whose values are not activations; type modules=…"),
         ("metrics.mean", "'metrics' is a metric or loss, MetricCollection"),
         ("distance.network", "'distance' is a metric or loss, PerClass"),
         (["net.1", "cross_entropy"], "'cross_entropy' is a metric or loss, CrossEntropyLoss"),

@@ -192,11 +192,11 @@ class ActivationNoise(OutputCallback):
     If a selected module returns :math:`h`, its caller receives :math:`\text{noise}(h, \text{level})`. In a tuple, list, dict or
     dataclass, such as the output of an LSTM or of attention, each floating-point tensor has its own draw; a tensor that occurs
     twice remains a single tensor. A tensor without dimensions, such as a finished loss, gets no noise; neither does the content
-    of any other object, such as a distribution or a cache. Metrics and losses are no activations: patterns skip the metrics of
-    torchmetrics, the losses of torch, modules of a class that is named ``…Loss``, and all that these hold. A pattern with ``*``
-    also skips modules that return nothing that can take noise. The noise is out of place. Gradients flow through the noise:
-    multiplicative noise scales them, and with ``relative`` they include the gradient of the standard deviation. Two calls of a
-    module in a step have two draws. Activation checkpointing repeats the draw of the forward pass.
+    of any other object, such as a distribution or a cache. Metrics and losses are not activations: patterns skip the metrics of
+    torchmetrics, the losses of torch, modules whose class is named ``…Loss``, and everything that these hold. A pattern with
+    ``*`` also skips modules that return nothing that can take noise. The noise is out of place. Gradients flow through the
+    noise: multiplicative noise scales them, and with ``relative`` they include the gradient of the standard deviation. Two
+    calls of a module in a step have two draws. Activation checkpointing repeats the draw of the forward pass.
 
     The noise acts from the start of the training step to the end of the backward pass, never in validation, test and
     prediction. Level 0 is a no-op. The draws differ between ranks. The log key is ``train_noise/<name>/level``. See
@@ -307,7 +307,7 @@ def find_modules(pl_module: LightningModule, patterns: str | Sequence[str]) -> d
     for name, judge in _find_judges(pl_module).items():
         if any(f"{pattern}.".startswith(f"{name}.") for pattern in as_list(patterns)):
             raise ValueError(
-                f"{name!r} is a metric or loss, {type(judge).__name__}, whose values are no activations; "
+                f"{name!r} is a metric or loss, {type(judge).__name__}, whose values are not activations; "
                 "type modules=… to select modules of the network"
             )
     found = match(name_modules(pl_module), patterns, "module")

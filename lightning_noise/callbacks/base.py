@@ -404,10 +404,11 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
         level, true_level = self.level(before), self.level(after)
         if level != true_level:
             batches, said = self._clock.length, trainer.num_training_batches
+            expected = f"{said} were expected" if said < math.inf else "their number was not known"
             rank_zero_warn(
-                f"epoch {before.epoch} had {batches} batches, and {said if said < math.inf else 'an unknown number'} was "
-                f"expected: the level of {self.name!r} goes at once from {level:.3g} to {true_level:.3g}. The next epochs "
-                f"count {batches} batches. To prevent the jump, type Trainer(limit_train_batches={batches})"
+                f"epoch {before.epoch} had {batches} batches, but {expected}: the level of {self.name!r} jumps from "
+                f"{level:.3g} to {true_level:.3g}. The next epochs count {batches} batches. To prevent the jump, type "
+                f"Trainer(limit_train_batches={batches})"
             )
 
 

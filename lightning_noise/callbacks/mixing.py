@@ -308,7 +308,7 @@ class Mixup(_Mixing):
     .. math:: \tilde x_i = \lambda x_i + (1 - \lambda) x_{\pi(i)}, \quad \lambda \sim \mathrm{Beta}(\alpha, \alpha)
 
     The partner :math:`\pi(i) = i - s \bmod B` comes :math:`s` samples before, with one uniform draw of :math:`s` for the
-    batch. Each other sample of the batch is equally likely. Shuffle the training data: in a fixed order, the same samples meet.
+    batch. Each other sample of the batch is equally likely. Shuffle the training data: a fixed order pairs the same samples.
 
     The loss is :math:`\lambda L(y_i) + (1 - \lambda) L(y_{\pi(i)})`. It applies if the module computes ``cross_entropy``,
     ``nll_loss``, ``binary_cross_entropy`` or ``binary_cross_entropy_with_logits`` of the target. Class indices stay integers,
@@ -320,17 +320,17 @@ class Mixup(_Mixing):
     regression, are mixed in the batch. There the target is NaN if it is NaN for either sample. Another number that marks a
     missing value is mixed like any number.
 
-    An input that is missing, NaN, in one of the samples has the value of the other.
+    If an element of the input is NaN, or missing, in one of the samples, the mixed sample has the value of the other.
 
-    A label that is ignored or masked does not count for either sample: if the partner's label does not count, the own label
-    takes its place. If the module multiplies the loss by masks or weights of the labels, use ``via="sample"``. Otherwise these
-    stay the masks and weights of sample :math:`i`, and the callback warns of weights.
+    A label that is ignored or masked does not count for either sample: if the partner's label does not count, the sample's own
+    label takes its place. If the module multiplies the loss by masks or weights of the labels, use ``via="sample"``. Otherwise
+    these stay the masks and weights of sample :math:`i`, and the callback warns of weights.
 
     The level is :math:`\alpha \geq 0`; 0 is no mixing. Usual values are 0.2 to 0.4 on ImageNet, and on CIFAR-10 the value 1,
     a uniform :math:`\lambda`. The mean of :math:`\lambda` is 1/2 and its variance :math:`1 / (4 (2 \alpha + 1))`.
 
-    Mixup alone does not protect against noise. It can lower the accuracy on noisy data and worsen the calibration, and an
-    :class:`~lightning_noise.InputNoise` before it can reverse both. Measure this with a
+    Mixup alone is no reliable protection against noise. It can lower the accuracy on noisy data and worsen the calibration, and
+    an :class:`~lightning_noise.InputNoise` before it can reverse both. Measure this with a
     :class:`~lightning_noise.RobustnessMonitor`.
 
     The samples are mixed from the start of the training step to the end of the backward pass, and never in validation, test
@@ -450,7 +450,10 @@ class CutMix(_Mixing):
         for target in (get(batch, path) for path in self._target_paths(batch)):
             has_axes = not target.is_floating_point() and target.ndim > len(self.dim)
             if has_axes and any(target.shape[dim] != first.shape[dim] for dim in self.dim):
-                raise ValueError(f"labels with axes must be as fine as the input, {describe(first)}, got {describe(target)}")
+                raise ValueError(
+                    f"labels with a value for each position must have the axes dim={self.dim} of the input {describe(first)}, "
+                    f"got {describe(target)}; resize the labels in the data set"
+                )
 
     def _mix(self, x: Tensor, level: float, key: Key) -> _Mix:
         generator = key.generator("cpu")

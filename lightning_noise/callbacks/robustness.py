@@ -58,7 +58,7 @@ class RobustnessMonitor(PredictingMonitor):
     ``robustness/<metric>_clean``                          a metric without noise
     ``robustness/<metric>_noisy``                          averaged over noises and levels
     ``robustness/accuracy_worst``                          at the worst noise and level
-    ``robustness/<metric>_drop``                           clean minus noisy; of the metric of the score
+    ``robustness/<metric>_drop``                           clean minus noisy, for the metric of the score
     ``robustness/accuracy_retention``                      the share of the skill above chance that is left under noise
     ``robustness/mce``                                     the errors under noise relative to those of the baseline
     ``robustness_levels/<noise>/<level>/<metric>``         a metric under a noise at a level, averaged over the draws
@@ -81,7 +81,7 @@ class RobustnessMonitor(PredictingMonitor):
     *Custom scalars* show the main metric clean, noisy and at its worst, and for each noise a band from clean to its strongest
     level. At the end of a fit, a validation or a test it receives reliability diagrams. The score is a metric of *HParams*.
     Weights & Biases, MLflow, Comet and Neptune receive the figures and texts, too. For other loggers the figures are PNG files
-    beside their logs. ``CSVLogger`` receives the summary, and not a column for each level. At the end, ``report.json`` and
+    beside their logs. ``CSVLogger`` receives the summary, but no column for each level. At the end, ``report.json`` and
     ``report.md`` are written into the folder of the first logger, with a 95 % interval for each value and for each difference
     to the baseline: in ``robustness`` after a fit, else in ``validate/robustness`` or ``test/robustness``. The attribute
     ``report`` holds the same :class:`~lightning_noise.report.Report`.
@@ -98,13 +98,13 @@ class RobustnessMonitor(PredictingMonitor):
         predict: A callable from module and batch to the output. Default: ``module(*inputs)``. If the batch is a mapping whose
             keys are the names of the parameters of ``forward``, the module is called by these names, with every parameter that
             is a key except the target. If the batch is a sequence with one tensor more than ``forward`` needs, and at least
-            three, the module is called with all but the last, which is the target. Of an output with ``logits``, these are
-            taken.
+            three, the module is called with all but the last, which is the target. If the output has ``logits``, the monitor
+            takes these.
         n_draws: The number of draws of each noise, over which values are averaged.
         clip: Bounds of the noisy input, as in :class:`~lightning_noise.InputNoise`.
         relative: With ``"std"``, levels are in units of the standard deviation of each sample.
-        mask: Which positions of the input are valid, as in :class:`~lightning_noise.InputNoise`. Which labels count is said by
-            the ``ignore_index`` of the task, or by NaN.
+        mask: Which positions of the input are valid, as in :class:`~lightning_noise.InputNoise`. Labels that do not count are
+            marked by the ``ignore_index`` of the task, or by NaN.
         mean: The mean with which the input was normalized, as in :class:`~lightning_noise.InputNoise`.
         std: The standard deviation with which the input was normalized.
         logged: The metrics that are logged at each level. Default: the ``logged`` metrics of the task.

@@ -79,12 +79,12 @@ class WeightNoise(NoiseCallback):
 
     The log keys are ``train_noise/<name>/level`` and ``train_noise/<name>/ratio``, the norm of the noise over the norm of the
     weights. If the level is in the units of the weights, the weights can outgrow the noise. There is a warning if the norm of a
-    tensor has doubled since the noise began in this fit, or if the ratio is above 3. Tensors that began at 0 do not count. The
-    norms are taken every ``log_every_n_steps`` steps.
+    tensor has doubled since the noise began in this fit, or if the ratio is above 3. A tensor that began at 0 may grow. If all
+    weights began at 0, the ratio counts in the second half of the run. The norms are taken every ``log_every_n_steps`` steps.
 
-    Let the level rise, as in ``schedules.Linear(0.0, 0.5, until=0.5)``: at equal mean dose, the rising level was a point of
-    accuracy under noise better than a constant or falling level. An :class:`~lightning_noise.AdaptiveLevel` should start at 0.
-    A start above 1 warns, because a model at chance cannot show that the level is too high.
+    Let the level rise, as in ``schedules.Linear(0.0, 0.5, until=0.5)``, so that the model learns the task first. The mean level
+    matters more than the shape. An :class:`~lightning_noise.AdaptiveLevel` should start at 0. A start above 1 is a warning,
+    because a model at chance cannot show that the level is too high.
 
     Args:
         noise: The noise, such as :class:`~lightning_noise.noise.Gaussian`. The noise takes each row of a tensor for a sample.

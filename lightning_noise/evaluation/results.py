@@ -184,7 +184,7 @@ class Results:
         if not self.n_targets:
             rank_zero_warn(f"{name} saw no target that counts: all are NaN or the ignore_index, so all its values are NaN")
         if any(isinstance(metric, ConstantGuess) and metric.undefined.any() for metric in sums):
-            rank_zero_warn(f"{name} knows no chance: a batch has more classes than the first, so the retention is NaN")
+            rank_zero_warn(f"{name} cannot tell chance: a batch has more classes than the first, so the retention is NaN")
 
     @property
     def sizes(self) -> list[int]:

@@ -184,15 +184,15 @@ def smooth(module: nn.Module, sigma: float, norm: Norm = "l2") -> Smoothed:
 
     The draws of a sample depend on the seed and on its position alone, not on the other samples; give ``positions=`` for the
     later batches of a data set. The module predicts in evaluation mode and without gradients, and many copies of a sample at
-    once. Afterward it is as before. A prediction with NaN votes for no class. ``certify`` costs
+    once. Afterward the module is as before. A prediction with NaN votes for no class. ``certify`` costs
     ``n0 + n`` predictions of a sample, and fewer if the last of ``n0`` cannot change the selected class.
 
     The guarantee assumes exact arithmetic. A module that is designed to exploit rounding errors can break it (Voráček and Hein,
     2023), most of all in half precision.
 
     Args:
-        module: A module that returns logits of shape (B, K). It was trained with the same noise, as by
-            ``InputNoise(noise.Gaussian(), sigma)``, or its radii are small.
+        module: A module that returns logits of shape (B, K). Train it with the same noise, as by
+            ``InputNoise(noise.Gaussian(), sigma)``, or the radii are small.
         sigma: The level of the noise in the units of the input: the standard deviation of ``noise.Gaussian()``, or the
             half-width of ``noise.Uniform()``.
         norm: The norm of the changes that are certified: ``"l2"`` or ``"l1"``.

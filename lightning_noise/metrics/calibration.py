@@ -102,8 +102,8 @@ class AdaptiveCalibrationError(_ConfidenceSums):
 
     .. math:: \frac{1}{M} \sum_b \left| \text{acc}_b - \text{conf}_b \right|
 
-    Bins of equal width hold most predictions in the last one, if the model is confident. Bins of equal mass see these
-    predictions finely. The states are histograms of the log-odds, so no predictions are stored. At the edge of a bin, the
+    If the model is confident, bins of equal width have most predictions in the last bin. Bins of equal mass resolve these
+    predictions. The states are histograms of the log-odds, so no predictions are stored. At the edge of a bin, the
     predictions of an interval of at most 2 % of the odds are split evenly. The floor of a calibrated model is not 0 either;
     see :class:`CalibrationBins`.
 

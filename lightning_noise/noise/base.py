@@ -54,7 +54,8 @@ class Noise(Value, ABC):
             Rows of held-out data are then drawn many at a time.
         elementwise: Whether each element is perturbed alone, so that the shape of ``x`` has no meaning.
         takes_complex: Whether the noise also takes complex values.
-        keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that nobody has to put them back.
+        keeps_invalid: Whether :meth:`perturb` itself keeps invalid elements and finds NaN, so that the caller need not put them
+            back.
         takes_half: Whether :meth:`perturb` also takes half precision, and rounds once, at the end. A GPU then saves two copies.
         cuts_gradient: Whether no gradient flows through the noise to ``x``.
         level_usage: What to type as the level, with ``{}`` in place of a number that a user would take for the level.

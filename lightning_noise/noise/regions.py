@@ -84,8 +84,8 @@ class Masking(Noise):
     erasing.
 
     With a mask, lengths and places count the positions of each axis that hold a valid element. So the mean share of the valid
-    part is exactly :math:`p` if this part is a span or a box. Of another part, the box covers :math:`p` of the smallest grid of
-    positions that holds the part.
+    part is exactly :math:`p` if this part is a span or a box. For a part of any other shape, the box covers :math:`p` of the
+    smallest grid of positions that holds the part.
 
     Args:
         dim: The axes of the box, counted from the end. Along all other axes the box spans the sample. ``(-2, -1)`` is a box of

@@ -26,7 +26,7 @@ def reliability_diagram(panels: Mapping[str, CalibrationBins | Sequence[Tensor]]
     :math:`\text{conf}_b \pm 2 \sqrt{S_b} / n_b` in about 95 of 100 bins. Bins outside their bar are red squares. Below the
     diagonal the model is over-confident, above the diagonal under-confident. The strip at the bottom shows the share of the
     predictions in each bin. The title gives the accuracy, the expected calibration error, and the error that chance alone would
-    show, :func:`~lightning_noise.metrics.calibration.calibration_floor`. Of more than twelve panels, twelve are drawn.
+    show, :func:`~lightning_noise.metrics.calibration.calibration_floor`. At most twelve panels are drawn.
 
     Args:
         panels: By title, a :class:`~lightning_noise.metrics.CalibrationBins`, or four sums over the predictions in each bin:
