@@ -179,7 +179,8 @@ def without_overrides() -> AbstractContextManager[None]:
 
 def detached(leaf: Tensor) -> Tensor:
     """Returns the data of a leaf as a plain tensor, and calls nothing that a subclass may override."""
-    return Tensor.as_subclass(leaf, Tensor).detach()
+    # a sparse tensor cannot be made another view of a subclass
+    return (leaf if type(leaf) is Tensor else Tensor.as_subclass(leaf, Tensor)).detach()
 
 
 def as_type_of(leaf: Tensor, y: Tensor) -> Tensor:

@@ -265,6 +265,20 @@ def test_a_second_tensor_stays_a_clean_target(compare):
     assert trainer.callback_metrics["replay/gaussian/0.5/val_loss"] > trainer.callback_metrics["replay/clean/val_loss"]
 
 
+@pytest.mark.parametrize(
+    "part",
+    [torch.eye(3).to_sparse(), torch.nested.nested_tensor([torch.rand(2), torch.rand(3)], layout=torch.jagged)],
+    ids=["sparse", "jagged"],
+)
+def test_a_step_may_subtract_tensors_that_are_not_dense(part):
+    class Subtracts(Classifier):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            assert (2 * part - part).sum() != 0
+
+    fit([ReplayMonitor(noise.Gaussian(), [0.5])], module=Subtracts)
+
+
 class Images(Classifier):
     """A step that subtracts something of the input from it, with or without a look at the label."""
 

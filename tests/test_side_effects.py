@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import N_CLASSES, Classifier, Rows, assert_same, fit, keys_of, loader, make_trainer, weights
+from helpers import N_CLASSES, N_FEATURES, Classifier, Rows, assert_same, fit, keys_of, loader, make_trainer, weights
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAUROC
@@ -91,6 +91,27 @@ def test_a_monitor_does_not_change_a_run_whose_forward_pass_changes_the_module(m
     assert_same(one.state(), two.state())
     found, expected = keys_of(with_it), keys_of(without)
     assert {key: found[key] for key in expected} == expected
+
+
+class Graph(Classifier):
+    """Holds the edges of its features in a sparse buffer."""
+
+    edges: Tensor
+
+    def __init__(self, layout: torch.layout):
+        super().__init__()
+        self.register_buffer("edges", torch.eye(N_FEATURES).to_sparse(layout=layout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((self.edges @ x.T).T)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
+def test_a_module_may_hold_sparse_tensors(make, layout):
+    module, _ = fit([make()], module=lambda: Graph(layout), max_epochs=1)
+    assert torch.equal(module.edges.to_dense(), torch.eye(N_FEATURES))
 
 
 def nothing(x: Tensor, level: Any, *, generator: torch.Generator) -> Tensor:

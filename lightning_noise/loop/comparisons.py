@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_noise._tensor import detached
-from lightning_noise.loop.internals import share_memory
+from lightning_noise.loop.internals import share_memory, wraps_tensors
 
 __all__ = ["Comparisons", "watch_comparisons"]
 
@@ -61,6 +61,8 @@ class Comparisons(TorchFunctionMode):
         return result
 
     def _holds(self, tensor: Tensor) -> bool:
+        if wraps_tensors(tensor):  # noise is in plain tensors only
+            return False
         return any(share_memory(detached(tensor), detached(each)) for each in self.tensors)
 
 
