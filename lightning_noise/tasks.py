@@ -146,6 +146,10 @@ class Task(Guided, ABC):
         """Returns a warning if the classes of a batch leave little room above chance."""
         return None
 
+    def outputs_doubt(self, outputs: Any) -> str | None:
+        """Returns a warning if the outputs of a batch, as the task reads them, seem to be those of another task."""
+        return None
+
     def target_doubt(self, target: Tensor) -> str | None:
         """Returns a warning if the targets of a batch that count seem to be those of another task."""
         return None
@@ -286,6 +290,19 @@ class _Classification(_Labels):
     def _balanced(self, outputs: Tensor) -> tuple[str, str]:
         """Returns a metric of torchmetrics in which all classes weigh alike, and its value for a constant guess."""
         raise NotImplementedError
+
+    def outputs_doubt(self, outputs: Tensor) -> str | None:
+        values = self._values(outputs)
+        if self.probabilities or values.numel() < _ENOUGH or not _are_in_unit_interval(values):
+            return None
+        return (
+            f"all outputs of the first batch are in [0, 1], but {type(self).__name__}() expects {self.kinds[0]}. If they are "
+            f"probabilities: {self._advise_on_probabilities(outputs)}"
+        )
+
+    def _values(self, preds: Tensor) -> Tensor:
+        """Returns what the module returned, of predictions of shape (B, K, *)."""
+        return preds
 
     def check_outputs(self, preds: Tensor, are_squashed: Callable[[], bool]) -> None:
         name = type(self).__name__
@@ -483,8 +500,11 @@ class _YesOrNo(_Classification):
             advice = "for class indices, type task=tasks.Multiclass()"
         raise ValueError(f"{name}() expects targets of 0 and 1, got {_describe_range(target)}; {advice}")
 
+    def _values(self, preds: Tensor) -> Tensor:
+        return preds[:, 1]
+
     def _are_probabilities(self, preds: Tensor, are_squashed: Callable[[], bool]) -> bool:
-        values = preds[:, 1]
+        values = self._values(preds)
         if not _are_in_unit_interval(values):
             return False
         # logits that fill the interval and never leave it are no logits; logits of an untrained module may lie anywhere in it

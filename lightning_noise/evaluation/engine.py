@@ -92,7 +92,7 @@ class Pass:
                 self._check(context, batch, arguments, preds, target[:n] if counts is None else target[:n][counts])
                 classes = self.predictor.task.classes(labels)
                 classes = classes if classes is None or counts is None else classes[counts]
-                self.predictor.check_balance(outputs, counted, classes)
+                self.predictor.look(outputs, counted, classes)
             yield Reading(condition, seen, outputs, preds, counted, groups, samples, classes)
 
     def _check(self, context: Context, batch: Any, arguments: Arguments, preds: Any, target: Tensor) -> None:

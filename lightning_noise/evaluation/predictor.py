@@ -45,7 +45,7 @@ class Predictor:
     predict: Callable[[Any, Any], Any] | None = None
     labelled: bool = True
     _reader: Task | None = field(default=None, init=False, repr=False, compare=False)  # the task, since a clear batch
-    _has_checked_balance: bool = field(default=False, init=False, repr=False, compare=False)
+    _has_looked: bool = field(default=False, init=False, repr=False, compare=False)
     _has_checked_target: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -57,7 +57,7 @@ class Predictor:
 
     def forget(self) -> None:
         """Forgets how the outputs of an earlier module were read."""
-        self._reader, self._has_checked_balance, self._has_checked_target = None, False, False
+        self._reader, self._has_looked, self._has_checked_target = None, False, False
 
     def locate(self, module: Any, batch: Any) -> tuple[Arguments, Tensor]:
         """Returns the arguments of the module, which ``predict`` may not need, and the target."""
@@ -131,13 +131,15 @@ class Predictor:
                 f"the target is leaf 1 of the batch, and leaf {found} could be, too; type target=1 or target={others[0]}"
             )
 
-    def check_balance(self, outputs: Any, target: Tensor, classes: Tensor | None) -> None:
-        """Warns if the first batch leaves little room above chance, or its target seems to be that of another task."""
-        if self._has_checked_balance or not self.labelled:
+    def look(self, outputs: Any, target: Tensor, classes: Tensor | None) -> None:
+        """Warns if outputs or targets of the first batch suit another task better, or leave little room above chance."""
+        if self._has_looked:
             return
-        self._has_checked_balance = True
-        doubt = self.task.target_doubt(target) if classes is None else self.task.balance_doubt(outputs, classes)
-        if doubt is not None:
+        self._has_looked = True
+        doubts = [self.task.outputs_doubt(outputs)]
+        if self.labelled:
+            doubts.append(self.task.target_doubt(target) if classes is None else self.task.balance_doubt(outputs, classes))
+        for doubt in filter(None, doubts):
             rank_zero_warn(doubt)
 
     def ends_in_squashing(self, context: Context, batch: Any, arguments: Arguments, side_effects: SideEffects) -> bool:
