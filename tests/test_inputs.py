@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_noise import InputNoise, Key, RandomizedSmoothing, ReplayMonitor, RobustnessMonitor, noise, schedules
 from lightning_noise.batch import find_inputs
 from lightning_noise.loop.snapshot import copy_batch
-from lightning_noise.perturb.doubts import find_doubts, numbers_doubt, silence_doubt
+from lightning_noise.perturb.doubts import find_doubts, missing_doubt, numbers_doubt, silence_doubt
 from lightning_noise.perturb.inputs import perturb_batch, snr_db
 from lightning_noise.perturb.normalization import Normalization
 
@@ -523,8 +523,9 @@ def test_channels_that_fit_two_axes_are_refused_with_both_lines_to_type():
     ],
     ids=["(B, C, T)", "(B, T, C)", "full", "sparse", "border", "last column"],
 )
-def test_series_that_end_in_zeros_are_taken_for_padded(x, is_told):
-    assert (silence_doubt("the input", x, "batch[0]") is not None) == is_told
+def test_series_that_end_in_zeros_or_begin_with_them_are_taken_for_padded(x, is_told):
+    for each in (x, x.flip(list(x.shape).index(20, 1))):
+        assert (silence_doubt("the input", each, "batch[0]") is not None) == is_told
 
 
 def test_codes_of_categories_among_numbers_are_noticed_and_the_line_to_type_spares_them():
@@ -541,3 +542,17 @@ def test_codes_of_categories_among_numbers_are_noticed_and_the_line_to_type_spar
 def test_a_batch_of_one_row_without_others_to_swap_with_is_noticed(x):
     (doubt,) = find_doubts({"x": x}, {"x": x}, [("x",)], noise.SwapNoise(), 0.2)
     assert doubt.startswith("the input 'x' has one row in the first batch")
+
+
+@pytest.mark.parametrize(
+    ("values", "is_told"),
+    [
+        (torch.cat([torch.linspace(0, 1, 50), torch.tensor([-1.0, -1.0])]), True),
+        (torch.cat([torch.linspace(-3, 3, 50), torch.tensor([-999.0, -999.0])]), True),
+        (torch.cat([torch.linspace(0, 1, 50), torch.tensor([-1.0])]), False),  # an outlier
+        (torch.cat([torch.linspace(0, 1, 50), torch.tensor([-0.5, -0.5])]), False),
+        (torch.tensor([0.0, 1.0, 2.0]).repeat(20), False),  # categories
+    ],
+)
+def test_a_number_apart_from_all_others_is_taken_for_missing_values(values, is_told):
+    assert (missing_doubt("the input", values, "batch[0]") is not None) == is_told

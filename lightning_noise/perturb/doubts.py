@@ -23,7 +23,7 @@ __all__ = ["OTHER_MASK", "alone_doubt", "find_doubts", "looks_like_mask", "token
 _HIGHEST_SNR_DB = 45.0  # an eighth of the last bit of an 8-bit image
 _LOWEST_SNR_DB = -19.0  # ten times the data
 _CHANNELS = (1, 3, 4)
-_ENOUGH = 20  # values of a channel
+_ENOUGH = 20  # values of a channel, or different values
 _SHORTEST_SERIES = 16  # shorter rows may be those of a table
 
 
@@ -214,7 +214,7 @@ type mask=lambda batch: batch['x'].new_tensor([i not in [1] for i in range(2)]).
 
 
 def silence_doubt(name: str, x: Tensor, access: str) -> str | None:
-    """Returns a warning if dense series end in zeros from different positions on, as padding does.
+    """Returns a warning if dense series end in zeros from different positions on, as padding does, or begin with them.
 
     Example:
         >>> silence_doubt("the input", (torch.arange(20) < torch.tensor([[20], [15]])).float(), "batch")
@@ -224,11 +224,13 @@ def silence_doubt(name: str, x: Tensor, access: str) -> str | None:
         return None
     time = max(range(1, x.ndim), key=lambda dim: x.shape[dim])
     filled = (x != 0).movedim(time, -1).flatten(1, -2).any(1) if x.ndim == 3 else x != 0
-    lengths = (filled * torch.arange(1, filled.shape[-1] + 1, device=x.device)).amax(-1)
-    is_sparse = filled.sum() < 0.99 * lengths.sum()
-    if is_sparse or lengths.max() - lengths.min() <= 2:  # a common border, or last columns that are 0 in some rows
-        return None
-    return f"{name} ends in zeros from different positions on, as padding does; if so, type mask=lambda batch: {access} != 0"
+    ends = {"ends in zeros from different positions on": filled, "begins with zeros up to different positions": filled.flip(-1)}
+    for where, each in ends.items():
+        lengths = (each * torch.arange(1, each.shape[-1] + 1, device=x.device)).amax(-1)
+        is_sparse = each.sum() < 0.99 * lengths.sum()
+        if not is_sparse and lengths.max() - lengths.min() > 2:  # not a common border, or last columns that are 0 in some rows
+            return f"{name} {where}, as padding does; if so, type mask=lambda batch: {access} != 0"
+    return None
 
 
 def missing_doubt(name: str, values: Tensor, access: str) -> str | None:
@@ -245,8 +247,10 @@ def missing_doubt(name: str, values: Tensor, access: str) -> str | None:
         if n < 2 or len(others) < 2:
             continue
         low, high = others.min(), others.max()
-        distance = torch.maximum(low - extreme, extreme - high)
-        if high > low and distance > 3 * (high - low):
+        distance, width = torch.maximum(low - extreme, extreme - high), high - low
+        # -1 beside numbers of [0, 1], but not 2 beside 0 and 1
+        is_far = distance > 3 * width or (distance >= width and len(others.unique()) >= _ENOUGH)
+        if width > 0 and is_far:
             return (
                 f"{name} is {extreme.item():g} at {n} of {len(values)} elements and otherwise in [{low.item():g}, "
                 f"{high.item():g}], as if {extreme.item():g} stood for missing values; if so, type mask=lambda batch: {access} "
