@@ -226,6 +226,7 @@ AUTOENCODERS = {
     "view": lambda x, y: F.l1_loss(x.view(-1, 2, 4), target=y.view(-1, 2, 4)),
     "by hand": lambda x, y: ((x - y) ** 2).mean(),
     "by hand, of a view": lambda x, y: torch.sub(y.flatten(), other=x.flatten()).abs().mean(),
+    "by hand, with a product": lambda x, y: ((d := (x - y)[:, None]) * d).mean(),
     "distance": lambda x, y: x.dist(y),
 }
 
@@ -298,6 +299,15 @@ def test_a_difference_is_a_loss_only_if_nothing_else_of_the_batch_is_used(uses_l
         warnings.simplefilter("always")
         fit([ReplayMonitor(noise.Gaussian(), [0.5])], module=lambda: Images(uses_label))
     assert any("also the target" in str(each.message) for each in found) != uses_label
+
+
+def test_a_difference_that_is_scaled_is_no_loss():
+    class Density(Classifier):
+        def validation_step(self, batch, batch_idx):
+            z = (batch[0] - self(batch[0])[:, :1].expand_as(batch[0])) * 0.5
+            self.log("val_loss", z.square().mean())
+
+    fit([ReplayMonitor(noise.Gaussian(), [0.5])], module=Density)
 
 
 class Loaders(Classifier):

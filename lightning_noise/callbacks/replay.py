@@ -76,7 +76,7 @@ class ReplayMonitor(Monitor, Replaying):
 
     If the input is also the target, as in an autoencoder whose batch is one tensor, the target is noisy, too. To keep the
     target clean, let the data set return the tensor twice. A warning says so if the target of a loss of torch is noisy, or if
-    the step subtracts the noisy input from another tensor and uses no other tensor of the batch.
+    the step takes the size of its difference to another tensor, as by ``square``, and uses no other tensor of the batch.
 
     The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
 

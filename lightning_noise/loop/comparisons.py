@@ -28,24 +28,32 @@ _LOSSES = {
     functional.poisson_nll_loss,
     functional.smooth_l1_loss,
 }
-_DIFFERENCES = {torch.sub, torch.subtract, torch.dist, Tensor.sub, Tensor.subtract, Tensor.dist}
+_DIFFERENCES = {torch.sub, torch.subtract, Tensor.sub, Tensor.subtract}
+_DISTANCES = {torch.dist, Tensor.dist}
+_SIZES = {
+    getattr(place, name)
+    for place in (torch, torch.linalg, Tensor)
+    for name in ("abs", "absolute", "__pow__", "norm", "pow", "square", "vector_norm")
+    if hasattr(place, name)
+}
 
 
 class Comparisons(TorchFunctionMode):
     """Finds out whether one of some tensors of a batch is the target of a loss.
 
-    It is the target of a loss of torch, or the step subtracts it from another tensor of its shape and uses nothing else of the
-    batch that may be a target.
+    It is the target of a loss of torch, or the step takes the size of its difference to another tensor of its shape and uses
+    nothing else of the batch that may be a target. A difference that is scaled first may be a layer, as in a normalizing flow.
     """
 
     def __init__(self, tensors: list[Tensor], others: list[Tensor]):
         super().__init__()
         self.tensors, self.others = tensors, others
-        self._is_target = self._is_subtracted = self._uses_others = False
+        self._is_target = self._is_measured = self._uses_others = False
+        self._difference: Any = None  # the last one, or a view of it
 
     @property
     def found(self) -> bool:
-        return self._is_target or (self._is_subtracted and not self._uses_others)
+        return self._is_target or (self._is_measured and not self._uses_others)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -53,17 +61,30 @@ class Comparisons(TorchFunctionMode):
         # at once, because a tensor of vmap is gone after the call
         if func in _LOSSES:
             self._is_target |= self._holds(kwargs["target"] if "target" in kwargs else args[1])
-        elif func in _DIFFERENCES and len(given) == 2 and given[0].shape == given[1].shape:
-            self._is_subtracted |= self._holds(given[0]) != self._holds(given[1])
+        is_difference = func in _DIFFERENCES and self._compares(given)
+        is_of_difference = bool(given) and given[0] is self._difference
+        self._is_measured |= func in _DISTANCES and self._compares(given)
+        self._is_measured |= is_of_difference and (func in _SIZES or (len(given) == 2 and given[0] is given[1]))
         result = func(*args, **kwargs)
+        if is_difference or (is_of_difference and isinstance(result, Tensor) and _are_views(result, given[0])):
+            self._difference = result
         if isinstance(result, Tensor | list | tuple) and not isinstance(result, torch.Size):  # Lightning looks at all sizes
             self._uses_others |= any(arg is other for arg in given for other in self.others)
         return result
 
-    def _holds(self, tensor: Tensor) -> bool:
-        if wraps_tensors(tensor):  # noise is in plain tensors only
+    def _compares(self, given: list[Tensor]) -> bool:
+        """Returns whether one of two tensors of one shape is one of the tensors, and the other is not."""
+        if len(given) != 2 or given[0].shape != given[1].shape:
             return False
-        return any(share_memory(detached(tensor), detached(each)) for each in self.tensors)
+        return self._holds(given[0]) != self._holds(given[1])
+
+    def _holds(self, tensor: Tensor) -> bool:
+        # noise is in plain tensors only
+        return not wraps_tensors(tensor) and any(_are_views(tensor, each) for each in self.tensors)
+
+
+def _are_views(one: Tensor, other: Tensor) -> bool:
+    return share_memory(detached(one), detached(other))
 
 
 @contextmanager
