@@ -316,8 +316,8 @@ class Mixup(_Mixing):
     such as a Dice term, the callback warns and names the function.
 
     Floating-point targets are labels, mixed at the loss, if the first batch of the fit holds zeros and ones alone (NaN, -1 and
-    -100 mark missing labels), or probabilities that sum to 1 along the second axis. Other floating-point targets, as of a
-    regression, are mixed in the batch. There the target is NaN if it is NaN for either sample. Another number that marks a
+    -100 mark missing labels), or probabilities that sum to 1 along the second axis. Other floating-point targets, such as those
+    of a regression, are mixed in the batch. There the target is NaN if it is NaN for either sample. Another number that marks a
     missing value is mixed like any number.
 
     If an element of the input is NaN, or missing, in one of the samples, the mixed sample has the value of the other.

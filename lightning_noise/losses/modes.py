@@ -72,7 +72,8 @@ class LabelLoss(TorchFunctionMode, ABC):
         unfollowed: These functions, each with the place of the call. They use the labels of the batch. Compiled code is not
             searched.
         reads_weights: Whether weights that the module reads off the labels make a difference to the transformed loss.
-        reads_tokens: Whether an embedding of sequences of labels does, as of a decoder that reads the previous labels.
+        reads_tokens: Whether an embedding of sequences of labels does, such as that of a decoder that reads the previous
+            labels.
     """
 
     reads_weights: ClassVar[bool] = False

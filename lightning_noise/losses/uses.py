@@ -38,7 +38,7 @@ class Uses:
         tracker: The tracker of the target, which also knows the tensors that this object follows.
         weights: Whether to count weights of the labels that are multiplied by a transformed loss, and samples of a class
             that are picked for a loss.
-        tokens: Whether to count an embedding of sequences of labels, as of a decoder that reads the previous labels.
+        tokens: Whether to count an embedding of sequences of labels, such as that of a decoder that reads the previous labels.
     """
 
     def __init__(self, tracker: Tracker, *, weights: bool, tokens: bool):

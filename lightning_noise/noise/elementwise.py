@@ -184,7 +184,7 @@ class Impulse(Noise):
 
 @dataclass(frozen=True, kw_only=True)
 class Shot(Noise):
-    r"""Replaces an intensity by a count of events: Poisson noise, as of photons.
+    r"""Replaces an intensity by a count of events: Poisson noise, like that of photons.
 
     .. math:: y = \frac{\lambda}{s} k, \quad k \sim \mathrm{Poisson}\left(\frac{s x}{\lambda}\right)
 

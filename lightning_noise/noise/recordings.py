@@ -29,7 +29,7 @@ class Recorded(Noise):
     .. math:: y = x + a \frac{\lVert x \rVert}{\lVert n \rVert} n
 
     The segment :math:`n` of a sample comes from a random recording, and begins at a random time. A recording that is too short
-    is looped. The level is the relative amplitude :math:`a \geq 0`, as of :class:`SNR`: give ``schedules.from_snr_db(20)`` for
+    is looped. The level is the relative amplitude :math:`a \geq 0`, as in :class:`SNR`: give ``schedules.from_snr_db(20)`` for
     20 decibels. The norms are those of the valid part of the whole sample. Silence in a recording adds nothing.
 
     Two noises are equal if their recordings hold the same numbers, or come from the same folder.

@@ -148,7 +148,7 @@ class ColoredNoise(Noise):
 
 @dataclass(frozen=True, kw_only=True)
 class Drift(Noise):
-    r"""Adds a random walk along an axis, as of a drifting sensor.
+    r"""Adds a random walk along an axis, like that of a drifting sensor.
 
     .. math:: y_t = x_t + \frac{\sigma}{\sqrt{T}} \sum_{s=1}^{t} \epsilon_s, \quad \epsilon_s \sim \mathcal{N}(0, 1)
 
