@@ -176,9 +176,9 @@ def smooth(module: nn.Module, sigma: float, norm: Norm = "l2") -> Smoothed:
 
     .. math:: \lVert \delta \rVert_2 < \sigma \, \Phi^{-1}(p) \quad \text{or} \quad \lVert \delta \rVert_1 < 2 \sigma (p - 1/2)
 
-    The first radius is that of Gaussian noise (``norm="l2"``), the second that of uniform noise (``norm="l1"``). ``certify(x,
-    n0=100, n=1000, alpha=0.001, seed=0)`` selects the class by ``n0`` draws and bounds :math:`p` by ``n`` others, with the
-    limit of Clopper and Pearson. It returns classes and radii. Each pair of class and radius is wrong with a probability of at
+    The first radius is that of Gaussian noise (``norm="l2"``), the second that of uniform noise (``norm="l1"``).
+    ``certify(x, n0=100, n=1000, alpha=0.001, seed=0)`` selects the class by ``n0`` draws and bounds :math:`p` by ``n`` others,
+    with the limit of Clopper and Pearson. It returns classes and radii. Each pair is wrong with a probability of at
     most ``alpha``. ``predict(x, n=100, alpha=0.001, seed=0)`` returns the classes alone, by a binomial test. An abstention is
     the class -1, with radius 0.
 
