@@ -225,7 +225,7 @@ def test_of_metrics_of_ones_own_no_interval_is_known(tmp_path):
     for estimate in written.estimates:
         assert estimate.without == ()
         assert all(math.isnan(part) for part in (estimate.standard_error, estimate.low, estimate.high))
-    assert "| gaussian | 0.3 |" in Path(logger.log_dir, "validate", "robustness", "report.md").read_text()
+    assert "| gaussian | 0.3  " in Path(logger.log_dir, "validate", "robustness", "report.md").read_text()
 
 
 def test_metrics_of_ones_own_take_any_predictions_with_a_row_for_each_target():
