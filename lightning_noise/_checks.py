@@ -128,7 +128,7 @@ def check_name(name: str) -> str:
         ValueError: a name must be 1 to 100 printable characters without '..', a leading '/' or a ':', got '../weight'
     """
     if not isinstance(name, str):
-        raise TypeError(f"a name must be a text, got {name!r}")
+        raise TypeError(f"a name must be a string, got {name!r}")
     parts = name.replace("\\", "/").split("/")
     if not (0 < len(name) <= 100 and name.isprintable()) or ".." in parts or not parts[0] or ":" in parts[0]:
         shown = name if len(name) <= 100 else f"{name[:20]}… of {len(name)} characters"

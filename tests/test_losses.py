@@ -301,7 +301,7 @@ def test_a_criterion_that_smooths_already_is_refused(smoothing):
     x, target = logits(6, 7), labels(6)
     with (
         SmoothedLabelLoss(target, level()),
-        pytest.raises(ValueError, match=rf"one owner, but the criterion has label_smoothing={smoothing}"),
+        pytest.raises(ValueError, match=rf"in one place only, but the criterion has label_smoothing={smoothing}"),
     ):
         nn.CrossEntropyLoss(label_smoothing=smoothing)(x, target)
 

@@ -509,7 +509,7 @@ def test_other_loggers_and_none_work(kind, tmp_path):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: RobustnessMonitor([]), "noises must be at least one"),
+        (lambda: RobustnessMonitor([]), "noises must hold at least one noise"),
         (lambda: RobustnessMonitor(noise.Gaussian(), levels=[0.1, -1]), "finite and not negative, got -1"),
         (
             lambda: RobustnessMonitor({"clean": noise.Gaussian()}),
@@ -536,7 +536,7 @@ def test_other_loggers_and_none_work(kind, tmp_path):
         ),
         (
             lambda: RobustnessMonitor(noise.Gaussian(), {"gauss": [0.1]}),
-            r"levels for \['gauss'\], but the noises are \['gaussian'\]",
+            r"levels are given for \['gauss'\], but the noises are \['gaussian'\]",
         ),
         (lambda: RobustnessMonitor(noise.Gaussian(), every_n_epochs=0), "at least 1, got 0"),
         (lambda: RobustnessMonitor(noise.Gaussian(), max_batches=0), "max_batches must be at least 1, got 0"),

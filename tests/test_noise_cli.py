@@ -271,7 +271,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "levels of no noise": (
         monitor(noises=[GAUSSIAN], levels={"impulse": [0.1]}),
-        "error: levels for ['impulse'], but the noises are ['gaussian']; type levels={'gaussian': [0.1]}\n",
+        "error: levels are given for ['impulse'], but the noises are ['gaussian']; type levels={'gaussian': [0.1]}\n",
     ),
     "arguments without init_args": (
         {"class_path": "lightning_noise.InputNoise", "noise": GAUSSIAN},

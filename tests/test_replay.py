@@ -414,7 +414,7 @@ def test_a_compiled_module_is_replayed():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ReplayMonitor([]), "noises must be at least one"),
+        (lambda: ReplayMonitor([]), "noises must hold at least one noise"),
         (lambda: ReplayMonitor(noise.SwapNoise()), "'swapnoise' cannot perturb held-out data: it mixes samples"),
         (lambda: ReplayMonitor(noise.Gaussian(), every_n_epochs=0), "at least 1, got 0"),
         (lambda: fit([ReplayMonitor(noise.Gaussian()), ReplayMonitor(noise.Uniform())]), "two monitors are named 'replay'"),

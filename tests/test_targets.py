@@ -160,7 +160,9 @@ def test_ignored_pixels_are_left_alone(via):
 
 
 def test_a_criterion_that_smooths_already_is_refused():
-    with pytest.raises(ValueError, match=r"label smoothing must have one owner, but the criterion has label_smoothing=0\.1"):
+    with pytest.raises(
+        ValueError, match=r"labels can be smoothed in one place only, but the criterion has label_smoothing=0\.1"
+    ):
         fit([LabelSmoothing(0.1)], module=Custom(nn.CrossEntropyLoss(label_smoothing=0.1)))
 
 

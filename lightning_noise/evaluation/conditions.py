@@ -64,11 +64,11 @@ class Conditions:
         reserved = [condition.noise for condition in (CLEAN, NOISY, WORST, OVERALL)]
         if not probes or any(name in reserved or "/" in name for name in probes):
             raise ValueError(
-                f"noises must be at least one, and no name may have a slash or be one of {reserved}, got {list(probes)}"
+                f"noises must hold at least one noise, and no name may have a slash or be one of {reserved}, got {list(probes)}"
             )
         if isinstance(levels, Mapping) and (unknown := levels.keys() - probes.keys()):
             close = {nearest(name, probes) or next(iter(probes)): levels[name] for name in sorted(unknown)}
-            raise ValueError(f"levels for {sorted(unknown)}, but the noises are {list(probes)}; type levels={close}")
+            raise ValueError(f"levels are given for {sorted(unknown)}, but the noises are {list(probes)}; type levels={close}")
         self.probes = dict(probes)
         dimensions = {name: probe.dimension for name, probe in probes.items() if probe.dimension}
         if isinstance(levels, Sequence) and len(set(dimensions.values())) > 1:

@@ -129,7 +129,7 @@ class Smoothed(nn.Module):
             raise TypeError(f"smoothing adds noise to a floating-point tensor of shape (B, *), got {describe(x)}")
         positions = range(len(x)) if positions is None else positions
         if len(positions) != len(x):
-            raise ValueError(f"positions must be as many as the samples, got {len(positions)} for {describe(x)}")
+            raise ValueError(f"positions must hold a number for each sample, got {len(positions)} for {describe(x)}")
         rows = [(sample, Key((seed, "smoothing", place))) for sample, place in zip(x, positions, strict=True)]
         with _evaluating(self.module):
             counts = {

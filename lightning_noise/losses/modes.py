@@ -214,7 +214,7 @@ class SmoothedLabelLoss(LabelLoss):
         smoothing = call.get("label_smoothing", 0.0)
         if smoothing or loss not in _SMOOTHED:
             other = f"the criterion has label_smoothing={smoothing}" if smoothing else "another mode smooths this target"
-            raise ValueError(f"label smoothing must have one owner, but {other}; remove one of the two")
+            raise ValueError(f"labels can be smoothed in one place only, but {other}; remove one of the two")
         call = _without_smoothing(call)
         return _transform(modes, partial(_SMOOTHED[loss], level=self.level), call)
 

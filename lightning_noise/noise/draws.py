@@ -127,7 +127,7 @@ def _kernels(device: torch.device) -> Any:
         found = error
     warnings.warn(
         f"torch draws the noise on {device}, which takes longer than the kernel of lightning_noise; the kernel should draw "
-        f"{_KNOWN}, got {found!r}; if Triton misses a C compiler, type apt install gcc",
+        f"{_KNOWN}, got {found!r}; if Triton finds no C compiler, type apt install gcc",
         stacklevel=2,
     )
     return None
