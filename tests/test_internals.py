@@ -26,6 +26,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.masked import masked_tensor
 from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
@@ -694,8 +695,11 @@ def test_a_tensor_whose_samples_vmap_hides_is_known():
     assert not internals.is_batched(torch.zeros(3, 2))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
 def test_tensors_that_consist_of_tensors_are_known():
     assert internals.wraps_tensors(TwoTensor(torch.ones(2), torch.zeros(2)))
+    assert internals.wraps_tensors(masked_tensor(torch.ones(2), torch.ones(2) > 0))
+    assert not internals.wraps_tensors(torch.nn.Parameter(torch.ones(2)))
     assert not internals.wraps_tensors(torch.ones(2).as_subclass(type("Labelled", (Tensor,), {})))
 
 

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from torch.masked import masked_tensor
 
 from lightning_noise import Key, noise
 from lightning_noise.perturb.inputs import perturb_batch, snr_db
+from lightning_noise.perturb.outputs import perturb_output
 
 KEY = Key((0, "input", 0, 0), rank=0)
 
@@ -166,6 +168,15 @@ def test_a_leaf_that_is_not_dense_is_refused(leaf, member):
         TypeError, match=r"noise needs a dense tensor, but the input 'x' is .*; type (x\.to_dense|torch\.nested)"
     ):
         perturb_batch({"x": leaf}, [("x",)], member, 0.1, KEY)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+def test_a_tensor_that_consists_of_other_tensors_is_refused():
+    masked, message = masked_tensor(torch.rand(3, 4), torch.rand(3, 4) > 0.5), "a MaskedTensor, which consists of other tensors"
+    with pytest.raises(TypeError, match=f"the input 'x' is {message}; type plain tensors and mask=… in the data set"):
+        perturb_batch({"x": masked}, [("x",)], noise.Gaussian(), 0.1, KEY)
+    with pytest.raises(TypeError, match=f"'inner' returned {message}; type modules=… to select other modules"):
+        perturb_output(masked, noise.Gaussian(), 0.1, KEY, module="inner")
 
 
 class Tagged(torch.Tensor):

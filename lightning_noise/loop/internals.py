@@ -478,8 +478,8 @@ def is_batched(tensor: Tensor) -> bool:
 
 
 def wraps_tensors(tensor: Tensor) -> bool:
-    """Returns whether the tensor consists of other tensors, as a DTensor or a jagged tensor, and has no memory of its own."""
-    return is_traceable_wrapper_subclass(tensor)
+    """Returns whether the tensor consists of other tensors, as a DTensor or a MaskedTensor, and has no memory of its own."""
+    return is_traceable_wrapper_subclass(tensor) or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def runs_backward() -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_noise._checks import is_flag, is_number, plain
 from lightning_noise._tensor import at_least_float32, column, detached, like, row_norms
 from lightning_noise.batch import Path, describe, format_path, get, modify
+from lightning_noise.loop.internals import wraps_tensors
 from lightning_noise.masks import Mask, align_mask, find_documents, find_masks, in_documents, number_documents, valid_positions
 from lightning_noise.noise import Noise, Uniform
 from lightning_noise.noise.composition import parts_of
@@ -25,6 +26,7 @@ __all__ = [
     "check_dense",
     "check_leaf",
     "check_relative",
+    "describe_layout",
     "perturb_batch",
     "snr_db",
     "validate_clip",
@@ -158,14 +160,23 @@ def check_leaf(leaf: Any, path: Path, noise: Noise, role: Literal["input", "targ
 
 
 def check_dense(leaf: Tensor, path: Path, role: Literal["input", "target"] = "input") -> None:
-    """Raises a TypeError if a leaf is sparse or nested."""
-    if leaf.layout != torch.strided or leaf.is_nested:
-        kind = "a nested tensor" if leaf.is_nested else f"of {leaf.layout}"
+    """Raises a TypeError if a leaf is not dense."""
+    if (kind := describe_layout(leaf)) is not None:
         dense = "torch.nested.to_padded_tensor(x, 0.0) and mask=…" if leaf.is_nested else "x.to_dense()"
+        dense = "plain tensors and mask=…" if wraps_tensors(leaf) and not leaf.is_nested else dense
         raise TypeError(
             f"noise needs a dense tensor, but the {role} {format_path(path)!r} is {kind}; type {dense} in the data set or "
             f"collate_fn, or {_ARGUMENTS[role]}=… for another leaf"
         )
+
+
+def describe_layout(leaf: Tensor) -> str | None:
+    """Returns what a tensor is if it is not dense: nested, sparse, or made of other tensors."""
+    if leaf.is_nested:
+        return "a nested tensor"
+    if leaf.layout != torch.strided:
+        return f"a tensor of {leaf.layout}"
+    return f"a {type(leaf).__name__}, which consists of other tensors" if wraps_tensors(leaf) else None
 
 
 _ARGUMENTS = {"input": "inputs", "target": "target"}

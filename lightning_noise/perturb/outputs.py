@@ -13,7 +13,7 @@ from lightning_noise._tensor import as_type_of
 from lightning_noise.batch import Path, describe, format_path, get, leaves, modify
 from lightning_noise.loop.internals import is_batched
 from lightning_noise.noise import Noise
-from lightning_noise.perturb.inputs import apply_noise
+from lightning_noise.perturb.inputs import apply_noise, describe_layout
 from lightning_noise.rng import Key
 
 __all__ = ["check_output", "find_activations", "perturb_output"]
@@ -78,8 +78,7 @@ def check_output(leaf: Tensor, key: Key, module: str, path: Path = (), *, needs_
     An elementwise noise needs no samples along the first axis.
     """
     where = f"{module!r} returned" + (f" in {format_path(path)!r}" if path else "")
-    if leaf.layout != torch.strided or leaf.is_nested:
-        kind = "a nested tensor" if leaf.is_nested else f"a tensor of {leaf.layout}"
+    if (kind := describe_layout(leaf)) is not None:
         raise TypeError(f"noise needs a dense tensor, but {where} {kind}; type modules=… to select other modules")
     if needs_samples and is_batched(leaf):
         raise ValueError(
