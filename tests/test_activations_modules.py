@@ -101,6 +101,17 @@ class FocalLoss(nn.Module):
         return (1 - (-nll).exp()).square() * nll
 
 
+class FocalCriterion(FocalLoss):
+    pass
+
+
+class Hits(nn.Module):
+    """A metric of one's own, with a value for each sample."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return (logits.argmax(1) == target).float()
+
+
 class PerClass(torchmetrics.Metric):
     """Holds a network, as the Fréchet inception distance does."""
 
@@ -130,6 +141,8 @@ class Judged(Layers):
         self.distance = PerClass(nn.Linear(8, N_CLASSES))
         self.cross_entropy = nn.CrossEntropyLoss(reduction="none")
         self.focal = FocalLoss()
+        self.criterion = FocalCriterion()
+        self.hits = Hits()
         self.kept: list[tuple[Tensor, ...]] = []
 
     def training_step(self, batch, batch_idx):
@@ -139,6 +152,8 @@ class Judged(Layers):
         loss = self.cross_entropy(logits, y) + self.focal(logits, y)
         self.kept.append((logits.detach(), y, self.accuracy(logits, y), self.metrics(logits, y)["mean"], loss.detach()))
         assert torch.equal(self.focal.last, F.cross_entropy(logits, y, reduction="none"))
+        assert torch.equal(self.criterion(logits, y), FocalLoss()(logits, y))
+        assert torch.equal(self.hits(logits, y), Hits()(logits, y))
         return loss.mean()
 
 

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
 from lightning_noise._checks import plain
+from lightning_noise.batch import get, leaves
 from lightning_noise.callbacks.adaptive import AnyLevel
 from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.evaluation.positions import data_share
@@ -110,7 +111,7 @@ class OutputCallback(NoiseCallback):
     def perturb_call(self, call: Call) -> Any:
         """Returns the noisy output of a call, out of place."""
 
-    def takes(self, name: str, output: Any) -> bool:
+    def takes(self, name: str, inputs: tuple[Any, ...], output: Any) -> bool:
         """Returns whether the output of a module can be perturbed, or else is left alone."""
         return True
 
@@ -153,7 +154,7 @@ class OutputCallback(NoiseCallback):
     def after_forward(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Returns the noisy output, or ``None`` to keep the output."""
         active = self._active
-        if active is None or not (active.is_probe or original_module(module).training) or not self.takes(name, output):
+        if active is None or not (active.is_probe or original_module(module).training) or not self.takes(name, inputs, output):
             return None
         is_traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
         if is_traced or torch.compiler.is_compiling():  # an export, because compiled code runs this eagerly
@@ -193,10 +194,11 @@ class ActivationNoise(OutputCallback):
     dataclass, such as the output of an LSTM or of attention, each floating-point tensor has its own draw; a tensor that occurs
     twice remains a single tensor. A tensor without dimensions, such as a finished loss, gets no noise; neither does the content
     of any other object, such as a distribution or a cache. Metrics and losses are not activations: patterns skip the metrics of
-    torchmetrics, the losses of torch, modules whose class is named ``…Loss``, and everything that these hold. A pattern with
-    ``*`` also skips modules that return nothing that can take noise. The noise is out of place. Gradients flow through the
-    noise: multiplicative noise scales them, and with ``relative`` they include the gradient of the standard deviation. Two
-    calls of a module in a step have two draws. Activation checkpointing repeats the draw of the forward pass.
+    torchmetrics, the losses of torch, modules whose class is named ``…Loss`` or ``…Criterion``, and everything that these hold.
+    A pattern with ``*`` also skips modules that return nothing that can take noise, and modules that cut the gradient, as a
+    metric of one's own does. The noise is out of place. Gradients flow through the noise: multiplicative noise scales them, and
+    with ``relative`` they include the gradient of the standard deviation. Two calls of a module in a step have two draws.
+    Activation checkpointing repeats the draw of the forward pass.
 
     The noise acts from the start of the training step to the end of the backward pass, never in validation, test and
     prediction. Level 0 is a no-op. The draws differ between ranks. The log key is ``train_noise/<name>/level``. See
@@ -266,8 +268,13 @@ class ActivationNoise(OutputCallback):
     def check(self, pl_module: LightningModule, batch: Any) -> None:
         """Checks nothing, because the outputs are not known before the modules run."""
 
-    def takes(self, name: str, output: Any) -> bool:
-        return name in as_list(self.modules) or bool(find_activations(output, self.noise))
+    def takes(self, name: str, inputs: tuple[Any, ...], output: Any) -> bool:
+        if name in as_list(self.modules):
+            return True
+        found = [get(output, path) for path in find_activations(output, self.noise)]
+        # a module that cuts the gradient, such as a metric of the user, returns no activations
+        is_cut = torch.is_grad_enabled() and not any(leaf.requires_grad for leaf in found)
+        return bool(found) and not (is_cut and any(leaf.requires_grad for _, leaf in leaves(inputs)))
 
     def perturb_call(self, call: Call) -> Any:
         level, relative = call.active.level, self.relative
@@ -347,4 +354,4 @@ def _is_metric(module: nn.Module) -> bool:
 
 def _is_loss(module: nn.Module) -> bool:
     loss = original_module(module)
-    return is_loss(loss) or type(loss).__name__.endswith("Loss")  # the usual name of a loss that users write
+    return is_loss(loss) or type(loss).__name__.endswith(("Loss", "Criterion"))  # the usual names of losses that users write

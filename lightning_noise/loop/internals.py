@@ -479,7 +479,9 @@ def is_batched(tensor: Tensor) -> bool:
 
 def wraps_tensors(tensor: Tensor) -> bool:
     """Returns whether the tensor consists of other tensors, as a DTensor or a MaskedTensor, and has no memory of its own."""
-    return is_traceable_wrapper_subclass(tensor) or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    kinds: list[Any] = [type(tensor), Tensor]
+    own, default = (kind.__torch_dispatch__ for kind in kinds)
+    return is_traceable_wrapper_subclass(tensor) or own is not default
 
 
 def runs_backward() -> bool:
