@@ -283,22 +283,32 @@ def test_a_step_may_subtract_tensors_that_are_not_dense(part):
 class Images(Classifier):
     """A step that subtracts something of the input from it, with or without a look at the label."""
 
-    def __init__(self, uses_label: bool):
+    def __init__(self, uses: Any):
         super().__init__()
-        self.uses_label = uses_label
+        self.uses = uses
 
     def validation_step(self, batch, batch_idx):
         x, y = batch
         residual = (x - x.clone().flip(-1)).square().mean(1)
-        self.log("val_loss", (residual * (y == 0) if self.uses_label else residual).mean())
+        self.log("val_loss", self.uses(residual, y).mean())
 
 
-@pytest.mark.parametrize("uses_label", [True, False])
-def test_a_difference_is_a_loss_only_if_nothing_else_of_the_batch_is_used(uses_label):
+@pytest.mark.parametrize(
+    ("uses", "is_loss"),
+    [
+        (lambda loss, y: loss, True),
+        (lambda loss, y: loss[: len(y)], True),
+        (lambda loss, y: loss * (y == 0), False),
+        (lambda loss, y: loss + sum(y.tolist()), False),
+        (lambda loss, y: loss + y.numpy().mean(), False),
+        (lambda loss, y: loss + y[0].item(), False),
+    ],
+)
+def test_a_difference_is_a_loss_only_if_nothing_else_of_the_batch_is_used(uses, is_loss):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        fit([ReplayMonitor(noise.Gaussian(), [0.5])], module=lambda: Images(uses_label))
-    assert any("also the target" in str(each.message) for each in found) != uses_label
+        fit([ReplayMonitor(noise.Gaussian(), [0.5])], module=lambda: Images(uses))
+    assert any("also the target" in str(each.message) for each in found) == is_loss
 
 
 def test_a_difference_that_is_scaled_is_no_loss():

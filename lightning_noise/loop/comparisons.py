@@ -36,6 +36,13 @@ _SIZES = {
     for name in ("abs", "absolute", "__pow__", "norm", "pow", "square", "vector_norm")
     if hasattr(place, name)
 }
+# which tell nothing of the values; Lightning asks each tensor of a batch for its size
+_FACTS = {
+    Tensor.size,
+    Tensor.dim,
+    Tensor.__len__,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
+}
 
 
 class Comparisons(TorchFunctionMode):
@@ -58,6 +65,7 @@ class Comparisons(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+        self._uses_others |= func not in _FACTS and any(arg is other for arg in given for other in self.others)
         # at once, because a tensor of vmap is gone after the call
         if func in _LOSSES:
             self._is_target |= self._holds(kwargs["target"] if "target" in kwargs else args[1])
@@ -68,8 +76,6 @@ class Comparisons(TorchFunctionMode):
         result = func(*args, **kwargs)
         if is_difference or (is_of_difference and isinstance(result, Tensor) and _are_views(result, given[0])):
             self._difference = result
-        if isinstance(result, Tensor | list | tuple) and not isinstance(result, torch.Size):  # Lightning looks at all sizes
-            self._uses_others |= any(arg is other for arg in given for other in self.others)
         return result
 
     def _compares(self, given: list[Tensor]) -> bool:
