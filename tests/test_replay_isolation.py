@@ -250,6 +250,23 @@ class Frozen(dict):
     __delitem__ = __setitem__
 
 
+class Tally:
+    """Counts in slots, one of which is set in the validation."""
+
+    __slots__ = ("__n", "last", "seen", "total")
+
+    def __init__(self):
+        self.__n, self.total = 0, torch.zeros(())
+        self.seen: list[int] = []
+
+    def count(self) -> float:
+        self.__n += 1
+        self.total += 1
+        self.seen.append(self.__n)
+        self.last = getattr(self, "last", 0) + self.__n
+        return float(self.total + self.last + len(self.seen))
+
+
 class KeepsElsewhere(Classifier):
     """Keeps state of its validation in unusual places."""
 
@@ -263,6 +280,7 @@ class KeepsElsewhere(Classifier):
         self.pair = Pair(torch.zeros(()), [0])
         self.frozen = Frozen(total=torch.zeros(()))
         self.ordered = OrderedDict(a=0, b=0)
+        self.tally = Tally()
         self.mapped = np.zeros(2)
         self.mapped.flags.writeable = False
 
@@ -276,6 +294,7 @@ class KeepsElsewhere(Classifier):
         self.frozen["total"].add_(1)
         self.ordered.move_to_end("a")
         self.ordered["b"] += 1
+        self.log("val_tally", self.tally.count())
         if not hasattr(self, "accuracy"):
             self.accuracy = MulticlassAccuracy(N_CLASSES)
         self.accuracy(self(batch[0]), batch[1])

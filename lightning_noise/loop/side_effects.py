@@ -25,7 +25,7 @@ from lightning_noise.loop.internals import (
     state_of_run,
     wraps_tensors,
 )
-from lightning_noise.loop.snapshot import Contents, find_contents, is_shared, put
+from lightning_noise.loop.snapshot import Contents, find_contents, is_shared, put, set_entry, views
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -61,7 +61,7 @@ class SideEffects:
         self._rng = rng_states()
         run: Contents = [(vars(part), dict(vars(part))) for part in state_of_run(trainer)]
         self._contents = [*find_contents([module]), *run]
-        self._views = [view for container, _ in self._contents for view in _views(container)]
+        self._views = [view for container, _ in self._contents for view in views(container)]
         self._sizes, self._items = list(map(len, self._views)), list(chain.from_iterable(self._views))
         held_by_key = [(container, held.items()) for container, held in self._contents[: -len(run)] if isinstance(held, dict)]
         values = [(container, key, value) for container, items in held_by_key for key, value in items if is_written(value)]
@@ -82,7 +82,7 @@ class SideEffects:
         before = exchange_evaluation_results(trainer, self._results, logged_so_far(trainer))
         try:
             for container, key, value in self._private:
-                dict.__setitem__(container, key, copy.deepcopy(value))
+                set_entry(container, key, copy.deepcopy(value))
             yield
         finally:
             exchange_evaluation_results(trainer, *before)
@@ -105,10 +105,6 @@ class SideEffects:
         plain = [tensor if type(tensor) is Tensor else detached(tensor) for _, tensor, _ in written]
         copy_all_(plain, [copied for _, _, copied in written])
         self._counts.update((key, count_writes(tensor)) for key, tensor, _ in written if key in self._counts)
-
-
-def _views(container: Any) -> tuple[Any, ...]:
-    return (dict.keys(container), dict.values(container)) if isinstance(container, dict) else (container,)
 
 
 def is_written(value: Any) -> bool:

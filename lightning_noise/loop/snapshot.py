@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
+from types import FunctionType, MappingProxyType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -54,10 +54,12 @@ __all__ = [
     "restore_after",
     "restore_rng",
     "restore_trainer",
+    "set_entry",
+    "views",
 ]
 
 Contents = list[tuple[Any, Any]]
-"""Containers, each with its contents: a dict for a dict, a list for any other."""
+"""Containers, each with its contents: a dict for a dict or an object with slots, a list for any other."""
 
 _CONTAINERS = (list, dict, set, deque)
 # values that are changed in place
@@ -220,29 +222,35 @@ def find_contents(roots: list[Any]) -> Contents:
         value = stack.pop()
         if isinstance(value, tuple):
             stack.extend(value)
-        container = _container(value)
-        if container is None or id(container) in found:
-            continue
-        held = _held(container)
-        found[id(container)] = container, held
-        if not _ATOMS.issuperset(map(type, _parts(held))):  # a vocabulary or a long list of numbers takes no time
-            stack.extend(part for part in _parts(held) if type(part) not in _ATOMS)
-        if type(value) not in classes:  # a class of the user may hold containers that its objects share
+        containers = [container for container in _containers(value) if id(container) not in found]
+        for container in containers:
+            held = _held(container)
+            found[id(container)] = container, held
+            if not _ATOMS.issuperset(map(type, _parts(held))):  # a vocabulary or a long list of numbers takes no time
+                stack.extend(part for part in _parts(held) if type(part) not in _ATOMS)
+        if containers and type(value) not in classes:  # a class of the user may hold containers that its objects share
             classes.add(type(value))
             own = [item for each in type(value).__mro__ if not _is_foreign(each) for item in vars(each).items()]
             stack.extend(part for name, part in own if isinstance(part, _CONTAINERS) and not name.startswith("__"))
     return list(found.values())
 
 
-def _container(value: Any) -> Any:
-    """Returns the container in which a value keeps its state, or ``None``."""
+def _containers(value: Any) -> list[Any]:
+    """Returns the containers in which a value keeps its state. An object with slots is a container itself."""
     if isinstance(value, _CONTAINERS):
-        return value
+        return [value]
     if isinstance(value, nn.Module | LRScheduler | SimpleNamespace | Namespace):
-        return vars(value)
-    if not hasattr(value, "__dict__") or isinstance(value, (type, FunctionType, ModuleType, *_COPIED)):
-        return None
-    return None if any(map(_is_foreign, type(value).__mro__)) else vars(value)
+        return [vars(value)]
+    if isinstance(value, (type, FunctionType, ModuleType, *_COPIED)) or any(map(_is_foreign, type(value).__mro__)):
+        return []
+    own = [vars(value)] if hasattr(value, "__dict__") else []
+    return [*own, value] if _slots(value) else own
+
+
+def _slots(value: Any) -> list[str]:
+    """Returns the names of the slots of an object of a class in Python."""
+    own = [vars(kind) for kind in type(value).__mro__ if "__slots__" in vars(kind)]
+    return [name for members in own for name, item in members.items() if isinstance(item, MemberDescriptorType)]
 
 
 def _is_foreign(kind: type) -> bool:
@@ -252,7 +260,9 @@ def _is_foreign(kind: type) -> bool:
 def _held(container: Any) -> Any:
     if isinstance(container, dict):
         return {key: value for key, value in container.items() if key not in _NOT_STATE}
-    return list(container)
+    if isinstance(container, _CONTAINERS):
+        return list(container)
+    return {name: getattr(container, name) for name in _slots(container) if hasattr(container, name)}
 
 
 def _parts(held: Any) -> Any:
@@ -300,9 +310,46 @@ def put(contents: Contents) -> None:
                     kind.__delitem__(container, key)
             for key, value in held.items():
                 kind.__setitem__(container, key, value)
+        elif not isinstance(container, _CONTAINERS):
+            for name in _held(container).keys() - held.keys():
+                object.__delattr__(container, name)
+            for name, value in held.items():
+                set_entry(container, name, value)
         else:
-            container.clear()
-            (container.update if isinstance(container, set) else container.extend)(held)
+            items: Any = container
+            items.clear()
+            (items.update if isinstance(items, set) else items.extend)(held)
+
+
+def set_entry(container: Any, key: Any, value: Any) -> None:
+    """Sets an entry of a dict, or a slot of an object, which may be frozen."""
+    if isinstance(container, dict):
+        dict.__setitem__(container, key, value)
+    else:
+        object.__setattr__(container, key, value)
+
+
+def views(container: Any) -> tuple[Collection[Any], ...]:
+    """Returns collections that hold what a container holds, now and later."""
+    if isinstance(container, dict):
+        return dict.keys(container), dict.values(container)
+    return (container if isinstance(container, _CONTAINERS) else _Slots(container),)
+
+
+class _Slots(Collection):
+    """The values in the slots of an object."""
+
+    def __init__(self, owner: Any):
+        self._owner = owner
+
+    def __contains__(self, value: Any) -> bool:
+        return value in _held(self._owner).values()
+
+    def __len__(self) -> int:
+        return len(_held(self._owner))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(_held(self._owner).values())
 
 
 def clone(tensor: Tensor) -> Tensor:
