@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torchmetrics import MeanSquaredError, MetricCollection
 
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.engine import Reading
 from lightning_noise.evaluation.positions import N_GROUPS, sum_over_ranks
 from lightning_noise.evaluation.results import Results
+from lightning_noise.metrics.collections import CustomMetrics
 from lightning_noise.tasks import Multiclass
 
 NOISY = Condition("gaussian", 0.1, 0)
@@ -91,3 +94,13 @@ def test_the_sums_of_all_ranks_take_one_collective_for_each_dtype():
         assert found.dtype == tensor.dtype
         assert torch.equal(found, 2 * tensor)
     assert reduced == [torch.int64, torch.float64, torch.float32]
+
+
+def test_the_sum_of_predictions_tells_samples_apart_beside_infinite_predictions():
+    seen = []
+    for value in (1.0, 2.0):
+        metrics = CustomMetrics(MetricCollection(MeanSquaredError()))
+        preds = torch.tensor([math.inf, math.inf, math.nan, value])
+        metrics.update(preds=preds, target=torch.zeros(4), clean_preds=preds)
+        seen.append(metrics.seen)
+    assert seen == [1.0, 2.0]

@@ -134,7 +134,7 @@ class Tally:
         self._sizes += np.bincount(samples, minlength=N_GROUPS)
         self._others += [(classes < 0).sum(), (clean == target).sum()]
         self._total += radii.sum()
-        self._clean += np.nan_to_num(outputs).sum(dtype=float)
+        self._clean += np.nan_to_num(outputs, posinf=0.0, neginf=0.0).sum(dtype=float)
         self.saw_batch = True
 
     def gather(self, trainer: Trainer, name: str) -> None:

@@ -82,7 +82,7 @@ class CustomMetrics:
 
     def update(self, *, preds: Any, target: Tensor, clean_preds: Any, groups: Tensor | None = None) -> None:
         real = torch.view_as_real(preds) if preds.is_complex() else preds
-        self.seen = self.seen.to(preds.device) + real.float().nan_to_num().sum()
+        self.seen = self.seen.to(preds.device) + real.float().nan_to_num(0.0, 0.0, 0.0).sum()
         try:
             self.collection.update(preds=preds, target=target, clean_preds=clean_preds)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
