@@ -695,6 +695,14 @@ def test_a_tensor_whose_samples_vmap_hides_is_known():
     assert not internals.is_batched(torch.zeros(3, 2))
 
 
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad, torch.func.jacfwd], ids=lambda each: each.__name__)
+def test_a_transform_of_torch_func_is_known(transform):
+    found = []
+    transform(lambda x: found.append(internals.is_transformed()) or x.sum())(torch.zeros(3))
+    assert found == [True]
+    assert not internals.is_transformed()
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
 def test_tensors_that_consist_of_tensors_are_known():
     assert internals.wraps_tensors(TwoTensor(torch.ones(2), torch.zeros(2)))

@@ -158,6 +158,31 @@ def test_half_precision_is_rounded_once(member, dtype, fused):
     torch.testing.assert_close(half, full.to(dtype), rtol=0 if exact else 2**-7, atol=0)
 
 
+@pytest.mark.parametrize("member", FUSED, ids=repr)
+def test_torch_draws_within_torch_func(member, fused, monkeypatch):
+    constant, x = torch.rand(2, 6, 100, generator=torch.Generator(DEVICE).manual_seed(1))
+
+    def loss(x):  # the constant belongs to no transform, but the memory of its noise does
+        one, two = (member(each, 0.3, generator=torch.Generator(DEVICE).manual_seed(0)) for each in (constant, x))
+        return (one * two).sum()
+
+    gradient = torch.func.grad(loss)(x)
+    monkeypatch.setattr(draws, "_SMALLEST", math.inf)
+    assert torch.equal(gradient, torch.autograd.grad(loss(x.requires_grad_()), x)[0])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch._dynamo")
+def test_compiled_code_draws_anew_for_each_seed(fused):
+    member, x = noise.Gaussian(), torch.zeros(100)
+
+    def perturb(seed):
+        return member(x, 0.3, generator=torch.Generator(DEVICE).manual_seed(seed))
+
+    compiled = torch.compile(perturb, backend="eager")
+    for seed in (0, 2**62, 2**62 + 1):
+        assert torch.equal(compiled(seed), perturb(seed))
+
+
 class Subclass(torch.Tensor):
     pass
 
@@ -165,11 +190,17 @@ class Subclass(torch.Tensor):
 def test_only_large_plain_tensors_of_a_gpu_are_fused(monkeypatch):
     monkeypatch.setattr(draws, "_kernels", lambda device: kernels)
     x = torch.zeros(2**16)
-    assert draws.is_fused(x) == (DEVICE.type != "cpu")
+    assert draws.is_fused(x, 0.1) == (DEVICE.type != "cpu")
     monkeypatch.setattr(draws, "_DEVICE", DEVICE.type)
-    assert draws.is_fused(x)
+    assert draws.is_fused(x, 0.1)
     others = x[1:], x.double(), x.to(torch.complex64), x.int(), x.clone().requires_grad_(), x.as_subclass(Subclass)
-    assert not any(map(draws.is_fused, others))
+    assert not any(draws.is_fused(other, 0.1) for other in others)
+    assert not draws.is_fused(x, torch.tensor(0.1, requires_grad=True))
+
+
+def test_a_generator_of_another_device_is_refused():
+    with pytest.raises(ValueError, match=r"got cpu; type torch\.Generator\(x\.device\)"):
+        draws._reserve(torch.Generator("cpu"))
 
 
 @pytest.fixture
@@ -178,7 +209,7 @@ def capable(monkeypatch):
 
 
 def test_the_kernel_is_used_if_it_draws_the_known_numbers(capable):
-    known = words(4 * kernels.BLOCK + 1, 0, 0)[:: kernels.BLOCK] >> 1
+    known = words(4 * kernels.BLOCK + 1, *draws._PROBE)[:: kernels.BLOCK] >> 1
     assert known.tolist() == draws._KNOWN
     assert draws._kernels.__wrapped__(DEVICE) is kernels
 

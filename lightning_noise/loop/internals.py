@@ -477,6 +477,11 @@ def is_batched(tensor: Tensor) -> bool:
     return torch._C._functorch.is_batchedtensor(tensor)  # type: ignore[attr-defined]
 
 
+def is_transformed() -> bool:
+    """Returns whether a transform of ``torch.func`` runs, within which a new tensor has no memory of its own."""
+    return torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
+
+
 def wraps_tensors(tensor: Tensor) -> bool:
     """Returns whether the tensor consists of other tensors, as a DTensor or a MaskedTensor, and has no memory of its own."""
     kinds: list[Any] = [type(tensor), Tensor]

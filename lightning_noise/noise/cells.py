@@ -58,7 +58,7 @@ class FeatureDropout(Noise):
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         last, factor = last_bits(level), self._factor(x, level)
-        if is_fused(x):
+        if is_fused(x, level):
             return fuse("bits", "drop", x, generator, mask, last, high=factor)
         mask, bits = find_valid(x, mask), draw_bits(x, generator)
         if is_fast_as_bits(x):

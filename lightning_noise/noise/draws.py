@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_noise._tensor import empty_wide, is_differentiated
+from lightning_noise.loop.internals import is_transformed
 
 __all__ = ["draw_bits", "draw_normal", "draw_uniform", "fuse", "is_fused", "last_bits"]
 
@@ -18,8 +19,9 @@ _SMALLEST = 2**16  # for fewer numbers, a launch takes longer than its work, and
 _DEVICE = "cuda"
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NARROW = 2**30  # for more numbers, an index needs 64 bits
-# bits of the first program with the seed 0, one of each word, and the first of the second program
-_KNOWN = [278139567, 1243915663, 205407475, 1606938777, 119439532]
+_PROBE = 2**63 - 1, 2**31 - 1  # a seed and the number of a draw that fill their words
+# bits of the first program, one of each word, and the first of the second program
+_KNOWN = [885090275, 1636526700, 673655113, 131908270, 1240304351]
 
 Draw = Literal["normal", "uniform", "bits"]
 Formula = Literal["add", "scale", "drop", "replace"]
@@ -52,9 +54,9 @@ def last_bits(level: float | Tensor) -> int | Tensor:
     return (level * 2**31).long().sub_(1).int() if isinstance(level, Tensor) else int(level * 2**31) - 1
 
 
-def is_fused(x: Tensor) -> bool:
-    """Returns whether :func:`fuse` takes ``x``: a large tensor on a GPU that autograd does not follow."""
-    return _is_drawn(x) and not is_differentiated(x)
+def is_fused(x: Tensor, level: float | Tensor) -> bool:
+    """Returns whether :func:`fuse` takes ``x``: a large tensor on a GPU, if autograd follows neither ``x`` nor the level."""
+    return _is_drawn(x) and not (is_differentiated(x) or (isinstance(level, Tensor) and is_differentiated(level)))
 
 
 def fuse(
@@ -107,8 +109,9 @@ def _draw(draw: Draw, y: Tensor, generator: torch.Generator) -> Tensor:
 
 def _is_drawn(x: Tensor) -> bool:
     """Returns whether the kernel draws the numbers for ``x``, whether or not autograd follows ``x``."""
-    is_plain = type(x) in (Tensor, nn.Parameter) and x.dtype in _TYPES
-    return x.device.type == _DEVICE and is_plain and x.numel() >= _SMALLEST and _kernels(x.device) is not None
+    is_plain = type(x) in (Tensor, nn.Parameter) and not is_transformed()  # a kernel needs memory
+    is_large = x.device.type == _DEVICE and x.dtype in _TYPES and x.numel() >= _SMALLEST
+    return is_plain and is_large and _kernels(x.device) is not None
 
 
 @cache
@@ -120,14 +123,14 @@ def _kernels(device: torch.device) -> Any:
         from lightning_noise.noise import kernels
 
         y = torch.empty(4 * kernels.BLOCK + 1, dtype=torch.int32, device=device)
-        found: Any = _launch(kernels, "bits", "draw", y, 0, 0)[:: kernels.BLOCK].tolist()
+        found: Any = _launch(kernels, "bits", "draw", y, *_PROBE)[:: kernels.BLOCK].tolist()
         if found == _KNOWN:
             return kernels
-    except Exception as error:  # above all, no C compiler, which Triton needs
+    except Exception as error:  # above all, no C compiler or no headers of Python, which Triton needs
         found = error
     warnings.warn(
         f"torch draws the noise on {device}, which takes longer than the kernel of lightning_noise; the kernel should draw "
-        f"{_KNOWN}, got {found!r}; if Triton finds no C compiler, type apt install gcc",
+        f"{_KNOWN}, got {found!r}; if Triton finds no C compiler or no Python.h, type apt install gcc python3-dev",
         stacklevel=2,
     )
     return None
@@ -135,11 +138,16 @@ def _kernels(device: torch.device) -> Any:
 
 def _reserve(generator: torch.Generator) -> tuple[int, int]:
     """Returns the seed and the number of a draw, and moves the generator to the next draw."""
+    if generator.device.type != _DEVICE:
+        raise ValueError(
+            f"the generator must be on the device of the tensor, got {generator.device}; type torch.Generator(x.device)"
+        )
     offset = generator.get_offset()
     generator.set_offset(offset + 4)  # torch demands a multiple of four
     return generator.initial_seed(), offset // 4
 
 
+@torch.compiler.disable()  # compiled code would hold the seed as a constant, and be compiled again for the next one
 def _launch(
     kernels: Any,
     draw: Draw,

@@ -56,7 +56,7 @@ class Gaussian(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        if is_fused(x):
+        if is_fused(x, level):
             return fuse("normal", "add", x, generator, mask, level)
         return add_scaled(x, draw_normal(x, generator), level, mask)
 
@@ -86,7 +86,7 @@ class Uniform(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        if is_fused(x):
+        if is_fused(x, level):
             return fuse("uniform", "add", x, generator, mask, level)
         return add_scaled(x, draw_uniform(x, generator), level, mask)
 
@@ -117,7 +117,7 @@ class Speckle(Noise):
     takes_half: ClassVar[bool] = True
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        if is_fused(x):
+        if is_fused(x, level):
             return fuse("normal", "scale", x, generator, mask, level)
         return zero_invalid_(draw_normal(x, generator), mask).mul_(level).add_(1).mul_(x)
 
@@ -161,7 +161,7 @@ class Impulse(Noise):
             raise ValueError(f"low must not be above high, got low={self.low} and high={self.high}")
 
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
-        low, high, is_kernel = self.low, self.high, is_fused(x)
+        low, high, is_kernel = self.low, self.high, is_fused(x, level)
         if not is_kernel or low is None or high is None:  # the kernel itself finds NaN
             mask = find_valid(x, mask)
         if low is None or high is None:
