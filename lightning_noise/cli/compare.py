@@ -20,7 +20,7 @@ __all__ = ["main"]
 _EPILOG = """\
 A RUN is the folder of a run, such as lightning_logs/version_0, a folder with a report.json, or the file.
 A folder with several runs is a recipe: its runs are taken as trainings that differ in their seeds alone, and
-the mean over them is compared. That is refused if their hparams.yaml differ in more. A single folder
+the mean over them is compared. Runs whose hparams.yaml differ in more are refused. A single folder
 stands for the folders in it. The reports are those of trainer.test if every run has one.
 
 examples:

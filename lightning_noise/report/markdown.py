@@ -36,13 +36,13 @@ _COLUMNS = {
     "mse": Column("MSE"),
     "mae": Column("MAE"),
     "r2": Column("R²", note="1 is perfect, 0 is the mean of the targets"),
-    "brier": Column("Brier score", note="the squared error of the probabilities, summed over all classes; also of yes and no"),
+    "brier": Column("Brier score", note="the squared error of the probabilities, summed over all classes, also for yes and no"),
     "ece": Column(
         "ECE",
         "%",
         100,
-        "the expected calibration error / what a calibrated model with these confidences has by chance; bold if they differ "
-        "(p < 0.01)",
+        "the expected calibration error, and after the slash that of a calibrated model with these confidences; bold if they "
+        "differ (p < 0.01)",
     ),
     "top5_accuracy": Column("top-5 accuracy", "%", 100),
     "balanced_accuracy": Column("balanced accuracy", "%", 100, "the mean of the accuracies of the classes"),
@@ -59,12 +59,12 @@ _COLUMNS = {
 }
 # only in the JSON file, or shown beside another metric
 _HIDDEN = ("chance", "ece_floor", "ece_z", "ece_p", "debiased_squared_error", "aurc", "noise_auroc")
-_WITH_INTERVAL = ("accuracy", "loss", "mse")
+_WITH_INTERVAL = ("accuracy", "top5_accuracy", "balanced_accuracy", "loss", "mse")
 _COSTS = {
     "accuracy_drop": Column("accuracy lost", "points", 100),
     "accuracy_retention": Column("skill retained", "%", 100, "the share of the accuracy above chance that is left"),
     "r2_retention": Column("skill retained", "%", 100, "the share of the R2 that is left"),
-    "accuracy_area": Column("area under accuracy", "%", 100, "over the level, from clean to the largest"),
+    "accuracy_area": Column("area under accuracy", "%", 100, "the mean of its curve over the level, from 0 to the largest"),
     "loss_drop": Column("loss gained", "", -1),
     "mse_drop": Column("MSE gained", "", -1),
     "sensitivity": Column("sensitivity", "", 1, "the loss gained by noise in the weights"),
