@@ -153,7 +153,7 @@ def check_flags(**flags: bool) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Returns any sequence or mapping, as of a configuration, as lists and dicts.
+    """Returns any sequence, mapping or array, as of a configuration, as lists, dicts and numbers.
 
     Lists, tuples and dicts stay what they are, but what is in them is converted, too. Everything else is returned as it is.
 
@@ -167,4 +167,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         children = map(plain, value)
         return tuple(children) if isinstance(value, tuple) else list(children)
-    return value
+    as_list = getattr(value, "tolist", None)  # of an array of numpy, torch or pandas
+    return value if as_list is None else as_list()

@@ -114,6 +114,7 @@ def test_a_schedule_that_begins_after_the_end_of_the_run_is_a_warning(schedule, 
         fit([InputNoise(noise.Gaussian(), schedule)], max_epochs=2)
     late = [each for each in found if "is 0 in all 6 steps of this run, and above 0 only later" in str(each.message)]
     assert len(late) == is_late
+    fit([InputNoise(noise.Gaussian(), schedules.Linear(0.0, 0.5))], max_steps=1)  # begins at 0 in a run of one step
 
 
 @pytest.mark.filterwarnings("ignore:.*clip=.* cuts off")

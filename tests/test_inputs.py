@@ -8,11 +8,13 @@ from collections import UserDict, UserList
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from helpers import keys_of, make_trainer
+from pandas import Series
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
@@ -236,6 +238,17 @@ def test_containers_of_a_configuration_are_lists_and_dicts():
     noises: Any = UserDict({"g": noise.Gaussian()})
     monitor = RobustnessMonitor(noises, UserDict({"g": UserList([0.1, 0.2])}), inputs=inputs)  # type: ignore[arg-type]
     assert (monitor.levels, monitor.inputs) == ({"g": (0.1, 0.2)}, ["x"])
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor, Series], ids=["numpy", "torch", "pandas"])
+def test_arguments_may_be_arrays(array):
+    levels = array([0.25, 0.5])
+    for monitor in (RobustnessMonitor([noise.Gaussian(), noise.Uniform()], levels), ReplayMonitor(noise.Gaussian(), levels)):
+        assert monitor.levels["gaussian"] == (0.25, 0.5)
+    assert RobustnessMonitor({"g": noise.Gaussian()}, {"g": levels}).levels == {"g": (0.25, 0.5)}
+    schedule = schedules.Piecewise(levels, array([0.5]))
+    assert schedule == schedules.Piecewise([0.25, 0.5], [0.5])
+    assert InputNoise(noise.Gaussian(), 0.1, mean=levels).mean == [0.25, 0.5]
 
 
 def test_a_batch_may_be_any_sequence_and_mapping():

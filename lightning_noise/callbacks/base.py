@@ -386,7 +386,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
 
     def _check_onset(self, trainer: Trainer, steps: int) -> None:
         """Warns if a schedule is above 0 only after the end of the run."""
-        later = (self.level(Progress(2**i, 2**i, 1.0)) for i in range(40))
+        later = (self.level(Progress(2**i, 2**i, (steps - 1) / steps)) for i in range(40))
         if any(later) and not any(self.level(progress) for progress in self._clock.moments(trainer, range(steps))):
             rank_zero_warn(
                 f"the level of {self.name!r} is 0 in all {steps} steps of this run, and above 0 only later: {self.level}; type "
