@@ -55,7 +55,7 @@ class Model(Classifier):
         self.seen.append(batch)
         return self(batch[0]).square().mean()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         pass
 
 
@@ -498,22 +498,24 @@ class Stream(IterableDataset):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler` with the dataloaders")
 @pytest.mark.parametrize("name", ["multiclass", "regression", "certified"])
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_a_stream_that_every_process_reads_as_a_whole_is_a_warning(is_shared: bool, name: str):
+@pytest.mark.parametrize("index", [0, 1], ids=["alone", "after a loader with a sampler"])
+def test_a_stream_that_every_process_reads_as_a_whole_is_a_warning(is_shared: bool, name: str, index: int):
     data = Rows(40, seed=1)
     data.y = torch.randn(40, N_CLASSES) if name == "regression" else data.y
     monitors = {
-        "multiclass": lambda: RobustnessMonitor(noise.Gaussian(), LEVELS),
-        "regression": lambda: RobustnessMonitor(noise.Gaussian(), LEVELS, task=tasks.Regression()),
-        "certified": lambda: RandomizedSmoothing(0.5, n0=5, n=20),
+        "multiclass": lambda: RobustnessMonitor(noise.Gaussian(), LEVELS, dataloader_idx=index),
+        "regression": lambda: RobustnessMonitor(noise.Gaussian(), LEVELS, task=tasks.Regression(), dataloader_idx=index),
+        "certified": lambda: RandomizedSmoothing(0.5, n0=5, n=20, dataloader_idx=index),
     }
     trainer = make_trainer([monitors[name]()], accelerator="cpu", devices=2, strategy="ddp_fork")
     module = Model(nn.Linear(N_FEATURES, N_CLASSES))
     # a warning is an error in the tests, and a process that was forked inherits that
     refused = pytest.raises(ProcessRaisedException, match=r"same samples on all 2 .*islice\(samples, rank, None, 2\)")
     with nullcontext() if is_shared else refused:
-        trainer.validate(module, DataLoader(Stream(data, is_shared), 5), verbose=False)
+        trainer.validate(module, [*[loader()] * index, DataLoader(Stream(data, is_shared), 5)], verbose=False)
 
 
 class Total(Metric):

@@ -255,7 +255,7 @@ class RandomizedSmoothing(PredictingMonitor):
             pass
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
-        self._tally.gather(trainer, "RandomizedSmoothing")
+        self._tally.gather(trainer, "RandomizedSmoothing", self.dataloader_idx)
         self.result = found = self._tally.result(self.sigma, self.norm)
         # the values are those of all ranks; every rank logs them, for its callbacks
         others = {"accuracy": found.accuracy(), "accuracy_clean": found.clean, "abstentions": found.abstentions}

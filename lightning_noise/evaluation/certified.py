@@ -137,14 +137,14 @@ class Tally:
         self._clean += np.nan_to_num(outputs, posinf=0.0, neginf=0.0).sum(dtype=float)
         self.saw_batch = True
 
-    def gather(self, trainer: Trainer, name: str) -> None:
-        """Sums the counts over all ranks. Raises a ValueError on all ranks if a rank saw no batch."""
+    def gather(self, trainer: Trainer, name: str, dataloader_idx: int = 0) -> None:
+        """Sums the counts of a loader over all ranks. Raises a ValueError on all ranks if a rank saw no batch."""
         check_ranks(trainer, name, self.saw_batch)
         if trainer.world_size > 1:
             parts = (self._sizes, self._reached, self._others, self._total)
             own = [torch.from_numpy(part).to(trainer.strategy.root_device) for part in parts]
-            if not are_copies(trainer, own):
-                check_parts(trainer, name, [torch.from_numpy(self._clean)])
+            if not are_copies(trainer, own, dataloader_idx):
+                check_parts(trainer, name, [torch.from_numpy(self._clean)], dataloader_idx)
                 own = sum_over_ranks(trainer, own)
             self._sizes, self._reached, self._others, self._total = (part.cpu().numpy() for part in own)
         if not self._reached.any():

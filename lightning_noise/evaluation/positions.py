@@ -56,8 +56,7 @@ class SamplePositions:
         """Returns the positions of the rows of the next batch, and how many of the first rows count."""
         self._seen.update({path: self._seen.get(path, 0) + n for path, n in self._rows.items()})
         self._rows = {}
-        loaders = evaluation_loaders(trainer)
-        loader = None if loaders is None else loaders[dataloader_idx]
+        loader = _loader(trainer, dataloader_idx)
         sampler = _distributed_sampler(loader)
         self._first, (self._rank, self._replicas) = None, _share(trainer, loader, sampler)
         if isinstance(loader, DataLoader) and loader.batch_sampler is None:  # each item of the data set is a batch
@@ -92,16 +91,17 @@ def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:
         )
 
 
-def check_parts(trainer: Trainer, name: str, clean: Sequence[Tensor]) -> None:
+def check_parts(trainer: Trainer, name: str, clean: Sequence[Tensor], dataloader_idx: int) -> None:
     """Warns if all ranks saw the same samples, but at other positions, so that a sample is in several groups.
 
     Args:
         trainer: The trainer.
         name: The name of the monitor.
         clean: Sums over all samples without noise, whose draws would differ.
+        dataloader_idx: The loader of the samples.
     """
     # sums in another order round differently
-    if clean and are_copies(trainer, [each.float() for each in clean]):
+    if clean and are_copies(trainer, [each.float() for each in clean], dataloader_idx):
         n = trainer.world_size
         rank_zero_warn(
             f"{name} saw the same samples on all {n} processes, so its intervals are too narrow; let the data set of each "
@@ -129,13 +129,12 @@ def sum_over_ranks(trainer: Trainer, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [sums[i].view(tensor.shape) for i, tensor in enumerate(tensors)]
 
 
-def are_copies(trainer: Trainer, sums: Sequence[Tensor]) -> bool:
+def are_copies(trainer: Trainer, sums: Sequence[Tensor], dataloader_idx: int) -> bool:
     """Returns whether all ranks hold equal sums because, without a distributed sampler, each has seen all samples.
 
     A data set that the user has split by hand has no distributed sampler either, but other sums on each rank.
     """
-    loaders = evaluation_loaders(trainer) or []
-    if trainer.world_size == 1 or any(_distributed_sampler(loader) is not None for loader in loaders):
+    if trainer.world_size == 1 or _distributed_sampler(_loader(trainer, dataloader_idx)) is not None:
         return False
     digest = hashlib.blake2b(b"".join(each.cpu().numpy().tobytes() for each in sums)).hexdigest()
     return trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(digest) == digest)
@@ -145,6 +144,11 @@ def groups_of(positions: range, device: torch.device) -> Tensor:
     """Returns the group of each sample, which depends on its position alone."""
     index = torch.arange(positions.start, positions.stop, positions.step, device=device)
     return (_GROUPS.uniform(index, (len(index),)) * N_GROUPS).long()
+
+
+def _loader(trainer: Trainer, dataloader_idx: int) -> Any:
+    loaders = evaluation_loaders(trainer)
+    return None if loaders is None else loaders[dataloader_idx]
 
 
 def _distributed_sampler(loader: Any) -> DistributedSampler | None:

@@ -159,8 +159,8 @@ class Results:
             metrics.add_metrics({"guess": guess})
         return metrics
 
-    def gather(self, trainer: Trainer, name: str) -> None:
-        """Sums the metrics over all ranks. Later readings need a reset.
+    def gather(self, trainer: Trainer, name: str, dataloader_idx: int = 0) -> None:
+        """Sums the metrics of a loader over all ranks. Later readings need a reset.
 
         Raises a ValueError on all ranks if a rank saw no batch, and warns if no target counts.
         """
@@ -169,12 +169,13 @@ class Results:
         places = [(metric, state) for metric in sums for state in metric.metric_state]
         own = [self._sizes, self._sizes.new_tensor(self.n_targets), *(getattr(*place) for place in places)]
         customs = [metrics for metrics in self.metrics.values() if isinstance(metrics, CustomMetrics)]
-        if are_copies(trainer, [*own, *(metrics.seen for metrics in customs)]):
+        if are_copies(trainer, [*own, *(metrics.seen for metrics in customs)], dataloader_idx):
             for metrics in customs:
                 metrics.is_whole = True
         else:
-            clean = self._sums({CLEAN: self.metrics[CLEAN]})
-            check_parts(trainer, name, [getattr(metric, state).sum(0) for metric in clean for state in metric.metric_state])
+            metrics = self._sums({CLEAN: self.metrics[CLEAN]})
+            clean = [getattr(metric, state).sum(0) for metric in metrics for state in metric.metric_state]
+            check_parts(trainer, name, clean, dataloader_idx)
             own = sum_over_ranks(trainer, own)
         self._sizes, n_targets, *states = own
         self.n_targets = int(n_targets)
