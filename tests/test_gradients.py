@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import random_unstructured
 
 from lightning_noise import GradientNoise, InputNoise, Key, RobustnessMonitor, WeightNoise, noise, schedules
+from lightning_noise.callbacks.gradients import _check_draws_agree
 from lightning_noise.noise import as_noise
 from lightning_noise.schedules import Progress
 
@@ -600,6 +603,17 @@ def test_strategies_that_keep_gradients_in_buffers_are_refused(name):
     with pytest.raises(ValueError, match=f"'gradient' cannot work with {name}, which has no whole parameters"):
         trainer.fit(module, loader(), loader(Rows(13, seed=1)))
     assert not module.seen
+
+
+@pytest.mark.parametrize("difference", [0, 1])
+def test_ranks_whose_devices_draw_different_numbers_are_refused(difference):
+    strategy = SimpleNamespace(root_device=DEVICE, broadcast=lambda drawn: drawn + difference, reduce_boolean_decision=bool)
+    trainer: Any = SimpleNamespace(world_size=2, lightning_module=Plain(), strategy=strategy)
+    context = (
+        pytest.raises(ValueError, match="'gradient' must add the same noise on all ranks") if difference else nullcontext()
+    )
+    with context:
+        _check_draws_agree(trainer, "gradient")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from lightning_noise.loop.dispatch import parameters_of, wrap_closure
 from lightning_noise.loop.internals import copy_all_, norms_of, plain_name, structure_of, subtract_all, takes_scaled_gradients
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.noise import Noise, NoiseFunction, as_noise
+from lightning_noise.noise.draws import draw_normal
 from lightning_noise.perturb.groups import Group, are_same, groups_of
 from lightning_noise.perturb.sharding import gradient_of, is_sharded, local, whole, with_local
 from lightning_noise.perturb.weights import check_dense, check_embeddings_are_dense
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 __all__ = ["GradientNoise"]
+
+_MANY = 2**22  # numbers: torch draws a few in the same way on all GPUs
 
 
 class GradientNoise(NoiseCallback):
@@ -67,8 +70,9 @@ class GradientNoise(NoiseCallback):
 
     Raises:
         TypeError: If a gradient is sparse.
-        ValueError: If a level is wrong, the strategy has no whole gradients (FSDPStrategy, DeepSpeedStrategy), an optimizer
-            steps without Lightning while Lightning scales the loss, or no optimizer steps in the first epoch with noise.
+        ValueError: If a level is wrong, the strategy has no whole gradients (FSDPStrategy, DeepSpeedStrategy), the
+            devices of the ranks draw different numbers, an optimizer steps without Lightning while Lightning scales the loss,
+            or no optimizer steps in the first epoch with noise.
 
     References:
         Adding Gradient Noise Improves Learning for Very Deep Networks (Neelakantan et al., 2015),
@@ -116,6 +120,7 @@ class GradientNoise(NoiseCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        _check_draws_agree(trainer, self.name)
         self._trainer, self._has_acted, self._layouts = trainer, False, WeakKeyDictionary()
         # global hooks, because a module may have optimizers that Lightning does not know, or call them without Lightning
         self._handles = [
@@ -265,6 +270,19 @@ class _Layout(NamedTuple):
     kinds: list[Any]
     labels: list[str]
     groups: list[Group]
+
+
+def _check_draws_agree(trainer: Trainer, name: str) -> None:
+    """Raises a ValueError if replicas would drift apart, because their devices draw different numbers from the same key."""
+    if trainer.world_size == 1 or any(map(is_sharded, trainer.lightning_module.parameters())):
+        return  # each shard has its own draw
+    x = torch.empty(_MANY, device=trainer.strategy.root_device)
+    drawn = draw_normal(x, Key(("trial",)).generator(x.device)).view(torch.int32).sum().item()
+    if not trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(drawn) == drawn):
+        raise ValueError(
+            f"{name!r} must add the same noise on all ranks, but their devices draw different numbers from the same seed; use "
+            "GPUs of one model, and if some ranks warn that torch draws the noise, do there what the warning says"
+        )
 
 
 def _ids_of(optimizer: Optimizer) -> set[int]:
