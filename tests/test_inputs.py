@@ -569,3 +569,17 @@ def test_a_batch_of_one_row_without_others_to_swap_with_is_noticed(x):
 )
 def test_a_number_apart_from_all_others_is_taken_for_missing_values(values, is_told):
     assert (missing_doubt("the input", values, "batch[0]") is not None) == is_told
+
+
+def test_rows_that_are_the_time_and_not_the_samples_are_noticed():
+    x, y = torch.randn(20, 6, 8), torch.zeros(6)
+    (doubt,) = find_doubts((x, y), None, [(0,)], noise.Gaussian(), 0.2)
+    assert doubt.startswith("the input '0' has 20 rows and the target 6, as if the second axis were the samples; for (T, B, C)")
+    for batch in ((x.transpose(0, 1), y), (x, torch.zeros(20)), (x, torch.zeros(5)), [x]):
+        assert not list(find_doubts(batch, None, [(0,)], noise.Gaussian(), 0.2))
+
+
+def test_a_square_over_the_channels_of_images_is_noticed():
+    (doubt,) = find_doubts([torch.rand(8, 16, 16, 3)], None, [(0,)], noise.PatchGaussian(4), 0.2)
+    assert doubt.endswith("for (B, H, W, C) type x.movedim(-1, 1) in the data set or collate_fn")
+    assert not list(find_doubts([torch.rand(8, 3, 16, 16)], None, [(0,)], noise.PatchGaussian(4), 0.2))

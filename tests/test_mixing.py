@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import UserList
 from typing import Any
 
@@ -444,6 +445,16 @@ def test_another_leaf_that_may_be_a_target_is_noticed_if_no_target_is_named():
     Mixup(1.0).check(Linear(), [x, y, torch.ones(3)])  # has no row for each sample
     for target in (1, [1, 2]):
         Mixup(1.0, target=target).check(Linear(), [x, y, y])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "better"), [((8, 16, 16, 3), (-2, -1), (-3, -2)), ((8, 48, 7), (-1,), (-2,))], ids=["images", "series"]
+)
+def test_a_box_over_the_channels_is_noticed(shape, dim, better):
+    batch = [torch.rand(shape), torch.arange(8) % 3]
+    with pytest.warns(UserWarning, match=re.escape(f"type CutMix(…, dim={better})")):
+        CutMix(1.0, dim=dim).check(Linear(), batch)
+    CutMix(1.0, dim=better).check(Linear(), batch)
 
 
 def test_a_batch_of_one_sample_is_noticed():

@@ -82,8 +82,9 @@ class InputNoise(NoiseCallback):
 
     Before the first step, a warning says if the input contradicts the arguments. The noise may be more than 45 decibels below
     the data, make counts negative, or spread infinite values. Its axis may look like the channels, and its bounds may cut off
-    data. The input may be the same everywhere, have a channel of zeros and ones, or hold a number such as -999 for missing
-    values. A mask or lengths in the batch may mark padding that ``mask`` does not name.
+    data. The rows of the input may be the time and not the samples. The input may be the same everywhere, have a channel of
+    zeros and ones, or hold a number such as -999 for missing values. A mask or lengths in the batch may mark padding that
+    ``mask`` does not name.
 
     Example:
         >>> from lightning_noise import noise, schedules

@@ -32,7 +32,7 @@ from lightning_noise.labels import SmoothLabels
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.losses.modes import MixedLabelLoss
 from lightning_noise.masks import align_mask, find_mask, valid_positions
-from lightning_noise.perturb.doubts import alone_doubt, looks_like_mask, values_doubt
+from lightning_noise.perturb.doubts import alone_doubt, channels_doubt, looks_like_mask, values_doubt
 from lightning_noise.perturb.inputs import check_dense
 from lightning_noise.rng import Key
 
@@ -442,6 +442,8 @@ class CutMix(_Mixing):
                 f"the mask needs the axes dim={self.dim} of the box in the input {describe(first)}, got {describe(mask)}; type "
                 "another dim=…, such as dim=(-2,) for the time of (B, T, C)"
             )
+        if (where := channels_doubt("the input", first, self.dim, "CutMix")) is not None:
+            rank_zero_warn(f"{self.name!r}: {where[0]} type CutMix(…, dim={where[1]})")
         for x in others:
             if x.ndim - 1 < -min(self.dim) or any(x.shape[dim] != first.shape[dim] for dim in self.dim):
                 raise ValueError(

@@ -49,6 +49,7 @@ class PatchGaussian(Noise):
 
     severities: ClassVar[tuple[float, ...]] = Gaussian.severities
     unit: ClassVar[str] = "standard deviation in the patch"
+    dim: ClassVar[tuple[int, ...]] = (-2, -1)
     independent_rows: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
@@ -66,7 +67,7 @@ class PatchGaussian(Noise):
         repeats = (math.ceil(n / m) for n, m in zip(x.shape[-2:], (height, width), strict=True))
         z = z.repeat(*[1] * (x.ndim - 2), *repeats)[..., : x.shape[-2], : x.shape[-1]]
         square = torch.ones((), dtype=real, device=x.device)
-        for dim, u in zip((-2, -1), centers, strict=True):
+        for dim, u in zip(self.dim, centers, strict=True):
             n, index = index_valid(mask, x, dim)
             square = square * span(center_span(u, self.size, n), self.size, x, dim, index).to(real)
         return torch.addcmul(x, z, square.to(x.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lightning_noise.noise.composition import parts_of
 from lightning_noise.perturb.inputs import snr_db
 from lightning_noise.perturb.normalization import Normalization
 
-__all__ = ["OTHER_MASK", "alone_doubt", "find_doubts", "looks_like_mask", "tokens_doubt", "values_doubt"]
+__all__ = ["OTHER_MASK", "alone_doubt", "channels_doubt", "find_doubts", "looks_like_mask", "tokens_doubt", "values_doubt"]
 
 _HIGHEST_SNR_DB = 45.0  # an eighth of the last bit of an 8-bit image
 _LOWEST_SNR_DB = -19.0  # ten times the data
@@ -88,7 +89,8 @@ def find_doubts(
             doubt = doubt or counts_doubt(name, x, values, get(noisy, path), is_sigma=is_sigma)
         flags = flags_doubt(name, detached(x), _write(batch, path)) if mask is None else None
         of_axes = (axis_doubt(name, x, part) for part in parts_of(noise))
-        yield from (each for each in (doubt, *of_axes, flags) if each is not None)
+        rows = rows_doubt(name, x, batch) if isinstance(leaf, Tensor) else None
+        yield from (each for each in (doubt, rows, *of_axes, flags) if each is not None)
     if has_default and len(paths) == 1 and (numbers := numbers_doubt(batch, paths[0])) is not None:
         yield numbers
     if has_default and paths == [(0,)] and _are_images(batch):
@@ -454,19 +456,50 @@ def axis_doubt(name: str, x: Tensor, noise: Noise) -> str | None:
         True
     """
     dim: Any = getattr(noise, "dim", None)
-    axes = (dim,) if isinstance(dim, int) else dim
+    where = channels_doubt(name, x, (dim,) if isinstance(dim, int) else dim, noise.title)
+    if where is None:
+        return None
+    doubt, better = where
+    if all(field.name != "dim" for field in fields(noise)):  # type: ignore[arg-type]
+        return f"{doubt} type x.movedim(-1, 1) in the data set or collate_fn"
+    return f"{doubt} type {typed(noise, dim=better[0] if isinstance(dim, int) else better)}"
+
+
+def channels_doubt(name: str, x: Tensor, axes: tuple[int, ...] | None, user: str) -> tuple[str, tuple[int, ...]] | None:
+    """Returns the beginning of a warning if axes look like the channels, and the axes that may be meant.
+
+    Example:
+        >>> channels_doubt("the input 'x'", torch.ones(8, 32, 32, 3), (-2, -1), "CutMix")
+        ("the input 'x' has shape (8, 32, 32, 3), and for CutMix the image is in the last axes of lengths 32 and 3; for (B, H, \
+W, C)", (-3, -2))
+    """
     if axes == (-1,) and x.ndim == 3 and x.shape[-1] < x.shape[-2]:
-        what, other, shape = f"the series is along the last axis of length {x.shape[-1]}", (-2,), "(B, T, C)"
+        what, better, shape = f"the series is along the last axis of length {x.shape[-1]}", (-2,), "(B, T, C)"
     elif axes == (-2, -1) and x.ndim == 4 and x.shape[-1] in _CHANNELS and x.shape[-1] < min(x.shape[1:3]):
-        what, other, shape = (
-            f"the image is in the last axes of lengths {x.shape[-2]} and {x.shape[-1]}",
-            (-3, -2),
-            "(B, H, W, C)",
-        )
+        what = f"the image is in the last axes of lengths {x.shape[-2]} and {x.shape[-1]}"
+        better, shape = (-3, -2), "(B, H, W, C)"
     else:
         return None
-    better = typed(noise, dim=other[0] if isinstance(dim, int) else other)
-    return f"{name} has shape {tuple(x.shape)}, and for {noise.title} {what}; for {shape} type {better}"
+    return f"{name} has shape {tuple(x.shape)}, and for {user} {what}; for {shape}", better
+
+
+def rows_doubt(name: str, x: Tensor, batch: Any) -> str | None:
+    """Returns a warning if the second axis of an input, and not the first, is as long as the target.
+
+    Example:
+        >>> rows_doubt("the input 0", torch.ones(20, 6, 8), (torch.ones(20, 6, 8), torch.zeros(6))).partition(";")[0]
+        'the input 0 has 20 rows and the target 6, as if the second axis were the samples'
+    """
+    try:
+        target = get(batch, find_target(batch))
+    except ValueError:  # the target has no default
+        return None
+    if x.ndim < 3 or target.ndim == 0 or len(target) == len(x) or len(target) != x.shape[1]:
+        return None
+    return (
+        f"{name} has {len(x)} rows and the target {len(target)}, as if the second axis were the samples; for (T, B, C) let the "
+        "collate_fn return x.transpose(0, 1), and type batch_first=True in the layers"
+    )
 
 
 def _ways_out(low: float, high: float) -> str:
