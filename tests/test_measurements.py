@@ -497,6 +497,13 @@ class Stream(IterableDataset):
         yield from (self.rows[i] for i in (range(rank, len(self.rows), 2) if self.is_shared else range(len(self.rows))))
 
 
+class OfProcess(nn.Module):
+    """Differs between the processes, as a batch normalization does after a fit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + torch.distributed.get_rank())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using `DistributedSampler` with the dataloaders")
 @pytest.mark.parametrize("name", ["multiclass", "regression", "certified"])
@@ -511,7 +518,7 @@ def test_a_stream_that_every_process_reads_as_a_whole_is_a_warning(is_shared: bo
         "certified": lambda: RandomizedSmoothing(0.5, n0=5, n=20, dataloader_idx=index),
     }
     trainer = make_trainer([monitors[name]()], accelerator="cpu", devices=2, strategy="ddp_fork")
-    module = Model(nn.Linear(N_FEATURES, N_CLASSES))
+    module = Model(nn.Sequential(nn.Linear(N_FEATURES, N_CLASSES), OfProcess()))
     # a warning is an error in the tests, and a process that was forked inherits that
     refused = pytest.raises(ProcessRaisedException, match=r"same samples on all 2 .*islice\(samples, rank, None, 2\)")
     with nullcontext() if is_shared else refused:

@@ -340,7 +340,7 @@ class Adaptation:
         if self._results is None:
             vars(self).update(new)
             return
-        observation, best = self._summarize(trainer, self._results)
+        observation, best = self._summarize(trainer, self._results, self._pass)
         observation = trainer.strategy.broadcast(observation)
         followed = self._rule.measure(observation)
         state, reason = self._rule.update(self._state, observation)
@@ -387,9 +387,9 @@ class Adaptation:
                 key = key / len(self.history) / batch_idx  # otherwise the level would hinge on a few draws
             yield _BOUNDARY, self.callback.perturbation(context, batch, level, key)
 
-    def _summarize(self, trainer: Trainer, results: Results) -> tuple[Observation, list[float] | None]:
+    def _summarize(self, trainer: Trainer, results: Results, read: Pass) -> tuple[Observation, list[float] | None]:
         """Returns the observation, and the best clean metric with it."""
-        results.gather(trainer, f"AdaptiveLevel of {self.name!r}")
+        results.gather(trainer, f"AdaptiveLevel of {self.name!r}", read)
         task, metrics, sizes = self.setting.task, results.metrics, results.sizes
         values = metrics[CLEAN].estimates()
         clean = values[task.governed].tolist()

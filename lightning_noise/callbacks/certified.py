@@ -232,7 +232,7 @@ class RandomizedSmoothing(PredictingMonitor):
             logits = _by_target(reading.preds)
             if reading.condition == CLEAN:
                 groups = column(reading.groups, reading.target).expand_as(reading.target)
-                parts = (vote(logits), reading.target.flatten(), groups.flatten(), reading.samples, logits)
+                parts = (vote(logits), reading.target.flatten(), groups.flatten(), reading.samples)
                 others = [part.cpu().numpy() for part in parts]
                 counts = torch.zeros(2, *logits.shape, dtype=torch.int32, device=logits.device)
                 classes = torch.arange(logits.shape[1], device=logits.device)
@@ -255,7 +255,7 @@ class RandomizedSmoothing(PredictingMonitor):
             pass
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
-        self._tally.gather(trainer, "RandomizedSmoothing", self.dataloader_idx)
+        self._tally.gather(trainer, "RandomizedSmoothing", self._pass)
         self.result = found = self._tally.result(self.sigma, self.norm)
         # the values are those of all ranks; every rank logs them, for its callbacks
         others = {"accuracy": found.accuracy(), "accuracy_clean": found.clean, "abstentions": found.abstentions}

@@ -313,7 +313,7 @@ class RobustnessMonitor(PredictingMonitor):
         return self.task.logged if self.logged is None else self.logged
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
-        self._results.gather(trainer, "RobustnessMonitor", self.dataloader_idx)
+        self._results.gather(trainer, "RobustnessMonitor", self._pass)
         values = self._results.values()
         if self._baseline is not None:
             shared = shared_levels(self._descriptions, self.levels, self._baseline)

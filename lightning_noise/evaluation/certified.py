@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_noise.evaluation.engine import Pass
 from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_parts, check_ranks, sum_over_ranks
 from lightning_noise.evaluation.smoothing import Norm
 from lightning_noise.metrics.statistics import jackknife_error, wilson_interval
@@ -105,7 +106,6 @@ class Tally:
         self._reached = np.zeros((N_GROUPS, 1 + len(self.radii)), int)  # of targets, by how many radii are certified
         self._others = np.zeros(2, int)  # abstentions, and targets that are right without noise
         self._total = np.zeros(1)  # of the radii
-        self._clean = np.zeros(1)  # the sum of the outputs without noise, which differs between other samples
 
     def add(
         self,
@@ -115,7 +115,6 @@ class Tally:
         target: np.ndarray,
         groups: np.ndarray,
         samples: np.ndarray,
-        outputs: np.ndarray,
     ) -> None:
         """Adds targets.
 
@@ -126,7 +125,6 @@ class Tally:
             target: The targets.
             groups: The group of the sample of each target.
             samples: The group of each sample.
-            outputs: The outputs without noise.
         """
         radii, right = np.where(classes == target, radii, 0.0), classes == target
         n_reached = np.where(right, np.searchsorted(self.radii, radii, side="right"), 0)
@@ -134,17 +132,16 @@ class Tally:
         self._sizes += np.bincount(samples, minlength=N_GROUPS)
         self._others += [(classes < 0).sum(), (clean == target).sum()]
         self._total += radii.sum()
-        self._clean += np.nan_to_num(outputs, posinf=0.0, neginf=0.0).sum(dtype=float)
         self.saw_batch = True
 
-    def gather(self, trainer: Trainer, name: str, dataloader_idx: int = 0) -> None:
-        """Sums the counts of a loader over all ranks. Raises a ValueError on all ranks if a rank saw no batch."""
+    def gather(self, trainer: Trainer, name: str, read: Pass) -> None:
+        """Sums the counts of a pass over all ranks. Raises a ValueError on all ranks if a rank saw no batch."""
         check_ranks(trainer, name, self.saw_batch)
         if trainer.world_size > 1:
             parts = (self._sizes, self._reached, self._others, self._total)
             own = [torch.from_numpy(part).to(trainer.strategy.root_device) for part in parts]
-            if not are_copies(trainer, own, dataloader_idx):
-                check_parts(trainer, name, [torch.from_numpy(self._clean)], dataloader_idx)
+            if not are_copies(trainer, own, read.dataloader_idx):
+                check_parts(trainer, name, read.samples, read.dataloader_idx)
                 own = sum_over_ranks(trainer, own)
             self._sizes, self._reached, self._others, self._total = (part.cpu().numpy() for part in own)
         if not self._reached.any():

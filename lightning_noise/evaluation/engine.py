@@ -9,12 +9,13 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_noise._tensor import column
 from lightning_noise.evaluation.arguments import Arguments
 from lightning_noise.evaluation.conditions import CLEAN, Condition
-from lightning_noise.evaluation.positions import SamplePositions, groups_of
+from lightning_noise.evaluation.positions import SamplePositions, fingerprint, groups_of, is_dealt
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.loop.perturbation import Context, Perturbation
 from lightning_noise.loop.side_effects import SideEffects
@@ -65,6 +66,7 @@ class Pass:
         self.predictor = predictor
         self.max_batches = math.inf if max_batches is None else max_batches
         self.dataloader_idx = dataloader_idx
+        self.samples = torch.zeros(())  # their fingerprint, if other ranks may have seen the same
         self._positions = SamplePositions()
         self._has_checked_outputs = False
         self._side_effects = SideEffects()
@@ -75,6 +77,8 @@ class Pass:
             return
         arguments, target = self.predictor.locate(context.module, batch)
         positions, n = self._positions.take(context.trainer, dataloader_idx, batch_idx, rows=len(target))
+        if not is_dealt(context.trainer, dataloader_idx):
+            self.samples = self.samples.to(target.device) + fingerprint(batch).to(target.device)
         counts = self.predictor.task.counts(target[:n]) if self.predictor.labelled else None
         groups = samples = groups_of(positions, target.device)[:n]
         if counts is not None:

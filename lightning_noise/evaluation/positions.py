@@ -12,8 +12,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
-from lightning_noise.batch import Path
-from lightning_noise.loop.internals import evaluation_loaders
+from lightning_noise._tensor import detached
+from lightning_noise.batch import Path, leaves
+from lightning_noise.loop.internals import evaluation_loaders, wraps_tensors
 from lightning_noise.rng import Key
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ __all__ = [
     "check_parts",
     "check_ranks",
     "data_share",
+    "fingerprint",
     "groups_of",
+    "is_dealt",
     "sum_over_ranks",
 ]
 
@@ -91,17 +94,17 @@ def check_ranks(trainer: Trainer, name: str, saw_batch: bool) -> None:
         )
 
 
-def check_parts(trainer: Trainer, name: str, clean: Sequence[Tensor], dataloader_idx: int) -> None:
+def check_parts(trainer: Trainer, name: str, samples: Tensor, dataloader_idx: int) -> None:
     """Warns if all ranks saw the same samples, but at other positions, so that a sample is in several groups.
 
     Args:
         trainer: The trainer.
         name: The name of the monitor.
-        clean: Sums over all samples without noise, whose draws would differ.
+        samples: The sum of the :func:`fingerprint` of all batches.
         dataloader_idx: The loader of the samples.
     """
     # sums in another order round differently
-    if clean and are_copies(trainer, [each.float() for each in clean], dataloader_idx):
+    if are_copies(trainer, [samples.float()], dataloader_idx):
         n = trainer.world_size
         rank_zero_warn(
             f"{name} saw the same samples on all {n} processes, so its intervals are too narrow; let the data set of each "
@@ -134,10 +137,35 @@ def are_copies(trainer: Trainer, sums: Sequence[Tensor], dataloader_idx: int) ->
 
     A data set that the user has split by hand has no distributed sampler either, but other sums on each rank.
     """
-    if trainer.world_size == 1 or _distributed_sampler(_loader(trainer, dataloader_idx)) is not None:
+    if is_dealt(trainer, dataloader_idx):
         return False
     digest = hashlib.blake2b(b"".join(each.cpu().numpy().tobytes() for each in sums)).hexdigest()
     return trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(digest) == digest)
+
+
+def is_dealt(trainer: Trainer, dataloader_idx: int) -> bool:
+    """Returns whether each rank has samples of its own for sure: it is the only one, or has a distributed sampler."""
+    return trainer.world_size == 1 or _distributed_sampler(_loader(trainer, dataloader_idx)) is not None
+
+
+def fingerprint(batch: Any) -> Tensor:
+    """Returns a number that other samples would change, but neither another order of the samples nor another model.
+
+    The outputs do not tell samples apart if the ranks have different statistics of a batch normalization.
+
+    Example:
+        >>> x = torch.arange(6.0).view(3, 2)
+        >>> bool(fingerprint(x[:1]) + fingerprint(x[1:]) == fingerprint(x)), bool(fingerprint(x + 1) == fingerprint(x))
+        (True, False)
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for _, leaf in leaves(batch):
+        if leaf.ndim and leaf.layout == torch.strided and not wraps_tensors(leaf):
+            x = torch.view_as_real(detached(leaf)) if leaf.is_complex() else detached(leaf)
+            rows = x.reshape(len(x), -1).double().nan_to_num()
+            weights = torch.arange(1, 1 + rows.shape[1], device=rows.device, dtype=rows.dtype).cos()
+            total = total.to(rows.device) + (rows @ weights).cos().sum()
+    return total
 
 
 def groups_of(positions: range, device: torch.device) -> Tensor:

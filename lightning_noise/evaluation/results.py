@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, OVERALL, WORST, Condition
-from lightning_noise.evaluation.engine import Reading
+from lightning_noise.evaluation.engine import Pass, Reading
 from lightning_noise.evaluation.positions import N_GROUPS, are_copies, check_parts, check_ranks, sum_over_ranks
 from lightning_noise.metrics.base import Sums
 from lightning_noise.metrics.collections import CustomMetrics, GroupedMetrics, TaskMetrics
@@ -159,8 +159,8 @@ class Results:
             metrics.add_metrics({"guess": guess})
         return metrics
 
-    def gather(self, trainer: Trainer, name: str, dataloader_idx: int = 0) -> None:
-        """Sums the metrics of a loader over all ranks. Later readings need a reset.
+    def gather(self, trainer: Trainer, name: str, read: Pass) -> None:
+        """Sums the metrics of a pass over all ranks. Later readings need a reset.
 
         Raises a ValueError on all ranks if a rank saw no batch, and warns if no target counts.
         """
@@ -169,13 +169,12 @@ class Results:
         places = [(metric, state) for metric in sums for state in metric.metric_state]
         own = [self._sizes, self._sizes.new_tensor(self.n_targets), *(getattr(*place) for place in places)]
         customs = [metrics for metrics in self.metrics.values() if isinstance(metrics, CustomMetrics)]
-        if are_copies(trainer, [*own, *(metrics.seen for metrics in customs)], dataloader_idx):
+        if are_copies(trainer, [*own, *(metrics.seen for metrics in customs)], read.dataloader_idx):
             for metrics in customs:
                 metrics.is_whole = True
         else:
-            metrics = self._sums({CLEAN: self.metrics[CLEAN]})
-            clean = [getattr(metric, state).sum(0) for metric in metrics for state in metric.metric_state]
-            check_parts(trainer, name, clean, dataloader_idx)
+            if not customs:  # which have no intervals
+                check_parts(trainer, name, read.samples, read.dataloader_idx)
             own = sum_over_ranks(trainer, own)
         self._sizes, n_targets, *states = own
         self.n_targets = int(n_targets)
