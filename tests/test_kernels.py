@@ -142,8 +142,9 @@ def test_a_fused_noise_is_that_of_torch_with_the_same_numbers(member, levels, fu
             member(each, levels, generator=torch.Generator(DEVICE).manual_seed(0), mask=mask)
             for each in (x, x.clone().requires_grad_())
         )
-        # the interpreter rounds the product of a sum, which a processor does not: the last bit of a number below 2
-        atol = 2**-23 if DEVICE.type == "cpu" and isinstance(member, noise.Gaussian | noise.Uniform) else 0.0
+        # the interpreter and torch.addcmul before 2.11 round the product of a sum: the last bit of a number below 2
+        rounds = DEVICE.type == "cpu" or torch.__version__ < "2.11"
+        atol = 2**-23 if rounds and isinstance(member, noise.Gaussian | noise.Uniform) else 0.0
         torch.testing.assert_close(one, two.detach(), rtol=0, atol=atol, equal_nan=True)
 
 
@@ -242,5 +243,5 @@ def test_the_kernel_compiles_for_gpus_without_spills_and_reads_vectors(tmp_path)
     for found in variants:
         assert found["spills"] == 0, found
         assert found["vector loads"] == (0 if found["variant"][2] == "draw" else 4), found
-        # an H100 does about 150 operations for an element in the time of a copy
+        # an H100 executes about 100 operations in the time in which it copies an element
         assert found["operations"] <= 100, found

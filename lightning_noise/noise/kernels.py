@@ -75,7 +75,7 @@ def _bits(a):
 def _write(
     z, x, y, mask, level, low, high, i, n, row, formula: tl.constexpr, masked: tl.constexpr, rows: tl.constexpr
 ):  # fmt: skip
-    """Writes the elements i of y for the numbers z. Each product and sum rounds as torch does."""
+    """Writes the elements i of y for the numbers z. Each product and sum rounds as in torch from 2.11."""
     inside = i < n
     if formula == "draw":
         result = z
