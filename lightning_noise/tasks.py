@@ -295,6 +295,8 @@ class _Classification(_Labels):
         values = self._values(outputs)
         if self.probabilities or values.numel() < _ENOUGH or not _are_in_unit_interval(values):
             return None
+        if (values.amax(0) - values.amin(0)).max() < 0.5:  # logits of an untrained module differ little from sample to sample
+            return None
         return (
             f"all outputs of the first batch are in [0, 1], but {type(self).__name__}() expects {self.kinds[0]}. If they are "
             f"probabilities: {self._advise_on_probabilities(outputs)}"

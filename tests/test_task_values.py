@@ -169,22 +169,28 @@ def test_sigmoids_of_classes_are_no_logits_either():
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
-        (Binary, lambda z: 0.4 + z.tanh() / 10),  # as of an untrained module
-        (Binary, lambda z: 0.1 + 0.2 * z.sigmoid()),
-        (Multiclass, lambda z: 0.25 + 0.1 * z.tanh()),
+        (Multiclass, lambda z: 0.5 + 0.4 * (2 * z).tanh()),
         (Multilabel, lambda z: 0.5 + 0.4 * (2 * z).tanh()),
         (Multilabel, lambda z: 1 / (1 + (-z / 10).exp())),  # probabilities by no function of torch
+        (Binary, lambda z: 0.1 + 0.8 * z.sigmoid()),
     ],
 )
-def test_logits_that_lie_between_0_and_1_are_taken_with_a_warning(kind, change):
+def test_logits_that_spread_between_0_and_1_alone_are_taken_with_a_warning(kind, change):
     with pytest.warns(UserWarning, match=r"all outputs of the first batch are in \[0, 1\], but .* If they are probabilities: "):
         values_of(kind(), Model(kind, change), LABELS[kind])
 
 
 @pytest.mark.parametrize(
-    ("kind", "change"), [(Binary, lambda z: z.sigmoid().logit()), (Multiclass, lambda z: z.log_softmax(1))]
+    ("kind", "change"),
+    [
+        (Binary, lambda z: 0.4 + z.tanh() / 10),  # as of an untrained module
+        (Binary, lambda z: 0.1 + 0.2 * z.sigmoid()),
+        (Multiclass, lambda z: torch.linspace(0.1, 0.8, 4) + 0.1 * z.tanh()),
+        (Binary, lambda z: z.sigmoid().logit()),
+        (Multiclass, lambda z: z.log_softmax(1)),
+    ],
 )
-def test_what_was_made_logits_again_is_taken(kind, change):
+def test_logits_that_lie_between_0_and_1_are_taken(kind, change):
     values_of(kind(), Model(kind, change), LABELS[kind])
 
 
