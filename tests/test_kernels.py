@@ -148,6 +148,23 @@ def test_a_fused_noise_is_that_of_torch_with_the_same_numbers(member, levels, fu
         torch.testing.assert_close(one, two.detach(), rtol=0, atol=atol, equal_nan=True)
 
 
+@pytest.mark.parametrize("member", [each for each in FUSED if each != noise.Impulse()], ids=repr)
+def test_a_sample_may_be_an_element(member, fused):
+    x, levels = torch.rand(100, generator=torch.Generator(DEVICE).manual_seed(1)), torch.linspace(0, 0.5, 100)
+    flat, column = (member(each, levels, generator=torch.Generator(DEVICE).manual_seed(0)) for each in (x, x[:, None]))
+    assert torch.equal(flat, column[:, 0])
+    alone = member(x, 0.5, generator=torch.Generator(DEVICE).manual_seed(0))
+    assert flat[0] == x[0]
+    assert flat[-1] == alone[-1]
+
+
+@pytest.mark.parametrize("member", FUSED, ids=repr)
+def test_a_level_for_each_channel_is_refused(member, fused):
+    x, levels = torch.rand(3, 3, 5), torch.rand(1, 3, 1)
+    with pytest.raises(RuntimeError, match="expanded size"):
+        member.perturb(x, levels, torch.Generator(DEVICE), None)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("member", FUSED, ids=repr)
 def test_half_precision_is_rounded_once(member, dtype, fused):

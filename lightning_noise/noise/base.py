@@ -139,9 +139,10 @@ class Noise(Value, ABC):
     def perturb(self, x: Tensor, level: float | Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
         """Returns a perturbed copy of ``x``, which is contiguous and, if the noise requires floats, in at least float32.
 
-        The level is a positive number, or a tensor that broadcasts against ``x`` and may hold zeros. The mask is a boolean
-        tensor of the shape of ``x``, false at padding and NaN, or ``None`` if all elements are valid. What the noise takes from
-        other elements, it takes from valid ones. The caller puts invalid elements back, so an elementwise noise needs no mask.
+        The level is a positive number, or a tensor with a level for each sample, which may be 0. The tensor has the axes of
+        ``x``, so that the two broadcast. The mask is a boolean tensor of the shape of ``x``, false at padding and NaN, or
+        ``None`` if all elements are valid. What the noise takes from other elements, it takes from valid ones. The caller puts
+        invalid elements back, so an elementwise noise needs no mask.
         """
 
     def _check_arguments(self, x: Tensor, mask: Tensor | None) -> None:

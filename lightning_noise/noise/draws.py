@@ -99,7 +99,7 @@ def fuse(
 def _per_row(value: float | Tensor | None, rows: int, dtype: torch.dtype, x: Tensor) -> Tensor | None:
     """Returns a value as a dense tensor with a number for each row."""
     if isinstance(value, Tensor):
-        return value.to(dtype).flatten().expand(rows).contiguous()
+        return value.to(dtype).expand(rows, *[1] * (x.ndim - 1)).contiguous()  # refuses a level for each channel
     return None if value is None else torch.full((rows,), value, dtype=dtype, device=x.device)
 
 
