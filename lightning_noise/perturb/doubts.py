@@ -1,4 +1,4 @@
-"""What the values of an input say against the noise and its level."""
+"""Warnings of inputs whose values contradict the noise or its level."""
 
 from __future__ import annotations
 
