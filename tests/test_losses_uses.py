@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -213,3 +215,17 @@ def test_a_mode_that_does_not_search_finds_nothing():
     with mode:
         dice(logits(6, CLASSES), y).backward()
     assert mode.unfollowed == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_that_has_ended_is_freed_without_the_garbage_collector(mode):
+    y, z = labels(6), logits(6, CLASSES)
+    gc.disable()
+    try:
+        with MODES[mode](y) as outer, MODES["smoothing"](labels(6)):
+            ce(z, y).backward()
+        ended = weakref.ref(outer)
+        del outer
+        assert ended() is None
+    finally:
+        gc.enable()

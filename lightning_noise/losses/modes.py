@@ -103,7 +103,8 @@ class LabelLoss(TorchFunctionMode, ABC):
             super().__exit__(exc_type, exc_val, exc_tb)
         self._is_suspended = False
         _active.set(self._modes[1:])
-        self.tracker, self._uses = Tracker(self.target), None  # frees the tensors of the step
+        # frees the tensors of the step; the modes refer to this one, and a cycle would keep its labels
+        self.tracker, self._uses, self._modes = Tracker(self.target), None, ()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
