@@ -119,6 +119,10 @@ def suggest_level(
         dataloader_idx: Which of several loaders to evaluate.
         seed: The seed of the draws.
 
+    Returns:
+        The ``level`` and the curve, as a :class:`~lightning_noise.evaluation.range_test.RangeTest`, which ``print`` shows as a
+        table.
+
     Raises:
         TypeError: If ``noise`` is not a noise, or the input does not suit it.
         ValueError: If an argument is wrong, the trainer is running, there are no held-out data, the model is no better than
