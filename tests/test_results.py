@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics import MeanSquaredError, MetricCollection, SumMetric
 
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.engine import Reading
@@ -104,3 +104,16 @@ def test_the_sum_of_predictions_tells_samples_apart_beside_infinite_predictions(
         metrics.update(preds=preds, target=torch.zeros(4), clean_preds=preds)
         seen.append(metrics.seen)
     assert seen == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "preds", [torch.tensor([True]), torch.tensor([2]), torch.tensor([1j]).conj(), torch.ones(1).bfloat16()]
+)
+def test_the_metrics_of_a_user_take_predictions_of_any_dtype(preds):
+    class Seen(SumMetric):
+        def update(self, preds, target):  # pyright: ignore[reportIncompatibleMethodOverride]
+            pass
+
+    metrics = CustomMetrics(MetricCollection(Seen()))
+    metrics.update(preds=preds, target=torch.zeros(1), clean_preds=preds)
+    assert metrics.seen.isfinite()

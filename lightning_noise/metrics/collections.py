@@ -81,7 +81,7 @@ class CustomMetrics:
         return preds
 
     def update(self, *, preds: Any, target: Tensor, clean_preds: Any, groups: Tensor | None = None) -> None:
-        real = torch.view_as_real(preds) if preds.is_complex() else preds
+        real = torch.view_as_real(preds.resolve_conj()) if preds.is_complex() else preds
         self.seen = self.seen.to(preds.device) + real.float().nan_to_num(0.0, 0.0, 0.0).sum()
         try:
             self.collection.update(preds=preds, target=target, clean_preds=clean_preds)
