@@ -521,7 +521,7 @@ def _list_leaves(batch: Any) -> str:
     every = [f"{format_path(path)!r} {describe(leaf)}" for path, leaf in leaves(batch)]
     more = [f"and {len(every) - _LISTED} more"] if len(every) > _LISTED else []
     found = ", ".join([*every[:_LISTED], *more])
-    return f"leaves are: {found}." if found else f"there is no tensor in it, it is of type {describe(batch)}."
+    return f"leaves are: {found}." if found else f"the batch, of type {describe(batch)}, holds no tensor."
 
 
 def _is_integer(leaf: Tensor) -> bool:

@@ -167,7 +167,7 @@ def test_a_wrong_argument_is_refused_when_it_is_made(build, error, message):
         (
             InputNoise(noise.Gaussian(), AdaptiveLevel(governor())),
             {"check_val_every_n_epoch": 3},
-            "no validation comes in a run of 2 epochs",
+            "a run of max_epochs=2 .* has no validation, but",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

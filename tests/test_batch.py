@@ -398,7 +398,7 @@ def test_an_ambiguous_input_lists_the_leaves():
 
 
 def test_a_batch_without_tensors_is_said_to_have_none():
-    with pytest.raises(ValueError, match="there is no tensor in it, it is of type dict"):
+    with pytest.raises(ValueError, match="the batch, of type dict, holds no tensor"):
         find_inputs({"a": "b"})
 
 

@@ -134,11 +134,11 @@ def check_validation(trainer: Trainer, name: str, every_n_epochs: int = 1) -> No
         raise ValueError(f"{name} needs a validation: a val_dataloader, a validation_step and limit_val_batches above 0")
     every = math.lcm(every_n_epochs, trainer.check_val_every_n_epoch or 1)
     if 0 < (trainer.max_epochs or 0) < every and not is_fast_dev_run(trainer):
-        what = "no validation" if every_n_epochs == 1 else f"every_n_epochs={every_n_epochs} never"
+        place = "" if every_n_epochs == 1 else f" at every_n_epochs={every_n_epochs}"
         advice = "Trainer(check_val_every_n_epoch=1)" if every_n_epochs == 1 else "every_n_epochs=1"
         raise ValueError(
-            f"{what} comes in a run of {trainer.max_epochs} epochs with check_val_every_n_epoch="
-            f"{trainer.check_val_every_n_epoch}, but {name} needs a validation; type {advice}"
+            f"a run of max_epochs={trainer.max_epochs} with check_val_every_n_epoch={trainer.check_val_every_n_epoch} has no "
+            f"validation{place}, but {name} needs one; type {advice}"
         )
 
 
