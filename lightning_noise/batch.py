@@ -300,8 +300,11 @@ def _default_inputs(batch: Any) -> list[Path]:
 def _as_list(selector: Any) -> list[int | str]:
     if isinstance(selector, int | str):
         return [selector]
-    if not isinstance(selector, Sequence) or not all(isinstance(part, int | str) for part in selector):
-        raise TypeError(f"expected the name of a leaf, such as 'image' or 0, or a list of names, got {describe(selector)}")
+    is_list = isinstance(selector, Sequence)
+    wrong = [part for part in selector if not isinstance(part, int | str)] if is_list else [selector]
+    if wrong:
+        found = f"a list with {describe(wrong[0])}" if is_list else describe(selector)
+        raise TypeError(f"expected the name of a leaf, such as 'image' or 0, or a list of names, got {found}")
     return list(selector)
 
 

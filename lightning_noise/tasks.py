@@ -737,7 +737,7 @@ def _advise(task: Task, output: Any, target: Tensor) -> str:
         for kind in _KINDS
         if suits(kind(), changed, target)
     ]
-    if isinstance(task, Regression) and not target.is_floating_point() and output.shape == target.shape:
+    if isinstance(task, Regression) and not target.is_floating_point() and task.fits(output, target.float()):
         options.append("target.float() in the data")
     return f"type {' or '.join(options) or 'predict=…, target=… or another task of lightning_noise.tasks'}"
 

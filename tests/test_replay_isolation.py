@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from argparse import Namespace
 from collections import OrderedDict, deque
@@ -20,6 +21,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_noise import ReplayMonitor, WeightNoise, noise
@@ -309,6 +311,40 @@ class KeepsElsewhere(Classifier):
 def test_state_in_unusual_places_is_restored():
     assert_apart(KeepsElsewhere)
     assert len(KeepsElsewhere.of_the_class) == 6, "two batches, in two epochs and the sanity check"
+
+
+class Fetches(Classifier):
+    """Holds an iterator, and may fetch from it in the validation step."""
+
+    def __init__(self, build: Any, *, fetches: bool):
+        super().__init__()
+        self.build, self.fetches = build, fetches
+
+    def on_validation_epoch_start(self) -> None:
+        self.items, self.others = self.build(), [self.build()]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        if self.fetches:
+            self.log("val_item", next(self.items) + next(self.others[0]))
+
+
+ITERATORS = {
+    "list_iterator": lambda: iter([1.0] * 9),
+    "generator": lambda: (1.0 for _ in range(9)),
+    "count": itertools.count,
+    "_SingleProcessDataLoaderIter": lambda: iter(DataLoader(torch.ones(9))),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("kind", ITERATORS)
+def test_a_step_that_fetches_from_an_iterator_of_the_module_is_refused(kind):
+    def run(*, fetches: bool) -> None:
+        fit([ReplayMonitor(noise.Gaussian(), [0.5])], module=lambda: Fetches(ITERATORS[kind], fetches=fetches), max_epochs=1)
+
+    with pytest.raises(RuntimeError, match=f"cannot replay a step that fetches from the {kind} that the module holds"):
+        run(fetches=True)
+    run(fetches=False)
 
 
 SHARED = {

@@ -70,9 +70,9 @@ class ReplayMonitor(Monitor, Replaying):
 
     The monitor does not change the run. It restores all attributes, containers, buffers, metrics and objects of the user's
     classes that the module holds; weights, gradients, random streams and learning rates; the attributes and metrics of the
-    trainer. The loggers write what they would write without the monitor. It does not restore iterators, generators, objects
-    that closures and Python globals hold, the datamodule, or other callbacks. It cannot undo what leaves the process: files,
-    printed text, and calls of a logger that the module made itself.
+    trainer. The loggers write what they would write without the monitor. It does not restore objects that closures and Python
+    globals hold, the datamodule, or other callbacks. It cannot undo what leaves the process: files, printed text, and calls of
+    a logger that the module made itself.
 
     If the input is also the target, as in an autoencoder whose batch is one tensor, the target is noisy, too. To keep the
     target clean, let the data set return the tensor twice. A warning says so if the target of a loss of torch is noisy, or if
@@ -95,7 +95,8 @@ class ReplayMonitor(Monitor, Replaying):
         name: The first part of the keys.
 
     Raises:
-        RuntimeError: If the step updates the weights, with an optimizer of the trainer or of its own.
+        RuntimeError: If the step updates the weights, with an optimizer of the trainer or of its own, or fetches from an
+            iterator that the module holds.
         ValueError: If a level, name or path is wrong, the run has no validation, the step takes an iterator instead of a batch,
             or the ranks log different keys.
 

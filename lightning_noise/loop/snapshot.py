@@ -106,7 +106,7 @@ class State:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         groups = [optimizer.param_groups for optimizer in trainer.optimizers]
         self._roots = [trainer.lightning_module, *schedulers, *groups]
-        self._contents = copy_leaves(find_contents(self._roots))
+        self._contents = _guard_iterators(copy_leaves(find_contents(self._roots)))
 
     def current(self) -> Contents:
         """Returns what the module holds now."""
@@ -290,6 +290,31 @@ def copy_leaves(contents: Contents, copies: Mapping[int, Any] = MappingProxyType
             (container, {key: copied(part) for key, part in held.items()} if isinstance(held, dict) else copied(held))
             for container, held in contents
         ]
+
+
+def _guard_iterators(contents: Contents) -> Contents:
+    """Returns contents in which no item of an iterator can be fetched; objects of the user's classes are restored anyway."""
+
+    def guard(value: Any) -> Any:
+        return _Once(value) if isinstance(value, Iterator) and not _containers(value) else value
+
+    return [
+        (container, {key: guard(part) for key, part in held.items()} if isinstance(held, dict) else [*map(guard, held)])
+        for container, held in contents
+    ]
+
+
+class _Once(Iterator):
+    """Stands in a replay for an iterator that the module holds."""
+
+    def __init__(self, iterator: Iterator[Any]):
+        self._iterator = iterator
+
+    def __next__(self) -> Any:
+        raise RuntimeError(
+            f"ReplayMonitor cannot replay a step that fetches from the {type(self._iterator).__name__} that the module holds, "
+            "which gives each item only once; keep the items in a list, or use a RobustnessMonitor"
+        )
 
 
 def is_shared(value: Any) -> bool:
