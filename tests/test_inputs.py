@@ -565,7 +565,7 @@ def test_a_batch_of_one_row_without_others_to_swap_with_is_noticed(x):
         (torch.cat([torch.linspace(0, 1, 50), torch.tensor([-1.0])]), False),  # an outlier
         (torch.cat([torch.linspace(0, 1, 50), torch.tensor([-0.5, -0.5])]), False),
         (torch.tensor([0.0, 1.0, 2.0]).repeat(20), False),  # categories
-        (torch.tensor([*torch.linspace(-0.2, 0.2, 30), 1.0, 1.0]), False),  # a mark of a class, or saturation
+        (torch.tensor([*torch.linspace(-0.1, 0.1, 30), 1.0, 1.0]), False),  # flags
         (torch.tensor([*torch.linspace(-40, 0, 30), -80.0, -80.0]), False),  # the floor of a spectrogram
     ],
 )

@@ -246,11 +246,11 @@ def missing_doubt(name: str, values: Tensor, access: str) -> str | None:
     for extreme in (values.min(), values.max()) if len(values) else ():
         others = values[values != extreme]
         n = len(values) - len(others)
-        if n < 2 or len(others) < 2:
+        if n < 2 or len(others) < 2 or extreme == 1:  # which is a flag, as in one-hot columns
             continue
         low, high = others.min(), others.max()
         distance, width = torch.maximum(low - extreme, extreme - high), high - low
-        # -1 beside numbers of [0, 1], but neither 2 beside 0 and 1 nor a mark of 1 beside small numbers
+        # -1 beside numbers of [0, 1], but not 2 beside 0 and 1
         is_code = extreme < 0 <= low and len(others.unique()) >= _ENOUGH
         is_far = distance > 3 * width or (is_code and distance >= width)
         if width > 0 and is_far:
