@@ -233,11 +233,25 @@ def test_the_kernel_is_used_if_it_draws_the_known_numbers(capable):
 
 
 class Failing:
+    def __init__(self, error):
+        self.error = error
+
     def __getitem__(self, grid):
-        raise RuntimeError("Failed to find C compiler")
+        raise self.error
 
 
-@pytest.mark.parametrize(("name", "value", "message"), [("TAG", 1, "got \\["), ("perturb", Failing(), "C compiler")])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("TAG", 1, r"got \["),
+        ("perturb", Failing(RuntimeError("Failed to find C compiler")), "got RuntimeError: Failed to find C compiler; if"),
+        (
+            "perturb",
+            Failing(PermissionError(13, "Permission denied", "/home/.triton")),
+            "denied: '/home/.triton'; .* TRITON_CACHE",
+        ),
+    ],
+)
 def test_torch_draws_if_the_kernel_draws_other_numbers_or_fails(name, value, message, capable, monkeypatch):
     monkeypatch.setattr(kernels, name, value)
     with pytest.warns(UserWarning, match=f"torch draws the noise.*{message}"):

@@ -127,10 +127,11 @@ def _kernels(device: torch.device) -> Any:
         if found == _KNOWN:
             return kernels
     except Exception as error:  # above all, no C compiler or no headers of Python, which Triton needs
-        found = error
+        found = f"{type(error).__name__}: {error}"  # the repr of an OSError names no file
     warnings.warn(
         f"torch draws the noise on {device}, which takes longer than the kernel of lightning_noise; the kernel should draw "
-        f"{_KNOWN}, got {found!r}; if Triton finds no C compiler or no Python.h, type apt install gcc python3-dev",
+        f"{_KNOWN}, got {found}; if Triton finds no C compiler or no Python.h, type apt install gcc python3-dev, and if it "
+        "cannot write its files, type export TRITON_CACHE_DIR=… with a folder that it can write",
         stacklevel=2,
     )
     return None
