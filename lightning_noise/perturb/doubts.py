@@ -251,8 +251,8 @@ def missing_doubt(name: str, values: Tensor, access: str) -> str | None:
         low, high = others.min(), others.max()
         distance, width = torch.maximum(low - extreme, extreme - high), high - low
         # -1 beside numbers of [0, 1], but not 2 beside 0 and 1
-        is_code = extreme < 0 <= low and len(others.unique()) >= _ENOUGH
-        is_far = distance > 3 * width or (is_code and distance >= width)
+        is_code = extreme < 0 <= low and distance >= width and len(others.unique()) >= _ENOUGH
+        is_far = distance > 3 * width or is_code
         if width > 0 and is_far:
             return (
                 f"{name} is {extreme.item():g} at {n} of {len(values)} elements and otherwise in [{low.item():g}, "
