@@ -476,3 +476,19 @@ def test_errors_are_raised_before_the_training(monitor, kind, error, message):
     with pytest.raises(error, match=message):
         fit([monitor], module=module)
     assert not module.seen
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (InputNoise(noise.Gaussian(), inputs="image"), "no leaf 'image'"),
+        (WeightNoise(noise.Gaussian(), params="nett.*"), "no parameter matches"),
+        (ActivationNoise(noise.Gaussian(), modules="nett"), "no module matches"),
+        (EmbeddingNoise(), "expected a single nn.Embedding, got: none"),
+    ],
+)
+def test_a_probe_that_cannot_work_is_refused_before_the_training_without_a_sanity_check(probe, message):
+    module = Classifier()
+    with pytest.raises(ValueError, match=message):
+        fit([ReplayMonitor({"probe": probe}, {"probe": [0.5]})], module=module, num_sanity_val_steps=0)
+    assert not module.seen

@@ -266,7 +266,7 @@ class ActivationNoise(OutputCallback):
         return find_modules(pl_module, self.modules)
 
     def check(self, pl_module: LightningModule, batch: Any) -> None:
-        """Checks nothing, because the outputs are not known before the modules run."""
+        self.select_modules(pl_module)  # the outputs are not known before the modules run
 
     def takes(self, name: str, inputs: tuple[Any, ...], output: Any) -> bool:
         if name in as_list(self.modules):

@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_noise.batch import Selector, find_inputs, get, leaves
+from lightning_noise.callbacks.base import NoiseCallback
 from lightning_noise.callbacks.inputs import InputNoise
 from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, Condition, Conditions, Levels
@@ -239,7 +240,10 @@ class ReplayMonitor(Monitor, Replaying):
     # --- replaying
 
     def _try_noise(self, context: Context, batch: Any) -> None:
-        """Adds noise to the inputs of a batch. The step itself is left to the validation."""
+        """Adds noise to the inputs of a batch, and checks other probes. The step itself is left to the validation."""
+        for probe in self.conditions.probes.values():
+            if isinstance(probe, NoiseCallback) and not isinstance(probe, InputNoise):
+                probe.check(context.module, batch)
         inputs = {name: probe for name, probe in self.conditions.probes.items() if isinstance(probe, InputNoise)}
         levels = {name: [max(self.levels[name])] for name in inputs}
         rows = range(self._count_rows(batch))
