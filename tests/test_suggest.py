@@ -17,7 +17,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from scripts import range_test
 from scripts.range_test import found
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_noise import ActivationNoise, InputNoise, Mixup, RobustnessMonitor, WeightNoise, noise, suggest_level, tasks
 from lightning_noise.evaluation.range_test import RangeTest, find_crossing
@@ -172,6 +172,31 @@ def test_a_process_without_a_batch_knows_how_many_classes_there_are():
         for kind in (Linear, ManyClasses)
     )
     assert few == many
+
+
+class Shard(Dataset):
+    """The half of some samples that belongs to this process."""
+
+    def __init__(self, data: Dataset):
+        self.data: Any = data
+
+    def __len__(self) -> int:
+        return len(self.data) // 2
+
+    def __getitem__(self, i: int) -> Any:
+        return self.data[2 * i + torch.distributed.get_rank()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_split", [False, True])
+def test_samples_that_every_process_evaluates_count_once(is_split):
+    data = TensorDataset(*at_distance(2.0, 400))
+    shown = Shard(data) if is_split else data
+    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    result = suggest_level(make_trainer(**two), Linear(), noise.Gaussian(), dataloaders=DataLoader(shown, 50))
+    assert result.n == 400
+    if not is_split:
+        assert result == found_in(Linear(), noise.Gaussian(), data)
 
 
 def test_levels_are_geometric_up_to_the_largest_that_has_a_meaning():

@@ -18,7 +18,7 @@ from lightning_noise.callbacks.base import Callback, NoiseCallback, check_parame
 from lightning_noise.callbacks.inputs import as_probes, name_noises
 from lightning_noise.evaluation.conditions import CLEAN, Conditions
 from lightning_noise.evaluation.engine import Pass, Reading
-from lightning_noise.evaluation.positions import sum_over_ranks
+from lightning_noise.evaluation.positions import are_copies, sum_over_ranks
 from lightning_noise.evaluation.predictor import Predictor
 from lightning_noise.evaluation.range_test import Criterion, RangeTest, default_levels
 from lightning_noise.loop.internals import data_source, original_module, trainer_of
@@ -227,7 +227,9 @@ class _Count(Callback):
             self.counts = self.counts.to(counts[0].device) + torch.stack(counts)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        (counts,) = sum_over_ranks(trainer, [self.counts.to(pl_module.device)])
+        counts = self.counts.to(pl_module.device)
+        if not are_copies(trainer, [counts, self.held_out.samples], self.held_out.dataloader_idx):
+            (counts,) = sum_over_ranks(trainer, [counts])
         values = {f"{_KEY}{i}": float(count) for i, count in enumerate(counts)}
         if self.against_target:
             # a rank that saw no batch counts as many classes as the others
