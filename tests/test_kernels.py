@@ -158,6 +158,16 @@ def test_a_sample_may_be_an_element(member, fused):
     assert flat[-1] == alone[-1]
 
 
+@pytest.mark.parametrize("member", [noise.Gaussian(), noise.Uniform()], ids=repr)
+def test_a_level_that_is_expanded_stays_a_number(member, fused, monkeypatch):
+    taken, launch = [], draws._launch
+    monkeypatch.setattr(draws, "_launch", lambda *operands: taken.append(operands[8].numel()) or launch(*operands))
+    x, levels = torch.zeros(5000), torch.tensor([0.3]).expand(5000)
+    one, two = (member(x, level, generator=torch.Generator(DEVICE).manual_seed(0)) for level in (0.3, levels))
+    assert torch.equal(one, two)
+    assert taken == [1, 1]
+
+
 @pytest.mark.parametrize("member", FUSED, ids=repr)
 def test_a_level_for_each_channel_is_refused(member, fused):
     x, levels = torch.rand(3, 3, 5), torch.rand(1, 3, 1)
