@@ -169,10 +169,10 @@ def test_a_level_that_is_expanded_stays_a_number(member, fused, monkeypatch):
 
 
 @pytest.mark.parametrize("member", FUSED, ids=repr)
-def test_a_level_for_each_channel_is_refused(member, fused):
-    x, levels = torch.rand(3, 3, 5), torch.rand(1, 3, 1)
+@pytest.mark.parametrize(("n", "shape"), [(3, (1, 3, 1)), (1, (3, 1, 1)), (2, (3, 1, 1)), (4, (3, 1, 1))])
+def test_levels_that_are_not_those_of_the_rows_are_refused(member, n, shape, fused):
     with pytest.raises(RuntimeError, match="expanded size"):
-        member.perturb(x, levels, torch.Generator(DEVICE), None)
+        member.perturb(torch.rand(n, 3, 5), torch.rand(shape), torch.Generator(DEVICE), None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -88,9 +88,9 @@ def fuse(
         low: A value of the formula, as a number or for each row.
         high: Another one.
     """
-    values = level, low, high
-    # a level that is expanded to many rows, such as the deviation of a large weight, stays one number
-    rows = len(x) if any(isinstance(value, Tensor) and value.numel() > 1 and value.stride(0) for value in values) else 1
+    # a level that is expanded to many rows, such as the deviation of a large weight, becomes one number
+    values = [v[:1] if isinstance(v, Tensor) and not v.stride(0) else v for v in (level, low, high)]
+    rows = len(x) if any(isinstance(value, Tensor) and value.numel() > 1 for value in values) else 1
     dtypes = torch.int32 if draw == "bits" else torch.float32, torch.float32, torch.float32
     operands = [_per_row(value, rows, dtype, x) for value, dtype in zip(values, dtypes, strict=True)]
     valid = None if mask is None else mask.view(torch.uint8)
@@ -100,7 +100,7 @@ def fuse(
 def _per_row(value: float | Tensor | None, rows: int, dtype: torch.dtype, x: Tensor) -> Tensor | None:
     """Returns a value as a dense tensor with a number for each row."""
     if isinstance(value, Tensor):
-        return value[:rows].to(dtype).expand(rows, *[1] * (x.ndim - 1)).contiguous()  # refuses a level for each channel
+        return value.to(dtype).expand(rows, *[1] * (x.ndim - 1)).contiguous()  # refuses a level for each channel
     return None if value is None else torch.full((rows,), value, dtype=dtype, device=x.device)
 
 
