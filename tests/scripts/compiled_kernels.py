@@ -18,7 +18,7 @@ from lightning_noise.noise import kernels
 DRAWS = [("normal", "draw"), ("uniform", "draw"), ("bits", "draw")]
 FORMULAS = [("normal", "add"), ("uniform", "add"), ("normal", "scale"), ("bits", "drop"), ("bits", "replace")]
 THREADS = 128
-DISASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+DISASSEMBLER = Path(str(triton.__file__)).parent / "backends/nvidia/bin/nvdisasm"
 
 
 def compiled(draw: str, formula: str, dtype: str, is_full: bool, capability: int) -> dict[str, int]:
@@ -38,7 +38,8 @@ def compiled(draw: str, formula: str, dtype: str, is_full: bool, capability: int
         **dict(seed="i64", offset="i32", n="i64" if is_full else "i32", row="i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
-    places = {name: (i,) for i, name in enumerate(kernels.perturb.arg_names)}
+    names = kernels.perturb.arg_names  # pyright: ignore[reportFunctionMemberAccess]
+    places = {name: (i,) for i, name in enumerate(names)}
     aligned = {places[name]: [["tt.divisibility", 16]] for name in ("x", "y", "mask", "level", "low", "high", "n")}
     source = ASTSource(kernels.perturb, signature, {places[name]: value for name, value in constants.items()}, aligned)
     found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
