@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,7 @@ from lightning_noise.callbacks.monitor import Monitor, Noises
 from lightning_noise.evaluation.conditions import CLEAN, NOISY, Condition, Conditions, Levels
 from lightning_noise.evaluation.positions import SamplePositions, check_ranks
 from lightning_noise.loop import loggers
-from lightning_noise.loop.comparisons import watch_comparisons
+from lightning_noise.loop.comparisons import Comparisons
 from lightning_noise.loop.dispatch import EvaluationDispatcher, Replaying
 from lightning_noise.loop.internals import (
     evaluation_loaders,
@@ -32,7 +33,7 @@ from lightning_noise.loop.internals import (
 )
 from lightning_noise.loop.perturbation import Context
 from lightning_noise.loop.replay import Replay, stage_of
-from lightning_noise.loop.snapshot import Change, copy_batch, restore_trainer
+from lightning_noise.loop.snapshot import Change, Contents, copy_batch, restore_trainer
 from lightning_noise.loop.trial import held_out_batches
 from lightning_noise.loop.watch import Watch
 from lightning_noise.masks import Mask
@@ -78,6 +79,7 @@ class ReplayMonitor(Monitor, Replaying):
     If the input is also the target, as in an autoencoder whose batch is one tensor, the target is noisy, too. To keep the
     target clean, let the data set return the tensor twice. A warning says so if the target of a loss of torch is noisy, or if
     the step takes the size of its difference to another tensor, as by ``square``, and uses no other tensor of the batch.
+    To find out, the first noisy batch is replayed once more.
 
     The arguments are those of :class:`~lightning_noise.RobustnessMonitor`.
 
@@ -284,34 +286,48 @@ class ReplayMonitor(Monitor, Replaying):
         context = Context(trainer, trainer.lightning_module, is_probe=True, positions=sample_positions.of_input)
         noisy = self._current_conditions(trainer).perturb(context, batch, positions)
         conditions, rng = chain([(CLEAN, nullcontext(batch))], noisy), rng_states()
+        run = partial(
+            self._run,
+            before,
+            batch,
+            step=step,
+            indices=indices,
+            batch_idx=self._batch_idx,
+            dataloader_idx=dataloader_idx,
+            rng_of_hook=self._rng,
+            rng=rng,
+        )
         for condition, perturbation in self._follow(trainer, self._batch_idx, conditions):
-            replay = self._replays[condition]
             with restore_trainer(trainer, rng), perturbation as perturbed:
-                own = copy_batch(perturbed)
-                replay.state.take_over(self._changes, _pair_leaves(batch, own))
-                with replay.entered(before), self._look_at_targets(batch, perturbed, own):
-                    replay.run_step(
-                        step,
-                        own,
-                        indices,
-                        batch_idx=self._batch_idx,
-                        dataloader_idx=dataloader_idx,
-                        rng_of_hook=self._rng,
-                        rng=rng,
-                    )
+                if self._looks_at(condition):
+                    with restore_trainer(trainer, rng):
+                        self._look_at_targets(trainer, batch, perturbed, run)
+                run(self._replays[condition], copy_batch(perturbed))
 
-    @contextmanager
-    def _look_at_targets(self, batch: Any, perturbed: Any, own: Any) -> Iterator[None]:
-        """Warns if the step compares with a noisy input, in the first step that has one."""
-        noisy, others = list[Tensor](), list[Tensor]()
+    def _run(self, before: Contents, batch: Any, replay: Replay, own: Any, watch: Any = None, **options: Any) -> None:
+        """Runs the step of a replay on its own copy of a batch."""
+        replay.state.take_over(self._changes, _pair_leaves(batch, own))
+        with replay.entered(before), watch or nullcontext():
+            replay.run_step(batch=own, **options)
+
+    def _looks_at(self, condition: Condition) -> bool:
+        """Returns whether to look at the targets, which all ranks do at once, because their steps may wait for each other."""
+        if self._has_looked or not condition.level:
+            return False
+        return isinstance(self.conditions.probes[condition.noise], InputNoise)
+
+    def _look_at_targets(self, trainer: Trainer, batch: Any, perturbed: Any, run: Callable[..., None]) -> None:
+        """Warns if the step compares with a noisy input.
+
+        The step is run once more, because layers such as a ``TransformerEncoder`` compute otherwise if they are watched.
+        """
+        self._has_looked = True
+        own, noisy, others = copy_batch(perturbed), list[Tensor](), list[Tensor]()
         for (_, leaf), (_, seen), (_, copied) in zip(leaves(batch), leaves(perturbed), leaves(own), strict=True):
             (others if seen is leaf else noisy).append(copied)
-        if self._has_looked or not noisy:
-            yield
-            return
-        self._has_looked = True
-        with watch_comparisons(noisy, others) as comparisons:
-            yield
+        comparisons = Comparisons(noisy, others)
+        with torch.compiler.set_stance("force_eager"):  # a mode would become part of compiled code
+            run(Replay(trainer), own, comparisons)
         if comparisons.found:
             rank_zero_warn(
                 f"{self.name!r}: the input is also the target of the loss, so the target is noisy, too, and a module that "

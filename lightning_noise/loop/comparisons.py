@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_noise._tensor import detached
 from lightning_noise.loop.internals import share_memory, wraps_tensors
 
-__all__ = ["Comparisons", "watch_comparisons"]
+__all__ = ["Comparisons"]
 
 _LOSSES = {
     functional.binary_cross_entropy,
@@ -91,11 +89,3 @@ class Comparisons(TorchFunctionMode):
 
 def _are_views(one: Tensor, other: Tensor) -> bool:
     return share_memory(detached(one), detached(other))
-
-
-@contextmanager
-def watch_comparisons(tensors: list[Tensor], others: list[Tensor]) -> Iterator[Comparisons]:
-    """Watches a step for losses with one of some tensors of the batch as the target. Compiled modules run eagerly meanwhile."""
-    # a mode would become part of compiled code
-    with torch.compiler.set_stance("force_eager"), Comparisons(tensors, others) as comparisons:
-        yield comparisons
