@@ -12,7 +12,7 @@ from torchmetrics import MeanSquaredError, MetricCollection, SumMetric
 
 from lightning_noise.evaluation.conditions import CLEAN, Condition
 from lightning_noise.evaluation.engine import Reading
-from lightning_noise.evaluation.positions import N_GROUPS, sum_over_ranks
+from lightning_noise.evaluation.positions import N_GROUPS, fingerprint, sum_over_ranks
 from lightning_noise.evaluation.results import Results
 from lightning_noise.metrics.collections import CustomMetrics
 from lightning_noise.tasks import Multiclass
@@ -117,3 +117,8 @@ def test_the_metrics_of_a_user_take_predictions_of_any_dtype(preds):
     metrics = CustomMetrics(MetricCollection(Seen()))
     metrics.update(preds=preds, target=torch.zeros(1), clean_preds=preds)
     assert metrics.seen.isfinite()
+
+
+def test_a_leaf_without_rows_adds_nothing_to_the_fingerprint_of_a_batch():
+    x = torch.rand(4, 3)
+    assert fingerprint((x, torch.zeros(0, 3), torch.zeros(0))) == fingerprint((x,))

@@ -162,7 +162,7 @@ def fingerprint(batch: Any) -> Tensor:
     for _, leaf in leaves(batch):
         if leaf.ndim and leaf.layout == torch.strided and not wraps_tensors(leaf):
             x = torch.view_as_real(detached(leaf)) if leaf.is_complex() else detached(leaf)
-            rows = x.reshape(len(x), -1).double().nan_to_num()
+            rows = (x.flatten(1) if x.ndim > 1 else x[:, None]).double().nan_to_num()
             weights = torch.arange(1, 1 + rows.shape[1], device=rows.device, dtype=rows.dtype).cos()
             total = total.to(rows.device) + (rows @ weights).cos().sum()
     return total

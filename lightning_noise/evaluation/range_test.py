@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lightning_noise import plots
 from lightning_noise.metrics.robustness import retention as retention_of
-from lightning_noise.report.markdown import column_of, grid
+from lightning_noise.report.markdown import capitalize, column_of, grid
 
 __all__ = ["Criterion", "RangeTest", "default_levels", "find_crossing"]
 
@@ -81,7 +81,7 @@ class RangeTest:
             values = [value, *([self.accuracies[level]] if self.accuracies else [])]
             rows.append([f"{level:g}", *(f"{column.factor * x:.1f}" for column, x in zip(columns, values, strict=True))])
         table = grid([self.unit, *(column.heading for column in columns)], rows)
-        outcome = f"{found}." if math.isfinite(self.level) else f"{self.explain()}.".replace("no", "No", 1)
+        outcome = f"{found}." if math.isfinite(self.level) else f"{capitalize(self.explain())}."
         return f"{outcome} {self.n:,} predictions at each level.\n\n{table}\n"
 
 

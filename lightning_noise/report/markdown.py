@@ -11,7 +11,7 @@ from lightning_noise.evaluation.results import Estimate
 from lightning_noise.report.changes import corruption, differences
 from lightning_noise.report.model import FILE, Report, by_cell
 
-__all__ = ["MCE", "Column", "column_of", "excludes_zero", "grid", "headline", "markdown", "shown_metrics"]
+__all__ = ["MCE", "Column", "capitalize", "column_of", "excludes_zero", "grid", "headline", "markdown", "shown_metrics"]
 
 Rows = Mapping[tuple[Condition, str], Estimate]
 
@@ -111,7 +111,7 @@ def _outcome(report: Report, metric: str) -> str:
         if worst is not None and condition.level is not None and found is not None and found.value == worst.value:
             parts.append(f"{said(condition)} at worst, under {' at '.join(place)}")
             break
-    return " ".join([f"{_capitalize(column_of(metric).name)} is {'; '.join(parts)}.", *_doubts(report)])
+    return " ".join([f"{capitalize(column_of(metric).name)} is {'; '.join(parts)}.", *_doubts(report)])
 
 
 def _doubts(report: Report) -> list[str]:
@@ -137,7 +137,7 @@ def _comparison(report: Report, baseline: Report, columns: Mapping[str, Column])
     changes = by_cell(differences(report, baseline))
     metric, column = next(iter(columns.items()))
     clean, noisy = (_text(changes.get((condition, metric)), column, _CHANGE + "{unit}") for condition in (CLEAN, NOISY))
-    outcome = f"{_capitalize(column.name)} changes by {clean} without noise; {noisy} on average under noise."
+    outcome = f"{capitalize(column.name)} changes by {clean} without noise; {noisy} on average under noise."
     ratios = by_cell(corruption(report, baseline))
     if ratios:
         mce = ratios.pop((OVERALL, "mce"))
@@ -245,7 +245,8 @@ def _text(estimate: Estimate | None, column: Column, form: str) -> str:
     return form.format(signed=f"{value:+.{digits}f}", unit=f" {column.unit}" if column.unit else "", **shown)
 
 
-def _capitalize(text: str) -> str:
+def capitalize(text: str) -> str:
+    """Returns a text whose first letter is a capital."""
     return text[0].upper() + text[1:]
 
 
