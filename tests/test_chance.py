@@ -285,6 +285,7 @@ def test_a_report_says_what_chance_is_and_that_there_is_no_skill(tmp_path):
     assert report.read(tmp_path).chance == blind.chance
 
 
+@pytest.mark.filterwarnings("ignore:no prediction of the first batch has changed")  # it does not read its input
 def test_a_report_of_a_model_that_may_know_nothing_begins_with_a_doubt():
     target = torch.arange(200) % 2
     outputs = 5.0 * nn.functional.one_hot(torch.where(torch.arange(200) < 8, 1 - target, target), 2)

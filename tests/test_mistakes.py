@@ -243,7 +243,7 @@ def test_an_input_may_be_the_target():
 def test_a_level_far_above_the_data_is_a_warning(member, level, to_type):
     images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     batch = {"image": images, "label": torch.zeros(8).long()}
-    forward = lambda self, image: image.flatten(1)[:, :3]  # noqa: E731
+    forward = lambda self, image: 2 * image.flatten(1)[:, :3]  # noqa: E731
     with pytest.warns(UserWarning, match=rf"dB above the input 'image'.* type {re.escape(to_type)}"):
         validate(forward, batch, noises=member, levels=[0.1, level])
     with warnings.catch_warnings():

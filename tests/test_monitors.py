@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -686,3 +687,20 @@ def test_targets_that_are_no_classes_are_refused():
 def test_a_loader_that_is_not_there_is_said_to_be_missing():
     with pytest.raises(ValueError, match="saw no batch of dataloader_idx=3"):
         validated(RobustnessMonitor(noise.Gaussian(), dataloader_idx=3))
+
+
+@pytest.mark.parametrize(
+    ("predict", "level", "is_told"),
+    [
+        (lambda module, batch: module(Rows().x[: len(batch[0])]), 0.5, True),  # does not read the noisy input
+        (lambda module, batch: module(batch[0]), 0.5, False),
+        (lambda module, batch: module(batch[0]), 0.0, False),
+        (lambda module, batch: 0 * module(batch[0]), 0.5, False),  # a head that begins at zero
+    ],
+)
+def test_noise_that_changes_no_prediction_is_a_warning(predict, level, is_told):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fit([RobustnessMonitor(noise.Gaussian(), [level], predict=predict)], max_epochs=2)
+    told = [each for each in found if "under ['gaussian'], not even in its last bit" in str(each.message)]
+    assert len(told) == is_told

@@ -130,6 +130,7 @@ def nothing(x: Tensor, level: Any, *, generator: torch.Generator) -> Tensor:
     return x.clone()
 
 
+@pytest.mark.filterwarnings("ignore:no prediction of the first batch has changed")
 def test_each_condition_begins_with_the_same_module():
     monitor = RobustnessMonitor(nothing, [0.1, 0.2], logged=["loss"])
     _, trainer = fit([monitor], module=Observing, max_epochs=1)
@@ -138,7 +139,7 @@ def test_each_condition_begins_with_the_same_module():
     assert len(losses) == 1
 
 
-@pytest.mark.filterwarnings("ignore:no level is suggested")
+@pytest.mark.filterwarnings("ignore:no level is suggested", "ignore:no prediction of the first batch has changed")
 def test_a_range_test_leaves_the_module_and_meets_the_same_module_at_each_level():
     module, _ = fit([], module=Observing, max_epochs=1)
     before = module.state()

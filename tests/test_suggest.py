@@ -485,7 +485,10 @@ def test_it_is_refused_within_a_run():
         ({"dataloaders": None}, "no held-out data"),
         ({"datamodule": Data()}, "not both"),
         ({"dataloader_idx": 1}, "no batch of dataloader_idx=1"),
-        ({"predict": lambda module, batch: 9 * torch.eye(3)[(batch[1] + 1) % 3]}, "not above that of a constant guess"),
+        (
+            {"predict": lambda module, batch: module(batch[0]) + 99 * torch.eye(3)[(batch[1] + 1) % 3]},
+            "not above that of a constant guess",
+        ),
         ({"predict": lambda module, batch: torch.zeros(3), "flip_rate": 0.1}, r"returned float32 \(3,\) for 8 samples"),
     ],
 )

@@ -466,6 +466,7 @@ def test_pictures_show_the_classes_of_all_their_samples(tmp_path, monkeypatch):
     assert shown[-1] == (list(map(str, (X @ W)[rows].argmax(1).tolist())), None)
 
 
+@pytest.mark.filterwarnings("ignore:no prediction of the first batch has changed")
 def test_the_mask_and_the_normalization_of_the_inputs_reach_the_noise():
     """Noise in the last half of the features would change every prediction, and levels are in units before normalization."""
     mask = (torch.arange(8) < 4).expand(len(X), 8)

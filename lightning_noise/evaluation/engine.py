@@ -85,6 +85,7 @@ class Pass:
             groups, samples = column(groups, counts).expand_as(counts)[counts], groups[counts.reshape(n, -1).any(1)]
         self._side_effects.begin(context.trainer, context.module)
         probing = replace(context, positions=self._positions.of_input)
+        clean, same = None, dict[str, bool]()  # for each noise, whether no prediction has changed
         for condition, perturbation in chain([(CLEAN, nullcontext(batch))], perturb(probing, batch, positions)):
             seen, outputs, labels = self.predictor(context, perturbation, arguments, target, self._side_effects)
             self.predictor.check_reach(arguments, batch, seen)
@@ -97,7 +98,11 @@ class Pass:
                 classes = self.predictor.task.classes(labels)
                 classes = classes if classes is None or counts is None else classes[counts]
                 self.predictor.look(outputs, counted, classes)
+                clean = outputs
+            elif condition.level and not self.predictor.has_compared:
+                same[condition.noise] = same.get(condition.noise, True) and _are_same(clean, outputs)
             yield Reading(condition, seen, outputs, preds, counted, groups, samples, classes)
+        self.predictor.compare(same)
 
     def _check(self, context: Context, batch: Any, arguments: Arguments, preds: Any, target: Tensor) -> None:
         """Raises a ValueError if the values of a batch contradict the task; those of the outputs are checked once."""
@@ -112,3 +117,8 @@ class Pass:
 def _counted(outputs: Tensor, counts: Tensor, *, has_classes: bool) -> Tensor:
     """Returns the predictions at the positions that count: of shape (N, K) for classes, else of shape (N,)."""
     return (outputs.movedim(1, -1) if has_classes else outputs)[counts]
+
+
+def _are_same(clean: Any, noisy: Any) -> bool:
+    """Returns whether predictions that differ between samples are the same under noise, to the last bit."""
+    return isinstance(clean, Tensor) and torch.equal(clean, noisy) and bool((clean != clean[:1]).any())

@@ -47,6 +47,7 @@ class Predictor:
     _reader: Task | None = field(default=None, init=False, repr=False, compare=False)  # the task, since a clear batch
     _has_looked: bool = field(default=False, init=False, repr=False, compare=False)
     _has_checked_target: bool = field(default=False, init=False, repr=False, compare=False)
+    has_compared: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.predict is not None and not callable(self.predict):
@@ -57,7 +58,7 @@ class Predictor:
 
     def forget(self) -> None:
         """Forgets how the outputs of an earlier module were read."""
-        self._reader, self._has_looked, self._has_checked_target = None, False, False
+        self._reader, self._has_looked, self._has_checked_target, self.has_compared = None, False, False, False
 
     def locate(self, module: Any, batch: Any) -> tuple[Arguments, Tensor]:
         """Returns the arguments of the module, which ``predict`` may not need, and the target."""
@@ -141,6 +142,18 @@ class Predictor:
             doubts.append(self.task.target_doubt(target) if classes is None else self.task.balance_doubt(outputs, classes))
         for doubt in filter(None, doubts):
             rank_zero_warn(doubt)
+
+    def compare(self, same: dict[str, bool]) -> None:
+        """Warns of noises that have changed no prediction of the first batch that has any noise."""
+        if self.has_compared or not same:
+            return
+        self.has_compared = True
+        if names := [name for name, is_same in same.items() if is_same]:
+            advice = "a higher level" if self.predict is None else "predict=lambda module, batch: … that reads batch"
+            rank_zero_warn(
+                f"no prediction of the first batch has changed under {names}, not even in its last bit, so the noise may not "
+                f"reach it; type {advice}"
+            )
 
     def ends_in_squashing(self, context: Context, batch: Any, arguments: Arguments, side_effects: SideEffects) -> bool:
         """Returns whether the module returns what a sigmoid or softmax has made, by one more prediction of the batch."""
