@@ -12,6 +12,7 @@ from helpers_metrics import assert_same_values, predictions
 from members import TASKS
 from torchmetrics import CatMetric, MeanAbsoluteError, MetricCollection
 from torchmetrics import R2Score as TorchR2Score
+from torchmetrics.wrappers import Running
 
 from lightning_noise import metrics as own
 from lightning_noise.metrics import CrossEntropy
@@ -206,6 +207,18 @@ def test_metrics_of_ones_own_say_themselves_whether_more_is_better():
     assert (r2.main, r2.score({"R2Score": 0.5}), r2.higher_is_better(error.main)) == ("R2Score", 0.5, False)
     with pytest.raises(TypeError, match="expects a Metric or MetricCollection of torchmetrics, got 'multiclass'"):
         Custom("multiclass")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("takes_clean", [True, False])
+def test_a_wrapper_hands_on_the_clean_predictions_only_if_its_metric_takes_them(takes_clean):
+    class Change(MeanAbsoluteError):
+        def update(self, preds, target, clean_preds):  # pyright: ignore[reportIncompatibleMethodOverride]
+            super().update(preds, clean_preds)
+
+    x = torch.rand(8, 3)
+    metrics = Custom(Running(Change() if takes_clean else MeanAbsoluteError(), window=2)).metrics(None)
+    metrics.update(preds=x, target=x + 1, clean_preds=x + 3)
+    assert metrics.totals() == pytest.approx({"Running": 3 if takes_clean else 1})
 
 
 def test_metrics_of_ones_own_that_keep_lists_count_each_sample_once_after_a_use():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -68,6 +69,9 @@ class CustomMetrics:
         for metric in collection.values(copy_state=False):
             if isinstance(metric, Sums):
                 metric.refuses_nan = False  # NaN does not stop a run
+        # a wrapper takes any argument and hands it to its metric, which may refuse it
+        updates = [part.update for part in collection.modules() if isinstance(part, Metric)]
+        self._takes_clean = any("clean_preds" in signature(update).parameters for update in updates)
 
     def to(self, device: torch.device) -> CustomMetrics:
         self.collection.to(device)
@@ -83,8 +87,9 @@ class CustomMetrics:
     def update(self, *, preds: Any, target: Tensor, clean_preds: Any, groups: Tensor | None = None) -> None:
         real = torch.view_as_real(preds.resolve_conj()) if preds.is_complex() else preds
         self.seen = self.seen.to(preds.device) + real.float().nan_to_num(0.0, 0.0, 0.0).sum()
+        given = {"preds": preds, "target": target, **({"clean_preds": clean_preds} if self._takes_clean else {})}
         try:
-            self.collection.update(preds=preds, target=target, clean_preds=clean_preds)
+            self.collection.update(**given)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise ValueError(
                 f"{', '.join(map(str, self.collection))} raised {type(error).__name__}: {error} The module returned "
