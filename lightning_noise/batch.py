@@ -336,7 +336,11 @@ def _select_inputs(batch: Any, selector: int | str, absent: bool) -> list[Path]:
     """Returns the paths of the inputs that a selector selects: leaves, or lists of samples."""
     parts = [] if selector == "" else str(selector).split(".")
     if _EACH not in parts:
-        lists = [path for path, value in resolve(batch, selector) if is_sequence(value) and _holds_tensors(value)]
+        found = resolve(batch, selector)
+        for path, value in found:
+            if isinstance(value, PackedSequence):
+                _refuse_packed(batch, (*path, "data"))
+        lists = [path for path, value in found if is_sequence(value) and _holds_tensors(value)]
         for path in lists:
             if holds_samples(batch, path) is False:
                 raise ValueError(

@@ -272,6 +272,7 @@ PACKED = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
         ((PACKED, torch.zeros(2, dtype=torch.long)), None),
         ((PACKED, torch.zeros(2)), "0.data"),
         ((PACKED, torch.zeros(2)), "*.data"),
+        ({"x": PACKED, "y": torch.zeros(2)}, "x"),
     ],
 )
 def test_a_packed_sequence_is_refused_with_the_way_out(batch, selector):
