@@ -280,6 +280,7 @@ class ByHand(Plain):
         parameter.grad = None
 
 
+@pytest.mark.filterwarnings("ignore:the level of 'gradient' is 0 in all")
 def test_a_fit_whose_updates_cannot_be_seen_is_an_error():
     with pytest.raises(ValueError, match=r"no optimizer of torch updated the parameters in the training epoch.*type|return an"):
         fit([GradientNoise(noise.Gaussian(), 0.5)], module=ByHand)

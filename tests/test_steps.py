@@ -286,14 +286,14 @@ class Calls(pl.Callback):
     ("name", "level", "most"),
     [
         ("input", 0.0, 13),
-        ("input", 0.3, 55),
-        ("input", schedules.Linear(0.1, 0.5), 64),
+        ("input", 0.3, 62),
+        ("input", schedules.Linear(0.1, 0.5), 71),
         ("activation", 0.0, 15),
-        ("activation", 0.3, 61),
+        ("activation", 0.3, 68),
         ("weight", 0.0, 14),
-        ("weight", 0.3, 100),
+        ("weight", 0.3, 105),
         ("gradient", 0.0, 20),
-        ("gradient", 0.3, 82),
+        ("gradient", 0.3, 87),
     ],
 )
 def test_a_step_makes_few_calls(name, level, most):

@@ -176,7 +176,8 @@ def describe_layout(leaf: Tensor) -> str | None:
         return "a nested tensor"
     if leaf.layout != torch.strided:
         return f"a tensor of {leaf.layout}"
-    return f"a {type(leaf).__name__}, which consists of other tensors" if wraps_tensors(leaf) else None
+    is_wrapper = type(leaf) is not Tensor and wraps_tensors(leaf)
+    return f"a {type(leaf).__name__}, which consists of other tensors" if is_wrapper else None
 
 
 _ARGUMENTS = {"input": "inputs", "target": "target"}
