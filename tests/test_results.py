@@ -122,3 +122,17 @@ def test_the_metrics_of_a_user_take_predictions_of_any_dtype(preds):
 def test_a_leaf_without_rows_adds_nothing_to_the_fingerprint_of_a_batch():
     x = torch.rand(4, 3)
     assert fingerprint((x, torch.zeros(0, 3), torch.zeros(0))) == fingerprint((x,))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
+def test_a_value_that_is_no_number_leaves_a_fingerprint(value):
+    x = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    broken = torch.cat([x, torch.full((4, 40), value)], 1)
+    one, other = fingerprint(broken), fingerprint(broken.flip(1))
+    assert one.isfinite()
+    assert one != other
+
+
+def test_conjugated_numbers_have_a_fingerprint():
+    x = torch.rand(4, 3, dtype=torch.complex64)
+    assert fingerprint(x.conj()) == fingerprint(x.conj().resolve_conj())

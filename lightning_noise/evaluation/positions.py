@@ -161,8 +161,8 @@ def fingerprint(batch: Any) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for _, leaf in leaves(batch):
         if leaf.ndim and leaf.layout == torch.strided and not wraps_tensors(leaf):
-            x = torch.view_as_real(detached(leaf)) if leaf.is_complex() else detached(leaf)
-            rows = (x.flatten(1) if x.ndim > 1 else x[:, None]).double().nan_to_num()
+            x = torch.view_as_real(detached(leaf).resolve_conj()) if leaf.is_complex() else detached(leaf)
+            rows = (x.flatten(1) if x.ndim > 1 else x[:, None]).double().nan_to_num(0.0, 0.0, 0.0)
             weights = torch.arange(1, 1 + rows.shape[1], device=rows.device, dtype=rows.dtype).cos()
             total = total.to(rows.device) + (rows @ weights).cos().sum()
     return total
