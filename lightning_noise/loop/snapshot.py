@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from types import FunctionType, MappingProxyType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -244,13 +244,14 @@ def _containers(value: Any) -> list[Any]:
     if isinstance(value, (type, FunctionType, ModuleType, *_COPIED)) or any(map(_is_foreign, type(value).__mro__)):
         return []
     own = [vars(value)] if hasattr(value, "__dict__") else []
-    return [*own, value] if _slots(value) else own
+    return [*own, value] if _slots(type(value)) else own
 
 
-def _slots(value: Any) -> list[str]:
-    """Returns the names of the slots of an object of a class in Python."""
-    own = [vars(kind) for kind in type(value).__mro__ if "__slots__" in vars(kind)]
-    return [name for members in own for name, item in members.items() if isinstance(item, MemberDescriptorType)]
+@lru_cache(maxsize=1000)
+def _slots(kind: type) -> tuple[str, ...]:
+    """Returns the names of the slots of objects of a class in Python."""
+    own = [vars(each) for each in kind.__mro__ if "__slots__" in vars(each)]
+    return tuple(name for members in own for name, item in members.items() if isinstance(item, MemberDescriptorType))
 
 
 def _is_foreign(kind: type) -> bool:
@@ -262,7 +263,7 @@ def _held(container: Any) -> Any:
         return {key: value for key, value in container.items() if key not in _NOT_STATE}
     if isinstance(container, _CONTAINERS):
         return list(container)
-    return {name: getattr(container, name) for name in _slots(container) if hasattr(container, name)}
+    return {name: getattr(container, name) for name in _slots(type(container)) if hasattr(container, name)}
 
 
 def _parts(held: Any) -> Any:
