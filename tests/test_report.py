@@ -416,6 +416,11 @@ def test_a_row_for_each_noise_and_level_with_as_many_digits_as_are_known():
     ]
 
 
+def test_a_value_without_an_interval_keeps_its_unit_in_the_headline():
+    made = Report("custom", 4, 1, 0, noises={}, levels={}, shared=(), sizes=(), estimates=(Estimate(CLEAN, "accuracy", 0.75),))
+    assert report.headline(made) == "Accuracy is 75 % without noise; - on average under noise."
+
+
 def test_a_change_is_bold_where_its_interval_leaves_out_0():
     generator, n = stream(), 400
     groups, hardness = generator.integers(0, N_GROUPS, n), np.sort(generator.random(n))

@@ -236,13 +236,13 @@ def _text(estimate: Estimate | None, column: Column, form: str) -> str:
     if estimate is None or math.isnan(estimate.value):
         return _NOTHING
     value, (low, high) = column.factor * estimate.value, sorted([column.factor * estimate.low, column.factor * estimate.high])
-    half = (high - low) / 2
+    half, unit = (high - low) / 2, f" {column.unit}" if column.unit else ""
     if not half > 0:  # nothing varies, or the error is unknown
-        return f"{value:.4g}"
+        return f"{value:.4g}{unit if '{unit}' in form else ''}"
     digits = min(6, max(0, 1 - math.floor(math.log10(half))))
     numbers = {"value": value, "low": low, "high": high, "half": half}
     shown = {name: f"{number:.{digits}f}" for name, number in numbers.items()}
-    return form.format(signed=f"{value:+.{digits}f}", unit=f" {column.unit}" if column.unit else "", **shown)
+    return form.format(signed=f"{value:+.{digits}f}", unit=unit, **shown)
 
 
 def capitalize(text: str) -> str:
