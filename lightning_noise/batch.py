@@ -282,7 +282,8 @@ def _default_inputs(batch: Any) -> list[Path]:
     if is_sequence(batch) and len(batch) and _holds_tensors(batch[0]) and holds_samples(batch, (0,)):
         return [(0, _EACH)]
     floating = [path for path, leaf in leaves(batch) if leaf.is_floating_point() or leaf.is_complex()]
-    floating = [path for path in floating if not str(path[-1]).lower().endswith(("mask", "masks")) and path[-1] not in TARGETS]
+    names = {path: next((key for key in reversed(path) if isinstance(key, str)), "") for path in floating}
+    floating = [path for path, name in names.items() if not name.lower().endswith(("mask", "masks")) and name not in TARGETS]
     # what is in a list of containers, such as boxes, is no candidate beside what is not
     outside = [path for path in floating if all(i == len(path) - 1 for i in _lists_of(batch, path))] or floating
     candidates = list(dict.fromkeys(_list_of_samples(batch, path) or path for path in outside))

@@ -286,3 +286,9 @@ def test_a_nested_tensor_may_lie_beside_a_list():
     assert find_inputs(batch, "x") == [("x", "*")]
     with pytest.raises(ValueError, match="'n' float32 nested"):
         find_inputs(batch, "z")
+
+
+def test_lists_of_masks_and_targets_are_no_inputs_by_default():
+    images = [torch.rand(3, 8 + i, 8) for i in range(2)]
+    batch = {"images": images, "masks": [image[0] for image in images], "targets": [torch.rand(4), torch.rand(4)]}
+    assert find_inputs(batch) == [("images", "*")]
