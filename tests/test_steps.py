@@ -286,14 +286,14 @@ class Calls(pl.Callback):
     ("name", "level", "most"),
     [
         ("input", 0.0, 13),
-        ("input", 0.3, 62),
-        ("input", schedules.Linear(0.1, 0.5), 71),
+        ("input", 0.3, 60),
+        ("input", schedules.Linear(0.1, 0.5), 69),
         ("activation", 0.0, 15),
-        ("activation", 0.3, 68),
+        ("activation", 0.3, 66),
         ("weight", 0.0, 14),
-        ("weight", 0.3, 105),
+        ("weight", 0.3, 103),
         ("gradient", 0.0, 20),
-        ("gradient", 0.3, 87),
+        ("gradient", 0.3, 85),
     ],
 )
 def test_a_step_makes_few_calls(name, level, most):

@@ -110,9 +110,9 @@ def _draw(draw: Draw, y: Tensor, generator: torch.Generator) -> Tensor:
 
 def _is_drawn(x: Tensor) -> bool:
     """Returns whether the kernel draws the numbers for ``x``, whether or not autograd follows ``x``."""
-    is_plain = type(x) in (Tensor, nn.Parameter) and not is_transformed()  # a kernel needs memory
     is_large = x.device.type == _DEVICE and x.dtype in _TYPES and x.numel() >= _SMALLEST
-    return is_plain and is_large and _kernels(x.device) is not None
+    is_plain = type(x) in (Tensor, nn.Parameter)
+    return is_large and is_plain and not is_transformed() and _kernels(x.device) is not None  # a kernel needs memory
 
 
 @cache
