@@ -277,6 +277,18 @@ def test_a_target_that_is_the_noisy_input_is_a_warning(compare, sanity):
     assert len([each for each in found if "also the target" in str(each.message)]) == 1
 
 
+@pytest.mark.parametrize("compare", [lambda x, y: (x - y).abs().mean(), F.l1_loss], ids=["by hand", "function"])
+def test_a_part_of_the_input_that_gets_no_noise_may_be_the_target(compare):
+    class Forecasts(Reconstructs):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", self.compare(batch[:, :4] * 2, batch[:, 4:]))
+
+    data: Any = DataLoader(Rows(13, seed=1).x, 5)  # type: ignore[arg-type]
+    monitor = ReplayMonitor(noise.Gaussian(), [0.5], mask=lambda batch: (torch.arange(8) < 4).expand_as(batch))
+    _, trainer = fit([monitor], module=lambda: Forecasts(compare), train=data, validation=data)
+    assert trainer.callback_metrics["replay/gaussian/0.5/val_loss"] > trainer.callback_metrics["replay/clean/val_loss"]
+
+
 @pytest.mark.parametrize("compare", [*AUTOENCODERS.values(), torch.vmap(F.mse_loss)], ids=[*AUTOENCODERS, "vmap"])
 def test_a_second_tensor_stays_a_clean_target(compare):
     x = Rows(13, seed=1).x

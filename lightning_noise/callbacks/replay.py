@@ -322,10 +322,13 @@ class ReplayMonitor(Monitor, Replaying):
         The step is run once more, because layers such as a ``TransformerEncoder`` compute otherwise if they are watched.
         """
         self._has_looked = True
-        own, noisy, others = copy_batch(perturbed), list[Tensor](), list[Tensor]()
-        for (_, leaf), (_, seen), (_, copied) in zip(leaves(batch), leaves(perturbed), leaves(own), strict=True):
-            (others if seen is leaf else noisy).append(copied)
-        comparisons = Comparisons(noisy, others)
+        own = copy_batch(perturbed)
+        triples = [
+            (leaf, seen, copied)
+            for (_, leaf), (_, seen), (_, copied) in zip(leaves(batch), leaves(perturbed), leaves(own), strict=True)
+        ]
+        noisy = [(copied, leaf) for leaf, seen, copied in triples if seen is not leaf]
+        comparisons = Comparisons(noisy, [copied for leaf, seen, copied in triples if seen is leaf])
         with torch.compiler.set_stance("force_eager"):  # a mode would become part of compiled code
             run(Replay(trainer), own, comparisons)
         if comparisons.found:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_noise._tensor import detached
-from lightning_noise.loop.internals import share_memory, wraps_tensors
+from lightning_noise.loop.internals import is_batched, share_memory, wraps_tensors
 
 __all__ = ["Comparisons"]
 
@@ -48,11 +48,17 @@ class Comparisons(TorchFunctionMode):
 
     It is the target of a loss of torch, or the step takes the size of its difference to another tensor of its shape and uses
     nothing else of the batch that may be a target. A difference that is scaled first may be a layer, as in a normalizing flow.
+
+    Args:
+        noisy: The noisy tensors, each with the clean one. A part that the noise has left alone, such as the future of a series,
+            may be the target.
+        others: The other tensors of the batch.
     """
 
-    def __init__(self, tensors: list[Tensor], others: list[Tensor]):
+    def __init__(self, noisy: list[tuple[Tensor, Tensor]], others: list[Tensor]):
         super().__init__()
-        self.tensors, self.others = tensors, others
+        self.changes = [(tensor, _changes(detached(tensor), detached(clean))) for tensor, clean in noisy]
+        self.others = others
         self._is_target = self._is_measured = self._uses_others = False
         self._difference: Any = None  # the last one, or a view of it
 
@@ -77,14 +83,30 @@ class Comparisons(TorchFunctionMode):
         return result
 
     def _compares(self, given: list[Tensor]) -> bool:
-        """Returns whether one of two tensors of one shape is one of the tensors, and the other is not."""
+        """Returns whether one of two tensors of one shape is noisy, and the other is not."""
         if len(given) != 2 or given[0].shape != given[1].shape:
             return False
         return self._holds(given[0]) != self._holds(given[1])
 
     def _holds(self, tensor: Tensor) -> bool:
         # noise is in plain tensors only
-        return not wraps_tensors(tensor) and any(_are_views(tensor, each) for each in self.tensors)
+        return not wraps_tensors(tensor) and any(_is_noisy(tensor, noisy, changes) for noisy, changes in self.changes)
+
+
+def _changes(noisy: Tensor, clean: Tensor) -> Tensor:
+    """Returns which elements are noisy, in the memory format of the noisy tensor. NaN stays NaN."""
+    changes = (noisy != clean).logical_and_(clean == clean)
+    return torch.empty_like(noisy, dtype=torch.bool).copy_(changes)
+
+
+def _is_noisy(tensor: Tensor, noisy: Tensor, changes: Tensor) -> bool:
+    """Returns whether a tensor is a view of a noisy one that holds noisy elements."""
+    if not _are_views(tensor, noisy):
+        return False
+    part = detached(tensor)
+    if part.dtype != noisy.dtype or is_batched(part):  # such as a view of complex numbers as real ones
+        return True
+    return bool(changes.as_strided(part.shape, part.stride(), part.storage_offset()).any())
 
 
 def _are_views(one: Tensor, other: Tensor) -> bool:
