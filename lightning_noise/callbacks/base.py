@@ -386,6 +386,7 @@ class NoiseCallback(Guided, Callback, Perturbing, Returning):
 
     def _check_onset(self, trainer: Trainer, steps: int) -> None:
         """Warns if a schedule is above 0 only after the end of the run."""
+        # at steps and epochs up to 2^39, with the fraction of the last step
         later = (self.level(Progress(2**i, 2**i, (steps - 1) / steps)) for i in range(40))
         if any(later) and not any(self.level(progress) for progress in self._clock.moments(trainer, range(steps))):
             rank_zero_warn(

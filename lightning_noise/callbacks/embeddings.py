@@ -174,7 +174,7 @@ class EmbeddingNoise(OutputCallback):
         return tokens
 
     def _check_mask(self, call: Call, tokens: Tensor) -> None:
-        """Warns if a mask marks padding as tokens, or nothing."""
+        """Warns if a mask marks padding as tokens, or marks no position."""
         self._is_mask_checked = True
         ids = call.inputs[0]
         if ids.shape != tokens.shape:  # of a module that embeds something else

@@ -85,8 +85,8 @@ def fuse(
         generator: The source of randomness.
         mask: The valid elements.
         level: A number, or a number for each row with the axes of ``x``. If bits are drawn, it is that of :func:`last_bits`.
-        low: A value of the formula, as a number or for each row.
-        high: Another one.
+        low: The lower value of ``"replace"``, in the same form.
+        high: The higher value of ``"replace"``, or the factor of ``"drop"``, in the same form.
     """
     # a level that is expanded to many rows, such as the deviation of a large weight, becomes one number
     values = [v[:1] if isinstance(v, Tensor) and not v.stride(0) else v for v in (level, low, high)]
@@ -111,8 +111,9 @@ def _draw(draw: Draw, y: Tensor, generator: torch.Generator) -> Tensor:
 def _is_drawn(x: Tensor) -> bool:
     """Returns whether the kernel draws the numbers for ``x``, whether or not autograd follows ``x``."""
     is_large = x.device.type == _DEVICE and x.dtype in _TYPES and x.numel() >= _SMALLEST
-    is_plain = type(x) in (Tensor, nn.Parameter)
-    return is_large and is_plain and not is_transformed() and _kernels(x.device) is not None  # a kernel needs memory
+    if not is_large or type(x) not in (Tensor, nn.Parameter) or is_transformed():  # within torch.func, x may have no memory
+        return False
+    return _kernels(x.device) is not None
 
 
 @cache

@@ -45,7 +45,7 @@ class Quantization(Noise):
         level = level if isinstance(level, Tensor) else number_like(level, x)
         u = column(torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(generator=generator), x)
         y = (x.detach() / level).add_(u).round_().sub_(u).mul_(level)
-        # a step of 0, or of 0 beside x, changes nothing; a sum is cheaper, but a GPU would be waited for
+        # a step of 0, or of 0 beside x, changes nothing; the sum is cheaper, but the program would wait for a GPU
         if x.device.type != "cpu" or not math.isfinite(y.sum().item()):
             y = torch.where(y.abs() < math.inf, y, x.detach())
         return y + (x - x.detach()) if is_differentiated(x) else y
